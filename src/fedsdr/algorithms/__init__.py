@@ -1,0 +1,1 @@
+"""The algorithms: one idea a file, each holding both its client and its server half."""

@@ -1,0 +1,261 @@
+"""Who holds what: sources of named clients, splits of pooled records, and held-out records."""
+
+import re
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from fedsdr import seeds
+from fedsdr.data.records import ClientData, Record
+from fedsdr.data.sources import read_source
+from fedsdr.errors import UserError
+from fedsdr.recipe import Data, Split
+
+Shares = dict[str, list[Record]]  # client name -> its records
+
+SAFE_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+DRAWS: Final = 100  # of Dirichlet shares, until every client has enough
+LEAST: Final = 2  # records of a client: one to learn from and one to judge by
+
+
+def build_clients(data: Data, seed: int) -> list[ClientData]:
+    """Read all sources and deal their records to clients; a function of `data` and `seed`.
+
+    Clients named by sources come first, in the order of the sources, then those of `data.split`.
+    Raises `UserError` for what cannot be read, unsafe or clashing names, and empty clients.
+    """
+    if not data.sources:
+        raise UserError("no data: add [[data.sources]] with a path")
+    for source in data.sources:
+        if source.client is not None:
+            _check_name(source.client)
+    named: Shares = {}
+    pooled: list[Record] = []
+    for source in data.sources:
+        holder = pooled if source.client is None else named.setdefault(source.client, [])
+        holder += read_source(source, seed)
+    dealt = split_records(pooled, data.split, seed) if pooled else {}
+    _check_distinct([*named, *dealt])
+    shares = [*named.items(), *dealt.items()]
+    return [hold_out(name, records, data.held_out, seed) for name, records in shares]
+
+
+def _check_name(name: str) -> None:
+    if not SAFE_NAME.fullmatch(name):
+        raise UserError(
+            f"client = {name!r} cannot name a folder: use letters, digits and - _ . only, "
+            "and do not begin with a dot"
+        )
+
+
+def _check_distinct(names: Iterable[str]) -> None:
+    seen: dict[str, str] = {}
+    for name in names:
+        if name.casefold() in seen:  # one folder where the system ignores case
+            raise UserError(
+                f"two clients would be called {seen[name.casefold()]!r} and {name!r}: choose "
+                "another client name for a source (letter case does not tell names apart)"
+            )
+        seen[name.casefold()] = name
+
+
+def hold_out(name: str, records: Sequence[Record], share: float, seed: int) -> ClientData:
+    """A client with `share` of its records held out, drawn by `seed` and its name.
+
+    At least one is held out where share > 0 and there are two records, and at least one is left
+    to learn from. Both parts keep the order of `records`.
+    """
+    if not records:
+        raise UserError(
+            f"client {name!r} has no training records: lower split.clients, or give it a source"
+        )
+    count = min(max(round(len(records) * share), 1), len(records) - 1) if share > 0 else 0
+    generator = seeds.generator(seed, "held out", name)
+    drawn = set(torch.randperm(len(records), generator=generator)[:count].tolist())
+    return ClientData(
+        name=name,
+        train=tuple(record for i, record in enumerate(records) if i not in drawn),
+        held_out=tuple(record for i, record in enumerate(records) if i in drawn),
+    )
+
+
+def split_records(records: Sequence[Record], split: Split, seed: int) -> Shares:
+    """Deal pooled records to clients as `split` says; every record goes to exactly one client,
+    and clients keep the order of `records`."""
+    return SPLITS[split.by](records, split, _random(seed, split.by))
+
+
+def _random(seed: int, purpose: str) -> np.random.Generator:
+    return np.random.default_rng(seeds.derive(seed, "split", purpose))
+
+
+def _iid(records: Sequence[Record], split: Split, random: np.random.Generator) -> Shares:
+    """Sizes that differ by at most one."""
+    parts = np.array_split(random.permutation(len(records)), split.clients)
+    return _numbered(records, [part.tolist() for part in parts])
+
+
+def _numbered(records: Sequence[Record], parts: Sequence[Sequence[int]]) -> Shares:
+    return {
+        f"client-{k:02d}": [records[index] for index in sorted(part)]
+        for k, part in enumerate(parts)
+    }
+
+
+def _by_column(records: Sequence[Record], split: Split, random: np.random.Generator) -> Shares:
+    """A client for each category, in order of first appearance; nothing is left to chance."""
+    del split, random
+    groups: Shares = {}
+    for record in records:
+        if not record.category:
+            raise UserError(
+                f'{record.origin} has no category, which split.by = "column" needs: set category '
+                'or fields.category in its source, or split by "iid" or "dirichlet"'
+            )
+        groups.setdefault(record.category, []).append(record)
+    names: dict[str, str] = {}
+    for number, category in enumerate(groups):
+        other = names.setdefault(_slug(category, number), category)
+        if other != category:
+            raise UserError(
+                f"categories {other!r} and {category!r} give one client name, "
+                f"{_slug(category, number)!r}: rename one of them"
+            )
+    return {name: groups[category] for name, category in names.items()}
+
+
+def _slug(category: str, number: int) -> str:
+    """The category as a client name; numbered where it has no Latin letter or digit."""
+    plain = unicodedata.normalize("NFKD", category).encode("ascii", "ignore").decode().lower()
+    slug = re.sub(r"[^a-z0-9._-]+", "-", plain).strip("-.")
+    return slug or f"category-{number:02d}"
+
+
+def _dirichlet(records: Sequence[Record], split: Split, random: np.random.Generator) -> Shares:
+    """For each group of records, shares of the clients drawn from Dirichlet(alpha).
+
+    Yurochkin et al. 2019, section 4 ("heterogeneous partition"); alpha plays the part it has in
+    Hsu et al. 2019, who draw each client's shares of the groups instead. Drawn anew until every
+    client has `LEAST` records, as an empty client can neither learn nor be judged.
+    """
+    groups = _groups(records, split.clusters, random)
+    for _ in range(DRAWS):
+        parts = _deal(groups, split, random)
+        if min(map(len, parts)) >= LEAST:
+            return _numbered(records, parts)
+    enough = len(records) >= LEAST * split.clients
+    remedy = "raise split.alpha or lower split.clients" if enough else "lower split.clients"
+    raise UserError(
+        f"split.alpha = {split.alpha:g} left a client of {split.clients} with fewer than {LEAST} "
+        f"of {len(records)} records in each of {DRAWS} draws: {remedy}"
+    )
+
+
+def _deal(
+    groups: Sequence[Sequence[int]], split: Split, random: np.random.Generator
+) -> list[list[int]]:
+    """Indices for each client: every group shuffled and cut at drawn shares."""
+    parts: list[list[int]] = [[] for _ in range(split.clients)]
+    # Above 1e6 shares are equal to a thousandth, and from 1e308 on their sum would overflow.
+    alphas = np.full(split.clients, min(split.alpha, 1e6))
+    for group in groups:
+        order = random.permutation(group)
+        ends = np.cumsum(random.dirichlet(alphas)) * len(group)
+        # One random offset: rounding to the nearest would give each small group to the same.
+        cuts = np.floor(ends[:-1] + random.random()).astype(int)
+        for part, piece in zip(parts, np.split(order, cuts), strict=True):
+            part += piece.tolist()
+    return parts
+
+
+def _groups(
+    records: Sequence[Record], clusters: int, random: np.random.Generator
+) -> list[list[int]]:
+    """Indices of each category's records, then of clusters of those without a category."""
+    filed: dict[str, list[int]] = {}
+    for index, record in enumerate(records):
+        filed.setdefault(record.category, []).append(index)
+    unfiled = filed.pop("", [])
+    labels = cluster([records[index].instruction for index in unfiled], clusters, random)
+    found: dict[int, list[int]] = {}
+    for index, label in zip(unfiled, labels, strict=True):
+        found.setdefault(label, []).append(index)
+    return [*filed.values(), *found.values()]
+
+
+def cluster(texts: Sequence[str], clusters: int, random: np.random.Generator) -> list[int]:
+    """A label below `clusters` for each text: k-means of its TF-IDF words."""
+    distinct = len({" ".join(text.split()) for text in texts})
+    if clusters == 1 or distinct < 2:
+        return [0] * len(texts)
+    # Imported here, since few runs need them and scikit-learn takes a second.
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    # Any run of word characters is a word, so that no language and no text lacks them ...
+    vectorizer = TfidfVectorizer(max_features=4096, sublinear_tf=True, token_pattern=r"\w+|\S")
+    features = vectorizer.fit_transform(texts)
+    means = KMeans(
+        n_clusters=min(clusters, distinct),
+        n_init=4,
+        random_state=int(random.integers(2**32)),
+    )
+    # ... but texts may share all of them, and then k-means warns that it found fewer clusters.
+    # One thread, since the order in which threads add up would change the last bits.
+    with warnings.catch_warnings(), threadpool_limits(limits=1):
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return [int(label) for label in means.fit_predict(features)]
+
+
+SPLITS: Final[Mapping[str, Callable[[Sequence[Record], Split, np.random.Generator], Shares]]] = {
+    "iid": _iid,
+    "column": _by_column,
+    "dirichlet": _dirichlet,
+}
+
+
+def pool(clients: Sequence[ClientData]) -> ClientData:
+    """One client "all" with everyone's records, for centralised training."""
+    return ClientData(
+        name="all",
+        train=tuple(record for client in clients for record in client.train),
+        held_out=tuple(record for client in clients for record in client.held_out),
+    )
+
+
+def describe(clients: Sequence[ClientData]) -> list[dict[str, Any]]:
+    """A row for each client, ready for JSON.
+
+    records, held_out: how many to learn from and to judge by. mean_prompt_words,
+    mean_response_words: words between white space, all turns together, and categories: name ->
+    records (those without one left out), all three of the records to learn from.
+    """
+    return [
+        {
+            "name": client.name,
+            "records": len(client.train),
+            "held_out": len(client.held_out),
+            "mean_prompt_words": _mean(_prompt_words(record) for record in client.train),
+            "mean_response_words": _mean(len(record.response.split()) for record in client.train),
+            "categories": dict(
+                Counter(record.category for record in client.train if record.category).most_common()
+            ),
+        }
+        for client in clients
+    ]
+
+
+def _prompt_words(record: Record) -> int:
+    return sum(len(turn.text.split()) for turn in record.prompt)
+
+
+def _mean(values: Iterable[int]) -> float:
+    return fmean([*values] or [0])

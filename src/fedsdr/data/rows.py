@@ -1,0 +1,86 @@
+"""Rows of a file: their cells, their places, and errors that name those."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from fedsdr.errors import UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Cells = Mapping[str, Any]
+Row = tuple[int, Cells]  # its number (see Places) and its cells
+
+
+class RowError(Exception):
+    """What is wrong with one row. Rows with an equal `problem` are counted together; `detail`
+    is the row's own, `remedy` says what to do. Users see it as a `UserError` (`convert_all`)."""
+
+    def __init__(self, problem: str, detail: str, remedy: str) -> None:
+        super().__init__(problem)
+        self.problem, self.detail, self.remedy = problem, detail, remedy
+
+
+@dataclass(frozen=True)
+class Places:
+    """Names the rows of a file: by the line they start on, or counted; both from 1."""
+
+    path: Path
+    unit: Literal["line", "row"]
+
+    def origin(self, number: int) -> str:
+        """A record's origin: "file.jsonl:12" or "file.json, row 12"."""
+        return self._after(self.path.name, number)
+
+    def full(self, number: int) -> str:
+        """The same with the whole path, for error messages."""
+        return self._after(str(self.path), number)
+
+    def _after(self, name: str, number: int) -> str:
+        return f"{name}:{number}" if self.unit == "line" else f"{name}, row {number}"
+
+
+def convert_all(
+    places: Places,
+    items: Iterable[tuple[int, Item]],
+    convert: Callable[[int, Item], Result],
+) -> list[Result]:
+    """Convert every (number, item). Where some fail, a `UserError` names the first of them and
+    says which others have the same problem."""
+    good: list[Result] = []
+    bad: list[tuple[int, RowError]] = []
+    for number, item in items:
+        try:
+            good.append(convert(number, item))
+        except RowError as error:
+            bad.append((number, error))
+    if bad:
+        number, first = bad[0]
+        same = [other for other, error in bad[1:] if error.problem == first.problem]
+        raise UserError(
+            f"{places.full(number)}: {first.problem} ({first.detail})"
+            f"{_also(same, places.unit)}: {first.remedy}"
+        ) from first
+    return good
+
+
+def _also(numbers: Sequence[int], unit: str, shown: int = 5) -> str:
+    if not numbers:
+        return ""
+    listed = ", ".join(map(str, numbers[:shown])) + (", ..." if len(numbers) > shown else "")
+    rows = "1 more row has" if len(numbers) == 1 else f"{len(numbers)} more rows have"
+    return f"; {rows} the same problem ({unit} {listed})"
+
+
+def kind(value: Any) -> str:
+    """What a cell holds, in the words of JSON."""
+    kinds: dict[type, str] = {
+        type(None): "null",
+        bool: "true or false",
+        str: "a text",
+        list: "a list",
+        dict: "an object",
+    }
+    number = "a number" if isinstance(value, int | float) else f"a {type(value).__name__}"
+    return kinds.get(type(value), number)

@@ -1,0 +1,129 @@
+"""From turns to token ids through the model's chat template, and which ids are the response.
+
+Prompt and response are tokenised apart and joined: joint tokenisation is not prefix-stable, so
+a mask computed by subtraction would be off by a token now and then.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from fedsdr.data.records import Record, Turn
+from fedsdr.errors import UserError
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of a prompt and its response; only the response is learnt from."""
+
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.response)
+
+
+class ChatFormat:
+    """A tokenizer with its chat template, reduced to the three things the stages need."""
+
+    def __init__(self, tokenizer: Any, template: str = "auto") -> None:
+        """`template`: "auto" is the tokenizer's own, or Alpaca's where it has none; or a name
+        shipped in `fedsdr/data/templates`; or the path of a Jinja file."""
+        self.tokenizer = tokenizer
+        self._template = self._choose(template)
+
+    def _choose(self, template: str) -> str:
+        if template == "auto":
+            own = self.tokenizer.chat_template
+            return own if isinstance(own, str) else _shipped("alpaca")
+        if Path(template).is_file():
+            try:
+                return Path(template).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(f"cannot read model.template = {template!r}: {error}") from error
+        return _shipped(template)
+
+    def prompt_text(self, turns: tuple[Turn, ...]) -> str:
+        """The text that asks the model for its answer to `turns`."""
+        try:
+            return self._render(turns)
+        except TemplateError as error:
+            # Many templates know no system role: it joins the first user turn.
+            if turns[0].role == "system":
+                return self.prompt_text(_without_system(turns))
+            raise UserError(
+                f"the chat template fails ({error}): set model.template to another one"
+            ) from error
+
+    def _render(self, turns: tuple[Turn, ...], ask: bool = True) -> str:
+        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+        return str(
+            self.tokenizer.apply_chat_template(
+                messages,
+                chat_template=self._template,
+                add_generation_prompt=ask,
+                tokenize=False,
+            )
+        )
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of `text` alone; the template, not the tokenizer, adds special tokens."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def prompt_ids(self, turns: tuple[Turn, ...]) -> list[int]:
+        return self.ids(self.prompt_text(turns))
+
+    def response_ids(self, text: str) -> list[int]:
+        """The response as the model should write it, with the token that ends its turn."""
+        return [*self.ids(text), self.end_of_turn]
+
+    @cached_property
+    def end_of_turn(self) -> int:
+        """The token that the template puts after an assistant's message (or eos)."""
+        probe = (Turn("user", "Hello"), Turn("assistant", "Yes"))
+        try:
+            rest = self._render(probe, ask=False).rpartition("Yes")[2]
+        except TemplateError:
+            rest = ""
+        # Some tokenizers (Gemma 3) mark their turns by tokens that only this table calls special.
+        added = self.tokenizer.added_tokens_decoder.items()
+        special = {*self.tokenizer.all_special_ids, *(i for i, token in added if token.special)}
+        marks = [i for i in self.ids(rest) if i in special]
+        return int(marks[0] if marks else self.tokenizer.eos_token_id)
+
+    def encode(self, record: Record, response: str, max_length: int) -> Example | None:
+        """A training example of at most `max_length` tokens, or None where it does not fit.
+
+        A long response is cut (without its end of turn, which is not true there); a prompt that
+        leaves no room for a single response token makes the example useless.
+        """
+        prompt = self.prompt_ids(record.prompt)
+        room = max_length - len(prompt)
+        if room < 1:
+            return None
+        return Example(tuple(prompt), tuple(self.response_ids(response)[:room]))
+
+    def text(self, ids: list[int]) -> str:
+        """The text of generated ids, without special tokens and outer white space."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
+def _without_system(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    system, first, *rest = turns
+    return (Turn("user", f"{system.text}\n\n{first.text}"), *rest)
+
+
+def _shipped(name: str) -> str:
+    folder = resources.files("fedsdr.data") / "templates"
+    file = folder / f"{name}.jinja"
+    if not file.is_file():
+        names = sorted(entry.name.removesuffix(".jinja") for entry in folder.iterdir())
+        raise UserError(
+            f"model.template = {name!r} is neither a file nor one of {['auto', *names]}: "
+            "give the path of a Jinja chat template or one of these names"
+        )
+    return file.read_text(encoding="utf-8")

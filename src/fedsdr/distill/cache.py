@@ -1,0 +1,62 @@
+"""The rewrite cache: generated texts by the content they depend on, in one SQLite file.
+
+A key covers the weights, the prompt's tokens and the sampling, so a second method, another run
+or a resumed one finds what is already there and nothing stale. Each batch is one transaction:
+a kill loses at most the batch that was being generated. The file holds private text and is
+readable by its owner alone.
+"""
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fedsdr.errors import UserError
+from fedsdr.model.generate import Job
+
+
+def job_key(fingerprint: str, job: Job, temperature: float) -> str:
+    """The cache key of one generation; a greedy one does not depend on the seed."""
+    seed = job.seed if temperature > 0 else 0
+    content = json.dumps([fingerprint, list(job.prompt), job.limit, temperature, seed])
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+class RewriteCache:
+    """Token ids by key. Open it for as long as it is used: `with RewriteCache(path) as cache`."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        except OSError as error:
+            raise UserError(
+                f"cannot write the rewrite cache: {error}: set FEDSDR_CACHE to another folder"
+            ) from error
+        try:
+            self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("CREATE TABLE IF NOT EXISTS rewrites (key TEXT PRIMARY KEY, ids TEXT)")
+        except sqlite3.DatabaseError as error:
+            raise UserError(
+                f"the rewrite cache {path} is unreadable ({error}): delete it and run again"
+            ) from error
+
+    def __enter__(self) -> "RewriteCache":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+
+    def get(self, key: str) -> list[int] | None:
+        row = self._db.execute("SELECT ids FROM rewrites WHERE key = ?", (key,)).fetchone()
+        return None if row is None else list(json.loads(row[0]))
+
+    def put(self, results: Mapping[str, Sequence[int]]) -> None:
+        """Store a batch, all of it or nothing."""
+        rows = [(key, json.dumps(list(ids))) for key, ids in results.items()]
+        self._db.execute("BEGIN IMMEDIATE")
+        self._db.executemany("INSERT OR REPLACE INTO rewrites VALUES (?, ?)", rows)
+        self._db.execute("COMMIT")

@@ -1,0 +1,124 @@
+"""The quality gate: small functions (record, rewrite) -> the reason to refuse it, or None.
+
+SDFT (Yang et al., ACL 2024, arXiv 2402.13669) keeps the raw response whenever the rewrite is
+degenerate or gets a checkable answer wrong; these are its conditions, each on its own.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from fedsdr.data.records import Record
+from fedsdr.errors import UserError
+
+
+class Rewrite(NamedTuple):
+    """A generated response; `finished` says that the model ended its turn within the limit."""
+
+    text: str
+    finished: bool
+
+
+Check = Callable[[Record, Rewrite], str | None]
+
+META_TALK: Final = re.compile(
+    r"reference (answer|response)|\b(my|your) (own )?(response|rewrite|version)\b"
+    r"|\bguided by the\b|\brewritten (answer|response)\b",
+    re.IGNORECASE,
+)
+NUMBER: Final = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+
+
+def empty(record: Record, rewrite: Rewrite) -> str | None:
+    return None if rewrite.text.strip() else "empty"
+
+
+def truncated(record: Record, rewrite: Rewrite) -> str | None:
+    return None if rewrite.finished else "truncated"
+
+
+def repetition(record: Record, rewrite: Rewrite) -> str | None:
+    """A text that goes in circles: one of its four-word sequences is a fifth of all of them,
+    and it is more repetitive than the raw response (poems and lists may repeat)."""
+    share = most_repeated(rewrite.text)
+    return "repetition" if share > max(0.2, most_repeated(record.response)) else None
+
+
+def most_repeated(text: str, n: int = 4) -> float:
+    """Share that the commonest n-word sequence has of all, 0 where none occurs three times."""
+    words = text.split()
+    grams = Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+    commonest = max(grams.values(), default=0)
+    return commonest / grams.total() if commonest >= 3 else 0.0
+
+
+def meta_talk(record: Record, rewrite: Rewrite) -> str | None:
+    """The rewrite talks about the reference answer or itself, where the raw response does not."""
+    talks = META_TALK.search(rewrite.text) and not META_TALK.search(record.response)
+    return "meta_talk" if talks else None
+
+
+def answer(record: Record, rewrite: Rewrite) -> str | None:
+    """The record's gold answer must stand in the rewrite, word for word."""
+    if not record.answer:
+        return None
+    return None if contains_words(rewrite.text, record.answer) else "wrong_answer"
+
+
+def number(record: Record, rewrite: Rewrite) -> str | None:
+    """The final number must be the raw one's: what follows `####`, or the last number."""
+    expected = final_number(record.answer or record.response)
+    if expected is None:
+        return None
+    return None if final_number(rewrite.text) == expected else "wrong_number"
+
+
+def label(record: Record, rewrite: Rewrite) -> str | None:
+    """Where the instruction offers {a/b/c}, the rewrite must name the raw label and no other."""
+    offered = re.search(r"\{([^{}/]+(?:/[^{}/]+)+)\}", record.instruction)
+    if not offered:
+        return None
+    options = [option.strip() for option in offered.group(1).split("/")]
+    named = [option for option in options if contains_words(rewrite.text, option)]
+    expected = [option for option in options if contains_words(record.response, option)]
+    return None if named == expected else "wrong_label"
+
+
+def contains_words(text: str, phrase: str) -> bool:
+    """Whether `phrase` stands in `text` as whole words, whatever the case and spacing."""
+    words, wanted = _words(text), _words(phrase)
+    return any(words[i : i + len(wanted)] == wanted for i in range(len(words) - len(wanted) + 1))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+|[^\w\s]", text.lower())
+
+
+def final_number(text: str) -> float | None:
+    """The first number after the last `####`, or else the last number in the text."""
+    _, mark, rest = text.rpartition("####")
+    numbers = NUMBER.findall(rest)
+    return float(numbers[0 if mark else -1].replace(",", "")) if numbers else None
+
+
+CHECKS: Final[Mapping[str, Check]] = {
+    "empty": empty,
+    "truncated": truncated,
+    "repetition": repetition,
+    "meta_talk": meta_talk,
+    "answer": answer,
+    "number": number,
+    "label": label,
+}
+
+
+def choose_checks(names: Sequence[str]) -> list[Check]:
+    if unknown := [name for name in names if name not in CHECKS]:
+        raise UserError(f"distill.checks has {unknown}: choose from {', '.join(CHECKS)}")
+    return [CHECKS[name] for name in names]
+
+
+def first_reason(record: Record, rewrite: Rewrite, checks: Sequence[Check]) -> str | None:
+    """The first check's reason to refuse the rewrite, or None where all let it pass."""
+    return next((reason for check in checks if (reason := check(record, rewrite))), None)

@@ -1,0 +1,185 @@
+"""FedSD step 1: y~_i ~ f_teacher(. | c_i, x_i, y_i), once, before round 1.
+
+arXiv 2605.18028, Sec. method; the prompt and the fallback to the raw response follow SDFT
+(arXiv 2402.13669). The teacher is the broadcast model of round 0, which is the base model.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fedsdr import seeds
+from fedsdr.data.records import Record
+from fedsdr.data.template import ChatFormat
+from fedsdr.distill.cache import RewriteCache, job_key
+from fedsdr.distill.checks import Check, Rewrite, answer, choose_checks, first_reason
+from fedsdr.model.generate import Job, generate
+from fedsdr.progress import Bar
+from fedsdr.recipe import Distill
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A record's distilled target and where it came from.
+
+    text: what the client learns from: the rewrite, or the raw response.
+    reason: why the last rewrite was refused; "" where one was accepted.
+    attempts: generations that were tried.
+    """
+
+    record: Record
+    text: str
+    reason: str
+    attempts: int
+
+    @property
+    def source(self) -> str:
+        return "raw" if self.reason else "rewritten"
+
+    @property
+    def wrong(self) -> bool | None:
+        """Whether the target misses the record's gold answer; None where there is none."""
+        if not self.record.answer:
+            return None
+        return answer(self.record, Rewrite(self.text, finished=True)) is not None
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The model that rewrites, frozen, with all streams off; `fingerprint` is of its weights."""
+
+    model: Any
+    chat: ChatFormat
+    fingerprint: str
+    context: int  # tokens, prompt and rewrite together
+
+
+def rewrite_records(
+    teacher: Teacher,
+    records: Sequence[Record],
+    options: Distill,
+    cache: RewriteCache,
+    seed: int,
+    bar: Bar,
+) -> list[Rewritten]:
+    """Rewrite a client's records, in order. The bar advances once for each record.
+
+    A rewrite that the gate refuses is sampled again with a fresh seed, up to
+    `options.attempts` times in all; then the raw response stays.
+    """
+    checks = choose_checks(options.checks)
+    done: dict[int, Rewritten] = {}
+    waiting = list(range(len(records)))
+    for attempt in range(options.attempts):
+        jobs = {i: rewriting_job(teacher.chat, records[i], options, seed, attempt) for i in waiting}
+        for i in [i for i in waiting if len(jobs[i].prompt) + jobs[i].limit > teacher.context]:
+            del jobs[i]
+            done[i] = Rewritten(records[i], records[i].response, "too_long", attempt)
+            bar.advance()
+        temperature = options.temperature if attempt == 0 else options.retry_temperature
+        for i, ids in _generate_cached(teacher, jobs, options.batch_size, temperature, cache):
+            done[i] = _judge(teacher.chat, records[i], ids, checks, attempt + 1)
+            bar.advance(0 if done[i].reason and attempt + 1 < options.attempts else 1)
+        waiting = [i for i in jobs if done[i].reason]
+    return [done[i] for i in range(len(records))]
+
+
+def rewriting_job(
+    chat: ChatFormat, record: Record, options: Distill, seed: int, attempt: int
+) -> Job:
+    """The request to rewrite one record: its prompt, its token limit, its seed."""
+    places = {"{instruction}": record.instruction, "{response}": record.response}
+    # One pass, so that braces inside the client's texts are left alone.
+    request = re.sub("|".join(map(re.escape, places)), lambda m: places[m[0]], options.prompt)
+    turns = (*record.prompt[:-1], replace(record.prompt[-1], text=request))
+    reference = len(chat.response_ids(record.response))
+    limit = max(options.min_tokens, math.ceil(options.max_ratio * reference))
+    return Job(chat.prompt_ids(turns), limit, seeds.derive(seed, "rewrite", request, attempt))
+
+
+def _generate_cached(
+    teacher: Teacher,
+    jobs: dict[int, Job],
+    batch_size: int,
+    temperature: float,
+    cache: RewriteCache,
+) -> Iterable[tuple[int, list[int]]]:
+    """Results as (index, new ids), batch by batch, sorted by length so that padding is small.
+
+    The batches are those of the whole list, whatever the cache holds: a resumed distillation
+    forms the same ones and so ends with the same texts.
+    """
+    keys = {i: job_key(teacher.fingerprint, job, temperature) for i, job in jobs.items()}
+    order = sorted(jobs, key=lambda i: (len(jobs[i].prompt), jobs[i].limit, i))
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        found = {i: cache.get(keys[i]) for i in batch}
+        if any(ids is None for ids in found.values()):
+            stop = teacher.chat.end_of_turn
+            new = generate(teacher.model, [jobs[i] for i in batch], stop, temperature)
+            found = dict(zip(batch, new, strict=True))
+            cache.put({keys[i]: ids for i, ids in zip(batch, new, strict=True)})
+        for i, ids in found.items():
+            assert ids is not None
+            yield i, ids
+
+
+def _judge(
+    chat: ChatFormat, record: Record, ids: list[int], checks: Sequence[Check], attempts: int
+) -> Rewritten:
+    rewrite = Rewrite(chat.text(ids), finished=bool(ids) and ids[-1] == chat.end_of_turn)
+    reason = first_reason(record, rewrite, checks)
+    return Rewritten(record, record.response if reason else rewrite.text, reason or "", attempts)
+
+
+def summarise(rewrites: Sequence[Rewritten]) -> dict[str, Any]:
+    """One client's row of distillation.json: counts, reasons, lengths, wrong answers."""
+    accepted = [r for r in rewrites if not r.reason]
+    checked = [r.wrong for r in accepted if r.wrong is not None]
+    return {
+        "records": len(rewrites),
+        "rewritten": len(accepted),
+        "fallbacks": dict(Counter(r.reason for r in rewrites if r.reason).most_common()),
+        "attempts": sum(r.attempts for r in rewrites),
+        "raw_words": _mean_words(r.record.response for r in rewrites),
+        "rewrite_words": _mean_words(r.text for r in rewrites),
+        "wrong": sum(checked) / len(checked) if checked else None,
+        "checked": len(checked),
+    }
+
+
+def sample_pairs(
+    client: str, rewrites: Sequence[Rewritten], seed: int, count: int = 4
+) -> list[dict[str, Any]]:
+    """A few records side by side with their targets, wrong and refused ones among them."""
+
+    def order(r: Rewritten) -> int:
+        return seeds.derive(seed, "pairs", r.record.instruction)
+
+    shuffled = sorted(rewrites, key=order)
+    kinds = [
+        [r for r in shuffled if r.wrong],
+        [r for r in shuffled if r.reason],
+        [r for r in shuffled if not r.wrong and not r.reason],
+    ]
+    chosen = [group[i] for i in range(count) for group in kinds if i < len(group)][:count]
+    return [
+        {
+            "client": client,
+            "instruction": r.record.instruction,
+            "raw": r.record.response,
+            "rewrite": r.text,
+            "source": r.source,
+            "reason": r.reason,
+            "wrong": r.wrong,
+        }
+        for r in chosen
+    ]
+
+
+def _mean_words(texts: Iterable[str]) -> float:
+    lengths = [len(text.split()) for text in texts]
+    return sum(lengths) / max(1, len(lengths))

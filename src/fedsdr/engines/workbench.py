@@ -1,0 +1,117 @@
+"""What the methods of one run share in this process: model, clients, tokens, rewrites.
+
+One base model serves all clients and all methods; only adapters change hands. Records are
+tokenised once.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from fedsdr import seeds
+from fedsdr.adapters import Adapter, fresh, unwrap
+from fedsdr.algorithms.contract import Personal
+from fedsdr.data.records import ClientData, Record
+from fedsdr.data.template import Example
+from fedsdr.distill.cache import RewriteCache
+from fedsdr.distill.rewrite import Rewritten, Teacher, rewrite_records
+from fedsdr.errors import UserError
+from fedsdr.evaluate.loss import LossEvaluator
+from fedsdr.metrics import Metrics
+from fedsdr.model.base import BaseModel, fingerprint
+from fedsdr.model.lora import Stream, TwoStreamModel
+from fedsdr.model.peft_format import AdapterSettings, target_modules
+from fedsdr.progress import Reporter
+from fedsdr.recipe import Recipe
+
+
+class Evaluator(Protocol):
+    """Judges the model as it stands: the adapters in it are the caller's business."""
+
+    def global_model(self) -> Metrics: ...
+
+    def personal_model(self, client: str) -> Metrics: ...
+
+
+class Workbench:
+    """Everything heavy, made once from a recipe's model, lora and data."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        base: BaseModel,
+        clients: Sequence[ClientData],
+        evaluator: Callable[[BaseModel], Evaluator] | None = None,
+    ) -> None:
+        """`evaluator` builds another judge than held-out loss (the lab's)."""
+        self.base, self.clients = base, list(clients)
+        self.max_length = min(recipe.model.max_length, base.context)
+        self.fingerprint = fingerprint(base.model)
+        lora = recipe.lora
+        self.model = TwoStreamModel(base.model, lora.targets, lora.rank, lora.alpha)
+        self.raw = {client.name: self.tokenise(client.name, client.train) for client in clients}
+        self.evaluator = evaluator(base) if evaluator else self._loss_evaluator(recipe)
+
+    @property
+    def adapter_settings(self) -> AdapterSettings:
+        """What PEFT must know to apply this workbench's adapters."""
+        return AdapterSettings(
+            self.model.rank,
+            self.model.alpha,
+            target_modules(self.model.paths, self.model.linear_paths),
+            self.base.path,
+            self.model.transposed,
+        )
+
+    def tokenise(
+        self, client: str, records: Sequence[Record], responses: Sequence[str] | None = None
+    ) -> list[Example]:
+        """Examples of the raw responses or of those given; too long prompts are left out."""
+        responses = [r.response for r in records] if responses is None else responses
+        encoded = [
+            self.base.chat.encode(record, response, self.max_length)
+            for record, response in zip(records, responses, strict=True)
+        ]
+        examples = [example for example in encoded if example is not None]
+        if records and not examples:
+            raise UserError(
+                f"client {client!r}: no record fits into {self.max_length} tokens: "
+                "raise model.max_length, as far as the model's context allows"
+            )
+        return examples
+
+    def _loss_evaluator(self, recipe: Recipe) -> LossEvaluator:
+        limit = recipe.evaluate.limit
+        held_out = {
+            client.name: self.tokenise(client.name, client.held_out[:limit])
+            for client in self.clients
+        }
+        return LossEvaluator(self.base.model, held_out, recipe.local.batch_size, self.base.pad)
+
+    def first_adapter(self, seed: int) -> Adapter:
+        """R^0: A random, B zero, so that W0 + R^0 is the base model."""
+        return fresh(self.model.read(Stream.RECTIFY), seeds.generator(seed, "first adapter"))
+
+    def use(self, personal: Personal) -> None:
+        """Put a model's adapters in place: global (private None), personal, or the base."""
+        active = []
+        if personal.shared:
+            self.model.load(Stream.RECTIFY, personal.shared)
+            active.append(Stream.RECTIFY)
+        if personal.private is not None:
+            self.model.load(Stream.SMOOTH, unwrap(personal.private))
+            active.append(Stream.SMOOTH)
+        self.model.activate(*active)
+
+    def rewrite(
+        self, recipe: Recipe, cache: RewriteCache, reporter: Reporter
+    ) -> Mapping[str, list[Rewritten]]:
+        """Every client's rewrites by the base model, from the cache where they are in it."""
+        self.use(Personal(None, None))
+        teacher = Teacher(self.base.model, self.base.chat, self.fingerprint, self.base.context)
+        rewrites = {}
+        for client in self.clients:
+            with reporter.bar(f"rewriting: {client.name}", len(client.train), keep=False) as bar:
+                rewrites[client.name] = rewrite_records(
+                    teacher, client.train, recipe.distill, cache, recipe.seed, bar
+                )
+        return rewrites

@@ -1,0 +1,111 @@
+"""The paper's claims, put to a comparison's own numbers, each answered in words.
+
+A claim holds or fails when the 95 % interval of the paired difference over seeds excludes zero,
+and is open otherwise. What was learnt and what was kept stand side by side in each answer: a
+method that learns nothing forgets nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple, TypedDict
+
+from fedsdr.evaluate.intervals import Estimate, paired_difference
+
+Runs = Mapping[str, Sequence[Mapping[str, float]]]  # method -> one {metric: value} a seed
+
+
+class Claim(NamedTuple):
+    """`better` beats `worse` on `metric`; context: the metrics to name beside the answer."""
+
+    text: str
+    metric: str
+    better: str
+    worse: str
+    higher: bool
+    context: tuple[str, ...]
+
+
+class Verdict(TypedDict):
+    claim: str
+    verdict: str
+    words: str
+
+
+CLAIMS: Final = (
+    Claim(
+        "FedSD keeps more general knowledge than FedAvg on raw data",
+        "general", "fedsd", "fedavg", True, ("general", "client_facts"),
+    ),
+    Claim(
+        "FedSDR's global model hallucinates less than FedSD's",
+        "hallucination", "fedsdr", "fedsd", False, ("hallucination", "client_facts", "general"),
+    ),
+    Claim(
+        "FedSDR's global model answers shorter than FedSD's",
+        "length", "fedsdr", "fedsd", False, ("length", "client_facts", "general"),
+    ),
+    Claim(
+        "verified rewrites teach more client facts than unverified ones",
+        "client_facts", "fedsd_verified", "fedsd", True, ("client_facts", "general"),
+    ),
+)  # fmt: skip
+
+PERSONAL: Final = "personal_client_facts"
+LABELS: Final = {"general": "general knowledge", PERSONAL: "personal client facts"}
+
+
+def judge_claims(runs: Runs, own: str) -> list[Verdict]:
+    """The verdict on each claim whose methods and metrics were run, `own` in fedsdr's place."""
+    claims = [c._replace(better=own) if c.better == "fedsdr" else c for c in CLAIMS]
+    ready = [c for c in claims if _has(runs, c.better, c.metric) and _has(runs, c.worse, c.metric)]
+    return [*(judge(claim, runs) for claim in ready), *_best_personal(runs, own)]
+
+
+def judge(claim: Claim, runs: Runs) -> Verdict:
+    a = [run[claim.metric] for run in runs[claim.better]]
+    b = [run[claim.metric] for run in runs[claim.worse]]
+    difference = paired_difference(a, b)
+    verdict = _verdict(difference, claim.higher)
+    words = f"{_label(claim.metric)}: {_signed(difference)}. " + "; ".join(
+        f"{_label(name)} {_mean(runs, claim.better, name):.1f} against "
+        f"{_mean(runs, claim.worse, name):.1f}"
+        for name in claim.context
+        if _has(runs, claim.better, name) and _has(runs, claim.worse, name)
+    )
+    return {"claim": claim.text, "verdict": verdict, "words": words}
+
+
+def _best_personal(runs: Runs, own: str) -> list[Verdict]:
+    """FedSDR's personal models against the best of any other method's."""
+    others = [m for m in runs if m not in (own, "base") and _has(runs, m, PERSONAL)]
+    if not others or not _has(runs, own, PERSONAL):
+        return []
+    best = max(others, key=lambda m: _mean(runs, m, PERSONAL))
+    text = "FedSDR's personal models (W0+R+S) know more client facts than any other method's"
+    context = (PERSONAL, "personal_general")
+    verdict = judge(Claim(text, PERSONAL, own, best, True, context), runs)
+    return [{**verdict, "words": f"the best other is {best}. {verdict['words']}"}]
+
+
+def _verdict(difference: Estimate, higher: bool) -> str:
+    low, high = difference["low"], difference["high"]
+    if low is None or high is None or low <= 0 <= high:
+        return "open"
+    return "holds" if (low > 0) == higher else "fails"
+
+
+def _signed(d: Estimate) -> str:
+    if d["low"] is None:
+        return f"{d['mean']:+.1f} (one seed: no interval)"
+    return f"{d['mean']:+.1f} (95 % interval {d['low']:+.1f} to {d['high']:+.1f}, {d['n']} seeds)"
+
+
+def _has(runs: Runs, method: str, metric: str) -> bool:
+    return bool(runs.get(method)) and all(metric in run for run in runs[method])
+
+
+def _mean(runs: Runs, method: str, metric: str) -> float:
+    return sum(run[metric] for run in runs[method]) / len(runs[method])
+
+
+def _label(metric: str) -> str:
+    return LABELS.get(metric, metric.replace("_", " "))

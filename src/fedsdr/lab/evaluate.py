@@ -1,0 +1,93 @@
+"""The lab's exact metrics: every answer is compared with the one true value.
+
+All questions are asked in the held-out form. Shares are in percent:
+
+client_facts   client facts answered with the true value
+changed_facts  the same, of those whose truth the base model did not know
+general        general knowledge kept (no client trains on it): what is lost was forgotten
+hallucination  client facts answered with a well-formed but false value
+base_style     answers to client facts in the base model's own style
+length         words of an answer to a client fact (a number, not a share)
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from fedsdr.data.records import Turn
+from fedsdr.data.template import ChatFormat
+from fedsdr.lab.world import BASE_STYLE, HELD_OUT_FORM, Fact, World, client_name, value_in
+from fedsdr.metrics import Mean, Metrics
+from fedsdr.model.generate import Job, generate
+
+LIMIT = 24  # words; the longest right answer has 14
+BATCH = 512
+GENERAL_SAMPLE = 60  # general questions put to each personal model
+
+
+class Answer(NamedTuple):
+    """What the model said to the question of a fact."""
+
+    text: str
+    fact: Fact
+
+    @property
+    def value(self) -> str | None:
+        return value_in(self.text)
+
+    @property
+    def true(self) -> bool:
+        return self.value == self.fact.truth
+
+    @property
+    def in_base_style(self) -> bool:
+        return self.text == self.fact.answer(BASE_STYLE, self.value or "")
+
+
+class LabEvaluator:
+    """Asks the world's questions greedily and counts."""
+
+    def __init__(self, model: torch.nn.Module, chat: ChatFormat, world: World) -> None:
+        self.model, self.chat, self.world = model, chat, world
+
+    def global_model(self) -> Metrics:
+        """Every client's facts and all general knowledge."""
+        facts = [fact for fact in self.world.facts if fact.client is not None]
+        return self._score(facts, self.world.general)
+
+    def personal_model(self, client: str) -> Metrics:
+        """The client's own facts, and a sample of general knowledge."""
+        names = [client_name(k) for k in range(self.world.options.clients)]
+        general = self.world.general
+        sample = general[:: max(1, len(general) // GENERAL_SAMPLE)]
+        return self._score(self.world.of_client(names.index(client)), sample)
+
+    def _score(self, own: Sequence[Fact], general: Sequence[Fact]) -> Metrics:
+        answers = self._ask([*own, *general])
+        told = [Answer(text, fact) for text, fact in zip(answers, [*own, *general], strict=True)]
+        mine, known = told[: len(own)], told[len(own) :]
+        return {
+            "client_facts": _percent([a.true for a in mine]),
+            "changed_facts": _percent([a.true for a in mine if a.fact.changed]),
+            "general": _percent([a.true for a in known]),
+            "hallucination": _percent([a.value is not None and not a.true for a in mine]),
+            "base_style": _percent([a.in_base_style for a in mine]),
+            "length": Mean(sum(len(a.text.split()) for a in mine), len(mine)),
+        }
+
+    def _ask(self, facts: Sequence[Fact]) -> list[str]:
+        stop = self.chat.end_of_turn
+        jobs = [
+            Job(self.chat.prompt_ids((Turn("user", fact.question(HELD_OUT_FORM)),)), LIMIT)
+            for fact in facts
+        ]
+        answers: list[str] = []
+        for start in range(0, len(jobs), BATCH):
+            new = generate(self.model, jobs[start : start + BATCH], stop)
+            answers += [self.chat.text(ids) for ids in new]
+        return answers
+
+
+def _percent(hits: Sequence[bool]) -> Mean:
+    return Mean(100.0 * sum(hits), len(hits))

@@ -1,0 +1,115 @@
+"""Loading a base model: any causal language model that transformers loads, with its tokenizer."""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fedsdr.data.records import Turn
+from fedsdr.data.template import ChatFormat
+from fedsdr.errors import UserError
+
+UNBOUNDED: Final = 2**20  # tokens, for models whose positions are computed and not stored
+DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A frozen base model and how to talk to it."""
+
+    model: Any
+    chat: ChatFormat
+    path: str
+
+    @property
+    def pad(self) -> int:
+        """Any valid id does: padding is masked out of attention and loss."""
+        return self.chat.end_of_turn
+
+    @property
+    def context(self) -> int:
+        """The number of positions that the model was made for."""
+        return int(getattr(self.model.config, "max_position_embeddings", None) or UNBOUNDED)
+
+
+def load_base(
+    path: str, template: str = "auto", dtype: str = "float32", device: str = "auto"
+) -> BaseModel:
+    """Load a model folder or hub name onto a device, frozen and in evaluation mode."""
+    tokenizer = _load_tokenizer(path)
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            path, dtype=DTYPES[dtype], output_loading_info=True
+        )
+    except Exception as error:  # transformers and safetensors raise what they like
+        raise UserError(f"cannot load a causal language model from {path!r}: {error}") from error
+    if missing := sorted(loading["missing_keys"]):  # transformers would draw them at random
+        raise UserError(
+            f"the weights of {path!r} lack {len(missing)} of the model's tensors, {missing[0]!r} "
+            "among them: give a folder saved from a causal language model"
+        )
+    model.requires_grad_(False)
+    model.eval()
+    model.to(choose_device(device))
+    return BaseModel(model, ChatFormat(tokenizer, template), path)
+
+
+def check_model(path: str, template: str = "auto", device: str = "auto") -> None:
+    """Raise the errors of `load_base` that cost little, before any work starts."""
+    choose_device(device)
+    ChatFormat(_load_tokenizer(path), template).prompt_text((Turn("user", "Hello"),))
+    folder = Path(path)
+    weights = ("*.safetensors", "*.safetensors.index.json", "*.bin")
+    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in weights):
+        raise UserError(
+            f"model.path = {path!r} holds no weights: expected model.safetensors beside config.json"
+        )
+
+
+def _load_tokenizer(path: str) -> Any:
+    folder = Path(path)
+    if path.startswith((".", "/", "~")) and not folder.is_dir():
+        raise UserError(f"model.path = {path!r} is not a folder: give a Hugging Face model folder")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UserError(f"model.path = {path!r} has no config.json: it is not a model folder")
+    if folder.is_dir() and not any(folder.glob("*token*")) and not any(folder.glob("vocab*")):
+        raise UserError(
+            f"model.path = {path!r} has no tokenizer: save one into the folder with "
+            "tokenizer.save_pretrained(...)"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"cannot load a tokenizer from model.path = {path!r}: {error}") from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"the tokenizer of {path!r} has no eos_token, so generation could not stop: "
+            "set it in tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def choose_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)  # torch has no question to ask that covers every kind
+    except Exception as error:  # which it raises depends on how torch was built
+        raise UserError(f"model.device = {name!r} cannot be used ({error}): use auto") from error
+    return torch.device(name)
+
+
+def fingerprint(model: Any) -> str:
+    """A digest of all weights, in name order: what the rewrite cache is keyed by."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        flat = tensor.detach().cpu().contiguous().view(-1)
+        step = max(1, 2**26 // max(1, flat.element_size()))
+        for start in range(0, math.prod(tensor.shape), step):
+            digest.update(flat[start : start + step].view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

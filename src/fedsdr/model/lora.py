@@ -1,0 +1,177 @@
+"""Two-stream LoRA: two low-rank streams in parallel on every adapted layer.
+
+    h_out = W0 h + (alpha/r) B_R A_R h + (alpha/r) B_S A_S h      (arXiv 2605.18028, Sec. method)
+
+R, rectification, is global: it learns from raw data and is what clients upload. S, smoothing,
+is private: it learns from rewrites and stays with its client. Our own layer rather than PEFT's
+because a stream that is off costs nothing and a frozen one no weight gradient; keys and shapes
+are PEFT's, so that files are interchangeable (`fedsdr.model.peft_format`).
+"""
+
+from collections.abc import Collection, Iterable
+from enum import StrEnum
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from fedsdr.adapters import A_SUFFIX, B_SUFFIX, Adapter, check_same_keys
+from fedsdr.errors import UserError
+
+ALL_LINEAR: Final = "all-linear"
+
+
+class Stream(StrEnum):
+    """The two streams."""
+
+    RECTIFY = "R"
+    SMOOTH = "S"
+
+
+class TwoStreamLinear(nn.Module):
+    """A frozen `nn.Linear` or GPT-2 `Conv1D` with two LoRA streams beside it.
+
+    A: (r, in) and B: (out, r) for each stream, float32 or the base's dtype if that is wider.
+    """
+
+    def __init__(self, base: nn.Module, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.base = base
+        self.scaling = alpha / rank
+        self.active: tuple[Stream, ...] = ()
+        weight = base.weight
+        assert isinstance(weight, Tensor)
+        outputs, inputs = weight.shape[::-1] if isinstance(base, Conv1D) else weight.shape
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+
+        def zeros(*shape: int) -> nn.ParameterDict:
+            zero = torch.zeros(shape, dtype=dtype, device=weight.device)
+            return nn.ParameterDict({stream: nn.Parameter(zero.clone()) for stream in Stream})
+
+        self.A, self.B = zeros(rank, inputs), zeros(outputs, rank)
+
+    def forward(self, h: Tensor) -> Tensor:  # (..., in) -> (..., out)
+        out: Tensor = self.base(h)
+        for stream in self.active:
+            a, b = self.A[stream], self.B[stream]
+            # Scaled where it is thin: (..., r) and not (..., out).
+            thin = functional.linear(h.to(a.dtype), a) * self.scaling
+            out = out + functional.linear(thin, b).to(out.dtype)
+        return out
+
+
+class TwoStreamModel:
+    """A causal language model whose linear layers carry the two streams.
+
+    The base model is changed in place (its adapted layers are wrapped) and frozen; `detach`
+    gives it back as it was. Both streams start off and hold zeros.
+    """
+
+    def __init__(
+        self, model: nn.Module, targets: str | Collection[str], rank: int, alpha: float
+    ) -> None:
+        """Adapt the layers that `targets` selects: "all-linear" or the last parts of names."""
+        self.model: Any = model
+        self.rank, self.alpha = rank, alpha
+        model.requires_grad_(False)
+        self.linear_paths = list(linear_layers(model))
+        self._layers: dict[str, TwoStreamLinear] = {}
+        for path in select_layers(model, targets):
+            layer = TwoStreamLinear(model.get_submodule(path), rank, alpha)
+            model.set_submodule(path, layer)
+            self._layers[path] = layer
+        self.activate()
+
+    @property
+    def paths(self) -> list[str]:
+        """Paths of the adapted layers in the base model."""
+        return list(self._layers)
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the base keeps its weights as (in, out), as GPT-2's Conv1D does."""
+        return any(isinstance(layer.base, Conv1D) for layer in self._layers.values())
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.model.device
+        return device
+
+    def activate(self, *streams: Stream) -> None:
+        """Choose the streams that take part in the forward pass: none is the base model."""
+        for layer in self._layers.values():
+            layer.active = tuple(stream for stream in Stream if stream in streams)
+
+    def train_only(self, stream: Stream | None) -> list[nn.Parameter]:
+        """Make exactly one stream (or none) trainable; returns its parameters in key order."""
+        for layer in self._layers.values():
+            for each in Stream:
+                layer.A[each].requires_grad_(each == stream)
+                layer.B[each].requires_grad_(each == stream)
+        return [] if stream is None else list(self._tensors(stream).values())
+
+    def load(self, stream: Stream, adapter: Adapter) -> None:
+        """Copy an adapter into a stream; its keys must be exactly this model's."""
+        tensors = self._tensors(stream)
+        check_same_keys(dict(tensors), adapter)
+        with torch.no_grad():
+            for key, tensor in tensors.items():
+                tensor.copy_(adapter[key])
+
+    def read(self, stream: Stream) -> Adapter:
+        """A copy of a stream's tensors, on the CPU."""
+        return {
+            key: tensor.detach().to("cpu", copy=True)
+            for key, tensor in self._tensors(stream).items()
+        }
+
+    def _tensors(self, stream: Stream) -> dict[str, nn.Parameter]:
+        named: dict[str, nn.Parameter] = {}
+        for path, layer in sorted(self._layers.items()):
+            named[path + A_SUFFIX] = layer.A[stream]
+            named[path + B_SUFFIX] = layer.B[stream]
+        return named
+
+    def detach(self) -> nn.Module:
+        """Take the streams off and return the untouched base model."""
+        for path, layer in self._layers.items():
+            self.model.set_submodule(path, layer.base)
+        self._layers = {}
+        model: nn.Module = self.model
+        return model
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Every linear layer by path, but the output head: what "all-linear" means in PEFT."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
+
+
+def select_layers(model: nn.Module, targets: str | Collection[str]) -> list[str]:
+    """Paths of the linear layers that `targets` names, by type and exact last name part.
+
+    "all-linear" is every linear layer but the output head, as in PEFT. A name that selects
+    nothing is an error: a silent no-op adapter is the worst outcome.
+    """
+    linear = {path: path.rpartition(".")[2] for path in linear_layers(model)}
+    if targets == ALL_LINEAR:
+        return list(linear)
+    names = {targets} if isinstance(targets, str) else set(targets)
+    if not names:
+        raise UserError(f"lora.targets is empty: choose from {_quoted(set(linear.values()))}")
+    if unknown := names - set(linear.values()):
+        raise UserError(
+            f"lora.targets names {_quoted(unknown)}, which this model does not have: "
+            f"choose from {_quoted(set(linear.values()))}, or {ALL_LINEAR!r}"
+        )
+    return [path for path, name in linear.items() if name in names]
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in sorted(names))

@@ -1,0 +1,50 @@
+"""From the files of a folder to its `report.html`."""
+
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from fedsdr.files import write_text
+from fedsdr.report import charts, palette, rewrites, sections, tables
+from fedsdr.report.load import Material, load
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(folder: Path) -> Path:
+    """Write `folder/report.html`, one self-contained page, and return its path.
+
+    The page depends on the files of the folder and nothing else: no clock, no network.
+    Raises `UserError` where there is no summary.json or a file of the folder is unreadable.
+    """
+    path = folder / "report.html"
+    write_text(path, render(load(folder)))
+    return path
+
+
+def render(material: Material) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,  # texts of the data may hold markup
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    template = environment.get_template("report.html.jinja")
+    styles = palette.styles(method.name for method in material.methods)
+    return template.render(
+        head=sections.head(material),
+        claims=sections.claims(material),
+        scores=sections.scores(material, styles),
+        plane=charts.plane(material, styles),
+        curves=charts.curves(material, styles),
+        losses=charts.losses(material, styles),
+        conflict=charts.conflict(material, styles),
+        rewrites=rewrites.groups(material),
+        holdings=tables.holdings(material.partition),
+        traffic=tables.traffic(material, styles),
+        recipe=material.recipe,
+        environment=material.environment,
+        palette=palette,
+    )

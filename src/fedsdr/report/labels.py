@@ -1,0 +1,155 @@
+"""What metrics, methods and reasons are called, in one place, with a fallback for new names."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+PERSONAL = "personal_"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """better: the direction in which a method improves; "" where neither is better in itself."""
+
+    label: str
+    unit: str
+    better: Literal["higher", "lower", ""]
+    words: str
+    digits: int = 1
+
+
+@dataclass(frozen=True)
+class Method:
+    """short: for the ends of lines in figures."""
+
+    label: str
+    short: str
+    words: str = ""
+
+
+METRICS: dict[str, Metric] = {
+    "client_facts": Metric(
+        "Facts learnt",
+        "%",
+        "higher",
+        "Share of the clients' facts that are answered correctly, asked in words never trained on.",
+    ),
+    "changed_facts": Metric(
+        "Changed facts",
+        "%",
+        "higher",
+        "The same for facts whose truth differs from what the base model believed.",
+    ),
+    "general": Metric(
+        "Knowledge kept",
+        "%",
+        "higher",
+        "Share of general knowledge, which no client trains on, still answered correctly.",
+    ),
+    "hallucination": Metric(
+        "Hallucination",
+        "%",
+        "lower",
+        "Share of answers about client facts that are well formed but false.",
+    ),
+    "length": Metric(
+        "Answer length",
+        "tokens",
+        "",
+        "Mean length of an answer; the clients' own answers are short, the base model's long.",
+    ),
+    "base_style": Metric(
+        "Base style",
+        "%",
+        "",
+        "Share of answers in the base model's own style of writing.",
+    ),
+    "loss": Metric(
+        "Held-out loss",
+        "nats per token",
+        "lower",
+        "Loss on the responses of held-out records, averaged over the clients.",
+        3,
+    ),
+}
+
+METHODS: dict[str, Method] = {
+    "base": Method("Base model", "base", "The model before any training."),
+    "fedavg": Method("FedAvg on raw data", "FedAvg", "Averages adapters trained on raw responses."),
+    "fedsd": Method(
+        "FedSD (FedAvg on rewrites)",
+        "FedSD",
+        "Clients first rewrite their responses with the base model, then train on the rewrites.",
+    ),
+    "fedsd_verified": Method(
+        "FedSD, verified rewrites",
+        "FedSD verified",
+        "FedSD that keeps only rewrites that agree with the record's known answer.",
+    ),
+    "fedsdr": Method(
+        "FedSDR",
+        "FedSDR",
+        "Two streams: S (private) learns the rewrites, R (shared) learns the raw responses.",
+    ),
+    "local": Method("Local only", "local", "Each client trains alone; nothing is shared."),
+    "central": Method(
+        "Centralised", "central", "One training on everybody's data together, as if it were pooled."
+    ),
+}
+
+LOSSES: dict[str, str] = {
+    "loss/rectify": "Training loss of R, the shared stream",
+    "loss/smooth": "Training loss of S, the private stream",
+}
+
+REASONS: dict[str, str] = {
+    "empty": "empty",
+    "truncated": "cut off",
+    "repetition": "repeats itself",
+    "meta_talk": "talks about the reference",
+}
+
+VERDICTS: dict[str, str] = {"holds": "Holds", "fails": "Does not hold", "open": "Open"}
+
+
+def metric(name: str) -> Metric:
+    """The metric's label; `personal_NAME` and `NAME/CLIENT` derive theirs from NAME's."""
+    base, slash, client = name.partition("/")
+    plain = base.removeprefix(PERSONAL)
+    found = METRICS.get(plain) or Metric(readable(plain), "", "", "", 3)
+    if plain != base:
+        found = replace(found, words=f"{found.words} Each client's own model, own data.".strip())
+    return replace(found, label=f"{found.label}: {client}") if slash else found
+
+
+def is_personal(name: str) -> bool:
+    return name.startswith(PERSONAL)
+
+
+def method(name: str) -> Method:
+    return METHODS.get(name) or Method(readable(name), readable(name))
+
+
+def ordered(names: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Known names in the table's order, then the others by name. A client's own model counts as
+    its metric; clients of a metric follow it by name."""
+    rank = {name: index for index, name in enumerate(known)}
+
+    def place(name: str) -> tuple[int, str]:
+        plain = name if name in rank else name.partition("/")[0].removeprefix(PERSONAL)
+        return rank.get(plain, len(rank)), name
+
+    return sorted(names, key=place)
+
+
+def loss(name: str) -> str:
+    return LOSSES.get(name) or readable(name)
+
+
+def reason(name: str) -> str:
+    return REASONS.get(name) or readable(name).lower()
+
+
+def readable(name: str) -> str:
+    text = name.replace("_", " ").replace("/", ": ").strip()
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,176 @@
+"""Reading a run's or comparison's folder; nothing here knows about HTML or figures."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsdr.errors import UserError
+from fedsdr.files import read_json, read_json_lines
+from fedsdr.report import labels
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean over n runs; low and high bound its 95 % interval, where n allows one."""
+
+    mean: float
+    n: int
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round measured: `train` from clients' training, `eval` on held-out questions."""
+
+    index: int
+    clients: tuple[str, ...]
+    train: Mapping[str, float]
+    eval: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method with one seed."""
+
+    rounds: tuple[Round, ...]
+    distillation: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Method:
+    name: str
+    scores: Mapping[str, Score]
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True)
+class Claim:
+    claim: str
+    verdict: str
+    words: str
+
+
+@dataclass(frozen=True)
+class Material:
+    """All that a report shows. Methods are in the order of `labels.METHODS`."""
+
+    kind: str
+    name: str
+    own: str
+    seeds: tuple[int, ...]
+    seconds: float | None
+    methods: tuple[Method, ...]
+    claims: tuple[Claim, ...]
+    partition: tuple[Mapping[str, Any], ...]
+    recipe: str
+    environment: Mapping[str, Any]
+
+
+def load(folder: Path) -> Material:
+    """Read `folder`; only summary.json must be there. Raises `UserError` where it is unreadable."""
+    path = folder / "summary.json"
+    if not path.exists():
+        raise UserError(
+            f"{folder} has no summary.json: give the folder of a finished run or comparison"
+        )
+    summary = read_json(path)
+    if not isinstance(summary, Mapping):
+        raise UserError(f"{path} must hold a JSON object, not {type(summary).__name__}")
+    runs = summary.get("runs") or {}
+    places = _places(folder, runs, str(summary.get("own", "")))
+    scores = summary.get("methods") or {}
+    return Material(
+        kind=str(summary.get("kind", "run")),
+        name=str(summary.get("name", "")),
+        own=str(summary.get("own", "")),
+        seeds=tuple(summary.get("seeds") or ()),
+        seconds=number(summary.get("seconds")),
+        methods=tuple(
+            Method(name, _scores(scores.get(name) or {}), _runs(folder, runs.get(name) or ()))
+            for name in labels.ordered({*scores, *runs}, labels.METHODS)
+        ),
+        claims=tuple(map(_claim, summary.get("claims") or ())),
+        partition=tuple(_first_json(places, "partition.json") or ()),
+        recipe=_first_text(places, "recipe.toml"),
+        environment=_first_json(places, "environment.json") or {},
+    )
+
+
+def _places(folder: Path, runs: Mapping[str, Any], own: str) -> list[Path]:
+    """Where files that describe the whole may lie: the folder, then the runs, own method first."""
+    names = sorted(runs, key=lambda name: name != own)
+    return [folder, *(folder / place for name in names for place in runs[name] or ())]
+
+
+def _first_json(places: list[Path], name: str) -> Any:
+    found = [place / name for place in places if (place / name).exists()]
+    return read_json(found[0]) if found else None
+
+
+def _first_text(places: list[Path], name: str) -> str:
+    found = [place / name for place in places if (place / name).exists()]
+    return found[0].read_text(encoding="utf-8", errors="replace") if found else ""
+
+
+def _claim(row: Mapping[str, Any]) -> Claim:
+    verdict = str(row.get("verdict", ""))
+    return Claim(
+        str(row.get("claim", "")),
+        verdict if verdict in labels.VERDICTS else "open",
+        str(row.get("words", "")),
+    )
+
+
+def _scores(rows: Mapping[str, Any]) -> dict[str, Score]:
+    """Metrics without a finite mean are left out."""
+    scores = {}
+    for name, row in rows.items():
+        mean = number(row.get("mean")) if isinstance(row, Mapping) else None
+        if mean is not None:
+            n = int(row.get("n") or 1)
+            scores[name] = Score(mean, n, number(row.get("low")), number(row.get("high")))
+    return scores
+
+
+def _runs(folder: Path, places: Any) -> tuple[Run, ...]:
+    return tuple(_run(folder / place) for place in places)
+
+
+def _run(folder: Path) -> Run:
+    path = folder / "distillation.json"
+    distillation = read_json(path) if path.exists() else {}
+    return Run(_rounds(folder / "metrics.jsonl"), distillation)
+
+
+def _rounds(path: Path) -> tuple[Round, ...]:
+    """Rounds in order; what a resumed run wrote again replaces what it wrote before."""
+    try:
+        rows = read_json_lines(path)
+    except ValueError as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    rounds: dict[int, Round] = {}
+    for row in rows:
+        index = int(row["round"])
+        old = rounds.get(index, Round(index, (), {}, {}))
+        rounds[index] = Round(
+            index,
+            tuple(map(str, row.get("clients") or old.clients)),
+            {**old.train, **_numbers(row.get("train"))},
+            {**old.eval, **_numbers(row.get("eval"))},
+        )
+    return tuple(rounds[index] for index in sorted(rounds))
+
+
+def _numbers(row: Any) -> dict[str, float]:
+    found = {name: number(value) for name, value in (row or {}).items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def number(value: Any) -> float | None:
+    """The value as a finite float; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None

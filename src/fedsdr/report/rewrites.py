@@ -1,0 +1,122 @@
+"""What distillation changed: each client's rewrites, summed over seeds, and examples of them."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedsdr.report import labels, text
+from fedsdr.report.load import Material, Method, number
+
+SHOWN_PAIRS = 12
+SHOWN_WRONG = 8  # of them at most, where there are others: the page must not look worse than it is
+
+
+@dataclass(frozen=True)
+class Group:
+    """One set of rewrites and the methods that train on it."""
+
+    methods: tuple[str, ...]
+    clients: tuple[dict[str, Any], ...]
+    pairs: tuple[Mapping[str, Any], ...]
+
+
+def groups(material: Material) -> list[Group]:
+    """Methods whose rewrites are the same share a group; the own method's group is first."""
+    found: list[Group] = []
+    for method in sorted(material.methods, key=lambda each: each.name != material.own):
+        clients, pairs = tuple(_clients(method)), tuple(_pairs(method))
+        if not clients and not pairs:
+            continue
+        label = labels.method(method.name).short
+        same = [i for i, old in enumerate(found) if (old.clients, old.pairs) == (clients, pairs)]
+        if same:
+            old = found[same[0]]
+            found[same[0]] = Group((*old.methods, label), clients, pairs)
+        else:
+            found.append(Group((label,), clients, pairs))
+    return found
+
+
+def _clients(method: Method) -> list[dict[str, Any]]:
+    """A row a client, then all together where there is more than one."""
+    reports: dict[str, list[Mapping[str, Any]]] = {}
+    for run in method.runs:
+        for name, report in (run.distillation.get("clients") or {}).items():
+            reports.setdefault(str(name), []).append(report)
+    rows = [_row(name, found) for name, found in reports.items()]
+    everything = [report for found in reports.values() for report in found]
+    return [*rows, _row("All clients", everything) | {"all": True}] if len(rows) > 1 else rows
+
+
+def _row(name: str, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    records = _sum(reports, "records")
+    rewritten = _sum(reports, "rewritten")
+    fallbacks: Counter[str] = Counter()
+    for report in reports:
+        fallbacks.update(report.get("fallbacks") or {})
+    wrong = _mean(reports, "wrong", "checked")
+    return {
+        "name": name,
+        "all": False,
+        "records": text.fixed(records, 0),
+        "rewritten": text.share(rewritten / records if records else None),
+        "fallbacks": _reasons(fallbacks),
+        "attempts": text.fixed(_sum(reports, "attempts") / records if records else None, 2),
+        "raw_words": text.fixed(_mean(reports, "raw_words", "records")),
+        "rewrite_words": text.fixed(_mean(reports, "rewrite_words", "records")),
+        "wrong": text.share(wrong),
+        "wrong_width": round(100 * wrong, 1) if wrong is not None else None,
+    }
+
+
+def _reasons(counts: Mapping[str, int]) -> str:
+    """Most frequent first: "cut off 6, repeats itself 4"."""
+    order = sorted(counts, key=lambda name: (-counts[name], name))
+    return ", ".join(f"{labels.reason(name)} {counts[name]}" for name in order if counts[name])
+
+
+def _sum(reports: Iterable[Mapping[str, Any]], key: str) -> float:
+    return sum(number(report.get(key)) or 0.0 for report in reports)
+
+
+def _mean(reports: Iterable[Mapping[str, Any]], key: str, weight: str) -> float | None:
+    """The mean of `key` weighted by `weight`, over the reports that know both."""
+    found = [(number(report.get(key)), number(report.get(weight))) for report in reports]
+    known = [(value, count) for value, count in found if value is not None and count]
+    total = sum(count for _, count in known)
+    return sum(value * count for value, count in known) / total if total else None
+
+
+def _pairs(method: Method) -> list[Mapping[str, Any]]:
+    """Examples from the first run that has some: wrong rewrites first, then the clients in turn."""
+    runs = [list(run.distillation.get("pairs") or ()) for run in method.runs]
+    pairs = next(filter(None, runs), [])
+    seen: Counter[tuple[bool, str]] = Counter()
+    places = []
+    for index, pair in enumerate(pairs):
+        wrong, client = pair.get("wrong") is True, str(pair.get("client", ""))
+        places.append((not wrong, seen[wrong, client], index))
+        seen[wrong, client] += 1
+    order = [index for _, _, index in sorted(places)]
+    wrong_ones = [index for index in order if pairs[index].get("wrong") is True]
+    others = [index for index in order if pairs[index].get("wrong") is not True]
+    shown = wrong_ones[: max(SHOWN_WRONG, SHOWN_PAIRS - len(others))]
+    chosen = [*shown, *others[: SHOWN_PAIRS - len(shown)]]
+    return [_pair(pairs[index]) for index in chosen]
+
+
+def _pair(pair: Mapping[str, Any]) -> dict[str, Any]:
+    kept_raw = pair.get("source") == "raw"
+    text_gone = kept_raw and pair.get("rewrite") == pair.get("raw")  # only the target was stored
+    why = labels.reason(str(pair.get("reason") or ""))
+    return {
+        "client": str(pair.get("client", "")),
+        "instruction": str(pair.get("instruction", "")),
+        "raw": str(pair.get("raw", "")),
+        "rewrite": "" if text_gone else str(pair.get("rewrite", "")),
+        "wrong": pair.get("wrong") is True,
+        "right": pair.get("wrong") is False and not kept_raw,
+        "kept_raw": kept_raw,
+        "why": why if kept_raw else "",
+    }

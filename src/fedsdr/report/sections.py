@@ -1,0 +1,77 @@
+"""The sections in words: the head of the page, the claims, the table of scores.
+
+A section whose files are missing is None, and the template leaves it out.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from fedsdr.report import labels, tables, text
+from fedsdr.report.charts import FACTS, KEPT
+from fedsdr.report.load import Material
+from fedsdr.report.palette import Style
+
+
+def head(material: Material) -> dict[str, Any]:
+    """What ran."""
+    runs = [run.rounds for method in material.methods for run in method.runs]
+    last = max((row.index for run in runs for row in run), default=0)
+    trained = {client for run in runs for row in run for client in row.clients}
+    clients = len(material.partition) or len(trained)
+    facts = {
+        "Rounds": str(last or ""),
+        "Clients": str(clients or ""),
+        "Seed" if len(material.seeds) == 1 else "Seeds": ", ".join(map(str, material.seeds)),
+        "Duration": "" if material.seconds is None else text.duration(material.seconds),
+    }
+    own = labels.method(material.own)
+    seeds = text.plural(len(material.seeds), "seed")
+    what = {
+        "compare": f"Comparison of {text.plural(len(material.methods), 'method')} over {seeds}",
+        "run": f"One run of {own.label}",
+    }
+    return {
+        "name": material.name or "Report",
+        "what": what.get(material.kind, "Report"),
+        "seeds": len(material.seeds),
+        "facts": {name: value for name, value in facts.items() if value},
+    }
+
+
+def claims(material: Material) -> dict[str, Any] | None:
+    if not material.claims:
+        return None
+    counts = Counter(claim.verdict for claim in material.claims)
+    forms = {"holds": ("holds", "hold"), "fails": ("does not", "do not"), "open": ("is", "are")}
+    words = []
+    for verdict, (one, many) in forms.items():
+        if count := counts[verdict]:
+            verb = one if count == 1 else many
+            words.append(f"{count} {verb} open" if verdict == "open" else f"{count} {verb}")
+    return {
+        "claims": material.claims,
+        "verdicts": labels.VERDICTS,
+        "summary": f"Of {text.plural(len(material.claims), 'claim')}, {text.listing(words)}.",
+    }
+
+
+def scores(material: Material, styles: Mapping[str, Style]) -> dict[str, Any] | None:
+    found = {name for method in material.methods for name in method.scores}
+    if not found:
+        return None
+    names = labels.ordered(found, labels.METRICS)
+    plain = [name for name in names if "/" not in name]
+    own = [name for name in plain if labels.is_personal(name)]
+    per_client = [name for name in names if "/" in name]
+    shared = [name for name in plain if name not in own]
+    groups = (("The shared global model", shared), ("The clients' own models", own))
+    shown = [(title, tables.scores(material, group, styles)) for title, group in groups if group]
+    return {
+        "tables": shown,
+        "marked": any(cell.best for _, table in shown for row in table.rows for cell in row.cells),
+        "per_client": tables.scores(material, per_client, styles) if per_client else None,
+        "glossary": [labels.metric(name) for name in plain if not labels.is_personal(name)],
+        "methods": [(labels.method(each.name), styles[each.name]) for each in material.methods],
+        "trade_off": {FACTS, KEPT} <= found,
+    }

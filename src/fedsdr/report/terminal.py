@@ -1,0 +1,38 @@
+"""The summary of a run as a table in the terminal."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+COLUMNS: Final = (
+    "client_facts", "changed_facts", "general", "hallucination", "length", "loss",
+    "personal_client_facts", "personal_general", "personal_loss",
+)  # fmt: skip
+
+
+def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
+    """One row a method, one column a metric, then the claims in words."""
+    console = console or Console()
+    methods = summary["methods"]
+    columns = [c for c in COLUMNS if any(c in metrics for metrics in methods.values())]
+    table = Table("method", *(column.replace("_", " ") for column in columns))
+    for name, metrics in methods.items():
+        table.add_row(name, *(_cell(metrics.get(column)) for column in columns))
+    console.print(table)
+    for claim in summary["claims"]:
+        console.print(
+            f"{claim['verdict'].upper()}: {claim['claim']}. {claim['words']}",
+            highlight=False,
+            markup=False,
+        )
+
+
+def _cell(estimate: Mapping[str, Any] | None) -> str:
+    if estimate is None:
+        return ""
+    text = f"{estimate['mean']:.1f}" if abs(estimate["mean"]) >= 10 else f"{estimate['mean']:.3g}"
+    if estimate["low"] is None:
+        return text
+    return f"{text} ± {estimate['mean'] - estimate['low']:.1f}"

@@ -1,0 +1,60 @@
+"""Numbers as a reader wants them."""
+
+from collections.abc import Sequence
+
+MINUS = "\N{MINUS SIGN}"
+EN_DASH = "\N{EN DASH}"
+THIN_SPACE = "\N{THIN SPACE}"
+
+
+def fixed(value: float | None, digits: int = 1) -> str:
+    """The value with so many decimals; a dash where there is none."""
+    if value is None:
+        return EN_DASH
+    text = f"{value:,.{digits}f}"
+    if not text.strip("-0.,"):  # no "-0.0"
+        text = text.lstrip("-")
+    return text.replace("-", MINUS).replace(",", THIN_SPACE)
+
+
+def span(low: float | None, high: float | None, digits: int = 1) -> str:
+    if low is None or high is None:
+        return ""
+    gap = " " if low < 0 or high < 0 else ""
+    return f"{fixed(low, digits)}{gap}{EN_DASH}{gap}{fixed(high, digits)}"
+
+
+def share(value: float | None) -> str:
+    return EN_DASH if value is None else f"{fixed(100 * value)} %"
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    if minutes:
+        return f"{minutes} min {rest} s"
+    return f"{fixed(seconds)} s" if seconds < 10 else f"{rest} s"
+
+
+def size(count: float | None) -> str:
+    """Bytes with a decimal unit."""
+    if count is None:
+        return EN_DASH
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{fixed(count, 0 if unit == 'B' else 1)} {unit}"
+        count /= 1000
+    return f"{fixed(count)} TB"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def listing(items: Sequence[str]) -> str:
+    """a, b and c"""
+    if len(items) < 2:
+        return "".join(items)
+    return f"{', '.join(items[:-1])} and {items[-1]}"

@@ -1,0 +1,94 @@
+"""From a recipe to its setting: clients, model folder and judge, checked before work starts."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedsdr.algorithms.table import build_algorithm
+from fedsdr.data.partition import build_clients
+from fedsdr.data.records import ClientData
+from fedsdr.distill.checks import choose_checks
+from fedsdr.engines.workbench import Evaluator, Workbench
+from fedsdr.errors import UserError
+from fedsdr.lab.evaluate import LabEvaluator
+from fedsdr.lab.pretrain import PretrainOptions, base_model_folder
+from fedsdr.lab.world import World, WorldOptions, build_world
+from fedsdr.methods import method, own_name
+from fedsdr.model.base import BaseModel, check_model, load_base
+from fedsdr.progress import Reporter
+from fedsdr.recipe import Recipe, differences
+
+
+def cache_folder() -> Path:
+    """Where base models of the lab and rewrites are kept: $FEDSDR_CACHE, or ~/.cache/fedsdr."""
+    return Path(os.environ.get("FEDSDR_CACHE") or Path.home() / ".cache" / "fedsdr")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A checked recipe with its clients' records, before any model is loaded."""
+
+    recipe: Recipe
+    clients: list[ClientData]
+    world: World | None
+
+    def workbench(self, reporter: Reporter) -> Workbench:
+        """Load the model (train the lab's, the first time) and tokenise the records."""
+        options = self.recipe.model
+        path, evaluator = options.path, None
+        if self.world is not None:
+            pretrain = PretrainOptions(steps=self.recipe.lab.pretrain_steps)
+            path = str(base_model_folder(self.world, pretrain, cache_folder(), reporter))
+            evaluator = _lab_evaluator(self.world)
+        base = load_base(path, options.template, options.dtype, options.device)
+        return Workbench(self.recipe, base, self.clients, evaluator)
+
+
+def prepare(recipe: Recipe) -> Setting:
+    """Read all data and check every name in the recipe; raises `UserError` for what is wrong."""
+    build_algorithm(recipe)
+    choose_checks(recipe.distill.checks)
+    _check_baselines(recipe)
+    if recipe.uses_lab:
+        world = build_world(world_options(recipe))
+        return Setting(recipe, world.client_data(), world)
+    check_model(recipe.model.path, recipe.model.template, recipe.model.device)
+    return Setting(recipe, build_clients(recipe.data, recipe.seed), None)
+
+
+COMMON = ("seed", "model.", "lora.", "data.", "lab.", "evaluate.limit")  # made once for all
+
+
+def _check_baselines(recipe: Recipe) -> None:
+    """Known, each once, and not the recipe's own method: a run that counts twice under one name
+    would pass for two seeds."""
+    for name in (*recipe.baselines, *recipe.variants):
+        changed = differences(method(name, recipe), recipe)
+        if fixed := [key for key in changed if key.startswith(COMMON)]:
+            raise UserError(
+                f"variants.{name} changes {fixed[0]}, but model, data and evaluation are common "
+                "to all methods of a run: run another recipe for it"
+            )
+    names = [*recipe.baselines, own_name(recipe)]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(
+            f"baselines would run {repeated[0]!r} twice (the recipe's own method is "
+            f"{names[-1]!r}): remove it from baselines"
+        )
+
+
+def world_options(recipe: Recipe) -> WorldOptions:
+    lab = recipe.lab
+    return WorldOptions(
+        seed=recipe.seed if lab.seed is None else lab.seed,
+        entities=lab.entities,
+        clients=lab.clients,
+        changed=lab.changed,
+        stubbornness=lab.stubbornness,
+        style_overlap=lab.style_overlap,
+    )
+
+
+def _lab_evaluator(world: World) -> Callable[[BaseModel], Evaluator]:
+    return lambda base: LabEvaluator(base.model, base.chat, world)

@@ -1,0 +1,1 @@
+"""Local training, the round loop, and what makes a run resumable."""

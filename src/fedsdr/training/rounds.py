@@ -1,0 +1,166 @@
+"""The round loop, for any engine and any algorithm: sample, run, aggregate, commit, evaluate."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from fedsdr import files, seeds
+from fedsdr.adapters import Adapter, all_finite, size_in_bytes
+from fedsdr.algorithms.contract import Algorithm, ServerState, Update, check_update
+from fedsdr.errors import UserError
+from fedsdr.metrics import Metrics, merge_all, values
+from fedsdr.progress import Reporter
+from fedsdr.training.checkpoint import load_checkpoint, save_checkpoint
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Participant(NamedTuple):
+    """A client's answer to one round."""
+
+    client: str
+    update: Update
+
+
+class Engine(Protocol):
+    """Where the client halves run: in this process, or on other machines."""
+
+    def clients(self) -> Sequence[str]:
+        """Names of the clients that can take part."""
+        ...
+
+    def run_round(
+        self, algorithm: Algorithm, shared: Adapter, round: int, cohort: Sequence[str]
+    ) -> Iterable[Participant]:
+        """Run the client half of round `round` (from 1) on each client, in order."""
+        ...
+
+    def commit(self, round: int, cohort: Sequence[str]) -> None:
+        """The server has committed the round: what came before it may be forgotten."""
+        ...
+
+
+@dataclass(frozen=True)
+class RoundOptions:
+    """rounds: how many. participation: share of the clients in each. every: rounds between
+    evaluations; 0 means only before the first and after the last."""
+
+    seed: int
+    rounds: int
+    participation: float
+    every: int
+
+
+Evaluation = Callable[[Adapter], Metrics]
+
+
+def sample_clients(clients: Sequence[str], share: float, seed: int, round: int) -> list[str]:
+    """max(1, ceil(share x K)) clients without replacement, a function of seed and round alone."""
+    # 0.07 x 100 is a little more than 7 in floating point, but 7 are meant.
+    count = max(1, math.ceil(share * len(clients) - 1e-9))
+    draw = seeds.generator(seed, "cohort", round)
+    chosen = torch.randperm(len(clients), generator=draw)[:count].tolist()
+    return [clients[i] for i in sorted(chosen)]
+
+
+def run_rounds(
+    algorithm: Algorithm,
+    engine: Engine,
+    first: Adapter,
+    options: RoundOptions,
+    evaluate: Evaluation,
+    folder: Path,
+    reporter: Reporter,
+    name: str,
+) -> ServerState:
+    """Run, or go on with, all rounds; returns the final server state.
+
+    folder: holds the checkpoint and metrics.jsonl, a line a round: {"round", "clients", "train",
+    "eval"}; round 0 is the evaluation before training.
+    """
+    saved = load_checkpoint(folder)
+    done, state = saved if saved else (0, algorithm.init(first))
+    if saved is None:
+        row = {"round": 0, "eval": finite(evaluate(algorithm.broadcast(state)), 0)}
+        files.write_json_lines(folder / METRICS_FILE, [row])
+        save_checkpoint(folder, 0, state)
+    else:
+        engine.commit(done, engine.clients())  # the run may have died just before it could
+    _forget_uncommitted(folder / METRICS_FILE, done)
+    with reporter.bar(f"{name}: rounds", options.rounds) as bar:
+        bar.advance(done)
+        for round in range(done + 1, options.rounds + 1):
+            cohort = sample_clients(engine.clients(), options.participation, options.seed, round)
+            state, row = run_round(algorithm, engine, state, round, cohort)
+            if _is_evaluated(round, options):
+                row["eval"] = finite(evaluate(algorithm.broadcast(state)), round)
+            files.append_json_line(folder / METRICS_FILE, row)
+            save_checkpoint(folder, round, state)
+            engine.commit(round, cohort)
+            bar.advance(note=_note(row))
+    return state
+
+
+def run_round(
+    algorithm: Algorithm, engine: Engine, state: ServerState, round: int, cohort: Sequence[str]
+) -> tuple[ServerState, dict[str, Any]]:
+    """One round: broadcast, fold the updates as they come, finish. Returns the log line too."""
+    began = time.perf_counter()
+    shared = algorithm.broadcast(state)
+    like = algorithm.uploads(state)
+    fold = algorithm.start(state)
+    metrics: list[Metrics] = []
+    bytes_up = 0
+    for client, update in engine.run_round(algorithm, shared, round, cohort):
+        check_update(client, update, like)
+        fold = algorithm.add(fold, update)
+        metrics.append(update.metrics)
+        bytes_up += size_in_bytes(update.change)
+    state = algorithm.finish(state, fold)
+    if not all_finite(state.adapter):
+        raise UserError(
+            f"the global adapter became NaN or infinite in round {round}: lower the learning rate"
+        )
+    train = values(merge_all(metrics)) | {
+        "bytes_up": bytes_up,
+        "bytes_down": size_in_bytes(shared) * len(cohort),
+        "seconds": round_seconds(began),
+    }
+    return state, {"round": round, "clients": list(cohort), "train": train}
+
+
+def finite(metrics: Metrics, round: int) -> dict[str, float]:
+    """The evaluation's means; raises `UserError` for a NaN or infinite one."""
+    found = values(metrics)
+    for name, value in found.items():
+        if not math.isfinite(value):
+            raise UserError(
+                f"evaluation after round {round} gave {name} = {value}: "
+                + ("lower the learning rate" if round else "the base model itself is broken")
+            )
+    return found
+
+
+def round_seconds(began: float) -> float:
+    return float(f"{time.perf_counter() - began:.4g}")
+
+
+def _is_evaluated(round: int, options: RoundOptions) -> bool:
+    return round == options.rounds or (options.every > 0 and round % options.every == 0)
+
+
+def _forget_uncommitted(path: Path, done: int) -> None:
+    rows = files.read_json_lines(path)
+    kept = [row for row in rows if row["round"] <= done]
+    files.write_json_lines(path, kept)
+
+
+def _note(row: dict[str, Any]) -> str:
+    """The training losses, for the progress bar."""
+    losses = {k.removeprefix("loss/"): v for k, v in row["train"].items() if k.startswith("loss/")}
+    return "  ".join(f"{name} {value:.3f}" for name, value in losses.items())

@@ -1,0 +1,144 @@
+"""Generation: greedy as transformers does it, sampling as each row's own seed says."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from fedsdr.model.generate import Job, generate
+from models import FAMILIES, logits, make, random_ids
+
+NEVER = 59  # a token that the greedy texts below do not have
+families = pytest.mark.parametrize("family", FAMILIES)
+PROMPTS = [random_ids(1, length, seed)[0].tolist() for seed, length in enumerate((1, 5, 17, 9, 2))]
+
+
+def reference(model, prompt: list[int], limit: int, stop: int) -> list[int]:
+    """transformers' own greedy search on one prompt without padding."""
+    ids = torch.tensor([prompt])
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=limit,
+        eos_token_id=stop,
+        pad_token_id=0,
+    )
+    return out[0, len(prompt) :].tolist()
+
+
+@families
+def test_greedy_is_transformers_own_row_by_row(family):
+    model = make(family)
+    free = [reference(model, prompt, 14, NEVER) for prompt in PROMPTS]
+    assert len({tuple(row) for row in free}) == len(PROMPTS)
+    jobs = [Job(prompt, 14, seed) for seed, prompt in enumerate(PROMPTS)]
+    assert generate(model, jobs, NEVER) == free
+    stop = free[0][5]  # now at least one row ends early, and others may
+    wanted = [reference(model, prompt, 14, stop) for prompt in PROMPTS]
+    assert len(wanted[0]) <= 6
+    assert len(max(wanted, key=len)) == 14
+    assert generate(model, jobs, stop) == wanted
+
+
+@families
+def test_every_row_has_its_own_limit(family):
+    model = make(family)
+    limits = [0, 3, 12, 1, 7]
+    whole = generate(model, [Job(prompt, 12) for prompt in PROMPTS], NEVER)
+    cut = [Job(p, limit) for p, limit in zip(PROMPTS, limits, strict=True)]
+    wanted = [row[:limit] for row, limit in zip(whole, limits, strict=True)]
+    assert generate(model, cut, NEVER) == wanted
+
+
+def test_no_tokens_are_asked_for():
+    assert generate(make("llama"), [Job([7], 0), Job([8, 9], 0)], NEVER, 1.0) == [[], []]
+
+
+def test_a_row_ends_with_its_first_stop_token():
+    model = make("llama")
+    row = generate(model, [Job(PROMPTS[1], 12)], NEVER)[0]
+    for stop in set(row):
+        got = generate(model, [Job(PROMPTS[1], 12), Job(PROMPTS[2], 12)], stop)[0]
+        assert got == row[: row.index(stop) + 1]
+
+
+def test_the_model_runs_no_longer_than_the_longest_row():
+    model = make("llama")
+    row = generate(model, [Job(PROMPTS[1], 12)], NEVER)[0]
+    steps = []
+    model.register_forward_hook(lambda *_: steps.append(1))
+    generate(model, [Job(PROMPTS[1], 12), Job(PROMPTS[2], 3)], stop=row[5])
+    assert len(steps) == max(row.index(row[5]) + 1, 3)
+    steps.clear()
+    generate(model, [Job(PROMPTS[1], 4), Job(PROMPTS[2], 3)], NEVER)
+    assert len(steps) == 4
+
+
+@families
+def test_sampling_depends_on_the_rows_own_seed_alone(family):
+    # In float64, so that padding does not round a number across an interval's end; transformers'
+    # eager attention, which Gemma 2 needs, takes float64's smallest number for -inf on padding.
+    model = make(family, dtype=torch.float32 if family == "gemma" else torch.float64)
+    jobs = [Job(prompt, 4 + 5 * i, seed=i % 3) for i, prompt in enumerate(PROMPTS)]
+    together = generate(model, jobs, NEVER, temperature=1.5)
+    assert [generate(model, [job], NEVER, temperature=1.5)[0] for job in jobs] == together
+    assert generate(model, jobs[::-1], NEVER, temperature=1.5) == together[::-1]
+    for row, job in zip(together, jobs, strict=True):
+        assert len(row) == job.limit or row[-1] == NEVER
+    assert len({tuple(row[:4]) for row in together}) == len(jobs)
+
+
+def test_another_seed_gives_another_text_and_the_same_seed_the_same():
+    model = make("llama")
+    jobs = [Job(PROMPTS[1], 20, seed) for seed in (0, 1, 0, 2)]
+    a, b, again, c = generate(model, jobs, NEVER, temperature=1.0)
+    assert a == again
+    assert len({tuple(a), tuple(b), tuple(c)}) == 3
+
+
+def test_a_low_temperature_is_greedy():
+    model = make("llama")
+    jobs = [Job(prompt, 6, seed=5) for prompt in PROMPTS]
+    assert generate(model, jobs, NEVER, temperature=1e-4) == generate(model, jobs, NEVER)
+
+
+def p_value(tokens: list[int], probabilities: np.ndarray) -> float:
+    """Chi-square test; tokens expected less than ten times are put together."""
+    counts = np.bincount(tokens, minlength=len(probabilities)).astype(float)
+    expected = probabilities * len(tokens)
+    group = np.where(expected < 10, 0, np.arange(1, len(expected) + 1))
+    bins = np.unique(group)
+    sums = [[row[group == each].sum() for each in bins] for row in (counts, expected)]
+    return float(stats.chisquare(*sums).pvalue)
+
+
+def softmax(row: torch.Tensor, temperature: float) -> np.ndarray:
+    scaled = row.double().numpy() / temperature
+    weights = np.exp(scaled - scaled.max())
+    return weights / weights.sum()
+
+
+@pytest.mark.parametrize("temperature", [0.7, 2.0])
+def test_the_first_token_follows_the_softmax(temperature):
+    model = make("llama")
+    jobs = [Job(PROMPTS[1], 1, seed) for seed in range(4000)]
+    tokens = [row[0] for row in generate(model, jobs, NEVER, temperature)]
+    row = logits(model, torch.tensor([PROMPTS[1]]))[0, -1]
+    assert p_value(tokens, softmax(row, temperature)) > 0.01
+    assert p_value(tokens, softmax(row, 1.2 * temperature)) < 1e-6  # so the test can tell
+
+
+def test_the_tokens_of_a_row_are_drawn_independently():
+    """A model that ignores what it reads draws each token from one distribution."""
+    model = make("llama")
+    model.model.embed_tokens.weight.data[:] = model.model.embed_tokens.weight.data[7]
+    wanted = softmax(logits(model, torch.tensor([[7]]))[0, -1], 2.0)
+    rows = generate(model, [Job([7], 3, seed) for seed in range(3000)], 0, temperature=2.0)
+    whole = [row for row in rows if len(row) == 3]
+    without_stop = np.where(np.arange(len(wanted)) == 0, 0, wanted)
+    without_stop /= without_stop.sum()
+    pairs = sum(a == b for a, b, _ in whole)
+    share = float(without_stop @ without_stop)
+    assert stats.binomtest(pairs, len(whole), share).pvalue > 0.01
+    assert p_value([row[1] for row in rows if len(row) > 1], wanted) > 0.01

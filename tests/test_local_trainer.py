@@ -1,0 +1,353 @@
+"""The local trainer against a plain PyTorch loop, and what it must leave alone."""
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.func import functional_call
+
+from fedsdr import seeds
+from fedsdr.adapters import A_SUFFIX, B_SUFFIX, Adapter, Private, unwrap
+from fedsdr.algorithms.contract import Schedule, Stage
+from fedsdr.data.batches import collate, shuffled
+from fedsdr.data.template import Example
+from fedsdr.errors import UserError
+from fedsdr.metrics import Mean
+from fedsdr.model.lora import Stream, TwoStreamModel
+from fedsdr.training.local import LocalTrainer, _falls_alone, response_loss, summed_loss
+from models import SPECIALS, make, random_adapter, random_ids, start_adapter, two_streams
+
+R, S = Stream.RECTIFY, Stream.SMOOTH
+PAD = SPECIALS.index("<end>")
+DECAY, SEED = 0.1, 5
+TIGHT, LOOSE = 0.7, 1e6  # gradient norms that always and never bind
+TARGETS = ("q_proj", "down_proj")
+SHORT = Schedule(4, 1e-2)
+
+
+def examples(count: int, seed: int) -> list[Example]:
+    """Prompts and responses of one to five words."""
+    made = []
+    for i in range(count):
+        ids = random_ids(1, 10, seed=100 * seed + i)[0].tolist()
+        made.append(Example(tuple(ids[: 1 + i % 5]), tuple(ids[5 : 6 + (i + seed) % 5])))
+    return made
+
+
+DATA = {"raw": examples(7, seed=1), "distilled": examples(6, seed=2)}
+
+
+def new_model() -> TwoStreamModel:
+    """Both streams hold something, which a stage must not see unless it is given.
+
+    In float64, since Adam makes much of the rounding of small gradients.
+    """
+    return two_streams("llama", TARGETS, dtype=torch.float64)
+
+
+def adapter(seed: int) -> Adapter:
+    return random_adapter(new_model().read(R), seed)
+
+
+def trainer(model: TwoStreamModel, **changes: Any) -> LocalTrainer:
+    options: dict[str, Any] = {
+        "client": "a",
+        "round": 2,
+        "seed": SEED,
+        "batch_size": 3,
+        "clip": TIGHT,
+        "weight_decay": DECAY,
+        "pad": PAD,
+    }
+    return LocalTrainer(model, DATA, **(options | changes))
+
+
+def close(a: Adapter, b: Adapter, tolerance: float) -> None:
+    assert a.keys() == b.keys()
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], rtol=0, atol=tolerance)
+
+
+def same(a: Adapter, b: Adapter) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+# --- The loss
+
+
+def by_hand(logits: torch.Tensor, batch: list[Example]) -> torch.Tensor:
+    """sum of -log f over the response tokens, token by token."""
+    total = logits.new_zeros(())
+    for row, example in zip(logits.log_softmax(-1), batch, strict=True):
+        for i, token in enumerate(example.response):
+            total = total - row[len(example.prompt) + i - 1, token]
+    return total
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_loss_is_that_of_the_response_tokens(family):
+    model = make(family)
+    for batch in (DATA["raw"], DATA["raw"][:1]):
+        padded = collate(batch, PAD)
+        with torch.no_grad():
+            wanted = sum(
+                float(by_hand(model(torch.tensor([e.prompt + e.response])).logits, [e]))
+                for e in batch
+            )
+        loss = response_loss(model, padded)
+        assert loss.sum == pytest.approx(wanted, rel=1e-5)
+        assert loss.weight == sum(len(example.response) for example in batch)
+        assert float(summed_loss(model, padded).detach()) == loss.sum
+
+
+def test_a_response_without_prompt_is_learnt_from_its_second_token():
+    model = make("llama")
+    ids = random_ids(1, 4)[0].tolist()
+    loss = response_loss(model, collate([Example((), tuple(ids))], PAD))
+    wanted = response_loss(model, collate([Example(tuple(ids[:1]), tuple(ids[1:]))], PAD))
+    assert loss.sum == pytest.approx(wanted.sum)
+
+
+# --- A stage
+
+
+def plain_loop(
+    stage: Stage, start: Adapter, frozen: list[Adapter], alone: list[int], clip: float
+) -> tuple[Adapter, Mean]:
+    """The stage without any of the library's model code: W0 + scale B A put into a plain model."""
+    base = make("llama", dtype=torch.float64)
+    weights = {name: p.detach() for name, p in base.named_parameters()}
+    trained = {key: tensor.clone().requires_grad_() for key, tensor in start.items()}
+    optimiser = torch.optim.AdamW(
+        trained.values(), lr=stage.schedule.lr, weight_decay=DECAY, foreach=False, fused=False
+    )
+    data = DATA[stage.targets]
+    draw = seeds.generator(SEED, "batches", stage.name, 2, "a")
+    batches = itertools.islice(shuffled(len(data), 3, draw), stage.schedule.steps)
+    total, tokens = 0.0, 0
+    for number, indices in enumerate(batches):
+        changed = dict(weights)
+        for part in [trained, *([] if number in alone else frozen)]:
+            for path in {key.rpartition(".lora_")[0] for key in part}:
+                name = path + ".weight"
+                changed[name] = changed[name] + 2.0 * part[path + B_SUFFIX] @ part[path + A_SUFFIX]
+        batch = [data[i] for i in indices]
+        padded = collate(batch, PAD)
+        inputs = {"input_ids": padded.ids, "attention_mask": padded.mask}
+        loss = by_hand(functional_call(base, changed, kwargs=inputs).logits, batch)
+        count = sum(len(example.response) for example in batch)
+        gradients = torch.autograd.grad(loss / count, list(trained.values()))
+        length = math.sqrt(sum(float(g.square().sum()) for g in gradients))
+        for tensor, gradient in zip(trained.values(), gradients, strict=True):
+            tensor.grad = gradient * min(1.0, clip / length)
+        optimiser.step()
+        total, tokens = total + float(loss.detach()), tokens + count
+    return {key: tensor.detach() for key, tensor in trained.items()}, Mean(total, tokens)
+
+
+STAGES = {
+    "R alone": (Stage("rectify", "shared", SHORT, shared=adapter(1)), []),
+    "R beside S": (
+        Stage("rectify", "shared", SHORT, shared=adapter(1), private=Private(adapter(2))),
+        [],
+    ),
+    "R beside S, half of it alone": (
+        Stage("rectify", "shared", SHORT, adapter(1), Private(adapter(2)), alone=0.5),
+        [1, 3],
+    ),
+    "S beside R": (
+        Stage("smooth", "private", SHORT, adapter(1), Private(adapter(2)), targets="distilled"),
+        [],
+    ),
+    "S on W0 alone": (
+        Stage("smooth", "private", SHORT, private=Private(adapter(2)), targets="distilled"),
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize("clip", [TIGHT, LOOSE])
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_is_a_plain_training_loop(name, clip):
+    stage, alone = STAGES[name]
+    shared, private = stage.shared, unwrap(stage.private) if stage.private else None
+    fitted = trainer(new_model(), clip=clip)(stage)
+    if stage.trains == "shared":
+        start, frozen, got = shared, private, fitted.shared
+        assert fitted.private is fitted.before is None
+    else:
+        assert fitted.private is not None
+        assert fitted.before is not None
+        assert fitted.shared == {}
+        start, frozen, got = private, shared, unwrap(fitted.private)
+        assert same(unwrap(fitted.before), start)
+    wanted, loss = plain_loop(stage, start, [frozen] if frozen else [], alone, clip)
+    close(got, wanted, tolerance=1e-6)
+    assert not any(torch.equal(got[key], start[key]) for key in start)
+    assert fitted.loss.sum == pytest.approx(loss.sum, rel=1e-5)
+    assert fitted.loss.weight == loss.weight
+    assert fitted.examples == len(DATA["raw"])
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_changes_only_the_stream_it_trains(name):
+    stage, _ = STAGES[name]
+    model = new_model()
+    before = {n: p.detach().clone() for n, p in model.model.named_parameters()}
+    given_shared = {k: t.clone() for k, t in (stage.shared or {}).items()}
+    trainer(model)(stage)
+    stream = R if stage.trains == "shared" else S
+    other = S if stream is R else R
+    frozen = stage.private if stream is R else stage.shared
+    if frozen is not None:
+        tensors = unwrap(frozen) if isinstance(frozen, Private) else frozen
+        assert same(model.read(other), tensors)
+    for n, p in model.model.named_parameters():
+        if not n.endswith((".R", ".S")):
+            assert torch.equal(p, before[n])
+        assert not p.requires_grad
+        assert p.grad is None or n.endswith(f".{stream}")
+    assert same(stage.shared or {}, given_shared)
+
+
+def test_a_stage_without_r_does_not_see_what_the_model_holds():
+    """S is trained on W0 alone: the same whether R holds zeros or anything else."""
+    stage, _ = STAGES["S on W0 alone"]
+    fitted = []
+    for size in (0.0, 5.0):
+        model = new_model()
+        model.load(R, random_adapter(model.read(R), seed=3, size=size))
+        fitted.append(unwrap(trainer(model)(stage).private))
+    assert same(*fitted)
+    beside = trainer(new_model())(STAGES["S beside R"][0])
+    assert not same(fitted[0], unwrap(beside.private))
+
+
+def test_a_stage_is_deterministic_and_leaves_no_trace_for_the_next():
+    model = new_model()
+    first = [trainer(model)(stage) for stage, _ in STAGES.values()]
+    again = [trainer(model)(stage) for stage, _ in reversed(STAGES.values())][::-1]
+    for a, b in zip(first, again, strict=True):
+        assert same(a.shared, b.shared)
+        assert a.loss == b.loss
+        assert (a.private is None) == (b.private is None)
+        if a.private is not None and b.private is not None:
+            assert same(unwrap(a.private), unwrap(b.private))
+
+
+@pytest.mark.parametrize("changes", [{"client": "b"}, {"round": 3}, {"seed": 6}])
+def test_batches_depend_on_client_round_and_seed(changes):
+    stage, _ = STAGES["R alone"]
+    wanted = trainer(new_model())(stage).shared
+    assert same(trainer(new_model())(stage).shared, wanted)
+    assert not same(trainer(new_model(), **changes)(stage).shared, wanted)
+
+
+# --- Fresh streams
+
+
+def fresh(**changes: Any) -> Adapter:
+    stage = Stage("smooth", "private", Schedule(1, 1e-3), targets="distilled")
+    before = trainer(new_model(), **changes)(stage).before
+    assert before is not None
+    return unwrap(before)
+
+
+def test_a_private_stream_starts_fresh_where_none_is_given():
+    start = fresh()
+    like = start_adapter(new_model())
+    assert start.keys() == like.keys()
+    for key, tensor in start.items():
+        if key.endswith(B_SUFFIX):
+            assert not tensor.any()
+        else:
+            assert 0 < float(tensor.abs().max()) <= 1 / math.sqrt(tensor.shape[1])
+    assert same(fresh(), start)
+
+
+def test_fresh_streams_differ_by_client_round_and_seed():
+    starts = [fresh(), fresh(client="b"), fresh(round=3), fresh(seed=6)]
+    for a, b in itertools.combinations(starts, 2):
+        assert not same(a, b)
+
+
+# --- Company
+
+
+def streams_by_step(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Stream, ...]]:
+    model = new_model()
+    seen = []
+
+    def loss(module: torch.nn.Module, batch: Any) -> torch.Tensor:
+        seen.append(model._layers[model.paths[0]].active)
+        return summed_loss(module, batch)
+
+    monkeypatch.setattr("fedsdr.training.local.summed_loss", loss)
+    trainer(model)(stage)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("steps", "share", "alone"),
+    [(10, 0.0, 0), (10, 0.1, 1), (10, 0.5, 5), (7, 0.5, 3), (10, 0.7, 7), (4, 1.0, 4)],
+)
+def test_the_trained_stream_is_alone_in_the_given_share_of_steps(monkeypatch, steps, share, alone):
+    private = Private(adapter(2))
+    stage = Stage("rectify", "shared", Schedule(steps, 1e-4), adapter(1), private, alone=share)
+    seen = streams_by_step(stage, monkeypatch)
+    assert len(seen) == steps
+    assert seen.count((R,)) == alone
+    assert seen.count((R, S)) == steps - alone
+
+
+def test_half_is_every_second_step(monkeypatch):
+    stage = Stage("x", "shared", Schedule(4, 1e-4), adapter(1), Private(adapter(2)), alone=0.5)
+    assert streams_by_step(stage, monkeypatch) == [(R, S), (R,), (R, S), (R,)]
+
+
+@given(st.integers(1, 200), st.floats(0, 1))
+def test_a_share_of_the_steps_is_spread_evenly(steps, share):
+    alone = 0
+    for step in range(steps):
+        alone += _falls_alone(step, share)
+        assert abs(alone - (step + 1) * share) < 1
+
+
+# --- Divergence
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_names_client_round_stage_and_cure(bad):
+    broken = adapter(1)
+    broken["model.layers.1.mlp.down_proj" + B_SUFFIX][:] = bad
+    stage = Stage("rectify", "shared", Schedule(3, 0.25), shared=broken)
+    with pytest.raises(UserError) as caught:
+        trainer(new_model(), client="clinic", round=7)(stage)
+    for part in ("'clinic'", "round 7", "'rectify'", "step 1", "0.25", "lower the learning rate"):
+        assert part in str(caught.value)
+
+
+def test_divergence_later_in_a_stage_is_found(monkeypatch):
+    calls = itertools.count(1)
+
+    def loss(module: torch.nn.Module, batch: Any) -> torch.Tensor:
+        return summed_loss(module, batch) * (math.nan if next(calls) == 3 else 1)
+
+    monkeypatch.setattr("fedsdr.training.local.summed_loss", loss)
+    with pytest.raises(UserError, match="step 3"):
+        trainer(new_model())(STAGES["R alone"][0])
+
+
+def test_a_gradient_without_bound_is_found_where_the_loss_is_finite(monkeypatch):
+    def loss(module: torch.nn.Module, batch: Any) -> torch.Tensor:
+        finite = summed_loss(module, batch)
+        finite.register_hook(lambda gradient: gradient * math.inf)
+        return finite
+
+    monkeypatch.setattr("fedsdr.training.local.summed_loss", loss)
+    with pytest.raises(UserError, match=r"norm became .*step 1"):
+        trainer(new_model())(STAGES["R alone"][0])
