@@ -16,7 +16,7 @@ demo: install
 	$(BIN)/fedsdr demo --out runs/demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: install
 	$(BIN)/ruff check src tests benchmarks

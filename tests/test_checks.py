@@ -119,7 +119,8 @@ def test_answer(text, answer, refused):
         ("so it is 5", "2+3 = 5\n#### 5", "", False),
         ("so it is 6", "2+3 = 5\n#### 5", "", True),
         ("#### 1002", "#### 1,002", "", False),
-        ("#### 1,002.50", "it costs 1002.5", "", False),
+        ("#### 1,002.50", "#### 1002.5", "", False),
+        ("it costs 3", "it costs 2", "", False),  # no mark: the number is not the answer
         ("#### -7", "#### -7", "", False),
         ("#### 7", "#### -7", "", True),
         ("$0.50", "#### .50", "", False),
@@ -132,8 +133,8 @@ def test_answer(text, answer, refused):
         ("anything 9", "no number", "", False),
         ("it is 42", "7", "42", False),  # the gold answer counts, not the raw text
         ("it is 7", "7", "42", True),
-        ("costs 5,", "5", "", False),
-        ("first 1, then 2.", "2", "", False),
+        ("costs 5,", "", "5", False),
+        ("first 1, then 2.", "", "2", False),
     ],
 )
 def test_number(text, response, answer, refused):
@@ -202,7 +203,7 @@ def test_every_check_has_a_case_that_it_refuses():
         "repetition": reason("repetition", "very " * 12),
         "meta_talk": reason("meta_talk", "my response"),
         "answer": reason("answer", "b", answer="a"),
-        "number": reason("number", "1", "2"),
+        "number": reason("number", "1", "#### 2"),
         "label": reason("label", "a", "b", instruction="{a/b}"),
     }
     assert bad.keys() == CHECKS.keys()

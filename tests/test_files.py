@@ -88,7 +88,7 @@ def test_other_files_follow_the_umask(tmp_path):
     assert mode(tmp_path / "x") == mode(tmp_path / "reference")
 
 
-def test_a_folder_replaces_the_old_one_whole(tmp_path):
+def test_a_folder_that_is_there_already_is_kept_whole(tmp_path):
     folder = tmp_path / "parent" / "model"
 
     def write_one(name: str) -> None:
@@ -98,9 +98,9 @@ def test_a_folder_replaces_the_old_one_whole(tmp_path):
 
         files.write_folder(folder, write)
 
-    for name in ("old", "new"):
+    for name in ("first", "second"):
         write_one(name)
-        assert [entry.name for entry in folder.iterdir()] == [name]
+        assert [entry.name for entry in folder.iterdir()] == ["first"]
     assert list(folder.parent.iterdir()) == [folder]
 
 

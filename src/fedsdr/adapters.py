@@ -8,7 +8,7 @@ a silent no-op.
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Final, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -82,20 +82,38 @@ def zeros_like(a: Adapter, dtype: torch.dtype | None = None) -> Adapter:
     return {key: torch.zeros_like(tensor, dtype=dtype) for key, tensor in a.items()}
 
 
+class WeightedSum(NamedTuple):
+    """sum_k w_k a_k in float64, and sum_k w_k: a fold that is constant in the number of clients."""
+
+    total: Adapter
+    weight: float = 0.0
+
+    def plus(self, a: Adapter, weight: float) -> "WeightedSum":
+        check_same_keys(self.total, a)
+        total = {key: self.total[key] + a[key].double() * weight for key in self.total}
+        return WeightedSum(total, self.weight + weight)
+
+    def mean(self, like: Adapter) -> Adapter:
+        """sum_k w_k a_k / sum_k w_k, in the dtypes of `like`."""
+        if not self.weight > 0:
+            raise ValueError(f"the weights of a mean must add up to more than 0, not {self.weight}")
+        return {key: (self.total[key] / self.weight).to(like[key].dtype) for key in self.total}
+
+
+def no_sum(like: Adapter) -> WeightedSum:
+    """The empty fold over adapters of these shapes."""
+    return WeightedSum(zeros_like(like, torch.float64))
+
+
 def weighted_mean(pairs: Iterable[tuple[Adapter, float]]) -> Adapter:
-    """sum_k w_k a_k / sum_k w_k, accumulated in float64, in the dtype of the first adapter."""
-    total: Adapter = {}
+    """sum_k w_k a_k / sum_k w_k, in the dtypes of the first adapter."""
     like: Adapter = {}
-    weight = 0.0
-    for adapter, w in pairs:
-        if not total:
-            like, total = adapter, zeros_like(adapter, torch.float64)
-        check_same_keys(total, adapter)
-        total = {key: total[key] + adapter[key].double() * w for key in total}
-        weight += w
-    if not weight > 0:
-        raise ValueError(f"the weights of a mean must add up to more than 0, not {weight}")
-    return {key: (total[key] / weight).to(like[key].dtype) for key in total}
+    fold = no_sum(like)
+    for adapter, weight in pairs:
+        if not like:
+            like, fold = adapter, no_sum(adapter)
+        fold = fold.plus(adapter, weight)
+    return fold.mean(like)
 
 
 def dot(a: Adapter, b: Adapter) -> float:

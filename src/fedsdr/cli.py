@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,13 +110,21 @@ def version() -> None:
 
 def main() -> None:
     """The `fedsdr` command: 0 done, 2 the user's mistake, 130 interrupted, 1 a defect of ours."""
+    signal.signal(signal.SIGINT, _leave)
     app()
+
+
+def _leave(signum: int, frame: object) -> None:
+    """Ctrl-C while libraries load, which would turn it into errors of their own."""
+    os.write(2, b"interrupted before anything began\n")
+    os._exit(130)
 
 
 @contextmanager
 def _session() -> Iterator[Reporter]:
     """Quiet libraries, draw progress, and turn the user's mistakes into one line and status 2."""
     _quiet_libraries()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     reporter = terminal()
     try:
         with reporter.live():

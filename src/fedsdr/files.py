@@ -40,15 +40,20 @@ def write_atomically(path: Path, write: Callable[[Path], None], private: bool = 
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Call `write(temporary)` to make a folder and rename it to `folder`, replacing an old one."""
+    """Make a new folder by `write(temporary)` and a rename; one that is there already is kept.
+
+    So of two processes that make the same folder at once, both find it whole.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         write(temporary)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
+        if not folder.exists():
+            temporary.rename(folder)
+    except OSError:
+        if not folder.exists():  # else another process was faster
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -100,7 +100,7 @@ class Lab(Section):
     seed: of world and base model; the run's own seed where it is not given."""
 
     seed: int | None = None
-    entities: Annotated[int, Field(ge=2, le=192)] = 80
+    entities: Annotated[int, Field(ge=2, le=224)] = 80
     clients: Positive = 5
     changed: Share = 0.5
     stubbornness: Share = 0.5

@@ -14,7 +14,7 @@ from fedsdr.errors import UserError
 from fedsdr.lab.evaluate import LabEvaluator
 from fedsdr.lab.pretrain import PretrainOptions, base_model_folder
 from fedsdr.lab.world import World, WorldOptions, build_world
-from fedsdr.methods import method, own_name
+from fedsdr.methods import METHODS, method, own_name
 from fedsdr.model.base import BaseModel, check_model, load_base
 from fedsdr.progress import Reporter
 from fedsdr.recipe import Recipe, differences
@@ -63,6 +63,8 @@ COMMON = ("seed", "model.", "lora.", "data.", "lab.", "evaluate.limit")  # made 
 def _check_baselines(recipe: Recipe) -> None:
     """Known, each once, and not the recipe's own method: a run that counts twice under one name
     would pass for two seeds."""
+    if taken := sorted(METHODS.keys() & recipe.variants.keys()):
+        raise UserError(f"variants.{taken[0]} has the name of a method: call it something else")
     for name in (*recipe.baselines, *recipe.variants):
         changed = differences(method(name, recipe), recipe)
         if fixed := [key for key in changed if key.startswith(COMMON)]:

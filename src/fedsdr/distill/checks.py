@@ -27,6 +27,7 @@ META_TALK: Final = re.compile(
     r"|\bguided by the\b|\brewritten (answer|response)\b",
     re.IGNORECASE,
 )
+ANSWER_MARK: Final = "####"
 NUMBER: Final = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 
 
@@ -67,8 +68,10 @@ def answer(record: Record, rewrite: Rewrite) -> str | None:
 
 
 def number(record: Record, rewrite: Rewrite) -> str | None:
-    """The final number must be the raw one's: what follows `####`, or the last number."""
-    expected = final_number(record.answer or record.response)
+    """The final number must be the gold one: the record's answer, or what follows `####` in the
+    raw response. Records that have neither pass: a number in running text is no answer."""
+    gold = record.answer or (record.response if ANSWER_MARK in record.response else "")
+    expected = final_number(gold)
     if expected is None:
         return None
     return None if final_number(rewrite.text) == expected else "wrong_number"

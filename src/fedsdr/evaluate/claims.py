@@ -8,9 +8,11 @@ method that learns nothing forgets nothing.
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple, TypedDict
 
+from fedsdr.evaluate.equal_facts import Curve, kept_at_equal_facts
 from fedsdr.evaluate.intervals import Estimate, paired_difference
 
 Runs = Mapping[str, Sequence[Mapping[str, float]]]  # method -> one {metric: value} a seed
+Curves = Mapping[str, Sequence[Curve]]
 
 
 class Claim(NamedTuple):
@@ -32,7 +34,7 @@ class Verdict(TypedDict):
 
 CLAIMS: Final = (
     Claim(
-        "FedSD keeps more general knowledge than FedAvg on raw data",
+        "FedSD keeps more general knowledge than FedAvg on raw data at equal rounds",
         "general", "fedsd", "fedavg", True, ("general", "client_facts"),
     ),
     Claim(
@@ -53,11 +55,50 @@ PERSONAL: Final = "personal_client_facts"
 LABELS: Final = {"general": "general knowledge", PERSONAL: "personal client facts"}
 
 
-def judge_claims(runs: Runs, own: str) -> list[Verdict]:
-    """The verdict on each claim whose methods and metrics were run, `own` in fedsdr's place."""
+# Who is said to keep more general knowledge than whom for the same client facts.
+AT_EQUAL_FACTS: Final = (
+    ("fedsd", "fedavg"),
+    ("fedsd_verified", "fedavg"),
+    ("fedsdr", "fedavg"),
+    ("fedsdr", "fedsd"),
+)
+NAMES: Final = {
+    "fedavg": "FedAvg on raw data",
+    "fedsd": "FedSD",
+    "fedsd_verified": "FedSD with verified rewrites",
+    "fedsdr": "FedSDR's global model",
+}
+
+
+def judge_claims(runs: Runs, own: str, curves: Curves | None = None) -> list[Verdict]:
+    """The verdict on each claim whose methods and metrics were run, `own` in fedsdr's place.
+
+    curves: method -> the evaluations of each run along training, for the claims at equal facts.
+    """
     claims = [c._replace(better=own) if c.better == "fedsdr" else c for c in CLAIMS]
     ready = [c for c in claims if _has(runs, c.better, c.metric) and _has(runs, c.worse, c.metric)]
-    return [*(judge(claim, runs) for claim in ready), *_best_personal(runs, own)]
+    curves = curves or {}
+    equal = [
+        judge_at_equal_facts(NAMES[a], NAMES[b], curves[own if a == "fedsdr" else a], curves[b])
+        for a, b in AT_EQUAL_FACTS
+        if (own if a == "fedsdr" else a) in curves and b in curves
+    ]
+    return [*(judge(claim, runs) for claim in ready), *equal, *_best_personal(runs, own)]
+
+
+def judge_at_equal_facts(
+    a_name: str, b_name: str, a: Sequence[Curve], b: Sequence[Curve]
+) -> Verdict:
+    """Whether `a` keeps more general knowledge than `b` at the client facts that both learn."""
+    points = [kept_at_equal_facts(x, y) for x, y in zip(a, b, strict=True)]
+    difference = paired_difference([p[1] for p in points], [p[2] for p in points])
+    facts, kept_a, kept_b = (sum(column) / len(points) for column in zip(*points, strict=True))
+    return {
+        "claim": f"{a_name} keeps more general knowledge than {b_name} at equal client facts",
+        "verdict": _verdict(difference, higher=True),
+        "words": f"general knowledge: {_signed(difference)}. Both at {facts:.1f} client facts: "
+        f"general knowledge {kept_a:.1f} against {kept_b:.1f}",
+    }
 
 
 def judge(claim: Claim, runs: Runs) -> Verdict:

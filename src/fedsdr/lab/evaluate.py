@@ -23,7 +23,7 @@ from fedsdr.model.generate import Job, generate
 
 LIMIT = 24  # words; the longest right answer has 14
 BATCH = 512
-GENERAL_SAMPLE = 60  # general questions put to each personal model
+GENERAL_SAMPLE = 60  # about as many general questions are put to each personal model
 
 
 class Answer(NamedTuple):

@@ -64,7 +64,7 @@ def base_model_folder(
     key = {"world": asdict(world.options), "pretrain": asdict(options), "recipe": 1}
     name = f"lab-{seeds.derive(0, str(key)):016x}"
     folder = cache / "models" / name
-    if not (folder / "config.json").exists():
+    if not folder.exists():
         tokenizer = build_tokenizer(world)
         model = pretrain(world, options, tokenizer, reporter)
         _save(model, tokenizer, folder)

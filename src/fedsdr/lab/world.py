@@ -14,6 +14,7 @@ import torch
 
 from fedsdr import seeds
 from fedsdr.data.records import ClientData, Record, Turn
+from fedsdr.errors import UserError
 
 FIRST: Final = (
     "amber ancient bitter bold brave bright calm clever crimson dark eager faint gentle golden "
@@ -130,6 +131,12 @@ def build_world(options: WorldOptions) -> World:
     """The world of a seed. With more clients than attributes, each kind's entities are shared."""
     draw = seeds.generator(options.seed, "world")
     names = entity_names(options.entities)
+    sharing = -(-options.clients // len(CLIENT_ATTRIBUTES))  # clients of one kind
+    if sharing > options.entities:
+        raise UserError(
+            f"lab.entities = {options.entities} leaves some of lab.clients = {options.clients} "
+            f"without a fact: use at least {sharing} entities"
+        )
     kinds = CLIENT_ATTRIBUTES[: options.clients]
     facts = []
     for attribute in (*kinds, *GENERAL_ATTRIBUTES):
@@ -160,7 +167,7 @@ def entity_names(count: int) -> list[str]:
     ends = "lor min nes rak ther vik wyn".split()
     names = [start + middle + end for middle in ("", "ra") for end in ends for start in starts]
     if count > len(names):
-        raise ValueError(f"lab.entities = {count}: at most {len(names)} have names")
+        raise UserError(f"lab.entities = {count}: at most {len(names)} have names")
     return names[:count]
 
 

@@ -59,12 +59,17 @@ class RoundOptions:
 Evaluation = Callable[[Adapter], Metrics]
 
 
-def sample_clients(clients: Sequence[str], share: float, seed: int, round: int) -> list[str]:
-    """max(1, ceil(share x K)) clients without replacement, a function of seed and round alone."""
+def cohort_size(clients: int, share: float) -> int:
+    """max(1, ceil(share x K)): how many of K clients take part in a round."""
     # 0.07 x 100 is a little more than 7 in floating point, but 7 are meant.
-    count = max(1, math.ceil(share * len(clients) - 1e-9))
+    return max(1, math.ceil(share * clients - 1e-9))
+
+
+def sample_clients(clients: Sequence[str], share: float, seed: int, round: int) -> list[str]:
+    """A round's clients, without replacement, a function of seed and round alone."""
     draw = seeds.generator(seed, "cohort", round)
-    chosen = torch.randperm(len(clients), generator=draw)[:count].tolist()
+    order = torch.randperm(len(clients), generator=draw).tolist()
+    chosen = order[: cohort_size(len(clients), share)]
     return [clients[i] for i in sorted(chosen)]
 
 

@@ -1,0 +1,63 @@
+"""The run folder: what lies where in it, and who may write into it.
+
+DIR/recipe.toml  environment.json  partition.json  summary.json  report.html
+DIR/metrics.jsonl  distillation.json  checkpoint.safetensors  result.json  global/  clients/<id>/
+DIR/baselines/<name>/   recipe.toml and the second line again, for each baseline
+"""
+
+from pathlib import Path
+
+from fedsdr import files
+from fedsdr.errors import UserError
+from fedsdr.methods import method, own_name
+from fedsdr.recipe import Recipe, differences, load_recipe, to_toml
+
+RECIPE_FILE = "recipe.toml"
+ENVIRONMENT_FILE = "environment.json"
+PARTITION_FILE = "partition.json"
+DISTILLATION_FILE = "distillation.json"
+RESULT_FILE = "result.json"  # a finished method's final metrics
+SUMMARY_FILE = "summary.json"
+REPORT_FILE = "report.html"  # the last thing that a run writes
+
+
+def method_folders(recipe: Recipe, out: Path) -> list[tuple[str, Path, Recipe]]:
+    """(name, folder, recipe) of the baselines and, last, the recipe's own method."""
+    baselines = [(n, out / "baselines" / n, method(n, recipe)) for n in recipe.baselines]
+    return [*baselines, (own_name(recipe), out, recipe)]
+
+
+def check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
+    """Raise unless `out` is new, or a run of the same recipe to resume; nothing is written over."""
+    file = out / RECIPE_FILE
+    try:
+        begun, taken = file.exists(), out.exists() and not _is_unused(out)
+    except OSError as error:
+        raise UserError(f"cannot use {out}: {error}: give another --out") from error
+    if resume and begun:
+        if changed := differences(load_recipe(file), recipe):
+            raise UserError(
+                f"{out} holds a run of another recipe (they differ in {', '.join(changed)}): "
+                "resume with the recipe it was started with, or give another --out"
+            )
+        return
+    if taken:
+        raise UserError(
+            f"{out} is not empty and nothing is written over: "
+            + ("go on with it by --resume, or " if begun else "")
+            + "give another --out"
+        )
+
+
+def _is_unused(out: Path) -> bool:
+    """An empty folder, or one whose recipe a killed run was about to write."""
+    return out.is_dir() and all(path.match(f".{RECIPE_FILE}.*.tmp") for path in out.iterdir())
+
+
+def claim_folder(out: Path, recipe: Recipe) -> None:
+    """Make the folder, its recipe first: that is what --resume goes by."""
+    try:
+        if not (out / RECIPE_FILE).exists():
+            files.write_text(out / RECIPE_FILE, to_toml(recipe))
+    except OSError as error:
+        raise UserError(f"cannot write into {out}: {error}: give another --out") from error

@@ -1,0 +1,51 @@
+"""From finished runs to summary.json: estimates over seeds, and the claims in words."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedsdr import files
+from fedsdr.evaluate.claims import judge_claims
+from fedsdr.evaluate.intervals import estimates
+from fedsdr.folders import RECIPE_FILE, RESULT_FILE, SUMMARY_FILE, method_folders
+from fedsdr.methods import own_name
+from fedsdr.recipe import load_recipe
+from fedsdr.report.html import write_report
+from fedsdr.training.rounds import METRICS_FILE
+
+
+def summarise_runs(
+    seeds: Sequence[int], folders: Sequence[Path], out: Path, seconds: float
+) -> dict[str, Any]:
+    """Gather the results of finished runs, one folder a seed, into summary.json and report.html."""
+    recipe = load_recipe(out / RECIPE_FILE)
+    places: dict[str, list[Path]] = {}
+    for top in folders:
+        for name, folder, _ in method_folders(recipe, top):
+            places.setdefault(name, []).append(folder)
+    results = {
+        name: [files.read_json(f / RESULT_FILE) for f in each] for name, each in places.items()
+    }
+    # Variants have no part in the paper's claims; curves at equal facts exist in the lab alone.
+    claimed = {name: each for name, each in results.items() if name not in recipe.variants}
+    curves = {name: [_curve(f) for f in places[name]] for name in claimed if recipe.uses_lab}
+    own = own_name(recipe)
+    summary = {
+        "kind": "run" if folders == [out] else "compare",
+        "name": out.name,
+        "own": own,
+        "seeds": list(seeds),
+        "seconds": round(seconds, 1),
+        "methods": {name: estimates(each) for name, each in results.items()},
+        "runs": {name: [str(f.relative_to(out)) for f in each] for name, each in places.items()},
+        "claims": judge_claims(claimed, own, curves),
+    }
+    files.write_json(out / SUMMARY_FILE, summary)
+    write_report(out)
+    return summary
+
+
+def _curve(folder: Path) -> list[dict[str, float]]:
+    """A method's evaluations along training."""
+    rows = files.read_json_lines(folder / METRICS_FILE)
+    return [row["eval"] for row in rows if row.get("eval")]

@@ -1,0 +1,209 @@
+"""What leaves a client in a two-stream run: numbers and R, never S, and no text but samples.
+
+The in-process engine simulates the clients, so all files lie in one folder; what stands in for a
+server's disk is everything outside `clients/`.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+from fedsdr.adapters import Adapter, Private, unwrap
+from fedsdr.algorithms.contract import ClientState, Update
+from fedsdr.distill import rewrite
+from fedsdr.engines.in_process import InProcess
+from fedsdr.model.generate import Job
+from fedsdr.progress import silent
+from fedsdr.recipe import load_recipe, override
+from fedsdr.run import run
+from fedsdr.training.store import ClientStore
+
+ASKED, ANSWERED, REWRITTEN = "zanzibar", "quetzal", "xylophone"  # in every record of anna's
+WINDOW = 16  # bytes: four float32 numbers
+
+
+class Watched(NamedTuple):
+    """A finished run, all that clients sent, and all private adapters that ever were."""
+
+    out: Path
+    cache: Path
+    updates: list[Update]
+    private: list[Adapter]
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    folder = tmp_path_factory.mktemp("privacy")
+    recipe_file = tiny.setting(folder)
+    model = tiny.model_folder(folder / "model", [ASKED, ANSWERED, REWRITTEN])
+    rows = [
+        {"prompt": f"{ASKED} {row['prompt']}", "response": f"{row['response']} {ANSWERED}"}
+        for row in tiny.rows(0)
+    ]
+    tiny.write_rows(folder / "data" / "anna.jsonl", rows)
+    tokenizer = tiny.word_tokenizer([*tiny.WORDS, ASKED, ANSWERED, REWRITTEN])
+    written = tokenizer(REWRITTEN)["input_ids"]
+    updates: list[Update] = []
+    private: list[Adapter] = []
+    run_round, save = InProcess.run_round, ClientStore.save
+
+    def watch_updates(self: InProcess, *args: Any) -> Iterator[Any]:
+        for participant in run_round(self, *args):
+            updates.append(participant.update)
+            yield participant
+
+    def watch_states(self: ClientStore, client: str, round: int, state: ClientState) -> None:
+        private.extend(unwrap(each) for each in state.private.values())
+        save(self, client, round, state)
+
+    def generate(model: Any, jobs: list[Job], stop: int, temperature: float) -> list[list[int]]:
+        return [[*written, stop] for _ in jobs]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDSDR_CACHE", str(folder / "cache"))
+        patch.setattr(InProcess, "run_round", watch_updates)
+        patch.setattr(ClientStore, "save", watch_states)
+        patch.setattr(rewrite, "generate", generate)
+        recipe = override(load_recipe(recipe_file), {"baselines": ["fedsd", "local"]})
+        run(recipe, folder / "out", silent())
+    assert str(model) == recipe.model.path
+    return Watched(folder / "out", folder / "cache", updates, private)
+
+
+def windows(adapters: Iterable[Adapter]) -> set[bytes]:
+    """Every four neighbouring numbers of every tensor, by rows and by columns, as bytes."""
+    found: set[bytes] = set()
+    for adapter in adapters:
+        for tensor in adapter.values():
+            for flat in (tensor.flatten(), tensor.T.contiguous().flatten()):
+                for four in flat.unfold(0, 4, 1):
+                    if bool((four != 0).all()):
+                        found.add(four.numpy().tobytes())
+    return found
+
+
+def occurs(data: bytes, wanted: set[bytes]) -> bool:
+    """Whether any of the windows stands in `data`, at any offset."""
+    return any(data[i : i + WINDOW] in wanted for i in range(len(data) - WINDOW + 1))
+
+
+def served(out: Path) -> list[Path]:
+    """The files of a run that are not in a client's own folder."""
+    files = [path for path in out.rglob("*") if path.is_file()]
+    return [path for path in files if "clients" not in path.relative_to(out).parts]
+
+
+def raw(tensor: Tensor) -> bytes:
+    return tensor.contiguous().numpy().tobytes()
+
+
+def test_there_is_something_to_find(watched):
+    """The search below finds S where it is, and in a server's file that someone put it into."""
+    assert len(watched.private) == 2 * 3 * 3  # of fedsdr and local: clients x rounds
+    wanted = windows(watched.private)
+    assert len(wanted) > 3000
+    for client in tiny.CLIENTS:
+        folder = watched.out / "clients" / client
+        assert occurs((folder / "state-000003.safetensors").read_bytes(), wanted)
+        assert occurs((folder / "private" / "adapter_model.safetensors").read_bytes(), wanted)
+    row = next(iter(watched.private[-1].values()))[0]
+    checkpoint = (watched.out / "checkpoint.safetensors").read_bytes()
+    assert occurs(checkpoint + b"x" + raw(row), wanted)
+
+
+def test_no_number_of_a_private_adapter_is_in_an_update(watched):
+    assert len(watched.updates) == 3 * 3 * 3  # of fedsd, local and fedsdr: clients x rounds
+    wanted = windows(watched.private)
+    entries = {value for a in watched.private for t in a.values() for value in t.flatten().tolist()}
+    sent = 0
+    for update in watched.updates:
+        for tensor in update.change.values():
+            sent += tensor.numel()
+            assert not occurs(raw(tensor), wanted)
+            assert not occurs(raw(tensor.T), wanted)
+        numbers = {number for mean in update.metrics.values() for number in mean}
+        assert not numbers & (entries - {0.0})
+    assert sent == 2 * 3 * 3 * 576  # of fedsd and fedsdr: R and nothing else
+
+
+def test_no_number_of_a_private_adapter_is_in_a_servers_file(watched):
+    wanted = windows(watched.private)
+    files = served(watched.out)
+    names = {path.name for path in files}
+    assert names >= {
+        "checkpoint.safetensors", "adapter_model.safetensors", "metrics.jsonl", "summary.json",
+        "result.json", "report.html", "distillation.json", "partition.json", "recipe.toml",
+    }  # fmt: skip
+    for path in files:
+        assert not occurs(path.read_bytes(), wanted), path
+
+
+def test_no_number_of_a_private_adapter_is_printed_in_a_log(watched):
+    entries = {value for a in watched.private for t in a.values() for value in t.flatten().tolist()}
+    printed: set[float] = set()
+
+    def keep(text: str) -> float:
+        printed.add(float(text))
+        return float(text)
+
+    for path in served(watched.out):
+        if path.suffix in (".json", ".jsonl"):
+            lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+            for line in lines:
+                json.loads(line, parse_float=keep)
+    assert len(printed) > 20
+    assert not printed & (entries - {0.0})
+
+
+def test_the_global_adapter_is_r_alone(watched):
+    """Half of the tensors that a client trains, under names that say nothing of S."""
+    from safetensors.torch import load_file
+
+    for name in ("checkpoint.safetensors", "global/adapter_model.safetensors"):
+        tensors = load_file(watched.out / name)
+        assert len(tensors) == 2 * 2 * 2
+        assert not [key for key in tensors if "smooth" in key or "private" in key]
+
+
+@pytest.mark.parametrize("word", [ASKED, ANSWERED, REWRITTEN])
+def test_texts_are_in_no_servers_file_but_the_samples(watched, word):
+    """distillation.json and report.html show a few pairs, as a simulation may: these are the only
+    files outside `clients/` in which a record or a rewrite occurs."""
+    found = {
+        str(path.relative_to(watched.out))
+        for path in served(watched.out)
+        if word.encode() in path.read_bytes()
+    }
+    samples = {"distillation.json", "report.html", "baselines/fedsd/distillation.json"}
+    assert found == samples
+
+
+def test_a_clients_folder_has_its_own_rewrites_and_no_others(watched):
+    lines = (watched.out / "clients" / "anna" / "rewrites.jsonl").read_text().splitlines()
+    assert {json.loads(line)["text"] for line in lines} == {REWRITTEN}
+    for client in ("ben", "cleo"):
+        text = (watched.out / "clients" / client / "rewrites.jsonl").read_text()
+        assert "anna" not in text
+
+
+def test_the_rewrite_cache_is_its_owners_alone(watched):
+    files = [*watched.cache.iterdir()]
+    assert files
+    assert {path.stat().st_mode & 0o777 for path in [watched.cache, *files]} <= {0o700, 0o600}
+
+
+def test_private_adapters_cannot_be_put_into_an_update(watched):
+    private = Private(watched.private[0])
+    for change in (private, {"a": private}, {**watched.private[0], "a": private}):
+        with pytest.raises(TypeError, match="an update carries"):
+            Update(change, 1)
+    with pytest.raises(TypeError, match="only a float may leave"):
+        private.number(lambda adapter: next(iter(adapter.values())))
+    assert str(private) == "Private(8 tensors)"
+    assert torch.is_tensor(next(iter(unwrap(private).values())))
