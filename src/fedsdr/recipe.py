@@ -169,7 +169,7 @@ class Local(Section):
     rectify_lr: LearningRate = 3e-4
     smooth_steps: Positive = 10
     smooth_lr: LearningRate = 3e-4
-    smoothing_state: Literal["keep", "reset"] = "keep"
+    smoothing_state: Literal["keep", "reset"] = "reset"
     smoothing_context: Literal["joint", "base"] = "base"
     rectify_alone: Share = 0.5
     clip: Annotated[float, Field(gt=0)] = 1.0
