@@ -62,7 +62,7 @@ def finish_method(
     if shared:
         write_adapter(folder / "global", shared, bench.adapter_settings)
     rows = files.read_json_lines(folder / METRICS_FILE)
-    result = dict(rows[-1]["eval"])
+    result = dict(rows[-1]["eval"]) if shared else {}  # local training has no global model
     personal: list[Metrics] = []
     for client in engine.clients():
         own = algorithm.personal(shared, engine.state(client, recipe.federation.rounds))

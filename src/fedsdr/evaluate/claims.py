@@ -46,7 +46,7 @@ CLAIMS: Final = (
         "length", "fedsdr", "fedsd", False, ("length", "client_facts", "general"),
     ),
     Claim(
-        "verified rewrites teach more client facts than unverified ones",
+        "Verified rewrites teach more client facts than unverified ones",
         "client_facts", "fedsd_verified", "fedsd", True, ("client_facts", "general"),
     ),
 )  # fmt: skip
