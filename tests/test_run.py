@@ -82,7 +82,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def promised(targets: str, clients: bool = True) -> set[str]:
     """The files of one method, as `fedsdr.folders` says."""
-    names = {"recipe.toml", "metrics.jsonl", "checkpoint.safetensors", "result.json"}
+    names = {
+        "recipe.toml",
+        "metrics.jsonl",
+        "checkpoint.safetensors",
+        "personal.json",
+        "result.json",
+    }
     if targets != "local":
         names |= {f"global/{name}" for name in (WEIGHTS, "adapter_config.json")}
     if targets in ("distilled", "two_stream"):
@@ -212,6 +218,7 @@ def test_personal_models_have_their_reported_loss(home, recipe, finished, client
     result = read(folder / "result.json")
     loss = held_out_loss(model, tokenizer, recipe, [client])
     assert loss == pytest.approx(result[f"personal_loss/{client}"], abs=1e-5)
+    assert read(folder / "personal.json")[client]["loss"] == result[f"personal_loss/{client}"]
     without = read(finished / ("baselines/base" if streams == "S" else name) / "result.json")
     assert loss != pytest.approx(without[f"loss/{client}"], abs=1e-4)
 

@@ -1,8 +1,9 @@
 """The run folder: what lies where in it, and who may write into it.
 
 DIR/recipe.toml  environment.json  partition.json  summary.json  report.html
-DIR/metrics.jsonl  distillation.json  checkpoint.safetensors  result.json  global/  clients/<id>/
-DIR/baselines/<name>/   recipe.toml and the second line again, for each baseline
+DIR/metrics.jsonl  distillation.json  checkpoint.safetensors  personal.json  result.json
+DIR/global/  clients/<id>/
+DIR/baselines/<name>/   recipe.toml and the last two lines again, for each baseline
 """
 
 from pathlib import Path
@@ -16,6 +17,7 @@ RECIPE_FILE = "recipe.toml"
 ENVIRONMENT_FILE = "environment.json"
 PARTITION_FILE = "partition.json"
 DISTILLATION_FILE = "distillation.json"
+PERSONAL_FILE = "personal.json"  # each client's own model, judged on its own data
 RESULT_FILE = "result.json"  # a finished method's final metrics
 SUMMARY_FILE = "summary.json"
 REPORT_FILE = "report.html"  # the last thing that a run writes

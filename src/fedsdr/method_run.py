@@ -13,8 +13,8 @@ from fedsdr.distill.cache import RewriteCache
 from fedsdr.distill.rewrite import Rewritten, sample_pairs, summarise
 from fedsdr.engines.in_process import InProcess
 from fedsdr.engines.workbench import Workbench
-from fedsdr.folders import DISTILLATION_FILE, RECIPE_FILE, RESULT_FILE
-from fedsdr.metrics import Metrics, merge_all
+from fedsdr.folders import DISTILLATION_FILE, PERSONAL_FILE, RECIPE_FILE, RESULT_FILE
+from fedsdr.metrics import Metrics, merge_all, values
 from fedsdr.model.peft_format import write_adapter
 from fedsdr.progress import Reporter
 from fedsdr.recipe import Recipe, override, to_toml
@@ -63,18 +63,18 @@ def finish_method(
         write_adapter(folder / "global", shared, bench.adapter_settings)
     rows = files.read_json_lines(folder / METRICS_FILE)
     result = dict(rows[-1]["eval"]) if shared else {}  # local training has no global model
-    personal: list[Metrics] = []
+    personal: dict[str, Metrics] = {}
     for client in engine.clients():
         own = algorithm.personal(shared, engine.state(client, recipe.federation.rounds))
         if own.private is not None:
-            settings = bench.adapter_settings
             target = engine.store.client_folder(client) / "private"
-            write_adapter(target, unwrap(own.private), settings, private=True)
+            write_adapter(target, unwrap(own.private), bench.adapter_settings, private=True)
         if recipe.evaluate.personal and not recipe.federation.pooled:
             bench.use(own)
-            personal.append(bench.evaluator.personal_model(client))
-    scores = finite(merge_all(personal), recipe.federation.rounds)
+            personal[client] = bench.evaluator.personal_model(client)
+    scores = finite(merge_all(personal.values()), recipe.federation.rounds)
     result |= {f"personal_{name}": score for name, score in scores.items()}
+    files.write_json(folder / PERSONAL_FILE, {c: values(each) for c, each in personal.items()})
     files.write_json(folder / RESULT_FILE, result)
 
 

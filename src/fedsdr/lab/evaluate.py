@@ -7,7 +7,8 @@ changed_facts  the same, of those whose truth the base model did not know
 general        general knowledge kept (no client trains on it): what is lost was forgotten
 hallucination  client facts answered with a well-formed but false value
 base_style     answers to client facts in the base model's own style
-length         words of an answer to a client fact (a number, not a share)
+length         words of an answer to a client fact (not a share): the value itself is two, all
+               beyond it is redundancy
 """
 
 from collections.abc import Sequence
