@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fedsdr.errors import UserError
-from fedsdr.report import charts, figures, labels, palette, rewrites, series, tables, text
+from fedsdr.report import charts, clients, figures, labels, palette, rewrites, series, tables, text
 from fedsdr.report.html import write_report
 from fedsdr.report.load import load
 
@@ -232,7 +232,12 @@ def test_a_folder_without_summary_is_the_users_mistake(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("summary.json", "[1]"), ("summary.json", "{"), ("metrics.jsonl", "{\n{}\n")],
+    [
+        ("summary.json", "[1]"),
+        ("summary.json", "{"),
+        ("metrics.jsonl", "{\n{}\n"),
+        ("personal.json", "[1]"),
+    ],
 )
 def test_unreadable_files_are_named(tmp_path: Path, name: str, content: str) -> None:
     minimal(tmp_path, runs={"fedsdr": ["."]})
@@ -308,6 +313,122 @@ def test_unchecked_rewrites_claim_nothing(tmp_path: Path) -> None:
     assert {row["wrong"] for row in group.clients} == {"\N{EN DASH}"}
 
 
+def personal_table(folder: Path) -> clients.Clients | None:
+    material = load(folder)
+    return clients.table(material, palette.styles(method.name for method in material.methods))
+
+
+def test_clients_are_shown_one_by_one_over_the_seeds(comparison: Path) -> None:
+    row = {"length": 5.0, "general": 80.0, "client_facts": 90.0, "base_style": 1.0}
+    write(comparison / "seed-0" / "personal.json", {"remedy": row, HOSTILE: row})
+    write(comparison / "seed-1" / "personal.json", {"remedy": row | {"client_facts": 94.0}})
+    write(comparison / "seed-0" / "baselines" / "fedavg" / "personal.json", {"nobody": row})
+    table = personal_table(comparison)
+    assert table is not None
+    (group,) = table.groups
+    names = [column.metric.label for column in group.columns]
+    assert names == ["Facts learnt", "Knowledge kept", "Answer length"]
+    (remedy, cells), (hostile, single) = table.rows
+    assert (remedy, hostile) == ("remedy", HOSTILE)
+    assert (cells[0].text, cells[0].span) == ("92.0", "90.0\N{EN DASH}94.0")
+    assert (single[0].text, single[0].span) == ("90.0", "")
+    _, page = read(comparison)
+    assert "Client by client" in page.text
+    assert "Means over 2 seeds" in page.text
+    assert "nobody" not in page.text  # another method's
+
+
+def test_local_training_stands_beside_the_own_models(comparison: Path) -> None:
+    summary = json.loads((comparison / "summary.json").read_text())
+    summary["runs"] |= {"local": ["seed-0/baselines/local"]}
+    write(comparison / "summary.json", summary)
+    row = {"client_facts": 90.0, "length": 5.0, "general": 80.0}
+    write(comparison / "seed-0" / "personal.json", {"remedy": row, "founder": row})
+    local = {"remedy": row | {"client_facts": 99.0}}
+    write(comparison / "seed-0" / "baselines" / "local" / "personal.json", local)
+    table = personal_table(comparison)
+    assert table is not None
+    assert [(each.label, len(each.columns)) for each in table.groups] == [
+        ("FedSDR", 3),
+        ("Local only", 2),
+    ]
+    assert [cell.text for cell in table.rows[0][1]] == ["90.0", "80.0", "5.0", "99.0", "80.0"]
+    assert [cell.text for cell in table.rows[1][1][3:]] == ["\N{EN DASH}"] * 2
+    assert "Means over" not in table.note
+
+
+def test_the_own_models_loss_stands_beside_the_global_one(tmp_path: Path) -> None:
+    means = dict.fromkeys(("loss/a", "loss/b", "loss/c", "loss/e"), 2.0)
+    methods = {"fedsdr": {name: score(mean, 1, None) for name, mean in means.items()}}
+    methods["fedsdr"]["loss/c"]["n"] = 2  # of other seeds: no difference can be told
+    minimal(tmp_path, methods=methods, runs={"fedsdr": ["."]})
+    own = {"a": 1.5, "b": 2.25, "c": 1.0, "d": 3.0, "e": 2.5}
+    write(tmp_path / "personal.json", {k: {"loss": v, f"loss/{k}": v} for k, v in own.items()})
+    table = personal_table(tmp_path)
+    assert table is not None
+    dash, minus = text.EN_DASH, text.MINUS
+    assert {name: tuple(cell.text for cell in cells) for name, cells in table.rows} == {
+        "a": ("2.000", "1.500", f"{minus}0.500"),
+        "b": ("2.000", "2.250", "+0.250"),
+        "c": ("2.000", "1.000", dash),
+        "d": (dash, "3.000", dash),
+        "e": ("2.000", "2.500", "+0.500"),
+    }
+    assert "For 1 of 3 clients its loss is lower" in table.note
+    alone = personal_table(minimal(tmp_path, runs={"fedsdr": ["."]}))
+    assert alone is not None
+    assert [column.metric.label for column in alone.groups[0].columns] == ["Held-out loss"]
+    assert "loss" not in alone.note
+
+
+def test_a_clients_two_losses_have_different_names() -> None:
+    names = ("loss/a", "personal_loss/a")
+    assert [labels.metric(name).label for name in names] == [
+        "Held-out loss: a",
+        "Held-out loss: a, own model",
+    ]
+
+
+@pytest.mark.parametrize("content", [None, {}, {"remedy": {}}])
+def test_without_own_models_there_is_no_table(comparison: Path, content: Any) -> None:
+    if content is not None:
+        write(comparison / "seed-0" / "personal.json", content)
+    assert "Client by client" not in read(comparison)[1].text
+
+
+def test_methods_that_never_move_have_no_line(comparison: Path) -> None:
+    still = {name: [f"seed-0/baselines/{name}"] for name in ("base", "local")}
+    summary = json.loads((comparison / "summary.json").read_text())
+    summary["runs"] |= still
+    write(comparison / "summary.json", summary)
+    row = '{"round": %d, "eval": {"client_facts": 50, "general": 100}}\n'
+    for rounds, name in enumerate(still, start=1):
+        folder = comparison / "seed-0" / "baselines" / name
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text("".join(row % index for index in range(rounds)))
+    material = load(comparison)
+    styles = palette.styles(method.name for method in material.methods)
+    chart = charts.plane(material, styles)
+    assert chart is not None
+    assert chart.note == "Base model and Local only stay at the start and have no line."
+    assert [key.label for key in chart.keys] == [labels.method(n).label for n in METHODS[1:]]
+    assert not re.search(r">(base|local)<", chart.panels[0].svg)
+    assert chart.note in read(comparison)[1].text
+
+
+@pytest.mark.parametrize(("other", "end"), [(50, 50), (55, 60)])
+def test_a_point_elsewhere_or_a_standstill_is_drawn(tmp_path: Path, other: int, end: int) -> None:
+    """A point away from the start is news; and where nothing moves, nothing is left out."""
+    minimal(tmp_path, runs={"fedsd": ["."], "fedsdr": ["own"]}, seeds=[0])
+    row = '{"round": %d, "eval": {"client_facts": %d, "general": 100}}\n'
+    (tmp_path / "own").mkdir()
+    (tmp_path / "metrics.jsonl").write_text(row % (0, other))
+    (tmp_path / "own" / "metrics.jsonl").write_text(row % (0, 50) + row % (1, end))
+    chart = charts.plane(load(tmp_path), palette.styles(("fedsd", "fedsdr")))
+    assert chart is not None
+    assert (chart.note, len(chart.keys)) == ("", 2)
+
+
 def test_conflict_needs_two_streams(comparison: Path) -> None:
     material = load(comparison)
     styles = palette.styles(method.name for method in material.methods)
@@ -339,6 +460,8 @@ def test_styles_differ_in_more_than_colour() -> None:
         (text.fixed(-1.25, 2), "\N{MINUS SIGN}1.25"),
         (text.fixed(12345, 0), "12\N{THIN SPACE}345"),
         (text.fixed(None), "\N{EN DASH}"),
+        (text.signed(0.25, 2), "+0.25"),
+        (text.signed(0.0004, 3), "0.000"),
         (text.span(-1, 2), "\N{MINUS SIGN}1.0 \N{EN DASH} 2.0"),
         (text.duration(4.26), "4.3 s"),
         (text.duration(59.7), "1 min 0 s"),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
-from fedsdr.report import figures, labels, series, tables
+from fedsdr.report import figures, labels, series, tables, text
 from fedsdr.report.load import Material, Method
 from fedsdr.report.palette import Style
 
@@ -39,24 +39,40 @@ class Key:
 
 @dataclass(frozen=True)
 class Chart:
-    """Panels with one legend; seeds: of the method that has most."""
+    """Panels with one legend; seeds: of the method that has most; note: what is not drawn."""
 
     keys: tuple[Key, ...]
     panels: tuple[Panel, ...]
     seeds: int
+    note: str = ""
 
 
 def plane(material: Material, styles: Styles) -> Chart | None:
     """Facts learnt against knowledge kept; only the lab knows both."""
-    paths = [path for method in material.methods if (path := _path(method))]
-    if not paths:
+    found = [path for method in material.methods if (path := _path(method))]
+    if not found:
         return None
+    paths = _moving(found)
     title = "Facts learnt against general knowledge kept"
     axes = ("facts learnt, %", "general knowledge kept, %")
     svg = figures.plane("plane", title, paths, styles, axes, material.own)
     methods = frozenset(path.method for path in paths)
     seeds = max(len(path.ends) for path in paths)
-    return _chart(material, styles, [Panel(title, "%", "", svg, (), [], methods, seeds)])
+    chart = _chart(material, styles, [Panel(title, "%", "", svg, (), [], methods, seeds)])
+    still = [labels.method(path.method).label for path in found if path not in paths]
+    return replace(chart, note=_stays(still)) if chart and still else chart
+
+
+def _moving(paths: list[figures.Path]) -> list[figures.Path]:
+    """Those that leave the point where the others start; all of them where none moves."""
+    moving = [path for path in paths if len(set(path.points)) > 1]
+    starts = {path.points[0] for path in moving}
+    return [path for path in paths if path in moving or path.points[0] not in starts]
+
+
+def _stays(names: Sequence[str]) -> str:
+    verbs = "stays at the start and has" if len(names) == 1 else "stay at the start and have"
+    return f"{text.listing(names)} {verbs} no line."
 
 
 def _path(method: Method) -> figures.Path | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fedsdr.files import write_text
-from fedsdr.report import charts, palette, rewrites, sections, tables
+from fedsdr.report import charts, clients, palette, rewrites, sections, tables
 from fedsdr.report.load import Material, load
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -37,6 +37,7 @@ def render(material: Material) -> str:
         head=sections.head(material),
         claims=sections.claims(material),
         scores=sections.scores(material, styles),
+        clients=clients.table(material, styles),
         plane=charts.plane(material, styles),
         curves=charts.curves(material, styles),
         losses=charts.losses(material, styles),

@@ -119,7 +119,8 @@ def metric(name: str) -> Metric:
     found = METRICS.get(plain) or Metric(readable(plain), "", "", "", 3)
     if plain != base:
         found = replace(found, words=f"{found.words} Each client's own model, own data.".strip())
-    return replace(found, label=f"{found.label}: {client}") if slash else found
+    whose = client if plain == base else f"{client}, own model"
+    return replace(found, label=f"{found.label}: {whose}") if slash else found
 
 
 def is_personal(name: str) -> bool:

@@ -33,10 +33,11 @@ class Round:
 
 @dataclass(frozen=True)
 class Run:
-    """One method with one seed."""
+    """One method with one seed; personal: client -> metrics of its own model on its own data."""
 
     rounds: tuple[Round, ...]
     distillation: Mapping[str, Any]
+    personal: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,16 @@ def _runs(folder: Path, places: Any) -> tuple[Run, ...]:
 def _run(folder: Path) -> Run:
     path = folder / "distillation.json"
     distillation = read_json(path) if path.exists() else {}
-    return Run(_rounds(folder / "metrics.jsonl"), distillation)
+    return Run(_rounds(folder / "metrics.jsonl"), distillation, _personal(folder / "personal.json"))
+
+
+def _personal(path: Path) -> dict[str, dict[str, float]]:
+    """Clients without a finite metric are left out."""
+    rows = read_json(path) if path.exists() else {}
+    if not isinstance(rows, Mapping):
+        raise UserError(f"{path} must hold a JSON object, not {type(rows).__name__}")
+    found = {str(client): _numbers(row) for client, row in rows.items()}
+    return {client: row for client, row in found.items() if row}
 
 
 def _rounds(path: Path) -> tuple[Round, ...]:

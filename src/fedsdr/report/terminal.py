@@ -6,20 +6,29 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-COLUMNS: Final = (
-    "client_facts", "changed_facts", "general", "hallucination", "length", "loss",
-    "personal_client_facts", "personal_general", "personal_loss",
-)  # fmt: skip
+COLUMNS: Final = {
+    "client_facts": "facts",
+    "changed_facts": "changed",
+    "general": "general",
+    "hallucination": "halluc.",
+    "length": "length",
+    "loss": "loss",
+    "personal_client_facts": "own facts",
+    "personal_general": "own general",
+    "personal_loss": "own loss",
+}
+WIDE: Final = 120  # characters of a terminal that has room for intervals
 
 
 def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
-    """One row a method, one column a metric, then the claims in words."""
+    """One row a method, one column a metric ("own": the clients' own models), then the claims."""
     console = console or Console()
     methods = summary["methods"]
     columns = [c for c in COLUMNS if any(c in metrics for metrics in methods.values())]
-    table = Table("method", *(column.replace("_", " ") for column in columns))
+    intervals = console.width >= WIDE
+    table = Table("method", *(COLUMNS[column] for column in columns))
     for name, metrics in methods.items():
-        table.add_row(name, *(_cell(metrics.get(column)) for column in columns))
+        table.add_row(name, *(_cell(metrics.get(column), intervals) for column in columns))
     console.print(table)
     for claim in summary["claims"]:
         console.print(
@@ -29,10 +38,10 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
         )
 
 
-def _cell(estimate: Mapping[str, Any] | None) -> str:
+def _cell(estimate: Mapping[str, Any] | None, interval: bool) -> str:
     if estimate is None:
         return ""
     text = f"{estimate['mean']:.1f}" if abs(estimate["mean"]) >= 10 else f"{estimate['mean']:.3g}"
-    if estimate["low"] is None:
+    if estimate["low"] is None or not interval:
         return text
     return f"{text} ± {estimate['mean'] - estimate['low']:.1f}"

@@ -17,6 +17,12 @@ def fixed(value: float | None, digits: int = 1) -> str:
     return text.replace("-", MINUS).replace(",", THIN_SPACE)
 
 
+def signed(value: float | None, digits: int = 1) -> str:
+    """A difference: what is above zero has its sign too."""
+    plus = "+" if value is not None and round(value, digits) > 0 else ""
+    return plus + fixed(value, digits)
+
+
 def span(low: float | None, high: float | None, digits: int = 1) -> str:
     if low is None or high is None:
         return ""
