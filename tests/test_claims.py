@@ -36,6 +36,11 @@ def test_one_seed_leaves_every_claim_open(a):
     assert "one seed: no interval" in verdict["words"]
 
 
+def test_two_seeds_leave_every_claim_open():
+    assert judge(UP, runs([60.0, 60.1], [50.0, 50.0]))["verdict"] == "open"
+    assert judge(UP, runs([60.0, 60.1, 60.0], [50.0, 50.0, 50.0]))["verdict"] == "holds"
+
+
 def test_the_words_give_the_difference_its_interval_and_the_context():
     mine = [{"general": 50.0, "client_facts": 7.0}, {"general": 54.0, "client_facts": 8.0}]
     theirs = [{"general": 40.0, "client_facts": 1.0}, {"general": 40.0, "client_facts": 2.0}]
@@ -116,10 +121,10 @@ def test_another_own_method_stands_in_fedsdrs_place():
 @pytest.mark.parametrize(("own", "verdict"), [(90.0, "holds"), (70.0, "fails"), (80.0, "open")])
 def test_personal_models_are_put_against_the_best_other(own, verdict):
     found = {
-        "base": [{PERSONAL: 99.0}] * 2,
-        "local": [{PERSONAL: 80.0}] * 2,
-        "fedavg": [{PERSONAL: 60.0}] * 2,
-        "fedsdr": [{PERSONAL: own}] * 2,
+        "base": [{PERSONAL: 99.0}] * 3,
+        "local": [{PERSONAL: 80.0}] * 3,
+        "fedavg": [{PERSONAL: 60.0}] * 3,
+        "fedsdr": [{PERSONAL: own}] * 3,
     }
     (only,) = judge_claims(found, "fedsdr")
     assert only["verdict"] == verdict

@@ -34,7 +34,7 @@ Sets = Annotated[
 @app.command()
 def demo(
     out: Out = Path("runs/demo"),
-    seeds: Annotated[str, typer.Option(help="Comma-separated, e.g. 0,1,2")] = "0,1",
+    seeds: Annotated[str, typer.Option(help="Comma-separated, e.g. 0,1,2")] = "0,1,2",
 ) -> None:
     """Run the whole method on the embedded lab in a few minutes and write a report.
 
