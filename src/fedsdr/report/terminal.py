@@ -26,7 +26,10 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     methods = summary["methods"]
     columns = [c for c in COLUMNS if any(c in metrics for metrics in methods.values())]
     intervals = console.width >= WIDE
-    table = Table("method", *(COLUMNS[column] for column in columns))
+    table = Table()
+    table.add_column("method", no_wrap=True)
+    for column in columns:
+        table.add_column(COLUMNS[column])
     for name, metrics in methods.items():
         table.add_row(name, *(_cell(metrics.get(column), intervals) for column in columns))
     console.print(table)
