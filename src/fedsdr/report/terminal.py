@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -26,7 +27,7 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     methods = summary["methods"]
     columns = [c for c in COLUMNS if any(c in metrics for metrics in methods.values())]
     intervals = console.width >= WIDE
-    table = Table()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("method", no_wrap=True)
     for column in columns:
         table.add_column(COLUMNS[column])
