@@ -27,7 +27,7 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     methods = summary["methods"]
     columns = [c for c in COLUMNS if any(c in metrics for metrics in methods.values())]
     intervals = console.width >= WIDE
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("method", no_wrap=True)
     for column in columns:
         table.add_column(COLUMNS[column])
