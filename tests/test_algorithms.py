@@ -34,7 +34,10 @@ from fedsdr.recipe import Federation, Local, Model, Recipe
 from tiny import CLIENTS, RECORDS, ToyClient, random_adapter
 
 ROUNDS = 3
-LOCAL = Local(rectify_steps=3, rectify_lr=0.1, smooth_steps=2, smooth_lr=0.3)
+LOCAL = Local(
+    rectify_steps=3, rectify_lr=0.1, smooth_steps=2, smooth_lr=0.3,
+    smoothing_state="keep", smoothing_context="base", rectify_alone=0.5,
+)  # fmt: skip
 REFUSED = {("local", "two_stream")}  # no shared adapter for a second stream to accompany
 CASES = [case for case in product(ALGORITHMS, TARGETS) if case not in REFUSED]
 MEANS = ("fedavg",)  # R^{t+1} is the weighted mean of what the clients trained
@@ -128,9 +131,6 @@ def fit_alone(targets: str, toy: Fit, shared: Adapter, s: Private | None) -> Any
 @every_algorithm
 @pytest.mark.parametrize("client", CLIENTS)
 def test_a_federation_of_one_is_local_training(name, targets, client):
-    assert (LOCAL.smoothing_context, LOCAL.smoothing_state, LOCAL.rectify_alone) == (
-        "base", "keep", 0.5,
-    )  # fmt: skip
     played = play(build(name, targets), [client])
     toy = ToyClient(client)
     first = random_adapter("first")
