@@ -43,7 +43,8 @@ def demo(
     from fedsdr import run as runs
 
     with _session() as reporter:
-        _finish(out, runs.demo(out, _seeds(seeds), reporter))
+        summary = runs.demo(out, _seeds(seeds), reporter)
+    _finish(out, summary)
 
 
 @app.command()
@@ -54,7 +55,8 @@ def run(recipe: RecipePath, out: Out, resume: Resume = False, set_: Sets = None)
 
     with _session() as reporter:
         loaded = recipes.load_recipe(recipe, set_ or [])
-        _finish(out, runs.run(loaded, out, reporter, resume))
+        summary = runs.run(loaded, out, reporter, resume)
+    _finish(out, summary)
 
 
 @app.command()
@@ -71,7 +73,8 @@ def compare(
 
     with _session() as reporter:
         loaded = recipes.load_recipe(recipe, set_ or [])
-        _finish(out, runs.compare(loaded, _seeds(seeds), out, reporter, resume))
+        summary = runs.compare(loaded, _seeds(seeds), out, reporter, resume)
+    _finish(out, summary)
 
 
 @app.command()

@@ -45,8 +45,8 @@ class Reporter:
             return
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description:<34}"),
-            BarColumn(bar_width=24),
+            TextColumn("{task.description:<26}"),
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),

@@ -113,7 +113,7 @@ def pretrain(
             (step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * step / options.steps)
         ),
     )
-    with reporter.bar("training the lab's base model", options.steps) as bar:
+    with reporter.bar("training the base model", options.steps) as bar:
         for step in range(options.steps):
             examples = corpus.batch(options.batch_size, rewriting=step % 2 == 1)
             batch = collate(examples, chat.end_of_turn)

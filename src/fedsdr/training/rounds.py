@@ -166,6 +166,6 @@ def _forget_uncommitted(path: Path, done: int) -> None:
 
 
 def _note(row: dict[str, Any]) -> str:
-    """The training losses, for the progress bar."""
+    """The training losses of R (rectify) and S (smooth), for the progress bar."""
     losses = {k.removeprefix("loss/"): v for k, v in row["train"].items() if k.startswith("loss/")}
-    return "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
+    return "  ".join(f"{name[0].upper()} {value:.3f}" for name, value in losses.items())
