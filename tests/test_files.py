@@ -104,6 +104,16 @@ def test_a_folder_that_is_there_already_is_kept_whole(tmp_path):
     assert list(folder.parent.iterdir()) == [folder]
 
 
+def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
+    kept = [tmp_path / name for name in ("a.tmp", ".b.tmp", ".c.12.txt", "clients/x/d.1.tmp")]
+    gone = [tmp_path / name for name in (".recipe.toml.7.tmp", "clients/x/.s.safetensors.123.tmp")]
+    for path in kept + gone:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    files.remove_leftovers(tmp_path)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == {*kept}
+
+
 def test_a_folder_that_fails_leaves_the_old_one(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()

@@ -6,6 +6,7 @@ Every write goes to a temporary name in the same folder and is renamed over the 
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 from fedsdr.errors import UserError
 
 PRIVATE = 0o600
+LEFTOVER = re.compile(r"\..+\.\d+\.tmp")  # the names of `write_atomically`
 
 
 def write_atomically(path: Path, write: Callable[[Path], None], private: bool = False) -> None:
@@ -56,6 +58,13 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files below `folder` that a killed process left behind."""
+    for path in folder.rglob(".*.tmp"):
+        if LEFTOVER.fullmatch(path.name) and path.is_file():
+            path.unlink()
 
 
 def write_text(path: Path, text: str, private: bool = False) -> None:
