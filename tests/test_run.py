@@ -16,6 +16,7 @@ from torch.nn.functional import log_softmax
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
+from fedsdr import summary
 from fedsdr.adapters import Adapter
 from fedsdr.errors import UserError
 from fedsdr.method_run import pooled_recipe
@@ -409,6 +410,27 @@ def test_a_run_does_not_go_on_with_other_data(recipe, tmp_path):
         source.write_text(before)
     run(short, tmp_path / "out", silent(), resume=True)
     assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_resumed_comparison_clears_what_a_killed_one_left(recipe, tmp_path):
+    short = override(recipe, {"federation.rounds": 0})
+    compare(short, [0], tmp_path / "out", silent())
+    left = tmp_path / "out" / ".summary.json.123.tmp"
+    left.write_text("{")
+    compare(short, [0], tmp_path / "out", silent(), resume=True)
+    assert not left.exists()
+
+
+@pytest.mark.parametrize(("targets", "own"), [("raw", "fedavg"), ("two_stream", "fedsdr")])
+def test_only_a_recipe_of_two_streams_stands_for_fedsdr(
+    recipe, tmp_path, monkeypatch, targets, own
+):
+    asked = []
+    monkeypatch.setattr(summary, "judge_claims", lambda runs, fedsdr, curves: asked.append(fedsdr))
+    other = {"raw": "fedsdr", "two_stream": "fedavg"}[targets]
+    changes = {"federation.rounds": 1, "federation.targets": targets, "baselines": [other]}
+    assert run(override(recipe, changes), tmp_path / "out", silent())["own"] == own
+    assert asked == ["fedsdr"]
 
 
 def test_a_resumed_run_remembers_when_it_began(recipe, tmp_path):

@@ -57,8 +57,9 @@ def _is_unused(out: Path) -> bool:
 
 
 def claim_folder(out: Path, recipe: Recipe) -> None:
-    """Make the folder, its recipe first: that is what --resume goes by."""
+    """Make the folder, its recipe first: that is what --resume goes by; or tidy a resumed one."""
     try:
+        files.remove_leftovers(out)
         if not (out / RECIPE_FILE).exists():
             files.write_text(out / RECIPE_FILE, to_toml(recipe))
     except OSError as error:

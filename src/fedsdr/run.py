@@ -38,7 +38,6 @@ def run(recipe: Recipe, out: Path, reporter: Reporter, resume: bool = False) -> 
     check_folder(out, recipe, resume)
     if resume and (out / REPORT_FILE).exists():
         return dict(files.read_json(out / SUMMARY_FILE))
-    files.remove_leftovers(out)
     began = time.perf_counter()
     bench = setting.workbench(reporter)
     claim_folder(out, recipe)

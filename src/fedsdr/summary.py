@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsdr import files
-from fedsdr.evaluate.claims import judge_claims
+from fedsdr.evaluate.claims import FEDSDR, judge_claims
 from fedsdr.evaluate.intervals import estimates
 from fedsdr.folders import RECIPE_FILE, RESULT_FILE, SUMMARY_FILE, method_folders
 from fedsdr.methods import own_name
@@ -30,6 +30,8 @@ def summarise_runs(
     claimed = {name: each for name, each in results.items() if name not in recipe.variants}
     curves = {name: [_curve(f) for f in places[name]] for name in claimed if recipe.uses_lab}
     own = own_name(recipe)
+    # A recipe of one stream does not stand for FedSDR; a baseline of that name may.
+    fedsdr = own if recipe.federation.targets == "two_stream" else FEDSDR
     summary = {
         "kind": "run" if folders == [out] else "compare",
         "name": out.name,
@@ -38,7 +40,7 @@ def summarise_runs(
         "seconds": round(seconds, 1),
         "methods": {name: estimates(each) for name, each in results.items()},
         "runs": {name: [str(f.relative_to(out)) for f in each] for name, each in places.items()},
-        "claims": judge_claims(claimed, own, curves),
+        "claims": judge_claims(claimed, fedsdr, curves),
     }
     files.write_json(out / SUMMARY_FILE, summary)
     write_report(out)

@@ -6,13 +6,14 @@ answer: a method that learns nothing forgets nothing.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple, TypedDict
+from typing import Final, NamedTuple, TypedDict, TypeVar
 
 from fedsdr.evaluate.equal_facts import Curve, kept_at_equal_facts
 from fedsdr.evaluate.intervals import Estimate, paired_difference
 
 Runs = Mapping[str, Sequence[Mapping[str, float]]]  # method -> one {metric: value} a seed
 Curves = Mapping[str, Sequence[Curve]]
+V = TypeVar("V")
 
 
 class Claim(NamedTuple):
@@ -51,6 +52,7 @@ CLAIMS: Final = (
     ),
 )  # fmt: skip
 
+FEDSDR: Final = "fedsdr"
 LEAST_SEEDS: Final = 3  # with fewer, an interval is too uncertain itself to decide anything
 PERSONAL: Final = "personal_client_facts"
 LABELS: Final = {"general": "general knowledge", PERSONAL: "personal client facts"}
@@ -72,19 +74,28 @@ NAMES: Final = {
 
 
 def judge_claims(runs: Runs, own: str, curves: Curves | None = None) -> list[Verdict]:
-    """The verdict on each claim whose methods and metrics were run, `own` in fedsdr's place.
+    """The verdict on each claim whose methods and metrics were run.
 
+    own: the method that stands for FedSDR: the recipe's own, where it has two streams.
     curves: method -> the evaluations of each run along training, for the claims at equal facts.
     """
-    claims = [c._replace(better=own) if c.better == "fedsdr" else c for c in CLAIMS]
-    ready = [c for c in claims if _has(runs, c.better, c.metric) and _has(runs, c.worse, c.metric)]
-    curves = curves or {}
+    runs, curves = _as_fedsdr(runs, own), _as_fedsdr(curves or {}, own)
+    ready = [c for c in CLAIMS if _has(runs, c.better, c.metric) and _has(runs, c.worse, c.metric)]
     equal = [
-        judge_at_equal_facts(NAMES[a], NAMES[b], curves[own if a == "fedsdr" else a], curves[b])
+        judge_at_equal_facts(NAMES[a], NAMES[b], curves[a], curves[b])
         for a, b in AT_EQUAL_FACTS
-        if (own if a == "fedsdr" else a) in curves and b in curves
+        if a in curves and b in curves
     ]
-    return [*(judge(claim, runs) for claim in ready), *equal, *_best_personal(runs, own)]
+    return [*(judge(claim, runs) for claim in ready), *equal, *_best_personal(runs)]
+
+
+def _as_fedsdr(methods: Mapping[str, V], own: str) -> dict[str, V]:
+    """The same with `own` under FedSDR's name, in the place of any other that has it."""
+    return {
+        FEDSDR if name == own else name: each
+        for name, each in methods.items()
+        if name == own or name != FEDSDR
+    }
 
 
 def judge_at_equal_facts(
@@ -116,15 +127,15 @@ def judge(claim: Claim, runs: Runs) -> Verdict:
     return {"claim": claim.text, "verdict": verdict, "words": words}
 
 
-def _best_personal(runs: Runs, own: str) -> list[Verdict]:
+def _best_personal(runs: Runs) -> list[Verdict]:
     """FedSDR's personal models against the best of any other method's."""
-    others = [m for m in runs if m not in (own, "base") and _has(runs, m, PERSONAL)]
-    if not others or not _has(runs, own, PERSONAL):
+    others = [m for m in runs if m not in (FEDSDR, "base") and _has(runs, m, PERSONAL)]
+    if not others or not _has(runs, FEDSDR, PERSONAL):
         return []
     best = max(others, key=lambda m: _mean(runs, m, PERSONAL))
     text = "FedSDR's personal models (W0+R+S) know more client facts than any other method's"
     context = (PERSONAL, "personal_general")
-    verdict = judge(Claim(text, PERSONAL, own, best, True, context), runs)
+    verdict = judge(Claim(text, PERSONAL, FEDSDR, best, True, context), runs)
     return [{**verdict, "words": f"the best other is {best}. {verdict['words']}"}]
 
 
