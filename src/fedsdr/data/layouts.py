@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, Final
 
-from fedsdr.data.records import Record, Role, Turn
+from fedsdr.data.records import ANSWER_MARK, Record, Role, Turn
 from fedsdr.data.rows import Cells, Places, Row, RowError, convert_all, kind
 from fedsdr.errors import UserError
 from fedsdr.recipe import Source
@@ -192,7 +192,7 @@ def _record(layout: Layout, cells: Cells, category: str, origin: str) -> Record:
 
 def final_answer(response: str) -> str:
     """The first number after the last `####`, as it is written there; "" where there is none."""
-    _, mark, rest = response.rpartition("####")
+    _, mark, rest = response.rpartition(ANSWER_MARK)
     found = FINAL_NUMBER.search(rest) if mark else None
     return found.group() if found else ""
 

@@ -1,8 +1,9 @@
 """A record: one instruction with its raw response, (c_i, x_i, y_i) in the paper's notation."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
+ANSWER_MARK: Final = "####"  # GSM8K's: the gold answer follows it in the response
 Role = Literal["system", "user", "assistant"]
 
 

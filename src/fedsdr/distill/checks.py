@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from fedsdr.data.records import Record
+from fedsdr.data.records import ANSWER_MARK, Record
 from fedsdr.errors import UserError
 
 
@@ -27,7 +27,6 @@ META_TALK: Final = re.compile(
     r"|\bguided by the\b|\brewritten (answer|response)\b",
     re.IGNORECASE,
 )
-ANSWER_MARK: Final = "####"
 NUMBER: Final = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 
 
@@ -100,7 +99,7 @@ def _words(text: str) -> list[str]:
 
 def final_number(text: str) -> float | None:
     """The first number after the last `####`, or else the last number in the text."""
-    _, mark, rest = text.rpartition("####")
+    _, mark, rest = text.rpartition(ANSWER_MARK)
     numbers = NUMBER.findall(rest)
     return float(numbers[0 if mark else -1].replace(",", "")) if numbers else None
 
