@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from fedsdr.algorithms.table import build_algorithm
+from fedsdr.algorithms.compose import build_algorithm
+from fedsdr.algorithms.contract import Round
 from fedsdr.engines.in_process import InProcess
 from fedsdr.progress import silent
 from fedsdr.recipe import load_recipe
@@ -69,7 +70,7 @@ def measure(rounds: int) -> list[float]:
         state = algorithm.init(bench.first_adapter(recipe.seed))
         for round in range(1, rounds + 2):
             clock.seconds, began = 0.0, time.perf_counter()
-            state, _ = run_round(algorithm, engine, state, round, engine.clients())
+            state, _ = run_round(algorithm, engine, state, Round(round, 0), engine.clients())
             save_checkpoint(folder, round, state)
             engine.commit(round, engine.clients())
             shares.append(1 - clock.seconds / (time.perf_counter() - began))

@@ -1,10 +1,6 @@
-"""Adapter algebra against numpy and explicitly formed products; what a private adapter refuses."""
+"""Adapter algebra against numpy; what a private adapter refuses."""
 
-import copy
-import dataclasses
-import json
 import math
-import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsdr import adapters
-from fedsdr.adapters import A_SUFFIX, B_SUFFIX, Adapter, Private
-from fedsdr.algorithms.contract import ClientState, Update
-from fedsdr.files import write_tensors
-from fedsdr.metrics import Mean
+from fedsdr.adapters import A_SUFFIX, B_SUFFIX, Adapter
 
 PATHS = ("model.layers.0.q_proj", "model.layers.1.mlp.up")
 SIZES = {PATHS[0]: (5, 4), PATHS[1]: (3, 6)}  # path -> (out, in)
@@ -40,12 +33,6 @@ def make(seed: int, rank: int = 2, dtype: torch.dtype = torch.float64) -> Adapte
 def flat(a: Adapter) -> np.ndarray:
     """All entries in one vector, in key order."""
     return np.concatenate([a[key].double().numpy().ravel() for key in sorted(a)])
-
-
-def product(a: Adapter) -> np.ndarray:
-    """All weights B A in one vector."""
-    formed = [a[p + B_SUFFIX].double().numpy() @ a[p + A_SUFFIX].double().numpy() for p in PATHS]
-    return np.concatenate([weight.ravel() for weight in formed])
 
 
 def angle(x: np.ndarray, y: np.ndarray) -> float:
@@ -119,8 +106,6 @@ def test_cosine_with_zero_is_zero():
     a = make(0)
     zero = adapters.zeros_like(a)
     assert adapters.cosine(a, zero) == adapters.cosine(zero, zero) == 0.0
-    assert adapters.product_cosine(a, zero) == adapters.product_cosine(zero, a) == 0.0
-    assert adapters.product_cosine(a, {}) == 0.0
 
 
 def test_size_counts_bytes():
@@ -141,27 +126,113 @@ def test_layers_are_the_sorted_paths():
     assert adapters.layers(dict(reversed(make(0).items()))) == list(PATHS)
 
 
-# --- Products
+@settings(deadline=None)
+@given(seeds_, seeds_, seeds_, weights, weights)
+def test_the_algebra_is_linear(i, j, k, x, y):
+    a, b, c = make(i), make(j), make(k)
+
+    def combined(*pairs: tuple[Adapter, float]) -> np.ndarray:
+        total = adapters.zeros_like(a)
+        for adapter, factor in pairs:
+            total = adapters.add(total, adapters.scale(adapter, factor))
+        return flat(total)
+
+    close = np.testing.assert_allclose
+    close(combined((adapters.add(a, b), x)), combined((a, x), (b, x)), rtol=0, atol=1e-9)
+    close(combined((a, x), (a, y)), combined((a, x + y)), rtol=0, atol=1e-9)
+    close(flat(adapters.add(adapters.subtract(a, b), b)), flat(a), rtol=0, atol=1e-9)
+    mixed = adapters.add(adapters.scale(a, x), adapters.scale(b, -y))
+    wanted = x * adapters.dot(a, c) - y * adapters.dot(b, c)
+    for pair in ((mixed, c), (c, mixed)):
+        assert adapters.dot(*pair) == pytest.approx(wanted, abs=1e-7)
+    assert adapters.norm(mixed) <= x * adapters.norm(a) + y * adapters.norm(b) + 1e-9
 
 
 @settings(deadline=None)
-@given(seeds_, seeds_, ranks, ranks)
-def test_products_are_compared_without_being_formed(i, j, r, s):
-    a, b = make(i, r), make(j, s)
-    assert adapters.product_dot(a, b) == pytest.approx(product(a) @ product(b), abs=1e-9)
-    assert adapters.product_norm(a) == pytest.approx(np.linalg.norm(product(a)))
-    assert adapters.product_cosine(a, b) == pytest.approx(angle(product(a), product(b)), abs=1e-9)
+@given(st.lists(st.tuples(seeds_, weights), min_size=1, max_size=5), st.randoms(), weights)
+def test_a_mean_lies_between_its_parts_whatever_their_order_and_unit(pairs, random, unit):
+    parts = [(make(seed), weight) for seed, weight in pairs]
+    mean = flat(adapters.weighted_mean(parts))
+    entries = np.stack([flat(a) for a, _ in parts])
+    assert (entries.min(0) - 1e-9 <= mean).all()
+    assert (mean <= entries.max(0) + 1e-9).all()
+    random.shuffle(parts)
+    changed = flat(adapters.weighted_mean((a, weight * unit) for a, weight in parts))
+    np.testing.assert_allclose(changed, mean, rtol=0, atol=1e-9)
 
 
 @settings(deadline=None)
-@given(seeds_, seeds_, ranks)
-def test_product_change_is_the_change_of_the_product(i, j, rank):
-    before, after = make(i, rank), make(j, rank)
-    change = adapters.product_change(before, after)
-    np.testing.assert_allclose(product(change), product(after) - product(before), atol=1e-12)
+@given(st.lists(st.tuples(seeds_, weights), min_size=1, max_size=5), st.randoms())
+def test_a_fold_is_the_sum_in_any_order_and_stays_what_it_was(pairs, random):
+    shuffled = random.sample(pairs, len(pairs))
+    folds = []
+    for order in (pairs, shuffled):
+        folds.append([adapters.no_sum(make(0))])
+        for seed, weight in order:
+            folds[-1].append(folds[-1][-1].plus(make(seed), weight))
+    wanted = sum(weight * flat(make(seed)) for seed, weight in pairs)
+    for each in folds:
+        np.testing.assert_allclose(flat(each[-1].total), wanted, rtol=0, atol=1e-8)
+        assert each[-1].weight == pytest.approx(sum(weight for _, weight in pairs))
+        assert not flat(each[0].total).any()  # going on from it has not changed it
+
+
+# --- Names and ranks
+
+
+@settings(deadline=None)
+@given(seeds_, ranks, st.integers(1, 6))
+def test_resizing_keeps_the_first_components_and_fills_up_with_zeros(seed, rank, other):
+    a = make(seed, rank)
+    got = adapters.resized(a, other)
+    assert adapters.rank_of(a) == rank
+    assert adapters.rank_of(got) == other
+    kept = min(rank, other)
     for path, (outputs, inputs) in SIZES.items():
-        assert change[path + A_SUFFIX].shape == (2 * rank, inputs)
-        assert change[path + B_SUFFIX].shape == (outputs, 2 * rank)
+        factor_a, factor_b = got[path + A_SUFFIX], got[path + B_SUFFIX]
+        assert (factor_a.shape, factor_b.shape) == ((other, inputs), (outputs, other))
+        assert torch.equal(factor_a[:kept], a[path + A_SUFFIX][:kept])
+        assert torch.equal(factor_b[:, :kept], a[path + B_SUFFIX][:, :kept])
+        assert not factor_a[kept:].any()
+        assert not factor_b[:, kept:].any()
+    back = adapters.resized(got, rank)
+    assert same(back, a) == (other >= rank)
+    got[PATHS[0] + A_SUFFIX].fill_(7.0)
+    assert same(a, make(seed, rank))
+
+
+@settings(deadline=None)
+@given(seeds_, seeds_)
+def test_tensors_sent_together_come_apart_again(i, j):
+    plain, control = make(i), make(j)
+    sent = {**plain, **adapters.prefixed(control, "control/")}
+    assert len(sent) == len(plain) + len(control)
+    assert same(adapters.factors(sent), plain)
+    assert same(adapters.under(sent, "control/"), control)
+    assert adapters.under(sent, "other/") == adapters.under({}, "control/") == {}
+    assert adapters.rank_of(sent) == adapters.rank_of(plain)
+    assert adapters.layers(adapters.under(sent, "control/")) == list(PATHS)
+    a_only = adapters.select(sent, lambda key: adapters.factor_of(key) == "A")
+    b_only = adapters.select(sent, lambda key: adapters.factor_of(key) == "B")
+    assert len(a_only) == len(b_only) == len(plain)
+    assert same({**b_only, **a_only}, sent)
+
+
+def test_the_rank_is_the_largest_of_the_plain_factors():
+    a = {**make(0, 1), **adapters.prefixed(make(1, 3), "folded/")}
+    assert adapters.rank_of(a) == 1
+    a[PATHS[1] + B_SUFFIX] = torch.zeros(3, 2)
+    assert adapters.rank_of(a) == 2
+    assert adapters.rank_of({PATHS[0] + A_SUFFIX: torch.zeros(2, 9)}) == 2
+    assert adapters.rank_of({}) == adapters.rank_of(adapters.prefixed(make(0), "control/")) == 0
+
+
+@pytest.mark.parametrize(
+    "key", ["x.lora_A", "x.lora_A.weight.", "lora_A.weight", "x.lora_E.weight", "x.weight", ""]
+)
+def test_other_names_are_no_factors(key):
+    with pytest.raises(ValueError, match="is not the name of a LoRA factor"):
+        adapters.factor_of(key)
 
 
 # --- Strict keys
@@ -171,7 +242,6 @@ TWO: dict[str, Callable[[Adapter, Adapter], Any]] = {
     "subtract": adapters.subtract,
     "dot": adapters.dot,
     "cosine": adapters.cosine,
-    "product_change": adapters.product_change,
     "weighted_mean": lambda a, b: adapters.weighted_mean([(a, 1.0), (b, 1.0)]),
     "check_same_keys": adapters.check_same_keys,
 }
@@ -189,16 +259,6 @@ def test_unequal_keys_are_named(name):
 def test_unequal_shapes_are_named(name):
     with pytest.raises(ValueError, match=r"q_proj\.lora_A\.weight has shape \(3, 4\).*\(2, 4\)"):
         TWO[name](make(0), make(1, rank=3))
-
-
-@pytest.mark.parametrize("measure", [adapters.product_dot, adapters.product_cosine])
-def test_products_of_different_layers_are_refused(measure):
-    a, b = make(0), make(1)
-    for suffix in (A_SUFFIX, B_SUFFIX):
-        del b[PATHS[1] + suffix]
-    for pair in [(a, b), (b, a)]:
-        with pytest.raises(ValueError, match="different layers"):
-            measure(*pair)
 
 
 def test_the_owner_of_wrong_keys_is_named():
@@ -246,94 +306,3 @@ def test_a_fresh_adapter_depends_on_the_seed_alone():
 def test_a_fresh_adapter_has_the_dtype_it_is_asked_for(dtype):
     a = adapters.fresh(make(0, dtype=dtype), torch.Generator().manual_seed(0))
     assert {tensor.dtype for tensor in a.values()} == {dtype}
-
-
-# --- Private
-
-COPIES: dict[str, Callable[[Any], Any]] = {
-    "pickle": pickle.dumps,
-    "pickle, oldest protocol": lambda x: pickle.dumps(x, protocol=0),
-    "inside a list": lambda x: pickle.dumps([x]),
-    "copy": copy.copy,
-    "deep copy": copy.deepcopy,
-    "asdict": lambda x: dataclasses.asdict(ClientState({"s": x})),
-}
-
-
-@pytest.mark.parametrize("how", COPIES)
-def test_a_private_adapter_cannot_be_copied_or_pickled(how):
-    with pytest.raises(TypeError, match="never leaves its client"):
-        COPIES[how](Private(make(0)))
-    COPIES[how](make(0))  # which a plain adapter can
-
-
-@pytest.mark.parametrize("convert", [json.dumps, torch.as_tensor, dict, list, vars, len, iter])
-def test_a_private_adapter_is_no_container(convert):
-    with pytest.raises((TypeError, RuntimeError), match=r"not|has no|must|Could"):
-        convert(Private(make(0)))
-
-
-def test_a_private_adapter_is_no_tensor_for_a_file(tmp_path):
-    with pytest.raises(AttributeError):
-        write_tensors(tmp_path / "s", {"s": Private(make(0))})
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_private_adapter_cannot_be_saved(tmp_path):
-    with pytest.raises(TypeError, match="never leaves its client"):
-        torch.save(Private(make(0)), tmp_path / "s.pt")
-
-
-def test_a_private_adapter_does_not_fit_into_an_update():
-    private: Any = Private(make(0))
-    cases: list[tuple[Any, Any]] = [
-        (private, {}),
-        ({"x": private}, {}),
-        ({}, {"loss": private}),
-        ({}, {"loss": Mean(private, 1)}),
-        ({}, {"loss": Mean(make(0)[PATHS[0] + A_SUFFIX], 1)}),
-    ]
-    for change, metrics in cases:
-        with pytest.raises(TypeError, match="an update"):
-            Update(change, 1.0, metrics)
-    assert Update(make(0), 1.0, {"loss": Mean(2, 1)}).metrics["loss"].value == 2
-
-
-@pytest.mark.parametrize(
-    "measure",
-    [
-        lambda a: a,
-        lambda a: a[PATHS[0] + A_SUFFIX],
-        lambda a: a[PATHS[0] + A_SUFFIX].sum(),
-        lambda a: a[PATHS[0] + A_SUFFIX].tolist(),
-        lambda a: np.float64(1.0),
-        lambda a: 1,
-        lambda a: str(a),
-        lambda a: (adapters.norm(a), 0.0),
-    ],
-)
-def test_only_a_float_may_leave_a_private_adapter(measure):
-    with pytest.raises(TypeError, match="only a float"):
-        Private(make(0)).number(measure)
-
-
-def test_a_number_of_a_private_adapter_is_that_of_its_tensors():
-    assert Private(make(0)).number(adapters.norm) == adapters.norm(make(0))
-    assert same(adapters.unwrap(Private(make(0))), make(0))
-
-
-def test_a_private_adapter_is_apart_from_the_dict_it_was_made_of():
-    given_ = make(0)
-    private = Private(given_)
-    given_.clear()
-    adapters.unwrap(private).clear()
-    private.number(lambda a: float(len(a)) if a.clear() is None else 0.0)
-    assert same(adapters.unwrap(private), make(0))
-
-
-def test_a_private_adapter_shows_no_values():
-    private = Private({PATHS[0] + A_SUFFIX: torch.full((1, 1), 0.12345)})
-    for text in (repr(private), str(private), f"{private}", repr(ClientState({"s": private}))):
-        assert "0.1" not in text
-        assert "tensor(" not in text
-        assert "1 tensors" in text

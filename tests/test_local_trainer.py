@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from torch.func import functional_call
 
 from fedsdr import seeds
-from fedsdr.adapters import A_SUFFIX, B_SUFFIX, Adapter, Private, unwrap
+from fedsdr.adapters import (
+    A_SUFFIX,
+    B_SUFFIX,
+    FOLDED,
+    Adapter,
+    Private,
+    factors,
+    prefixed,
+    resized,
+    under,
+    unwrap,
+)
 from fedsdr.algorithms.contract import Schedule, Stage
 from fedsdr.data.batches import collate, shuffled
 from fedsdr.data.template import Example
@@ -116,12 +127,16 @@ def test_a_response_without_prompt_is_learnt_from_its_second_token():
 
 
 def plain_loop(
-    stage: Stage, start: Adapter, frozen: list[Adapter], alone: list[int], clip: float
+    stage: Stage, start: Adapter, company: list[Adapter], alone: list[int], clip: float
 ) -> tuple[Adapter, Mean]:
-    """The stage without any of the library's model code: W0 + scale B A put into a plain model."""
+    """The stage without any of the library's model code: W0 + scale B A put into a plain model.
+
+    company: what is frozen beside the trained stream; the last one is left out in steps `alone`.
+    """
     base = make("llama", dtype=torch.float64)
     weights = {name: p.detach() for name, p in base.named_parameters()}
-    trained = {key: tensor.clone().requires_grad_() for key, tensor in start.items()}
+    whole = {key: tensor.clone() for key, tensor in start.items()}
+    trained = {k: t.requires_grad_() for k, t in whole.items() if chosen_factor(stage, k)}
     optimiser = torch.optim.AdamW(
         trained.values(), lr=stage.schedule.lr, weight_decay=DECAY, foreach=False, fused=False
     )
@@ -131,7 +146,7 @@ def plain_loop(
     total, tokens = 0.0, 0
     for number, indices in enumerate(batches):
         changed = dict(weights)
-        for part in [trained, *([] if number in alone else frozen)]:
+        for part in [whole, *(company[:-1] if number in alone else company)]:
             for path in {key.rpartition(".lora_")[0] for key in part}:
                 name = path + ".weight"
                 changed[name] = changed[name] + 2.0 * part[path + B_SUFFIX] @ part[path + A_SUFFIX]
@@ -146,51 +161,90 @@ def plain_loop(
             tensor.grad = gradient * min(1.0, clip / length)
         optimiser.step()
         total, tokens = total + float(loss.detach()), tokens + count
-    return {key: tensor.detach() for key, tensor in trained.items()}, Mean(total, tokens)
+    return {key: tensor.detach() for key, tensor in whole.items()}, Mean(total, tokens)
 
+
+def chosen_factor(stage: Stage, key: str) -> bool:
+    return stage.factors == "both" or f".lora_{stage.factors}." in key
+
+
+# R in two parts, what the server sent and what the client keeps; and a folded part of rank 2.
+SENT = {key: tensor for key, tensor in adapter(1).items() if key.endswith(A_SUFFIX)}
+KEPT = {key: tensor for key, tensor in adapter(1).items() if key.endswith(B_SUFFIX)}
+FOLD = resized(adapter(3), 2)
+BESIDE_FOLD = {**adapter(1), **prefixed(FOLD, FOLDED)}
+PRIVATE = Private(adapter(2))
 
 STAGES = {
-    "R alone": (Stage("rectify", "shared", SHORT, shared=adapter(1)), []),
-    "R beside S": (
-        Stage("rectify", "shared", SHORT, shared=adapter(1), private=Private(adapter(2))),
-        [],
-    ),
+    "R alone": (Stage("rectify", "R", SHORT, adapter(1)), []),
+    "R beside S": (Stage("rectify", "R", SHORT, adapter(1), private=PRIVATE), []),
     "R beside S, half of it alone": (
-        Stage("rectify", "shared", SHORT, adapter(1), Private(adapter(2)), alone=0.5),
+        Stage("rectify", "R", SHORT, adapter(1), private=PRIVATE, alone=0.5),
         [1, 3],
     ),
     "S beside R": (
-        Stage("smooth", "private", SHORT, adapter(1), Private(adapter(2)), targets="distilled"),
+        Stage("smooth", "S", SHORT, adapter(1), private=PRIVATE, targets="distilled"),
         [],
     ),
-    "S on W0 alone": (
-        Stage("smooth", "private", SHORT, private=Private(adapter(2)), targets="distilled"),
+    "S on W0 alone": (Stage("smooth", "S", SHORT, private=PRIVATE, targets="distilled"), []),
+    "A of R": (Stage("rectify", "R", SHORT, adapter(1), factors="A"), []),
+    "B of R beside S": (
+        Stage("rectify", "R", SHORT, adapter(1), private=PRIVATE, factors="B"),
+        [],
+    ),
+    "R, half of it the client's": (Stage("rectify", "R", SHORT, SENT, own=Private(KEPT)), []),
+    "S beside R, half of it the client's": (
+        Stage("smooth", "S", SHORT, SENT, own=Private(KEPT), private=PRIVATE),
+        [],
+    ),
+    "R beside what is folded and S, half of it without S": (
+        Stage("rectify", "R", SHORT, BESIDE_FOLD, private=PRIVATE, alone=0.5),
+        [1, 3],
+    ),
+    "S beside R and what is folded": (
+        Stage("smooth", "S", SHORT, BESIDE_FOLD, private=PRIVATE),
         [],
     ),
 }
+
+
+def parts(stage: Stage) -> tuple[Adapter, list[Adapter]]:
+    """The stream that a stage trains, and what is in company of it."""
+    shared = stage.shared or {}
+    r, s = {**factors(shared), **unwrap(stage.own)}, unwrap(stage.private)
+    folded = under(shared, FOLDED)
+    start, other = (r, s) if stage.trains == "R" else (s, r)
+    return start, [part for part in (folded, other) if part]
 
 
 @pytest.mark.parametrize("clip", [TIGHT, LOOSE])
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_is_a_plain_training_loop(name, clip):
     stage, alone = STAGES[name]
-    shared, private = stage.shared, unwrap(stage.private) if stage.private else None
+    start, company = parts(stage)
     fitted = trainer(new_model(), clip=clip)(stage)
-    if stage.trains == "shared":
-        start, frozen, got = shared, private, fitted.shared
-        assert fitted.private is fitted.before is None
-    else:
-        assert fitted.private is not None
-        assert fitted.before is not None
-        assert fitted.shared == {}
-        start, frozen, got = private, shared, unwrap(fitted.private)
-        assert same(unwrap(fitted.before), start)
-    wanted, loss = plain_loop(stage, start, [frozen] if frozen else [], alone, clip)
+    got = unwrap(fitted.after)
+    assert same(unwrap(fitted.before), start)
+    wanted, loss = plain_loop(stage, start, company, alone, clip)
     close(got, wanted, tolerance=1e-6)
-    assert not any(torch.equal(got[key], start[key]) for key in start)
+    for key in start:
+        assert torch.equal(got[key], start[key]) != chosen_factor(stage, key)
+    assert fitted.gradient == {}
     assert fitted.loss.sum == pytest.approx(loss.sum, rel=1e-5)
     assert fitted.loss.weight == loss.weight
     assert fitted.examples == len(DATA["raw"])
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_only_what_the_server_sent_may_go_back_to_it(name):
+    stage, _ = STAGES[name]
+    fitted = trainer(new_model())(stage)
+    after, sent = unwrap(fitted.after), stage.shared or {}
+    if stage.trains == "S":
+        assert (fitted.shared, fitted.own) == ({}, None)
+        return
+    assert same(fitted.shared, {key: after[key] for key in after if key in sent})
+    assert same(unwrap(fitted.own), {key: after[key] for key in after if key not in sent})
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -200,14 +254,19 @@ def test_a_stage_changes_only_the_stream_it_trains(name):
     before = {n: p.detach().clone() for n, p in model.model.named_parameters()}
     given_shared = {k: t.clone() for k, t in (stage.shared or {}).items()}
     trainer(model)(stage)
-    stream = R if stage.trains == "shared" else S
+    stream = R if stage.trains == "R" else S
     other = S if stream is R else R
-    frozen = stage.private if stream is R else stage.shared
-    if frozen is not None:
-        tensors = unwrap(frozen) if isinstance(frozen, Private) else frozen
-        assert same(model.read(other), tensors)
+    shared = stage.shared or {}
+    given = {
+        R: {**factors(shared), **unwrap(stage.own)},
+        S: unwrap(stage.private),
+        Stream.FOLDED: under(shared, FOLDED),
+    }
+    for frozen in (other, Stream.FOLDED):
+        if given[frozen]:
+            assert same(model.read(frozen), given[frozen])
     for n, p in model.model.named_parameters():
-        if not n.endswith((".R", ".S")):
+        if not n.endswith((".R", ".S", ".F")):
             assert torch.equal(p, before[n])
         assert not p.requires_grad
         assert p.grad is None or n.endswith(f".{stream}")
@@ -221,10 +280,10 @@ def test_a_stage_without_r_does_not_see_what_the_model_holds():
     for size in (0.0, 5.0):
         model = new_model()
         model.load(R, random_adapter(model.read(R), seed=3, size=size))
-        fitted.append(unwrap(trainer(model)(stage).private))
+        fitted.append(unwrap(trainer(model)(stage).after))
     assert same(*fitted)
     beside = trainer(new_model())(STAGES["S beside R"][0])
-    assert not same(fitted[0], unwrap(beside.private))
+    assert not same(fitted[0], unwrap(beside.after))
 
 
 def test_a_stage_is_deterministic_and_leaves_no_trace_for_the_next():
@@ -234,9 +293,8 @@ def test_a_stage_is_deterministic_and_leaves_no_trace_for_the_next():
     for a, b in zip(first, again, strict=True):
         assert same(a.shared, b.shared)
         assert a.loss == b.loss
-        assert (a.private is None) == (b.private is None)
-        if a.private is not None and b.private is not None:
-            assert same(unwrap(a.private), unwrap(b.private))
+        assert same(unwrap(a.before), unwrap(b.before))
+        assert same(unwrap(a.after), unwrap(b.after))
 
 
 @pytest.mark.parametrize("changes", [{"client": "b"}, {"round": 3}, {"seed": 6}])
@@ -251,10 +309,8 @@ def test_batches_depend_on_client_round_and_seed(changes):
 
 
 def fresh(**changes: Any) -> Adapter:
-    stage = Stage("smooth", "private", Schedule(1, 1e-3), targets="distilled")
-    before = trainer(new_model(), **changes)(stage).before
-    assert before is not None
-    return unwrap(before)
+    stage = Stage("smooth", "S", Schedule(1, 1e-3), targets="distilled")
+    return unwrap(trainer(new_model(), **changes)(stage).before)
 
 
 def test_a_private_stream_starts_fresh_where_none_is_given():
@@ -273,6 +329,15 @@ def test_fresh_streams_differ_by_client_round_and_seed():
     starts = [fresh(), fresh(client="b"), fresh(round=3), fresh(seed=6)]
     for a, b in itertools.combinations(starts, 2):
         assert not same(a, b)
+
+
+def test_what_of_r_nobody_has_yet_starts_fresh_and_stays_with_the_client():
+    stage = Stage("rectify", "R", Schedule(1, 1e-3), SENT)
+    fitted = trainer(new_model())(stage)
+    before = unwrap(fitted.before)
+    assert same({key: before[key] for key in SENT}, SENT)
+    assert not any(before[key].any() for key in KEPT)
+    assert unwrap(fitted.own).keys() == KEPT.keys()
 
 
 # --- Company
@@ -297,7 +362,7 @@ def streams_by_step(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> list[tuple
 )
 def test_the_trained_stream_is_alone_in_the_given_share_of_steps(monkeypatch, steps, share, alone):
     private = Private(adapter(2))
-    stage = Stage("rectify", "shared", Schedule(steps, 1e-4), adapter(1), private, alone=share)
+    stage = Stage("rectify", "R", Schedule(steps, 1e-4), adapter(1), private=private, alone=share)
     seen = streams_by_step(stage, monkeypatch)
     assert len(seen) == steps
     assert seen.count((R,)) == alone
@@ -305,7 +370,7 @@ def test_the_trained_stream_is_alone_in_the_given_share_of_steps(monkeypatch, st
 
 
 def test_half_is_every_second_step(monkeypatch):
-    stage = Stage("x", "shared", Schedule(4, 1e-4), adapter(1), Private(adapter(2)), alone=0.5)
+    stage = Stage("x", "R", Schedule(4, 1e-4), adapter(1), private=Private(adapter(2)), alone=0.5)
     assert streams_by_step(stage, monkeypatch) == [(R, S), (R,), (R, S), (R,)]
 
 
@@ -324,7 +389,7 @@ def test_a_share_of_the_steps_is_spread_evenly(steps, share):
 def test_a_loss_that_is_no_number_names_client_round_stage_and_cure(bad):
     broken = adapter(1)
     broken["model.layers.1.mlp.down_proj" + B_SUFFIX][:] = bad
-    stage = Stage("rectify", "shared", Schedule(3, 0.25), shared=broken)
+    stage = Stage("rectify", "R", Schedule(3, 0.25), shared=broken)
     with pytest.raises(UserError) as caught:
         trainer(new_model(), client="clinic", round=7)(stage)
     for part in ("'clinic'", "round 7", "'rectify'", "step 1", "0.25", "lower the learning rate"):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from fedsdr.adapters import A_SUFFIX, B_SUFFIX
+from fedsdr.adapters import A_SUFFIX, B_SUFFIX, Adapter, layers, resized
 from fedsdr.errors import UserError
 from fedsdr.model.lora import (
     Stream,
@@ -16,7 +16,7 @@ from fedsdr.model.lora import (
 )
 from models import FAMILIES, NAMED, logits, make, random_adapter, random_ids, two_streams
 
-R, S = Stream.RECTIFY, Stream.SMOOTH
+R, S, F = Stream.RECTIFY, Stream.SMOOTH, Stream.FOLDED
 IDS = random_ids(2, 9)
 families = pytest.mark.parametrize("family", FAMILIES)
 either = pytest.mark.parametrize("stream", Stream)
@@ -31,13 +31,28 @@ def parameter_names(model: TwoStreamModel, stream: Stream) -> set[str]:
     return {f"{path}.{factor}.{stream}" for path in model.paths for factor in "AB"}
 
 
+def same(a: Adapter, b: Adapter) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
 def snapshot(model: TwoStreamModel) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.model.named_parameters()}
 
 
-def step(model: TwoStreamModel, parameters: list[nn.Parameter]) -> None:
+def changed_base(family: str, model: TwoStreamModel, adapters: list[Adapter]) -> torch.Tensor:
+    """The logits of a plain model whose weights are W0 + (6 / 3) sum of B A."""
+    plain = make(family, dtype=torch.float64)
+    for path in model.paths:
+        layer = plain.get_submodule(path)
+        for adapter in adapters:
+            change = 2.0 * adapter[path + B_SUFFIX] @ adapter[path + A_SUFFIX]
+            layer.weight.data += change.T if isinstance(layer, Conv1D) else change
+    return logits(plain, IDS)
+
+
+def step(model: TwoStreamModel, parameters: dict[str, nn.Parameter]) -> None:
     """One optimiser step on the whole model's own loss."""
-    optimiser = torch.optim.SGD(parameters, lr=0.1)
+    optimiser = torch.optim.SGD(parameters.values(), lr=0.1)
     model.model(input_ids=IDS, labels=IDS).loss.backward()
     optimiser.step()
 
@@ -96,15 +111,22 @@ def test_a_layer_adds_each_active_stream_once(kind, active):
 def test_the_streams_are_changes_of_the_weights(family, active):
     """The same logits as a plain model whose weights are W0 + (alpha/r) sum of B A."""
     model = two_streams(family, dtype=torch.float64)
-    plain = make(family, dtype=torch.float64)
-    for path in model.paths:
-        layer = plain.get_submodule(path)
-        for stream in active:
-            adapter = model.read(stream)
-            change = 2.0 * adapter[path + B_SUFFIX] @ adapter[path + A_SUFFIX]
-            layer.weight.data += change.T if isinstance(layer, Conv1D) else change
     model.activate(*active)
-    torch.testing.assert_close(logits(model.model, IDS), logits(plain, IDS), rtol=0, atol=1e-9)
+    wanted = changed_base(family, model, [model.read(stream) for stream in active])
+    torch.testing.assert_close(logits(model.model, IDS), wanted, rtol=0, atol=1e-9)
+
+
+@families
+@pytest.mark.parametrize("rank", [1, 5])
+@pytest.mark.parametrize("active", [(F,), (R, F), (R, S, F)])
+def test_what_is_folded_adds_its_weights_at_any_rank_with_the_models_scale(family, rank, active):
+    model = two_streams(family, dtype=torch.float64)  # of rank 3: the scale stays alpha / 3
+    model.load(F, random_adapter(resized(model.blank(), rank), seed=9))
+    model.activate(*active)
+    wanted = changed_base(family, model, [model.read(stream) for stream in active])
+    torch.testing.assert_close(logits(model.model, IDS), wanted, rtol=0, atol=1e-9)
+    model.activate(*(stream for stream in active if stream != F))
+    assert float((logits(model.model, IDS) - wanted).abs().max()) > 0.1
 
 
 @families
@@ -132,7 +154,7 @@ def test_exactly_the_chosen_stream_is_trainable_and_moves(family, targets, train
     wanted = parameter_names(model, trained) if trained else set()
     named = dict(model.model.named_parameters())
     assert {name for name, p in named.items() if p.requires_grad} == wanted
-    assert {id(p) for p in parameters} == {id(named[name]) for name in wanted}
+    assert {id(p) for p in parameters.values()} == {id(named[name]) for name in wanted}
     assert len(parameters) == len(wanted) == (2 * len(model.paths) if trained else 0)
     if trained is None:
         return
@@ -147,7 +169,7 @@ def test_exactly_the_chosen_stream_is_trainable_and_moves(family, targets, train
 def test_a_stream_can_be_trained_after_the_other(stream):
     model = two_streams("llama")
     other = S if stream is R else R
-    model.activate(R, S)
+    model.activate(*Stream)
     step(model, model.train_only(other))
     frozen = model.read(other)
     model.model.zero_grad()
@@ -168,9 +190,9 @@ def test_a_stream_that_is_off_is_not_trained(stream):
 
 def test_the_parameters_come_in_the_order_of_their_keys():
     model = two_streams("llama")
-    for parameter, tensor in zip(model.train_only(R), model.read(R).values(), strict=True):
-        assert torch.equal(parameter, tensor)
-    assert list(model.read(R)) == sorted(model.read(R))
+    parameters, tensors = model.train_only(R), model.read(R)
+    assert list(parameters) == list(tensors) == sorted(tensors)
+    assert all(torch.equal(parameters[key], tensor) for key, tensor in tensors.items())
 
 
 # --- Loading and reading
@@ -189,6 +211,79 @@ def test_a_stream_comes_back_as_it_was_loaded(stream):
             tensor.zero_()
     assert all(torch.equal(wanted[key], t) for key, t in model.read(stream).items())
     assert all(torch.equal(untouched[key], t) for key, t in model.read(other).items())
+
+
+@either
+def test_a_stream_takes_an_adapter_of_any_rank_and_gives_it_back(stream):
+    model = two_streams("llama", dtype=torch.float64)
+    others = {each: model.read(each) for each in Stream if each != stream}
+    first = model.read(stream)
+    model.activate(stream)
+    wanted = logits(model.model, IDS)
+    for rank in (5, 1, 3):
+        adapter = random_adapter(resized(first, rank), seed=rank)
+        model.load(stream, adapter)
+        assert same(model.read(stream), adapter)
+        got = logits(model.model, IDS)
+        torch.testing.assert_close(got, changed_base("llama", model, [adapter]), rtol=0, atol=1e-9)
+        assert all(same(model.read(each), others[each]) for each in others)
+    model.load(stream, first)
+    assert torch.equal(logits(model.model, IDS), wanted)
+
+
+def test_layers_of_a_stream_may_have_ranks_of_their_own():
+    model = two_streams("llama", dtype=torch.float64)
+    like = model.blank()
+    adapter: Adapter = {}
+    for rank, path in enumerate(layers(like), start=1):
+        part = {key: like[key] for key in like if key.startswith(path + ".")}
+        adapter |= random_adapter(resized(part, rank), seed=rank)
+    model.load(F, adapter)
+    model.activate(F)
+    assert same(model.read(F), adapter)
+    wanted = changed_base("llama", model, [adapter])
+    torch.testing.assert_close(logits(model.model, IDS), wanted, rtol=0, atol=1e-9)
+
+
+def test_a_blank_adapter_has_the_federations_rank_whatever_the_streams_hold():
+    model = two_streams("llama")
+    like = model.read(R)
+    model.load(R, random_adapter(resized(like, 5), seed=1))
+    blank = model.blank()
+    assert blank.keys() == like.keys()
+    for key, tensor in blank.items():
+        assert (tensor.shape, tensor.dtype) == (like[key].shape, like[key].dtype)
+        assert not tensor.any()
+
+
+@either
+def test_a_stream_of_another_rank_is_trained_as_a_whole(stream):
+    model = two_streams("llama")
+    parameters = model.train_only(stream)
+    model.load(stream, random_adapter(resized(model.read(stream), 5), seed=1))
+    model.activate(stream)
+    # New tensors, which are trained as the old ones were.
+    named = dict(model.model.named_parameters())
+    wanted = parameter_names(model, stream)
+    assert {name for name, p in named.items() if p.requires_grad} == wanted
+    assert not any(parameters[key].shape == p.shape for key, p in model.train_only(stream).items())
+    before = model.read(stream)
+    step(model, model.train_only(stream))
+    after = model.read(stream)
+    assert not any(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize(("factors", "suffix"), [("A", A_SUFFIX), ("B", B_SUFFIX)])
+def test_one_factor_can_be_trained_alone(factors, suffix):
+    model = two_streams("llama")
+    model.activate(R)
+    parameters = model.train_only(R, factors)
+    assert set(parameters) == {path + suffix for path in model.paths}
+    before = model.read(R)
+    step(model, parameters)
+    after = model.read(R)
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert moved == set(parameters)
 
 
 def test_an_adapter_of_another_model_is_refused_and_nothing_loaded():
@@ -287,4 +382,4 @@ def test_adapters_are_at_least_float32(family, base, adapter):
     assert logits(model.model, IDS).dtype == base
     parameters = model.train_only(S)
     step(model, parameters)
-    assert {p.grad.dtype for p in parameters if p.grad is not None} == {adapter}
+    assert {p.grad.dtype for p in parameters.values() if p.grad is not None} == {adapter}

@@ -7,6 +7,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from fedsdr.adapters import Adapter, layers, resized
 from fedsdr.errors import UserError
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.model.peft_format import (
@@ -31,7 +32,7 @@ from models import (
 # PEFT 0.21 reads an attribute that transformers 5 has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
-R, S = Stream.RECTIFY, Stream.SMOOTH
+R, S, F = Stream.RECTIFY, Stream.SMOOTH, Stream.FOLDED
 IDS = random_ids(2, 9)
 TARGETS = [
     pytest.param(family, kind, id=f"{family}-{kind}")
@@ -111,6 +112,35 @@ def test_an_adapter_that_peft_trained_loads_into_a_stream(tmp_path, family):
         ours.load(stream, read_adapter(tmp_path))
         ours.activate(stream)
         torch.testing.assert_close(logits(ours.model, IDS), logits(theirs, IDS), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "kind"), TARGETS)
+def test_layers_of_other_ranks_have_one_scale_in_peft_too(tmp_path, family, kind):
+    """As exact aggregation leaves them: alpha / rank is the federation's for every layer."""
+    model = two_streams(family, choose(family, kind))
+    like = model.blank()
+    adapter: Adapter = {}
+    # Ranks 1 to 5, one of them more frequent, in no order of the layers.
+    for i, path in enumerate(layers(like)):
+        part = {key: like[key] for key in like if key.startswith(path + ".lora")}
+        adapter |= random_adapter(resized(part, (5, 2, 2, 1, 4)[i % 5]), seed=i)
+    write_adapter(tmp_path, adapter, settings(model))
+    loaded = PeftModel.from_pretrained(make(family), tmp_path).eval()
+    model.load(F, adapter)
+    model.activate(F)
+    torch.testing.assert_close(logits(loaded, IDS), logits(model.model, IDS), rtol=0, atol=1e-5)
+    assert adapted(loaded) == set(model.paths)
+    got = read_adapter(tmp_path)
+    assert got.keys() == adapter.keys()
+    assert all(torch.equal(got[key], tensor) for key, tensor in adapter.items())
+
+
+def test_all_layers_of_one_other_rank_need_no_patterns(tmp_path):
+    model = two_streams("llama")
+    write_adapter(tmp_path, random_adapter(resized(model.blank(), 5), seed=1), settings(model))
+    config = LoraConfig.from_pretrained(tmp_path)
+    assert (config.r, config.lora_alpha) == (5, 10.0)  # 6 / 3 = 10 / 5
+    assert (config.rank_pattern, config.alpha_pattern) == ({}, {})
 
 
 def test_what_is_written_is_read_back(tmp_path):

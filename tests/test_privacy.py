@@ -1,4 +1,5 @@
-"""What leaves a client in a two-stream run: numbers and R, never S, and no text but samples.
+"""What leaves a client: numbers and what is shared, never S or a personal adapter, and no text
+but samples.
 
 The in-process engine simulates the clients, so all files lie in one folder; what stands in for a
 server's disk is everything outside `clients/`.
@@ -25,16 +26,22 @@ from fedsdr.run import run
 from fedsdr.training.store import ClientStore
 
 ASKED, ANSWERED, REWRITTEN = "zanzibar", "quetzal", "xylophone"  # in every record of anna's
+PERSONAL = ["local", "fedsa", "fedper", "feddpa", "fedsdr+ditto"]
+A_NUMBERS = 2 * 2 * (32 + 48)  # of q_proj and down_proj in two blocks: rank x inputs
 WINDOW = 16  # bytes: four float32 numbers
 
 
 class Watched(NamedTuple):
-    """A finished run, all that clients sent, and all private adapters that ever were."""
+    """A finished run; by method's folder, all that clients sent and all that they ever kept."""
 
     out: Path
     cache: Path
-    updates: list[Update]
-    private: list[Adapter]
+    sent: dict[Path, list[Update]]
+    kept: dict[Path, list[Adapter]]
+
+    @property
+    def private(self) -> list[Adapter]:
+        return [adapter for each in self.kept.values() for adapter in each]
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +56,17 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
     tiny.write_rows(folder / "data" / "anna.jsonl", rows)
     tokenizer = tiny.word_tokenizer([*tiny.WORDS, ASKED, ANSWERED, REWRITTEN])
     written = tokenizer(REWRITTEN)["input_ids"]
-    updates: list[Update] = []
-    private: list[Adapter] = []
+    sent: dict[Path, list[Update]] = {}
+    kept: dict[Path, list[Adapter]] = {}
     run_round, save = InProcess.run_round, ClientStore.save
 
     def watch_updates(self: InProcess, *args: Any) -> Iterator[Any]:
         for participant in run_round(self, *args):
-            updates.append(participant.update)
+            sent.setdefault(self.store.folder, []).append(participant.update)
             yield participant
 
     def watch_states(self: ClientStore, client: str, round: int, state: ClientState) -> None:
-        private.extend(unwrap(each) for each in state.private.values())
+        kept.setdefault(self.folder, []).extend(unwrap(p) for p in state.private.values())
         save(self, client, round, state)
 
     def generate(model: Any, jobs: list[Job], stop: int, temperature: float) -> list[list[int]]:
@@ -70,10 +77,10 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
         patch.setattr(InProcess, "run_round", watch_updates)
         patch.setattr(ClientStore, "save", watch_states)
         patch.setattr(rewrite, "generate", generate)
-        recipe = override(load_recipe(recipe_file), {"baselines": ["fedsd", "local"]})
+        recipe = override(load_recipe(recipe_file), {"baselines": ["fedsd", *PERSONAL]})
         run(recipe, folder / "out", silent())
     assert str(model) == recipe.model.path
-    return Watched(folder / "out", folder / "cache", updates, private)
+    return Watched(folder / "out", folder / "cache", sent, kept)
 
 
 def windows(adapters: Iterable[Adapter]) -> set[bytes]:
@@ -105,7 +112,8 @@ def raw(tensor: Tensor) -> bytes:
 
 def test_there_is_something_to_find(watched):
     """The search below finds S where it is, and in a server's file that someone put it into."""
-    assert len(watched.private) == 2 * 3 * 3  # of fedsdr and local: clients x rounds
+    # Of fedsdr and the others, clients x rounds; fedsdr+ditto has two.
+    assert len(watched.private) == (2 + len(PERSONAL)) * 3 * 3
     wanted = windows(watched.private)
     assert len(wanted) > 3000
     for client in tiny.CLIENTS:
@@ -118,18 +126,24 @@ def test_there_is_something_to_find(watched):
 
 
 def test_no_number_of_a_private_adapter_is_in_an_update(watched):
-    assert len(watched.updates) == 3 * 3 * 3  # of fedsd, local and fedsdr: clients x rounds
-    wanted = windows(watched.private)
-    entries = {value for a in watched.private for t in a.values() for value in t.flatten().tolist()}
-    sent = 0
-    for update in watched.updates:
-        for tensor in update.change.values():
-            sent += tensor.numel()
-            assert not occurs(raw(tensor), wanted)
-            assert not occurs(raw(tensor.T), wanted)
-        numbers = {number for mean in update.metrics.values() for number in mean}
-        assert not numbers & (entries - {0.0})
-    assert sent == 2 * 3 * 3 * 576  # of fedsd and fedsdr: R and nothing else
+    """Method by method: what one keeps private another may share, and both may train alike."""
+    numbers = {}
+    for folder, updates in watched.sent.items():
+        assert len(updates) == 3 * 3  # clients x rounds
+        kept = watched.kept.get(folder, [])
+        wanted = windows(kept)
+        entries = {value for a in kept for t in a.values() for value in t.flatten().tolist()}
+        for update in updates:
+            for tensor in update.change.values():
+                assert not occurs(raw(tensor), wanted)
+                assert not occurs(raw(tensor.T), wanted)
+            printed = {number for mean in update.metrics.values() for number in mean}
+            assert not printed & (entries - {0.0})
+        size = sum(tensor.numel() for tensor in updates[0].change.values())
+        numbers[folder.parent.name] = size
+    # R and nothing else; of fedsa its factor A, of fedper one of the two blocks.
+    r = dict.fromkeys(["fedsd", "feddpa", "fedsdr+ditto", "out"], 576)
+    assert numbers == {**r, "local": 0, "fedsa": A_NUMBERS, "fedper": 576 // 2}
 
 
 def test_no_number_of_a_private_adapter_is_in_a_servers_file(watched):
@@ -180,7 +194,8 @@ def test_texts_are_in_no_servers_file_but_the_samples(watched, word):
         for path in served(watched.out)
         if word.encode() in path.read_bytes()
     }
-    samples = {"distillation.json", "report.html", "baselines/fedsd/distillation.json"}
+    distilled = [f"baselines/{name}/distillation.json" for name in ("fedsd", "fedsdr+ditto")]
+    samples = {"distillation.json", "report.html", *distilled}
     assert found == samples
 
 

@@ -13,7 +13,15 @@ import pytest
 import torch
 
 from fedsdr.adapters import Adapter, Private, norm, unwrap
-from fedsdr.algorithms.contract import Algorithm, ClientState, Schedule, ServerState, Update
+from fedsdr.algorithms.contract import (
+    Algorithm,
+    ClientState,
+    Round,
+    Schedule,
+    ServerState,
+    Setup,
+    Update,
+)
 from fedsdr.algorithms.fedavg import fedavg
 from fedsdr.algorithms.local import local
 from fedsdr.algorithms.two_stream import SMOOTHING, Smoothing, two_stream
@@ -52,7 +60,9 @@ class Engine:
         for client in cohort:
             self.at(f"round {round} before {client}")
             state = self.store.load(client, round - 1)
-            update, state = algorithm.client(shared, state, ToyClient(client, torch.float32))
+            update, state = algorithm.client(
+                shared, state, ToyClient(client, torch.float32), Round(round, 0)
+            )
             self.store.save(client, round, state)
             self.at(f"round {round} after saving {client}")
             yield Participant(client, update)
@@ -66,7 +76,9 @@ class Engine:
 
 
 def fedsdr() -> Algorithm:
-    return two_stream(fedavg(Schedule(3, 0.1)), Smoothing(Schedule(2, 0.3), "keep", "joint", 0.25))
+    return two_stream(
+        fedavg(Setup(Schedule(3, 0.1))), Smoothing(Schedule(2, 0.3), "keep", "joint", 0.25)
+    )
 
 
 def size(adapter: Adapter) -> Metrics:
@@ -130,18 +142,18 @@ def test_a_line_a_round_says_who_trained_and_what_was_sent(tmp_path):
 
 
 def test_training_metrics_are_means_over_clients_by_weight(tmp_path):
-    def client(shared: Adapter, state: ClientState, fit: ToyClient) -> Any:
+    def client(shared: Adapter, state: ClientState, fit: ToyClient, round: Round) -> Any:
         weight = RECORDS[fit.name]
-        update, state = fedavg(Schedule(1, 0.1)).client(shared, state, fit)
+        update, state = fedavg(Setup(Schedule(1, 0.1))).client(shared, state, fit, round)
         return Update(update.change, weight, {"loss/x": Mean(10.0, weight)}), state
 
-    algorithm = fedavg(Schedule(1, 0.1))._replace(client=client)
+    algorithm = fedavg(Setup(Schedule(1, 0.1)))._replace(client=client)
     go(tmp_path, RoundOptions(0, 1, 1.0, 0), algorithm=algorithm)
     assert log(tmp_path)[1]["train"]["loss/x"] == pytest.approx(30 / (1 + 3 + 6))
 
 
 def test_an_algorithm_that_sends_nothing_logs_no_bytes(tmp_path):
-    state, _ = go(tmp_path, algorithm=local(Schedule(3, 0.1)))
+    state, _ = go(tmp_path, algorithm=local(Setup(Schedule(3, 0.1))))
     assert same(state.adapter, random_adapter("first", dtype=torch.float32))
     assert all(
         row["train"]["bytes_up"] == row["train"]["bytes_down"] == 0 for row in log(tmp_path)[1:]
@@ -216,7 +228,9 @@ def test_cohort_sizes_are_the_ceiling_of_the_share(clients):
 
 def test_weights_are_those_of_the_participants(tmp_path):
     """Two of three clients a round: the global adapter moves by their own mean."""
-    state, engine = go(tmp_path, RoundOptions(1, 1, 0.6, 0), algorithm=fedavg(Schedule(1, 1.0)))
+    state, engine = go(
+        tmp_path, RoundOptions(1, 1, 0.6, 0), algorithm=fedavg(Setup(Schedule(1, 1.0)))
+    )
     ((_, cohort),) = engine.seen
     assert len(cohort) == 2
     total = sum(RECORDS[name] for name in cohort)
@@ -230,13 +244,13 @@ def test_weights_are_those_of_the_participants(tmp_path):
 
 
 def test_a_bad_update_names_its_client_and_nothing_is_committed(tmp_path):
-    def client(shared: Adapter, state: ClientState, fit: ToyClient) -> Any:
-        update, state = fedavg(Schedule(1, 0.1)).client(shared, state, fit)
+    def client(shared: Adapter, state: ClientState, fit: ToyClient, round: Round) -> Any:
+        update, state = fedavg(Setup(Schedule(1, 0.1))).client(shared, state, fit, round)
         if fit.name == "ben":
-            update.change["x.lora_A.weight"][0, 0] = torch.nan
+            update.change["layers.0.x.lora_A.weight"][0, 0] = torch.nan
         return update, state
 
-    algorithm = fedavg(Schedule(1, 0.1))._replace(client=client)
+    algorithm = fedavg(Setup(Schedule(1, 0.1)))._replace(client=client)
     with pytest.raises(ValueError, match="update of client 'ben' has NaN"):
         go(tmp_path, RoundOptions(0, 1, 1.0, 0), algorithm=algorithm)
     committed = load_checkpoint(tmp_path)
@@ -246,11 +260,11 @@ def test_a_bad_update_names_its_client_and_nothing_is_committed(tmp_path):
 
 
 def test_a_global_adapter_that_overflows_is_the_users_learning_rate(tmp_path):
-    plain = fedavg(Schedule(1, 0.1))
+    plain = fedavg(Setup(Schedule(1, 0.1)))
 
-    def finish(state: ServerState, fold: Any) -> ServerState:
+    def finish(state: ServerState, fold: Any, round: Round) -> ServerState:
         return ServerState(
-            {key: t * torch.inf for key, t in plain.finish(state, fold).adapter.items()}
+            {key: t * torch.inf for key, t in plain.finish(state, fold, round).adapter.items()}
         )
 
     with pytest.raises(UserError, match="NaN or infinite in round 1: lower the learning rate"):
@@ -425,7 +439,7 @@ def test_a_checkpoint_keeps_the_servers_memory_bit_for_bit(tmp_path):
     assert same(loaded.adapter, state.adapter)
     assert loaded.memory.keys() == memory.keys()
     assert all(same(loaded.memory[name], memory[name]) for name in memory)
-    assert loaded.memory["v"]["x.lora_A.weight"].dtype == torch.float32
+    assert loaded.memory["v"]["layers.0.x.lora_A.weight"].dtype == torch.float32
 
 
 def test_a_checkpoint_that_is_no_checkpoint_is_the_users_error(tmp_path):

@@ -22,8 +22,9 @@ from fedsdr.errors import UserError
 from fedsdr.method_run import pooled_recipe
 from fedsdr.methods import method
 from fedsdr.progress import silent
-from fedsdr.recipe import Recipe, load_recipe, override
+from fedsdr.recipe import load_recipe, override
 from fedsdr.run import compare, demo, run
+from fedsdr.sections import Recipe
 from fedsdr.setting import Setting, prepare
 
 # PEFT asks for an attribute that transformers is about to rename.
@@ -95,7 +96,8 @@ def promised(targets: str, clients: bool = True) -> set[str]:
     if targets in ("distilled", "two_stream"):
         names |= {"distillation.json"} | {f"clients/{c}/rewrites.jsonl" for c in tiny.CLIENTS}
     if targets in ("local", "two_stream"):
-        each = ["state-000003.safetensors", f"private/{WEIGHTS}", "private/adapter_config.json"]
+        place = "personal" if targets == "local" else "private"  # its own R, or S
+        each = ["state-000003.safetensors", f"{place}/{WEIGHTS}", f"{place}/adapter_config.json"]
         names |= {f"clients/{client}/{name}" for client in tiny.CLIENTS for name in each}
     return names
 
@@ -209,18 +211,19 @@ def merge(model: Any, adapter: Adapter, scaling: float) -> None:
 
 
 @pytest.mark.parametrize("client", tiny.CLIENTS)
-@pytest.mark.parametrize(("name", "streams"), [(".", "RS"), ("baselines/local", "S")])
+@pytest.mark.parametrize(("name", "streams"), [(".", "RS"), ("baselines/local", "own")])
 def test_personal_models_have_their_reported_loss(home, recipe, finished, client, name, streams):
     model, tokenizer = base(home)
     folder = finished / name
     if "R" in streams:
         merge(model, weights(folder / "global"), 4.0 / 2)
-    merge(model, weights(folder / "clients" / client / "private"), 4.0 / 2)
+    place = "private" if "S" in streams else "personal"
+    merge(model, weights(folder / "clients" / client / place), 4.0 / 2)
     result = read(folder / "result.json")
     loss = held_out_loss(model, tokenizer, recipe, [client])
     assert loss == pytest.approx(result[f"personal_loss/{client}"], abs=1e-5)
     assert read(folder / "personal.json")[client]["loss"] == result[f"personal_loss/{client}"]
-    without = read(finished / ("baselines/base" if streams == "S" else name) / "result.json")
+    without = read(finished / ("baselines/base" if streams == "own" else name) / "result.json")
     assert loss != pytest.approx(without[f"loss/{client}"], abs=1e-4)
 
 

@@ -5,6 +5,7 @@ The setting is a random Llama with a word tokenizer, three clients' files, and a
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,16 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fedsdr import seeds
-from fedsdr.adapters import Adapter, Private, unwrap
+from fedsdr.adapters import (
+    Adapter,
+    Private,
+    factor_of,
+    factors,
+    rank_of,
+    resized,
+    select,
+    unwrap,
+)
 from fedsdr.algorithms.contract import Fitted, Stage
 from fedsdr.metrics import Mean
 
@@ -30,10 +40,10 @@ TEMPLATE = (
 
 RECORDS = {"anna": 1, "ben": 3, "cleo": 6}
 SHAPES = {
-    "x.lora_A.weight": (2, 3),
-    "x.lora_B.weight": (4, 2),
-    "y.lora_A.weight": (2, 4),
-    "y.lora_B.weight": (3, 2),
+    "layers.0.x.lora_A.weight": (2, 3),
+    "layers.0.x.lora_B.weight": (4, 2),
+    "layers.1.y.lora_A.weight": (2, 4),
+    "layers.1.y.lora_B.weight": (3, 2),
 }
 
 
@@ -50,31 +60,58 @@ class ToyClient:
     """Local training by gradient descent on |theta + (1 - alone) company - goal|^2 / 2.
 
     The goal depends on the client and its targets, and the optimum moves with the company, as
-    in the real thing. Pure: what a stage gives back depends on the stage alone. A fresh private
-    adapter is zero. `stages` remembers what was asked.
+    in the real thing. Pure: what a stage gives back depends on the stage alone. What a fresh
+    adapter has is zero. `stages` remembers what was asked, `fits` what was answered.
     """
 
     def __init__(self, name: str, dtype: torch.dtype = torch.float64) -> None:
         self.name, self.dtype = name, dtype
         self.stages: list[Stage] = []
+        self.fits: list[Fitted] = []
 
     def __call__(self, stage: Stage) -> Fitted:
         self.stages.append(stage)
+        self.fits.append(self.fit(stage))
+        return self.fits[-1]
+
+    def fit(self, stage: Stage) -> Fitted:
         zero = {key: torch.zeros(shape, dtype=self.dtype) for key, shape in SHAPES.items()}
-        shared = zero if stage.shared is None else stage.shared
-        private = zero if stage.private is None else unwrap(stage.private)
-        mine, other = (shared, private) if stage.trains == "shared" else (private, shared)
+        sent = factors(stage.shared or {})
+        r, s = {**zero, **sent, **unwrap(stage.own)}, {**zero, **unwrap(stage.private)}
+        mine, other = (r, s) if stage.trains == "R" else (s, r)
+        rank = rank_of(mine)
+        other = resized(other, rank)
         goal = random_adapter("goal", self.name, stage.targets, dtype=self.dtype)
-        after = dict(mine)
+        goal = resized(goal, rank)
+        after, gradient = dict(mine), {key: torch.zeros_like(t) for key, t in mine.items()}
         loss = Mean(0.0, 0.0)
         for _ in range(stage.schedule.steps):
             misses = {k: after[k] + (1 - stage.alone) * other[k] - goal[k] for k in after}
-            after = {k: after[k] - stage.schedule.lr * misses[k] for k in after}
+            for key in after:
+                if stage.factors in ("both", factor_of(key)):
+                    gradient[key] = gradient[key] + misses[key] / stage.schedule.steps
+                    step = misses[key] + correction(stage, key, after[key])
+                    after[key] = after[key] - stage.schedule.lr * step
             loss = loss.merge(Mean(sum(float((m**2).sum()) for m in misses.values()), 1))
-        count = RECORDS[self.name]
-        if stage.trains == "shared":
-            return Fitted(count, loss, shared=after)
-        return Fitted(count, loss, private=Private(after), before=Private(dict(mine)))
+        fitted = Fitted(RECORDS[self.name], loss, Private(mine), Private(after))
+        if stage.trains == "S":
+            return fitted
+        return replace(
+            fitted,
+            shared=select(after, lambda key: key in sent),
+            own=Private(select(after, lambda key: key not in sent)),
+            gradient=select(gradient, lambda key: key in sent) if stage.mean_gradient else {},
+        )
+
+
+def correction(stage: Stage, key: str, value: torch.Tensor) -> torch.Tensor:
+    """What a stage adds to the gradient of one tensor."""
+    added = torch.zeros_like(value)
+    if stage.pull is not None and key in stage.pull.towards:
+        added = added + stage.pull.strength * (value - stage.pull.towards[key])
+    if stage.shift is not None and key in stage.shift:
+        added = added + stage.shift[key]
+    return added
 
 
 def model_folder(folder: Path, words: Sequence[str] = ()) -> Path:

@@ -3,12 +3,15 @@
 An adapter maps PEFT's names to PEFT's shapes: for a layer at `path` with `in` inputs and `out`
 outputs, `path.lora_A.weight` is (r, in) and `path.lora_B.weight` is (out, r). All operations
 are pure and insist on equal keys and shapes, so that a misnamed tensor is an error and never
-a silent no-op.
+a silent no-op. What the weights B A of adapters have to do with each other is `products`.
+
+What is sent beside an adapter has the same names under a prefix that ends with a slash:
+`control/path.lora_A.weight`.
 """
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple, NoReturn
+from typing import Final, Literal, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -17,6 +20,7 @@ Adapter = dict[str, Tensor]
 
 A_SUFFIX: Final = ".lora_A.weight"
 B_SUFFIX: Final = ".lora_B.weight"
+FOLDED: Final = "folded/"  # prefix of the frozen part of R that exact aggregation folds away
 
 
 class Private:
@@ -46,9 +50,9 @@ class Private:
         raise TypeError("a private adapter never leaves its client: it cannot be serialised")
 
 
-def unwrap(private: Private) -> Adapter:
+def unwrap(private: Private | None) -> Adapter:
     """The tensors of a private adapter, for the client's own trainer and store only."""
-    return dict(private._adapter)
+    return {} if private is None else dict(private._adapter)
 
 
 def check_same_keys(expected: Adapter, given: Adapter, who: str = "adapter") -> None:
@@ -90,7 +94,8 @@ class WeightedSum(NamedTuple):
 
     def plus(self, a: Adapter, weight: float) -> "WeightedSum":
         check_same_keys(self.total, a)
-        total = {key: self.total[key] + a[key].double() * weight for key in self.total}
+        # One pass over memory: the sum of a float64 and a scaled float32 tensor is fused.
+        total = {key: torch.add(self.total[key], a[key], alpha=weight) for key in self.total}
         return WeightedSum(total, self.weight + weight)
 
     def mean(self, like: Adapter) -> Adapter:
@@ -146,6 +151,56 @@ def layers(a: Adapter) -> list[str]:
     return sorted(key.removesuffix(A_SUFFIX) for key in a if key.endswith(A_SUFFIX))
 
 
+def factor_of(key: str) -> Literal["A", "B"]:
+    """Which of the two factors a tensor is (or, under a prefix, speaks of)."""
+    if key.endswith(A_SUFFIX):
+        return "A"
+    if key.endswith(B_SUFFIX):
+        return "B"
+    raise ValueError(f"{key!r} is not the name of a LoRA factor")
+
+
+def rank_of(a: Adapter) -> int:
+    """The largest rank of its factors; 0 for an adapter without any."""
+    return max(
+        (t.shape[0 if factor_of(key) == "A" else 1] for key, t in factors(a).items()), default=0
+    )
+
+
+def resized(a: Adapter, rank: int) -> Adapter:
+    """The first `rank` components of each layer, zeros where there are fewer."""
+
+    def resize(key: str, tensor: Tensor) -> Tensor:
+        out, inputs = tensor.shape
+        wanted = (rank, inputs) if factor_of(key) == "A" else (out, rank)
+        fitted = tensor.new_zeros(wanted)
+        part = tuple(slice(min(has, asks)) for has, asks in zip(tensor.shape, wanted, strict=True))
+        fitted[part] = tensor[part]
+        return fitted
+
+    return {key: resize(key, tensor) for key, tensor in a.items()}
+
+
+def select(a: Adapter, wanted: Callable[[str], bool]) -> Adapter:
+    """The tensors whose names are wanted."""
+    return {key: tensor for key, tensor in a.items() if wanted(key)}
+
+
+def prefixed(a: Adapter, prefix: str) -> Adapter:
+    """The same tensors under names that begin with `prefix`, to be sent beside an adapter."""
+    return {prefix + key: tensor for key, tensor in a.items()}
+
+
+def under(a: Adapter, prefix: str) -> Adapter:
+    """The tensors whose names begin with `prefix`, under the rest of their names."""
+    return {key.removeprefix(prefix): a[key] for key in a if key.startswith(prefix)}
+
+
+def factors(a: Adapter) -> Adapter:
+    """The plain LoRA factors among tensors that are sent together: names without a prefix."""
+    return select(a, lambda key: "/" not in key)
+
+
 def fresh(like: Adapter, generator: torch.Generator) -> Adapter:
     """A new adapter of the same shapes as LoRA starts it: A ~ U(-1/sqrt(in), 1/sqrt(in)), B = 0.
 
@@ -160,41 +215,3 @@ def fresh(like: Adapter, generator: torch.Generator) -> Adapter:
         return (uniform * bound).to(tensor.dtype)
 
     return {key: start(key, like[key]) for key in sorted(like)}
-
-
-# --- The weight that an adapter adds, B A, and its change ------------------------------------
-# Never formed: for thin factors, <B1 A1, B2 A2> = sum((B1^T B2) * (A1 A2^T)).
-
-
-def product_dot(a: Adapter, b: Adapter) -> float:
-    """sum over layers of <B_a A_a, B_b A_b>, in float64, without forming the products."""
-    if layers(a) != layers(b):
-        raise ValueError(f"adapters of different layers: {layers(a)[:3]} and {layers(b)[:3]}")
-    total = 0.0
-    for path in layers(a):
-        a_in, b_in = a[path + A_SUFFIX].double(), b[path + A_SUFFIX].double()
-        a_out, b_out = a[path + B_SUFFIX].double(), b[path + B_SUFFIX].double()
-        total += float(torch.sum((a_out.T @ b_out) * (a_in @ b_in.T)))
-    return total
-
-
-def product_change(before: Adapter, after: Adapter) -> Adapter:
-    """An adapter of rank 2r whose product is B' A' - B A: the change of the layer's weight."""
-    check_same_keys(before, after)
-    change: Adapter = {}
-    for path in layers(after):
-        a, b = path + A_SUFFIX, path + B_SUFFIX
-        change[a] = torch.cat([after[a], before[a]], dim=0)  # (2r, in)
-        change[b] = torch.cat([after[b], -before[b]], dim=1)  # (out, 2r)
-    return change
-
-
-def product_norm(a: Adapter) -> float:
-    """Frobenius norm of the weights B A over all layers (without the factor alpha/r)."""
-    return math.sqrt(max(product_dot(a, a), 0.0))
-
-
-def product_cosine(a: Adapter, b: Adapter) -> float:
-    """Cosine between two weight changes B A; 0 where one of them is zero."""
-    length = product_norm(a) * product_norm(b)
-    return product_dot(a, b) / length if length else 0.0

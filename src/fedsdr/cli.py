@@ -97,6 +97,23 @@ def check(recipe: RecipePath, set_: Sets = None) -> None:
 
 
 @app.command()
+def algorithms() -> None:
+    """List what a recipe can choose from: a line, a citation and the options of each."""
+    from fedsdr.algorithms.table import TABLES
+
+    for key, rows in TABLES.items():
+        table = Table(title=key, title_justify="left", box=None, show_header=False, expand=True)
+        table.add_column(no_wrap=True, style="bold", min_width=12)
+        table.add_column(ratio=3)
+        table.add_column(ratio=2, style="dim")
+        for name, row in rows.items():
+            defaults = row.options().model_dump().items()
+            options = ", ".join(f"{option} = {value}" for option, value in defaults)
+            table.add_row(name, row.line + (f"\n{options}" if options else ""), row.citation)
+        Console().print(table, "")
+
+
+@app.command()
 def report(folder: Annotated[Path, typer.Argument(help="A finished run or comparison.")]) -> None:
     """Write a run's report.html anew."""
     from fedsdr.report.html import write_report

@@ -74,9 +74,10 @@ def write_text(path: Path, text: str, private: bool = False) -> None:
     write_atomically(path, write, private)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, private: bool = False) -> None:
     """Write strict JSON (a NaN is an error, not an unreadable file)."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(path, text, private)
 
 
 def read_json(path: Path) -> Any:

@@ -3,6 +3,8 @@
 DIR/recipe.toml  environment.json  partition.json  summary.json  report.html
 DIR/metrics.jsonl  distillation.json  checkpoint.safetensors  personal.json  result.json
 DIR/global/  clients/<id>/
+DIR/clients/<id>/private/   S, beside the global R or the client's own
+DIR/clients/<id>/personal/  the client's own R, in methods that have one
 DIR/baselines/<name>/   recipe.toml and the last two lines again, for each baseline
 """
 
@@ -11,13 +13,15 @@ from pathlib import Path
 from fedsdr import files
 from fedsdr.errors import UserError
 from fedsdr.methods import method, own_name
-from fedsdr.recipe import Recipe, differences, load_recipe, to_toml
+from fedsdr.recipe import differences, load_recipe, to_toml
+from fedsdr.sections import Recipe
 
 RECIPE_FILE = "recipe.toml"
 ENVIRONMENT_FILE = "environment.json"
 PARTITION_FILE = "partition.json"
 DISTILLATION_FILE = "distillation.json"
 PERSONAL_FILE = "personal.json"  # each client's own model, judged on its own data
+NOISE_FILE = "noise.json"  # the secret seed of differential privacy, readable by its owner alone
 RESULT_FILE = "result.json"  # a finished method's final metrics
 SUMMARY_FILE = "summary.json"
 REPORT_FILE = "report.html"  # the last thing that a run writes

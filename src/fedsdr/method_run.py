@@ -1,23 +1,35 @@
 """One method, from the data of its clients to its adapters and final metrics."""
 
+import secrets
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fedsdr import files
 from fedsdr.adapters import Adapter, unwrap
+from fedsdr.algorithms.accounting import epsilon
+from fedsdr.algorithms.aggregation.folding import whole
+from fedsdr.algorithms.compose import build_algorithm
 from fedsdr.algorithms.contract import Algorithm, Personal, ServerState, Targets
-from fedsdr.algorithms.table import build_algorithm
 from fedsdr.data.partition import pool
 from fedsdr.data.template import Example
 from fedsdr.distill.cache import RewriteCache
 from fedsdr.distill.rewrite import Rewritten, sample_pairs, summarise
 from fedsdr.engines.in_process import InProcess
-from fedsdr.engines.workbench import Workbench
-from fedsdr.folders import DISTILLATION_FILE, PERSONAL_FILE, RECIPE_FILE, RESULT_FILE
+from fedsdr.engines.workbench import Workbench, rectifying
+from fedsdr.folders import (
+    DISTILLATION_FILE,
+    NOISE_FILE,
+    PERSONAL_FILE,
+    RECIPE_FILE,
+    RESULT_FILE,
+)
 from fedsdr.metrics import Metrics, merge_all, values
 from fedsdr.model.peft_format import write_adapter
 from fedsdr.progress import Reporter
-from fedsdr.recipe import Recipe, override, to_toml
+from fedsdr.recipe import override, to_toml
+from fedsdr.sections import Recipe
 from fedsdr.setting import cache_folder
 from fedsdr.training.rounds import METRICS_FILE, RoundOptions, cohort_size, finite, run_rounds
 from fedsdr.training.store import ClientStore
@@ -32,17 +44,18 @@ def run_method(
     files.write_text(folder / RECIPE_FILE, to_toml(recipe))
     if recipe.federation.pooled:
         recipe = pooled_recipe(recipe, len(bench.clients))
-    algorithm = build_algorithm(recipe)
     examples = client_examples(bench, recipe, folder, reporter)
-    engine = InProcess(bench, recipe, examples, ClientStore(folder / "clients"), reporter)
+    algorithm = build_algorithm(recipe, population(recipe, examples))
+    store, secret = ClientStore(folder / "clients"), noise_seed(recipe, folder)
+    engine = InProcess(bench, recipe, examples, store, reporter, secret)
 
-    def evaluate(shared: Adapter) -> Metrics:
-        bench.use(Personal(shared, None))
+    def evaluate(deployed: Adapter) -> Metrics:
+        bench.use(Personal(deployed))
         return bench.evaluator.global_model()
 
     federation = recipe.federation
     options = RoundOptions(
-        recipe.seed, federation.rounds, federation.participation, recipe.evaluate.every
+        recipe.seed, federation.rounds, federation.participation, recipe.evaluate.every, secret
     )
     first = bench.first_adapter(recipe.seed)
     state = run_rounds(algorithm, engine, first, options, evaluate, folder, reporter, name)
@@ -58,17 +71,20 @@ def finish_method(
     engine: InProcess,
 ) -> None:
     """Write the adapters and the final metrics of a method whose rounds are done."""
-    shared = algorithm.broadcast(state)
-    if shared:
-        write_adapter(folder / "global", shared, bench.adapter_settings)
+    deployed, shared = algorithm.deployed(state), algorithm.broadcast(state)
+    if deployed:
+        write_adapter(folder / "global", whole(deployed), bench.adapter_settings)
     rows = files.read_json_lines(folder / METRICS_FILE)
-    result = dict(rows[-1]["eval"]) if shared else {}  # local training has no global model
+    result = dict(rows[-1]["eval"]) if deployed else {}  # no global model: clients' own only
+    result |= privacy_spent(recipe, rows)
     personal: dict[str, Metrics] = {}
     for client in engine.clients():
         own = algorithm.personal(shared, engine.state(client, recipe.federation.rounds))
-        if own.private is not None:
-            target = engine.store.client_folder(client) / "private"
-            write_adapter(target, unwrap(own.private), bench.adapter_settings, private=True)
+        mine = {"personal": rectifying(own) if own.own else {}, "private": unwrap(own.private)}
+        for place, adapter in mine.items():
+            if adapter:
+                target = engine.store.client_folder(client) / place
+                write_adapter(target, adapter, bench.adapter_settings, private=True)
         if recipe.evaluate.personal and not recipe.federation.pooled:
             bench.use(own)
             personal[client] = bench.evaluator.personal_model(client)
@@ -76,6 +92,40 @@ def finish_method(
     result |= {f"personal_{name}": score for name, score in scores.items()}
     files.write_json(folder / PERSONAL_FILE, {c: values(each) for c, each in personal.items()})
     files.write_json(folder / RESULT_FILE, result)
+
+
+def population(
+    recipe: Recipe, examples: Mapping[str, Mapping[Targets, Sequence[Example]]]
+) -> float:
+    """Sum of the weights of all clients: their records, or one each where those are private."""
+    if recipe.privacy.mode != "none":
+        return float(len(examples))
+    return float(sum(len(each["raw"]) for each in examples.values()))
+
+
+def noise_seed(recipe: Recipe, folder: Path) -> int:
+    """The seed of noise: the recipe's, or a secret of this run that a resumed one finds again.
+
+    Noise that is drawn anew for an update sent before would be a second release of it.
+    """
+    if recipe.privacy.mode == "none":
+        return recipe.seed
+    if recipe.privacy.noise_seed is not None:
+        return recipe.privacy.noise_seed
+    file = folder / NOISE_FILE
+    if not file.exists():
+        files.write_json(file, secrets.randbits(63), private=True)
+    return int(files.read_json(file))
+
+
+def privacy_spent(recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The epsilon of the client that took part most often; nothing where no noise was added."""
+    mode, noise = recipe.privacy.mode, recipe.privacy.noise_multiplier
+    if mode == "none" or noise == 0:
+        return {}
+    parts = Counter(client for row in rows for client in row.get("clients", ()))
+    most = max(parts.values(), default=0)
+    return {"epsilon": epsilon(noise, most, recipe.privacy.delta, local=mode == "local")}
 
 
 def pooled_recipe(recipe: Recipe, clients: int) -> Recipe:

@@ -1,61 +1,90 @@
-"""Methods by name: the changes that turn any recipe into the paper's method or a baseline."""
+"""Methods by name: the changes that turn any recipe into the paper's method or a baseline.
+
+A name is one of `METHODS`, or choices of `[federation]` joined by plus signs, in any order:
+"fedprox", "fedsd+fedadam", "fedsdr+flexlora", "fedsd_verified+scaffold", "fedsdr+ditto+median".
+Choices that a name does not mention are the plain ones (FedAvg, factors, raw, none); everything
+else, privacy too, is as in the recipe.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from fedsdr.algorithms.table import TABLES
 from fedsdr.errors import UserError
-from fedsdr.recipe import Recipe, flat, override
+from fedsdr.recipe import flat, override
+from fedsdr.sections import Recipe
 
-Changes = Callable[[Recipe], Mapping[str, Any]]
+Changes = Mapping[str, Any]
+
+PLAIN: Final[Mapping[str, Any]] = {
+    "federation.algorithm": "fedavg",
+    "federation.lora_aggregation": "factors",
+    "federation.targets": "raw",
+    "federation.personalisation": "none",
+    "federation.robust": "none",
+    "federation.compression": "none",
+    "federation.pooled": False,
+}
 
 
-def _single(algorithm: str, targets: str, **more: Any) -> Mapping[str, Any]:
-    return {
-        "federation.algorithm": algorithm,
-        "federation.targets": targets,
-        "federation.pooled": False,
-        **{key.replace("__", "."): value for key, value in more.items()},
-    }
-
-
-def _verified(recipe: Recipe) -> Mapping[str, Any]:
+def _verified(recipe: Recipe) -> Changes:
     checks = dict.fromkeys((*recipe.distill.checks, "answer"))
-    return _single("fedavg", "distilled", distill__checks=list(checks), distill__attempts=4)
+    distil = {"distill.checks": list(checks), "distill.attempts": 4}
+    return {"federation.targets": "distilled", **distil}
 
 
-def _pooled(recipe: Recipe) -> Mapping[str, Any]:
-    """As many optimiser steps on the pooled data as all clients together take."""
-    return _single("fedavg", "raw", federation__pooled=True)
-
-
-METHODS: Final[Mapping[str, Changes]] = {
-    "base": lambda recipe: _single("fedavg", "raw", federation__rounds=0),
-    "fedavg": lambda recipe: _single("fedavg", "raw"),
-    "fedsd": lambda recipe: _single("fedavg", "distilled"),
+# Parts of names that are not a row of a table: "central" takes as many optimiser steps on the
+# pooled data as all clients together.
+METHODS: Final[Mapping[str, Callable[[Recipe], Changes]]] = {
+    "base": lambda recipe: {"federation.rounds": 0},
+    "fedsd": lambda recipe: {"federation.targets": "distilled"},
     "fedsd_verified": _verified,
-    "fedsdr": lambda recipe: _single("fedavg", "two_stream"),
-    "local": lambda recipe: _single("local", "raw"),
-    "central": _pooled,
+    "fedsdr": lambda recipe: {"federation.targets": "two_stream"},
+    "central": lambda recipe: {"federation.pooled": True},
+}
+
+# Rows by which a method can be called; the plain choices need no name, but for FedAvg.
+CHOICES: Final[Mapping[str, str]] = {
+    name: key
+    for key in PLAIN
+    if key in TABLES and key != "federation.targets"
+    for name in TABLES[key]
+    if name not in ("none", "factors")
 }
 
 
 def method(name: str, recipe: Recipe) -> Recipe:
     """The recipe of a named method or variant, everything else as in `recipe`."""
-    if name in recipe.variants:
-        changes: Mapping[str, Any] = flat(recipe.variants[name])
-    elif name in METHODS:
-        changes = METHODS[name](recipe)
-    else:
-        names = ", ".join([*METHODS, *recipe.variants])
-        raise UserError(f"baselines names {name!r}: choose from {names}, or define it in variants")
+    changes = flat(recipe.variants[name]) if name in recipe.variants else _changes(name, recipe)
     return override(recipe, {**changes, "baselines": [], "variants": {}})
 
 
+def _changes(name: str, recipe: Recipe) -> Changes:
+    changes: dict[str, Any] = {}
+    for part in name.split("+"):
+        if part in METHODS:
+            more = METHODS[part](recipe)
+        elif part in CHOICES:
+            more = {CHOICES[part]: part}
+        else:
+            known = ", ".join([*METHODS, *sorted(CHOICES), *recipe.variants])
+            raise UserError(
+                f"baselines names {name!r}, but {part!r} is not known: join some of {known} by +, "
+                "or define it in variants"
+            )
+        if twice := changes.keys() & more.keys():
+            raise UserError(f"baselines names {name!r}, which chooses {min(twice)} twice")
+        changes |= more
+    return {**PLAIN, **changes}
+
+
 def own_name(recipe: Recipe) -> str:
-    """The name of the recipe's own method: a known one's, or its choices spelt out."""
+    """The name of the recipe's own method: its choices, those that are plain left out."""
     federation = recipe.federation
-    for name in METHODS:
-        if name != "fedsd_verified" and method(name, recipe).federation == federation:
-            return name
-    targets = {"raw": "", "distilled": "fedsd+", "two_stream": "fedsdr+"}[federation.targets]
-    return targets + federation.algorithm + ("+pooled" if federation.pooled else "")
+    parts = ["central"] if federation.pooled else []
+    parts += {"raw": [], "distilled": ["fedsd"], "two_stream": ["fedsdr"]}[federation.targets]
+    for key, plain in PLAIN.items():
+        chosen = getattr(federation, key.rpartition(".")[2])
+        if chosen != plain and chosen in CHOICES:
+            parts.append(chosen)
+    return "+".join(parts) or ("base" if federation.rounds == 0 else "fedavg")

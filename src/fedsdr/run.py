@@ -23,7 +23,8 @@ from fedsdr.folders import (
 )
 from fedsdr.method_run import run_method
 from fedsdr.progress import Reporter
-from fedsdr.recipe import Recipe, load_recipe
+from fedsdr.recipe import load_recipe
+from fedsdr.sections import Recipe
 from fedsdr.setting import prepare
 from fedsdr.summary import summarise_runs
 

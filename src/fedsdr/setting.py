@@ -1,11 +1,11 @@
 """From a recipe to its setting: clients, model folder and judge, checked before work starts."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedsdr.algorithms.table import build_algorithm
+from fedsdr.algorithms.compose import build_algorithm, check_cohort
 from fedsdr.data.partition import build_clients
 from fedsdr.data.records import ClientData
 from fedsdr.distill.checks import choose_checks
@@ -14,10 +14,12 @@ from fedsdr.errors import UserError
 from fedsdr.lab.evaluate import LabEvaluator
 from fedsdr.lab.pretrain import PretrainOptions, base_model_folder
 from fedsdr.lab.world import World, WorldOptions, build_world
-from fedsdr.methods import METHODS, method, own_name
+from fedsdr.methods import CHOICES, METHODS, method, own_name
 from fedsdr.model.base import BaseModel, check_model, load_base
 from fedsdr.progress import Reporter
-from fedsdr.recipe import Recipe, differences
+from fedsdr.recipe import differences, override
+from fedsdr.sections import Recipe
+from fedsdr.training.rounds import cohort_size
 
 
 def cache_folder() -> Path:
@@ -52,18 +54,21 @@ def prepare(recipe: Recipe) -> Setting:
     _check_baselines(recipe)
     if recipe.uses_lab:
         world = build_world(world_options(recipe))
-        return Setting(recipe, world.client_data(), world)
-    check_model(recipe.model.path, recipe.model.template, recipe.model.device)
-    return Setting(recipe, build_clients(recipe.data, recipe.seed), None)
+        setting = Setting(recipe, world.client_data(), world)
+    else:
+        check_model(recipe.model.path, recipe.model.template, recipe.model.device)
+        setting = Setting(recipe, build_clients(recipe.data, recipe.seed), None)
+    _check_clients(recipe, [client.name for client in setting.clients])
+    return setting
 
 
 COMMON = ("seed", "model.", "lora.", "data.", "lab.", "evaluate.limit")  # made once for all
 
 
 def _check_baselines(recipe: Recipe) -> None:
-    """Known, each once, and not the recipe's own method: a run that counts twice under one name
-    would pass for two seeds."""
-    if taken := sorted(METHODS.keys() & recipe.variants.keys()):
+    """Each can be built, is there once, and is not the recipe's own method: a run that counts
+    twice under one name would pass for two seeds."""
+    if taken := sorted({*METHODS, *CHOICES} & recipe.variants.keys()):
         raise UserError(f"variants.{taken[0]} has the name of a method: call it something else")
     for name in (*recipe.baselines, *recipe.variants):
         changed = differences(method(name, recipe), recipe)
@@ -72,12 +77,32 @@ def _check_baselines(recipe: Recipe) -> None:
                 f"variants.{name} changes {fixed[0]}, but model, data and evaluation are common "
                 "to all methods of a run: run another recipe for it"
             )
-    names = [*recipe.baselines, own_name(recipe)]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        try:
+            build_algorithm(method(name, recipe))
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+    runs = {own_name(recipe): override(recipe, {"baselines": [], "variants": {}})}
+    for name in recipe.baselines:
+        each = method(name, recipe)
+        for other, its in runs.items():
+            if name == other or not differences(each, its):
+                also = "" if name == other else f", as {name!r} too"
+                raise UserError(
+                    f"baselines would run {other!r} twice{also} (the recipe's own method is "
+                    f"{own_name(recipe)!r}): remove it from baselines"
+                )
+        runs[name] = each
+
+
+def _check_clients(recipe: Recipe, names: Sequence[str]) -> None:
+    """Those that `lora.ranks` names exist, and there are enough for every method's choices."""
+    if unknown := sorted(recipe.lora.ranks.keys() - set(names)):
         raise UserError(
-            f"baselines would run {repeated[0]!r} twice (the recipe's own method is "
-            f"{names[-1]!r}): remove it from baselines"
+            f"lora.ranks names {unknown[0]!r}, which is not a client: there are {', '.join(names)}"
         )
+    for each in (recipe, *(method(name, recipe) for name in recipe.baselines)):
+        if not each.federation.pooled:
+            check_cohort(each, cohort_size(len(names), each.federation.participation))
 
 
 def world_options(recipe: Recipe) -> WorldOptions:

@@ -6,21 +6,42 @@ given; engines decide where its halves run.
 
     server                                        client k
     state = init(R^0)
-    broadcast(state)  -------- Adapter --------->  client(R^t, state_k, fit)
+    broadcast(state)  -------- Adapter --------->  client(shared, state_k, fit, round)
     fold = add(fold, update) <-- Update ---------  ... and the new state_k stays there
-    state = finish(state, fold)
+    state = finish(state, fold, round)
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
+import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from fedsdr.adapters import Adapter, Private, all_finite, check_same_keys
+from fedsdr.adapters import Adapter, Private, all_finite, check_same_keys, resized
 from fedsdr.metrics import Mean, Metrics
 
 Targets = Literal["raw", "distilled"]
+Factors = Literal["A", "B", "both"]
+
+
+class Options(BaseModel):
+    """Base of an algorithm's own options: `[options.NAME]` in a recipe, checked like the rest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NoOptions(Options):
+    """For those that have nothing to choose."""
+
+
+class Round(NamedTuple):
+    """number: from 1. seed: for the own randomness of the half that is given it, in this round:
+    noise, a restarted adapter. A client's seed and the server's are unrelated."""
+
+    number: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -32,39 +53,77 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class Setup:
+    """What every algorithm is built from.
+
+    schedule: each client's local training in a round.
+    population: sum of the weights n_k of all clients, those of a round and the others.
+    """
+
+    schedule: Schedule
+    population: float = 1.0
+
+
+@dataclass(frozen=True)
+class Pull:
+    """The gradient of (strength / 2) |w - towards|^2, added to the loss's; keys that `towards`
+    does not have are not pulled."""
+
+    towards: Adapter
+    strength: float
+
+
+@dataclass(frozen=True)
 class Stage:
-    """A request to the local trainer: one stream learns, the other may keep it company.
+    """A request to the local trainer: one stream learns, the others may keep it company.
 
     name: the purpose of its random draws ("rectify", "smooth").
-    trains: "shared" or "private"; the other adapter, if given, is frozen.
-    shared: R, or None to leave it out of the forward pass.
-    private: S, or None to leave it out; a private stream to be trained starts fresh from None.
-    targets: what responses to learn from; None leaves it to the transform around the algorithm.
-    alone: share of the batches in which only the trained stream is in the forward pass.
+    trains: "R" or "S"; whatever else is given is in the forward pass, frozen.
+    shared: R's tensors as the server sent them, or None; those under the prefix
+        `fedsdr.adapters.FOLDED` are a frozen part of R, from earlier rounds.
+    own: R's tensors that this client keeps to itself. R is in the forward pass where `shared` or
+        `own` is given; what of a trained R neither has starts fresh, and is the client's own.
+    private: S, or None to leave it out; an S to be trained starts fresh from None.
+    targets: what responses to learn from.
+    alone: share of the batches in which S is left out.
+    factors: the factors of R to be trained; the other is frozen.
+    pull, shift: corrections of the gradient g of R before it is clipped: g + pull + shift.
+    mean_gradient: whether `Fitted.gradient` is asked for.
     """
 
     name: str
-    trains: Literal["shared", "private"]
+    trains: Literal["R", "S"]
     schedule: Schedule
     shared: Adapter | None = None
+    own: Private | None = None
     private: Private | None = None
     targets: Targets = "raw"
     alone: float = 0.0
+    factors: Factors = "both"
+    pull: Pull | None = None
+    shift: Adapter | None = None
+    mean_gradient: bool = False
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What local training gives back: the adapter that was trained, and how it went.
+    """What local training gives back: what of the trained stream may be sent, and how it went.
 
-    before: a private adapter as the stage found it (a fresh one, where none was given).
     examples: n_k, the number of the client's raw records.
+    before, after: the whole trained stream.
+    shared: those tensors of a trained R that the stage's `shared` had, trained.
+    own: the others: what the server did not send does not go back to it.
+    gradient: the mean over steps of the loss's gradient with respect to `shared`, uncorrected
+        and unclipped (zero for a frozen factor), where the stage asked for it.
     """
 
     examples: int
     loss: Mean
+    before: Private
+    after: Private
     shared: Adapter = field(default_factory=dict)
-    private: Private | None = None
-    before: Private | None = None
+    own: Private | None = None
+    gradient: Adapter = field(default_factory=dict)
 
 
 class Fit(Protocol):
@@ -75,9 +134,29 @@ class Fit(Protocol):
 
 @dataclass(frozen=True)
 class ClientState:
-    """What a client keeps from round to round. It never leaves the client."""
+    """What a client keeps from round to round. It never leaves the client.
+
+    private: adapters, by name. memory: an algorithm's own tensors (control variates, say).
+    rank: of this client's adapters, where it is smaller than the federation's.
+    """
 
     private: Mapping[str, Private] = field(default_factory=dict)
+    memory: Mapping[str, Adapter] = field(default_factory=dict)
+    rank: int | None = None
+
+    def keep(self, name: str, private: Private) -> "ClientState":
+        """This state with one private adapter put in or replaced."""
+        return replace(self, private={**self.private, name: private})
+
+    def recall(self, name: str, like: Adapter) -> Adapter:
+        """The tensors of one memory under the names of `like`, zeros where there are none yet."""
+        memory = self.memory.get(name, {})
+        return {key: memory.get(key, torch.zeros_like(like[key])) for key in like}
+
+    def remember(self, name: str, adapter: Adapter) -> "ClientState":
+        """This state with tensors of one memory put in or replaced, key by key."""
+        memory = {**self.memory.get(name, {}), **adapter}
+        return replace(self, memory={**self.memory, name: memory})
 
 
 @dataclass(frozen=True)
@@ -104,34 +183,55 @@ class Update:
 
 @dataclass(frozen=True)
 class ServerState:
-    """What the server keeps: the global adapter, and an algorithm's own tensors (moments, say)."""
+    """What the server keeps: the global adapter, and an algorithm's own tensors (moments, say).
+
+    metrics: what the last round's aggregation has to say, for the log.
+    """
 
     adapter: Adapter
     memory: Mapping[str, Adapter] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
 
 
 class Personal(NamedTuple):
-    """The adapters of a client's own model: W0 + shared + private, either of them optional."""
+    """The adapters of a client's own model: W0 + R + S, each of them optional.
+
+    R is `shared`, completed (or, where `shared` is None, given) by the client's `own` tensors.
+    """
 
     shared: Adapter | None
-    private: Private | None
+    own: Private | None = None
+    private: Private | None = None
 
 
 class Algorithm(NamedTuple):
-    """One federated algorithm. Compose by wrapping: `two_stream(fedavg(...), ...)`."""
+    """One federated algorithm. Compose by wrapping: `two_stream(fedavg(...), ...)`.
+
+    broadcast: what every client is sent. deployed: the global model's adapter; empty where
+    clients do not share a whole model. uploads: tensors of the keys, shapes and dtypes that a
+    round's updates must have; ranks: other ranks than theirs that updates may have.
+    """
 
     init: Callable[[Adapter], ServerState]
     broadcast: Callable[[ServerState], Adapter]
-    client: Callable[[Adapter, ClientState, Fit], tuple[Update, ClientState]]
-    start: Callable[[ServerState], Any]
+    deployed: Callable[[ServerState], Adapter]
+    client: Callable[[Adapter, ClientState, Fit, Round], tuple[Update, ClientState]]
+    start: Callable[[ServerState, Round], Any]
     add: Callable[[Any, Update], Any]
-    finish: Callable[[ServerState, Any], ServerState]
-    uploads: Callable[[ServerState], Adapter]
+    finish: Callable[[ServerState, Any, Round], ServerState]
+    uploads: Callable[[ServerState, Round], Adapter]
     personal: Callable[[Adapter, ClientState], Personal]
+    ranks: frozenset[int] = frozenset()
 
 
-def check_update(client: str, update: Update, like: Adapter) -> None:
+def check_update(
+    client: str, update: Update, like: Adapter, ranks: frozenset[int] = frozenset()
+) -> None:
     """Refuse an update that cannot be aggregated; the error names the client and the reason."""
+    for rank in ranks:
+        smaller = resized(like, rank)
+        if all(update.change.get(key, like[key]).shape == t.shape for key, t in smaller.items()):
+            like = smaller
     check_same_keys(like, update.change, who=f"update of client {client!r}")
     for key, tensor in update.change.items():
         if tensor.dtype != like[key].dtype:

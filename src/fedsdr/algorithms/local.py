@@ -6,8 +6,9 @@ from fedsdr.algorithms.contract import (
     ClientState,
     Fit,
     Personal,
-    Schedule,
+    Round,
     ServerState,
+    Setup,
     Stage,
     Update,
 )
@@ -15,23 +16,25 @@ from fedsdr.algorithms.contract import (
 OWN = "own"
 
 
-def local(schedule: Schedule) -> Algorithm:
-    """Each client trains an adapter of its own on the base model, round after round."""
+def local(setup: Setup) -> Algorithm:
+    """Each client trains an R of its own on the base model, round after round."""
 
-    def client(shared: Adapter, state: ClientState, fit: Fit) -> tuple[Update, ClientState]:
+    def client(
+        shared: Adapter, state: ClientState, fit: Fit, round: Round
+    ) -> tuple[Update, ClientState]:
         own = state.private.get(OWN)
-        fitted = fit(Stage("rectify", trains="private", schedule=schedule, private=own))
-        assert fitted.private is not None
+        fitted = fit(Stage("rectify", trains="R", schedule=setup.schedule, own=own))
         update = Update({}, fitted.examples, {"loss/rectify": fitted.loss})
-        return update, ClientState({OWN: fitted.private})
+        return update, state.keep(OWN, fitted.after)
 
     return Algorithm(
         init=ServerState,
         broadcast=lambda state: {},
+        deployed=lambda state: {},
         client=client,
-        start=lambda state: None,
+        start=lambda state, round: None,
         add=lambda fold, update: None,
-        finish=lambda state, fold: state,
-        uploads=lambda state: {},
-        personal=lambda shared, state: Personal(None, state.private.get(OWN)),
+        finish=lambda state, fold, round: state,
+        uploads=lambda state, round: {},
+        personal=lambda shared, state: Personal(None, own=state.private.get(OWN)),
     )

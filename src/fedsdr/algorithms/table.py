@@ -1,62 +1,280 @@
-"""The one table of algorithms, and how a recipe's choices become one.
+"""The tables of algorithms and transforms: what a recipe can choose from.
 
-A new algorithm is one file in this folder and one row here.
+A new algorithm is one file in this folder and one row here (CONTRIBUTING.md has an example); how
+the choices are put together is `fedsdr.algorithms.compose`.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from fedsdr.algorithms.contract import Algorithm, Schedule
+from fedsdr.algorithms.aggregation.fedex import fedex_lora
+from fedsdr.algorithms.aggregation.fedper import FedPer, fedper
+from fedsdr.algorithms.aggregation.fedrot import fedrot_lora
+from fedsdr.algorithms.aggregation.fedsa import fedsa_lora
+from fedsdr.algorithms.aggregation.ffa import ffa_lora
+from fedsdr.algorithms.aggregation.flexlora import flexlora
+from fedsdr.algorithms.aggregation.flora import flora
+from fedsdr.algorithms.aggregation.rolora import rolora
+from fedsdr.algorithms.compression import TopK, fp16, int8, topk
+from fedsdr.algorithms.contract import Algorithm, NoOptions, Options
 from fedsdr.algorithms.distilled import distilled
 from fedsdr.algorithms.fedavg import fedavg
+from fedsdr.algorithms.feddyn import FedDyn, feddyn
+from fedsdr.algorithms.fedopt import (
+    Adaptive,
+    FedAdagrad,
+    FedAvgM,
+    fedadagrad,
+    fedadam,
+    fedavgm,
+    fedyogi,
+)
+from fedsdr.algorithms.fedprox import FedProx, fedprox
 from fedsdr.algorithms.local import local
-from fedsdr.algorithms.two_stream import Smoothing, two_stream
-from fedsdr.errors import UserError
-from fedsdr.recipe import Local, Recipe
+from fedsdr.algorithms.personalisation.ditto import Ditto, ditto
+from fedsdr.algorithms.personalisation.feddpa import feddpa
+from fedsdr.algorithms.privacy import central, local_noise
+from fedsdr.algorithms.robust.clipping import Clipping, clipped
+from fedsdr.algorithms.robust.krum import Krum, krum
+from fedsdr.algorithms.robust.median import median
+from fedsdr.algorithms.robust.trimmed_mean import TrimmedMean, trimmed_mean
+from fedsdr.algorithms.scaffold import Scaffold, scaffold
+from fedsdr.algorithms.two_stream import two_stream
 
 
 class Row(NamedTuple):
-    """shares: whether there is a shared adapter, which a private stream can sit beside."""
+    """One choice: how it is built, its options, a line and a citation for its list, its traits.
 
-    build: Callable[[Schedule], Algorithm]
+    build: of an algorithm, from (Setup, options); of a transform, from (Algorithm, options) and
+        what else its table says.
+    traits: what decides about the company it can keep (`fedsdr.algorithms.compose`).
+    least: how many clients a round must have, given the options.
+    """
+
+    build: Callable[..., Algorithm]
     line: str
     citation: str
-    shares: bool = True
+    options: type[Options] = NoOptions
+    traits: frozenset[str] = frozenset()
+    least: Callable[[Any], int] = lambda options: 1
+
+
+def _traits(*names: str) -> frozenset[str]:
+    return frozenset(names)
 
 
 ALGORITHMS: Final[Mapping[str, Row]] = {
-    "fedavg": Row(fedavg, "weighted mean of the clients' changes", "McMahan et al. 2017"),
-    "local": Row(local, "no federation: each client trains alone", "baseline", shares=False),
+    "fedavg": Row(
+        lambda setup, options: fedavg(setup),
+        "weighted mean of the clients' changes",
+        "McMahan et al. 2017, arXiv 1602.05629",
+    ),
+    "fedprox": Row(
+        fedprox,
+        "clients are pulled towards the global adapter",
+        "Li et al. 2020, arXiv 1812.06127",
+        FedProx,
+    ),
+    "scaffold": Row(
+        scaffold,
+        "control variates correct clients' gradients",
+        "Karimireddy et al. 2020, arXiv 1910.06378",
+        Scaffold,
+        _traits("server memory", "client memory"),
+    ),
+    "feddyn": Row(
+        feddyn,
+        "clients' objectives are bent towards the common optimum",
+        "Acar et al. 2021, arXiv 2111.04263",
+        FedDyn,
+        _traits("server memory", "client memory"),
+    ),
+    "fedavgm": Row(
+        fedavgm,
+        "server momentum",
+        "Hsu et al. 2019, arXiv 1909.06335",
+        FedAvgM,
+        _traits("server memory"),
+    ),
+    "fedadagrad": Row(
+        fedadagrad,
+        "server Adagrad on the mean change",
+        "Reddi et al. 2021, arXiv 2003.00295",
+        FedAdagrad,
+        _traits("server memory"),
+    ),
+    "fedadam": Row(
+        fedadam,
+        "server Adam on the mean change",
+        "Reddi et al. 2021, arXiv 2003.00295",
+        Adaptive,
+        _traits("server memory"),
+    ),
+    "fedyogi": Row(
+        fedyogi,
+        "server Yogi on the mean change",
+        "Reddi et al. 2021, arXiv 2003.00295",
+        Adaptive,
+        _traits("server memory"),
+    ),
+    "local": Row(
+        lambda setup, options: local(setup),
+        "no federation: each client trains alone",
+        "baseline",
+        traits=_traits("sends nothing"),
+    ),
 }
 
+# Those with the trait "ranks" are also given the smaller ranks, if clients have some.
+LORA_AGGREGATION: Final[Mapping[str, Row]] = {
+    "factors": Row(
+        lambda inner, options: inner,
+        "mean of the factors A and B (FedIT)",
+        "Zhang et al. 2024, arXiv 2305.05644",
+        traits=_traits("linear", "global"),
+    ),
+    "ffa": Row(
+        ffa_lora,
+        "A frozen, B trained and averaged: exact, half the upload",
+        "Sun et al. 2024, arXiv 2403.12313",
+        traits=_traits("linear", "global"),
+    ),
+    "rolora": Row(
+        rolora,
+        "B and A take turns: exact, half the upload",
+        "Chen et al. 2024, arXiv 2409.02346",
+        traits=_traits("linear", "global"),
+    ),
+    "fedsa": Row(
+        fedsa_lora,
+        "A averaged, B stays with its client",
+        "Guo et al. 2025, arXiv 2410.01463",
+        traits=_traits("linear"),
+    ),
+    "fedper": Row(
+        fedper,
+        "lower blocks averaged, upper ones stay with their client",
+        "Arivazhagan et al. 2019, arXiv 1912.00818",
+        FedPer,
+        _traits("linear"),
+    ),
+    "flexlora": Row(
+        flexlora,
+        "mean of the products, truncated by SVD; clients of several ranks",
+        "Bai et al. 2024, arXiv 2402.11505",
+        traits=_traits("global", "ranks"),
+    ),
+    "flora": Row(
+        flora,
+        "adapters stacked and folded into the base, exactly; clients of several ranks",
+        "Wang et al. 2024, arXiv 2409.05976",
+        traits=_traits("global", "ranks", "folds", "fresh each round"),
+    ),
+    "fedex": Row(
+        fedex_lora,
+        "mean of the factors, what it misses folded into the base: exact",
+        "Singhal et al. 2025, arXiv 2410.09432",
+        traits=_traits("global", "folds"),
+    ),
+    "fedrot": Row(
+        fedrot_lora,
+        "factors turned towards the global ones, then averaged",
+        "arXiv 2602.23638",
+        traits=_traits("linear", "global"),
+    ),
+}
 
-def build_algorithm(recipe: Recipe) -> Algorithm:
-    """The recipe's algorithm, wearing the transform of its kind of targets."""
-    name, options = recipe.federation.algorithm, recipe.local
-    if name not in ALGORITHMS:
-        raise UserError(
-            f"federation.algorithm = {name!r} is not known: choose from {', '.join(ALGORITHMS)}"
-        )
-    if recipe.federation.targets == "two_stream" and not ALGORITHMS[name].shares:
-        raise UserError(
-            f"federation.algorithm = {name!r} has no shared adapter for a second stream to sit "
-            "beside: set federation.targets to 'raw' or 'distilled'"
-        )
-    inner = ALGORITHMS[name].build(Schedule(options.rectify_steps, options.rectify_lr))
-    return TARGETS[recipe.federation.targets](inner, options)
+# build(inner, smoothing)
+TARGETS: Final[Mapping[str, Row]] = {
+    "raw": Row(lambda inner, smoothing: inner, "the clients' responses as they are", "baseline"),
+    "distilled": Row(
+        lambda inner, smoothing: distilled(inner),
+        "FedSD: the clients' responses, rewritten by the base model",
+        "Ren et al. 2026, arXiv 2605.18028",
+    ),
+    "two_stream": Row(
+        two_stream,
+        "FedSDR: R learns the responses, a private S the rewrites",
+        "Ren et al. 2026, arXiv 2605.18028",
+    ),
+}
 
+# build(inner, options, schedule, targets)
+PERSONALISATION: Final[Mapping[str, Row]] = {
+    "none": Row(
+        lambda inner, options, schedule, targets: inner, "no model beside the others", "baseline"
+    ),
+    "ditto": Row(
+        ditto,
+        "each client trains its own adapter, pulled towards the global one",
+        "Li et al. 2021, arXiv 2012.04221",
+        Ditto,
+    ),
+    "feddpa": Row(
+        feddpa,
+        "each client trains a second adapter beside the global one",
+        "Yang et al. 2024, arXiv 2403.19211",
+    ),
+}
 
-def _smoothing(options: Local) -> Smoothing:
-    return Smoothing(
-        schedule=Schedule(options.smooth_steps, options.smooth_lr),
-        state=options.smoothing_state,
-        context=options.smoothing_context,
-        alone=options.rectify_alone,
-    )
+ROBUST: Final[Mapping[str, Row]] = {
+    "none": Row(lambda inner, options: inner, "every update counts as it comes", "baseline"),
+    "clipping": Row(
+        clipped, "updates clipped to a norm", "Sun et al. 2019, arXiv 1911.07963", Clipping
+    ),
+    "median": Row(
+        median, "coordinate-wise median of the updates", "Yin et al. 2018, arXiv 1803.01498"
+    ),
+    "trimmed_mean": Row(
+        trimmed_mean,
+        "coordinate-wise mean without the extremes",
+        "Yin et al. 2018, arXiv 1803.01498",
+        TrimmedMean,
+    ),
+    "krum": Row(
+        krum,
+        "the update (or updates) with the nearest neighbours",
+        "Blanchard et al. 2017, arXiv 1703.02757",
+        Krum,
+        least=lambda options: max(options.malicious + 3, options.keep),
+    ),
+}
 
+COMPRESSION: Final[Mapping[str, Row]] = {
+    "none": Row(lambda inner, options: inner, "updates in their own precision", "baseline"),
+    "fp16": Row(fp16, "updates in half precision", "IEEE 754"),
+    "int8": Row(
+        int8,
+        "updates in 8 bits, with error feedback",
+        "Seide et al. 2014; Karimireddy et al. 2019, arXiv 1901.09847",
+        traits=_traits("feedback"),
+    ),
+    "topk": Row(
+        topk,
+        "the largest entries of an update, with error feedback",
+        "Stich et al. 2018, arXiv 1809.07599",
+        TopK,
+        _traits("feedback"),
+    ),
+}
 
-TARGETS: Final[Mapping[str, Callable[[Algorithm, Local], Algorithm]]] = {
-    "raw": lambda inner, options: inner,
-    "distilled": lambda inner, options: distilled(inner),
-    "two_stream": lambda inner, options: two_stream(inner, _smoothing(options)),
+PRIVACY: Final[Mapping[str, Row]] = {
+    "none": Row(lambda inner, options: inner, "no noise", "baseline"),
+    "central": Row(
+        central, "updates clipped, noise on their sum", "McMahan et al. 2018, arXiv 1710.06963"
+    ),
+    "local": Row(
+        local_noise, "updates clipped, noise on each", "Duchi et al. 2013, arXiv 1302.3203"
+    ),
+}
+
+# The key of a recipe that chooses from each table.
+TABLES: Final[Mapping[str, Mapping[str, Row]]] = {
+    "federation.algorithm": ALGORITHMS,
+    "federation.lora_aggregation": LORA_AGGREGATION,
+    "federation.targets": TARGETS,
+    "federation.personalisation": PERSONALISATION,
+    "federation.robust": ROBUST,
+    "federation.compression": COMPRESSION,
+    "privacy.mode": PRIVACY,
 }

@@ -10,21 +10,24 @@ Stages 2 and 3, and the whole server half, are the inner algorithm's: it trains 
 its only adapter, and this transform puts S beside it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from fedsdr.adapters import Adapter, Private, add, product_change, product_cosine, product_norm
+from fedsdr.adapters import Adapter, Private
 from fedsdr.algorithms.contract import (
     Algorithm,
     ClientState,
     Fit,
     Fitted,
     Personal,
+    Round,
     Schedule,
     Stage,
     Update,
 )
 from fedsdr.metrics import Mean
+from fedsdr.products import product_change, product_cosine, product_norm
 
 SMOOTHING = "smoothing"
 
@@ -47,60 +50,65 @@ class Smoothing:
 def two_stream(inner: Algorithm, options: Smoothing) -> Algorithm:
     """`inner` on raw data with a private stream S trained on rewrites beside it."""
 
-    def client(shared: Adapter, state: ClientState, fit: Fit) -> tuple[Update, ClientState]:
-        smoothed = smooth(shared, state.private.get(SMOOTHING), fit, options)
-        s = smoothed.private
-        assert s is not None
-        assert smoothed.before is not None
+    def client(
+        shared: Adapter, state: ClientState, fit: Fit, round: Round
+    ) -> tuple[Update, ClientState]:
+        r = inner.personal(shared, state)
+        smoothed = smooth(r, state.private.get(SMOOTHING), fit, options)
+        conflicts: dict[str, Mean] = {}
 
         def rectify(stage: Stage) -> Fitted:
-            return fit(replace(stage, private=s, alone=options.alone))
+            fitted = fit(replace(stage, private=smoothed.after, alone=options.alone))
+            conflicts.update(conflict(fitted, smoothed))
+            return fitted
 
-        update, state = inner.client(shared, state, rectify)
-        metrics = {
-            **update.metrics,
-            "loss/smooth": smoothed.loss,
-            **conflict(shared, update.change, smoothed.before, s),
-        }
-        kept = {**state.private, SMOOTHING: s}
-        return replace(update, metrics=metrics), ClientState(kept)
+        update, state = inner.client(shared, state, rectify, round)
+        metrics = {**update.metrics, "loss/smooth": smoothed.loss, **conflicts}
+        return replace(update, metrics=metrics), state.keep(SMOOTHING, smoothed.after)
 
-    return inner._replace(
-        client=client,
-        personal=lambda shared, state: Personal(shared, state.private.get(SMOOTHING)),
-    )
+    def personal(shared: Adapter, state: ClientState) -> Personal:
+        return inner.personal(shared, state)._replace(private=state.private.get(SMOOTHING))
+
+    return inner._replace(client=client, personal=personal)
 
 
-def smooth(shared: Adapter, s: Private | None, fit: Fit, options: Smoothing) -> Fitted:
+def smooth(r: Personal, s: Private | None, fit: Fit, options: Smoothing) -> Fitted:
     """Stage 1: S learns the rewrites, R frozen beside it (joint) or off (base)."""
+    joint = options.context == "joint"
     return fit(
         Stage(
             "smooth",
-            trains="private",
+            trains="S",
             schedule=options.schedule,
-            shared=shared if options.context == "joint" else None,
+            shared=r.shared if joint else None,
+            own=r.own if joint else None,
             private=s if options.state == "keep" else None,
             targets="distilled",
         )
     )
 
 
-def conflict(
-    shared: Adapter, change: Adapter, s_before: Private, s_after: Private
-) -> dict[str, Mean]:
+def conflict(rectified: Fitted, smoothed: Fitted) -> dict[str, Mean]:
     """How the two streams' weight updates of one round relate: their cosine, and the norms.
 
     A cosine below zero says that each stream undoes what the other does. Numbers only: the
-    tensors of S stay wrapped.
+    tensors of the streams stay wrapped.
     """
-    shared_after = add(shared, change)
-    r_update = product_change(shared, shared_after)
 
-    def s_update_cosine(before: Adapter) -> float:
-        return s_after.number(lambda after: product_cosine(product_change(before, after), r_update))
+    def cosine(r_update: Adapter) -> float:
+        return _number(smoothed, lambda s_update: product_cosine(s_update, r_update))
 
     return {
-        "conflict/cosine": Mean(s_before.number(s_update_cosine), 1),
-        "norm/R": Mean(product_norm(shared_after), 1),
-        "norm/S": Mean(s_after.number(product_norm), 1),
+        "conflict/cosine": Mean(_number(rectified, cosine), 1),
+        "norm/R": Mean(rectified.after.number(product_norm), 1),
+        "norm/S": Mean(smoothed.after.number(product_norm), 1),
     }
+
+
+def _number(fitted: Fitted, measure: Callable[[Adapter], float]) -> float:
+    """`measure` of the change of the trained stream's weight."""
+
+    def of_before(before: Adapter) -> float:
+        return fitted.after.number(lambda after: measure(product_change(before, after)))
+
+    return fitted.before.number(of_before)

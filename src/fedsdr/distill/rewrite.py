@@ -18,7 +18,7 @@ from fedsdr.distill.cache import RewriteCache, job_key
 from fedsdr.distill.checks import Check, Rewrite, answer, choose_checks, first_reason
 from fedsdr.model.generate import Job, generate
 from fedsdr.progress import Bar
-from fedsdr.recipe import Distill
+from fedsdr.sections import Distill
 
 
 @dataclass(frozen=True)

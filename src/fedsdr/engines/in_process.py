@@ -1,13 +1,15 @@
 """The in-process engine: clients run one after another on the workbench's one model."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
+from fedsdr import seeds
 from fedsdr.adapters import Adapter
-from fedsdr.algorithms.contract import Algorithm, ClientState, Targets
+from fedsdr.algorithms.contract import Algorithm, ClientState, Round, Targets
 from fedsdr.data.template import Example
 from fedsdr.engines.workbench import Workbench
 from fedsdr.progress import Reporter
-from fedsdr.recipe import Recipe
+from fedsdr.sections import Recipe
 from fedsdr.training.local import LocalTrainer
 from fedsdr.training.rounds import Participant
 from fedsdr.training.store import ClientStore
@@ -25,9 +27,11 @@ class InProcess:
         examples: Examples,
         store: ClientStore,
         reporter: Reporter,
+        secret: int = 0,
     ) -> None:
+        """`secret`: the seed of the clients' own randomness, the noise of privacy above all."""
         self.bench, self.recipe, self.examples = bench, recipe, examples
-        self.store, self.reporter = store, reporter
+        self.store, self.reporter, self.secret = store, reporter, secret
 
     def clients(self) -> Sequence[str]:
         return list(self.examples)
@@ -37,9 +41,9 @@ class InProcess:
     ) -> Iterator[Participant]:
         with self.reporter.bar(f"  round {round}: clients", len(cohort), keep=False) as bar:
             for client in cohort:
-                state = self.store.load(client, committed=round - 1)
-                fit = self.trainer(client, round)
-                update, state = algorithm.client(shared, state, fit)
+                state = self.state(client, round - 1)
+                own = Round(round, seeds.derive(self.secret, "client", round, client))
+                update, state = algorithm.client(shared, state, self.trainer(client, round), own)
                 self.store.save(client, round, state)
                 yield Participant(client, update)
                 bar.advance(note=client)
@@ -63,4 +67,6 @@ class InProcess:
             self.store.prune(client, round)
 
     def state(self, client: str, round: int) -> ClientState:
-        return self.store.load(client, round)
+        """What the client kept of the rounds up to `round`."""
+        state = self.store.load(client, committed=round)
+        return replace(state, rank=self.recipe.lora.ranks.get(client))

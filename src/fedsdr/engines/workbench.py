@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from fedsdr import seeds
-from fedsdr.adapters import Adapter, fresh, unwrap
+from fedsdr.adapters import FOLDED, Adapter, factors, fresh, under, unwrap
 from fedsdr.algorithms.contract import Personal
 from fedsdr.data.records import ClientData, Record
 from fedsdr.data.template import Example
@@ -21,7 +21,7 @@ from fedsdr.model.base import BaseModel, fingerprint
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.model.peft_format import AdapterSettings, target_modules
 from fedsdr.progress import Reporter
-from fedsdr.recipe import Recipe
+from fedsdr.sections import Recipe
 
 
 class Evaluator(Protocol):
@@ -89,24 +89,25 @@ class Workbench:
 
     def first_adapter(self, seed: int) -> Adapter:
         """R^0: A random, B zero, so that W0 + R^0 is the base model."""
-        return fresh(self.model.read(Stream.RECTIFY), seeds.generator(seed, "first adapter"))
+        return fresh(self.model.blank(), seeds.generator(seed, "first adapter"))
 
     def use(self, personal: Personal) -> None:
         """Put a model's adapters in place: global (private None), personal, or the base."""
-        active = []
-        if personal.shared:
-            self.model.load(Stream.RECTIFY, personal.shared)
-            active.append(Stream.RECTIFY)
-        if personal.private is not None:
-            self.model.load(Stream.SMOOTH, unwrap(personal.private))
-            active.append(Stream.SMOOTH)
+        streams = {
+            Stream.RECTIFY: rectifying(personal),
+            Stream.SMOOTH: unwrap(personal.private),
+            Stream.FOLDED: under(personal.shared or {}, FOLDED),
+        }
+        active = [stream for stream, adapter in streams.items() if adapter]
+        for stream in active:
+            self.model.load(stream, streams[stream])
         self.model.activate(*active)
 
     def rewrite(
         self, recipe: Recipe, cache: RewriteCache, reporter: Reporter
     ) -> Mapping[str, list[Rewritten]]:
         """Every client's rewrites by the base model, from the cache where they are in it."""
-        self.use(Personal(None, None))
+        self.use(Personal(None))
         teacher = Teacher(self.base.model, self.base.chat, self.fingerprint, self.base.context)
         rewrites = {}
         for client in self.clients:
@@ -115,3 +116,8 @@ class Workbench:
                     teacher, client.train, recipe.distill, cache, recipe.seed, bar
                 )
         return rewrites
+
+
+def rectifying(personal: Personal) -> Adapter:
+    """R of a model: what is shared, completed by what is the client's own."""
+    return {**factors(personal.shared or {}), **unwrap(personal.own)}

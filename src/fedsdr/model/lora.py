@@ -6,9 +6,12 @@ R, rectification, is global: it learns from raw data and is what clients upload.
 is private: it learns from rewrites and stays with its client. Our own layer rather than PEFT's
 because a stream that is off costs nothing and a frozen one no weight gradient; keys and shapes
 are PEFT's, so that files are interchangeable (`fedsdr.model.peft_format`).
+
+A third stream F is part of R: what exact aggregation has folded into the base model. It is
+never trained, and empty but for the algorithms that fold.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from enum import StrEnum
 from typing import Any, Final
 
@@ -24,16 +27,18 @@ ALL_LINEAR: Final = "all-linear"
 
 
 class Stream(StrEnum):
-    """The two streams."""
+    """The two streams, and what is folded."""
 
     RECTIFY = "R"
     SMOOTH = "S"
+    FOLDED = "F"
 
 
 class TwoStreamLinear(nn.Module):
     """A frozen `nn.Linear` or GPT-2 `Conv1D` with two LoRA streams beside it.
 
     A: (r, in) and B: (out, r) for each stream, float32 or the base's dtype if that is wider.
+    The rank r of a stream is that of the adapter in it; alpha / rank scales all of them.
     """
 
     def __init__(self, base: nn.Module, rank: int, alpha: float) -> None:
@@ -46,11 +51,19 @@ class TwoStreamLinear(nn.Module):
         outputs, inputs = weight.shape[::-1] if isinstance(base, Conv1D) else weight.shape
         dtype = torch.promote_types(weight.dtype, torch.float32)
 
-        def zeros(*shape: int) -> nn.ParameterDict:
-            zero = torch.zeros(shape, dtype=dtype, device=weight.device)
-            return nn.ParameterDict({stream: nn.Parameter(zero.clone()) for stream in Stream})
+        def zeros(rows: int, columns: int) -> nn.ParameterDict:
+            zero = torch.zeros((rows, columns), dtype=dtype, device=weight.device)
+            return nn.ParameterDict({s: nn.Parameter(zero.clone()) for s in Stream})
 
         self.A, self.B = zeros(rank, inputs), zeros(outputs, rank)
+
+    def resize(self, stream: Stream, rank: int) -> None:
+        """Give a stream another rank; its values are lost."""
+        a, b = self.A[stream], self.B[stream]
+        if a.shape[0] != rank:
+            trained = a.requires_grad
+            self.A[stream] = nn.Parameter(a.new_zeros(rank, a.shape[1]), trained)
+            self.B[stream] = nn.Parameter(b.new_zeros(b.shape[0], rank), trained)
 
     def forward(self, h: Tensor) -> Tensor:  # (..., in) -> (..., out)
         out: Tensor = self.base(h)
@@ -104,21 +117,42 @@ class TwoStreamModel:
         for layer in self._layers.values():
             layer.active = tuple(stream for stream in Stream if stream in streams)
 
-    def train_only(self, stream: Stream | None) -> list[nn.Parameter]:
-        """Make exactly one stream (or none) trainable; returns its parameters in key order."""
+    def train_only(self, stream: Stream | None, factors: str = "AB") -> dict[str, nn.Parameter]:
+        """Make exactly one stream's factors (or nothing) trainable; returns them in key order."""
         for layer in self._layers.values():
             for each in Stream:
-                layer.A[each].requires_grad_(each == stream)
-                layer.B[each].requires_grad_(each == stream)
-        return [] if stream is None else list(self._tensors(stream).values())
+                layer.A[each].requires_grad_(each == stream and "A" in factors)
+                layer.B[each].requires_grad_(each == stream and "B" in factors)
+        tensors = {} if stream is None else self._tensors(stream)
+        return {key: tensor for key, tensor in tensors.items() if tensor.requires_grad}
 
     def load(self, stream: Stream, adapter: Adapter) -> None:
-        """Copy an adapter into a stream; its keys must be exactly this model's."""
+        """Copy an adapter, of any rank in each layer; its keys must be exactly this model's."""
+        ranks = {
+            path: adapter[path + A_SUFFIX].shape[0] if path + A_SUFFIX in adapter else self.rank
+            for path in self._layers
+        }
+        check_same_keys(self._blank(ranks), adapter)
+        for path, layer in self._layers.items():
+            layer.resize(stream, ranks[path])
         tensors = self._tensors(stream)
-        check_same_keys(dict(tensors), adapter)
         with torch.no_grad():
             for key, tensor in tensors.items():
                 tensor.copy_(adapter[key])
+
+    def blank(self) -> Adapter:
+        """An adapter of this model's keys, shapes and dtypes, at the federation's rank: zeros."""
+        empty = self._blank(dict.fromkeys(self._layers, self.rank))
+        return {key: torch.zeros(t.shape, dtype=t.dtype) for key, t in empty.items()}
+
+    def _blank(self, ranks: Mapping[str, int]) -> Adapter:
+        """Keys, shapes and dtypes alone (tensors of no memory), at these ranks."""
+        empty: Adapter = {}
+        for path, layer in sorted(self._layers.items()):
+            a, b, rank = layer.A[Stream.RECTIFY], layer.B[Stream.RECTIFY], ranks[path]
+            empty[path + A_SUFFIX] = a.new_empty((rank, a.shape[1]), device="meta")
+            empty[path + B_SUFFIX] = b.new_empty((b.shape[0], rank), device="meta")
+        return empty
 
     def read(self, stream: Stream) -> Adapter:
         """A copy of a stream's tensors, on the CPU."""

@@ -4,6 +4,7 @@
 `base_model.model.<path>.lora_A.weight`; ours lack the prefix.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Final
 from peft import LoraConfig
 
 from fedsdr import files
-from fedsdr.adapters import A_SUFFIX, B_SUFFIX, Adapter
+from fedsdr.adapters import A_SUFFIX, B_SUFFIX, Adapter, layers
 from fedsdr.errors import UserError
 
 PREFIX: Final = "base_model.model."
@@ -36,10 +37,21 @@ class AdapterSettings:
 def write_adapter(
     folder: Path, adapter: Adapter, settings: AdapterSettings, private: bool = False
 ) -> None:
-    """Write adapter_config.json and adapter_model.safetensors; the weights come last."""
+    """Write adapter_config.json and adapter_model.safetensors; the weights come last.
+
+    Layers may have ranks of their own (an exact aggregation's have): the scale alpha / rank of
+    `settings` is everybody's.
+    """
+    ranks = {path: adapter[path + A_SUFFIX].shape[0] for path in layers(adapter)}
+    scale = settings.alpha / settings.rank
+    # As many layers as possible by one number, the others by name.
+    usual = max(ranks.values(), key=list(ranks.values()).count)
+    others = {path: rank for path, rank in ranks.items() if rank != usual}
     config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
+        r=usual,
+        lora_alpha=scale * usual,
+        rank_pattern={re.escape(path): rank for path, rank in others.items()},
+        alpha_pattern={re.escape(path): scale * rank for path, rank in others.items()},
         target_modules=list(settings.modules),
         fan_in_fan_out=settings.fan_in_fan_out,
         lora_dropout=0.0,

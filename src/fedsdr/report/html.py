@@ -42,6 +42,7 @@ def render(material: Material) -> str:
         curves=charts.curves(material, styles),
         losses=charts.losses(material, styles),
         conflict=charts.conflict(material, styles),
+        aggregation=tables.aggregation(material, styles),
         rewrites=rewrites.groups(material),
         holdings=tables.holdings(material.partition),
         traffic=tables.traffic(material, styles),

@@ -64,6 +64,14 @@ METRICS: dict[str, Metric] = {
         "",
         "Share of answers in the base model's own style of writing.",
     ),
+    "epsilon": Metric(
+        "Privacy loss",
+        "epsilon",
+        "lower",
+        "What the noise guarantees to every client, at the delta of the recipe (differential "
+        "privacy); it holds as long as the seed of the noise is secret.",
+        2,
+    ),
     "loss": Metric(
         "Held-out loss",
         "nats per token",
@@ -97,9 +105,44 @@ METHODS: dict[str, Method] = {
     ),
 }
 
+# The parts of which other methods' names are put together with plus signs.
+PARTS: dict[str, str] = {
+    "fedavg": "FedAvg",
+    "fedprox": "FedProx",
+    "scaffold": "SCAFFOLD",
+    "feddyn": "FedDyn",
+    "fedavgm": "FedAvgM",
+    "fedadagrad": "FedAdagrad",
+    "fedadam": "FedAdam",
+    "fedyogi": "FedYogi",
+    "local": "local only",
+    "ffa": "FFA-LoRA",
+    "rolora": "RoLoRA",
+    "fedsa": "FedSA-LoRA",
+    "fedper": "FedPer",
+    "flexlora": "FlexLoRA",
+    "flora": "FLoRA",
+    "fedex": "FedEx-LoRA",
+    "fedrot": "FedRot-LoRA",
+    "ditto": "Ditto",
+    "feddpa": "FedDPA",
+    "clipping": "clipping",
+    "median": "median",
+    "trimmed_mean": "trimmed mean",
+    "krum": "Krum",
+    "fp16": "fp16",
+    "int8": "int8",
+    "topk": "top-k",
+    "fedsd": "FedSD",
+    "fedsd_verified": "FedSD verified",
+    "fedsdr": "FedSDR",
+    "central": "centralised",
+}
+
 LOSSES: dict[str, str] = {
     "loss/rectify": "Training loss of R, the shared stream",
     "loss/smooth": "Training loss of S, the private stream",
+    "loss/personal": "Training loss of the personal adapters",
 }
 
 REASONS: dict[str, str] = {
@@ -128,7 +171,10 @@ def is_personal(name: str) -> bool:
 
 
 def method(name: str) -> Method:
-    return METHODS.get(name) or Method(readable(name), readable(name))
+    """A name of its own, or put together from parts."""
+    parts = [PARTS.get(part, part) for part in name.split("+")]
+    label = " + ".join(parts) if len(parts) > 1 or name in PARTS else readable(name)
+    return METHODS.get(name) or Method(label, label)
 
 
 def ordered(names: Iterable[str], known: Iterable[str]) -> list[str]:

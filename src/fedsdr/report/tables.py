@@ -123,6 +123,26 @@ def traffic(material: Material, styles: Mapping[str, Style]) -> list[dict[str, A
     return _with_widths(rows)
 
 
+def aggregation(material: Material, styles: Mapping[str, Style]) -> list[dict[str, Any]]:
+    """How far each method's deployed model is from the ideal mean of its clients' products."""
+    rows = []
+    for method in material.methods:
+        lost = series.mean_of(method, "aggregation/lost")
+        if lost is None:
+            continue
+        rows.append(
+            {
+                "label": labels.method(method.name).label,
+                "style": styles[method.name],
+                "own": method.name == material.own,
+                "amount": lost,
+                "lost": f"{text.fixed(100 * lost)} %",
+                "error": text.fixed(series.mean_of(method, "aggregation/error"), 3),
+            }
+        )
+    return _with_widths(rows)
+
+
 def holdings(partition: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Who holds which data."""
     rows = [

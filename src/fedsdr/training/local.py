@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from fedsdr.data.template import Example
 from fedsdr.errors import UserError
 from fedsdr.metrics import Mean
 from fedsdr.model.lora import Stream, TwoStreamModel
+from fedsdr.training.correction import Correction
 
 
 def response_loss(model: torch.nn.Module, batch: Batch) -> Mean:
@@ -63,53 +65,71 @@ class LocalTrainer:
 
     def __call__(self, stage: Stage) -> Fitted:
         """Train one stream as the stage asks (`fedsdr.algorithms.contract.Fit`)."""
-        stream = Stream.RECTIFY if stage.trains == "shared" else Stream.SMOOTH
-        company = self._load(stage, stream)
+        stream = Stream.RECTIFY if stage.trains == "R" else Stream.SMOOTH
+        company = self._load(stage)
         before = self.model.read(stream)
-        loss = self._steps(stage, stream, company)
+        loss, gradient = self._steps(stage, stream, company)
         after = self.model.read(stream)
         if not adapters.all_finite(after):
             raise self._diverged("adapter became NaN or infinite", stage, stage.schedule.steps)
-        examples = len(self.examples["raw"])
-        if stream is Stream.RECTIFY:
-            return Fitted(examples, loss, shared=after)
-        return Fitted(examples, loss, private=Private(after), before=Private(before))
+        fitted = Fitted(len(self.examples["raw"]), loss, Private(before), Private(after))
+        if stage.trains == "S":
+            return fitted
+        sent = stage.shared or {}
+        return replace(
+            fitted,
+            shared=adapters.select(after, lambda key: key in sent),
+            own=Private(adapters.select(after, lambda key: key not in sent)),
+            gradient=adapters.select(gradient, lambda key: key in sent),
+        )
 
-    def _load(self, stage: Stage, stream: Stream) -> tuple[Stream, ...]:
+    def _load(self, stage: Stage) -> tuple[Stream, ...]:
         """Put the stage's adapters into the model; returns the streams that are in company."""
         company = []
-        if stage.shared is not None:
-            self.model.load(Stream.RECTIFY, stage.shared)
+        if stage.trains == "R" or stage.shared is not None or stage.own is not None:
+            self.model.load(Stream.RECTIFY, self._rectifying(stage))
             company.append(Stream.RECTIFY)
-        if stage.private is not None:
-            self.model.load(Stream.SMOOTH, adapters.unwrap(stage.private))
+        if stage.private is not None or stage.trains == "S":
+            s = self._fresh(stage) if stage.private is None else adapters.unwrap(stage.private)
+            self.model.load(Stream.SMOOTH, s)
             company.append(Stream.SMOOTH)
-        if stream not in company:
-            self.model.load(stream, self._fresh(stage, stream))
-            company.append(stream)
+        if folded := adapters.under(stage.shared or {}, adapters.FOLDED):
+            self.model.load(Stream.FOLDED, folded)
+            company.append(Stream.FOLDED)
         return tuple(company)
 
-    def _fresh(self, stage: Stage, stream: Stream) -> Adapter:
-        draw = seeds.generator(self.seed, "fresh", stage.name, self.round, self.client)
-        return adapters.fresh(self.model.read(stream), draw)
+    def _rectifying(self, stage: Stage) -> Adapter:
+        """R, put together from what the server sent and what the client keeps."""
+        known = {**adapters.factors(stage.shared or {}), **adapters.unwrap(stage.own)}
+        whole = len(known) == 2 * len(self.model.paths)
+        return known if whole else {**self._fresh(stage), **known}
 
-    def _steps(self, stage: Stage, stream: Stream, company: tuple[Stream, ...]) -> Mean:
-        parameters = self.model.train_only(stream)
+    def _fresh(self, stage: Stage) -> Adapter:
+        draw = seeds.generator(self.seed, "fresh", stage.name, self.round, self.client)
+        return adapters.fresh(self.model.blank(), draw)
+
+    def _steps(
+        self, stage: Stage, stream: Stream, company: tuple[Stream, ...]
+    ) -> tuple[Mean, Adapter]:
+        factors = "AB" if stage.factors == "both" else stage.factors
+        parameters = self.model.train_only(stream, factors)
         optimiser = torch.optim.AdamW(
-            parameters, lr=stage.schedule.lr, weight_decay=self.weight_decay, fused=True
+            parameters.values(), lr=stage.schedule.lr, weight_decay=self.weight_decay, fused=True
         )
+        correction = Correction(stage, parameters)
         examples = self.examples[stage.targets]
         draw = seeds.generator(self.seed, "batches", stage.name, self.round, self.client)
         batches = shuffled(len(examples), self.batch_size, draw)
         total = Mean(0.0, 0.0)
         for step in range(stage.schedule.steps):
             alone = _falls_alone(step, stage.alone)
-            self.model.activate(*([stream] if alone else company))
+            self.model.activate(*(s for s in company if not alone or s != Stream.SMOOTH))
             chosen = [examples[i] for i in next(batches)]
             batch = collate(chosen, self.pad).to(self.model.device)
             loss = summed_loss(self.model.model, batch)
             (loss / batch.response_tokens).backward()  # type: ignore[no-untyped-call]
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.clip))
+            correction.apply()
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), self.clip))
             optimiser.step()
             optimiser.zero_grad()
             total = total.merge(Mean(float(loss.detach()), batch.response_tokens))
@@ -118,7 +138,7 @@ class LocalTrainer:
                 if not math.isfinite(value):
                     raise self._diverged(f"{name} became {value}", stage, step + 1)
         self.model.train_only(None)
-        return total
+        return total, correction.mean_gradient(self.model.read(stream))
 
     def _diverged(self, what: str, stage: Stage, step: int) -> UserError:
         return UserError(

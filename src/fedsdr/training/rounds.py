@@ -11,7 +11,7 @@ import torch
 
 from fedsdr import files, seeds
 from fedsdr.adapters import Adapter, all_finite, size_in_bytes
-from fedsdr.algorithms.contract import Algorithm, ServerState, Update, check_update
+from fedsdr.algorithms.contract import Algorithm, Round, ServerState, Update, check_update
 from fedsdr.errors import UserError
 from fedsdr.metrics import Metrics, merge_all, values
 from fedsdr.progress import Reporter
@@ -48,12 +48,14 @@ class Engine(Protocol):
 @dataclass(frozen=True)
 class RoundOptions:
     """rounds: how many. participation: share of the clients in each. every: rounds between
-    evaluations; 0 means only before the first and after the last."""
+    evaluations; 0 means only before the first and after the last. secret: the seed of the server's
+    own randomness (noise, say); `seed`, which all may know, decides who takes part."""
 
     seed: int
     rounds: int
     participation: float
     every: int
+    secret: int = 0
 
 
 Evaluation = Callable[[Adapter], Metrics]
@@ -91,7 +93,7 @@ def run_rounds(
     saved = load_checkpoint(folder)
     done, state = saved if saved else (0, algorithm.init(first))
     if saved is None:
-        row = {"round": 0, "eval": finite(evaluate(algorithm.broadcast(state)), 0)}
+        row = {"round": 0, "eval": finite(evaluate(algorithm.deployed(state)), 0)}
         files.write_json_lines(folder / METRICS_FILE, [row])
         save_checkpoint(folder, 0, state)
     else:
@@ -101,9 +103,10 @@ def run_rounds(
         bar.advance(done)
         for round in range(done + 1, options.rounds + 1):
             cohort = sample_clients(engine.clients(), options.participation, options.seed, round)
-            state, row = run_round(algorithm, engine, state, round, cohort)
+            own = Round(round, seeds.derive(options.secret, "server", round))
+            state, row = run_round(algorithm, engine, state, own, cohort)
             if _is_evaluated(round, options):
-                row["eval"] = finite(evaluate(algorithm.broadcast(state)), round)
+                row["eval"] = finite(evaluate(algorithm.deployed(state)), round)
             files.append_json_line(folder / METRICS_FILE, row)
             save_checkpoint(folder, round, state)
             engine.commit(round, cohort)
@@ -112,31 +115,32 @@ def run_rounds(
 
 
 def run_round(
-    algorithm: Algorithm, engine: Engine, state: ServerState, round: int, cohort: Sequence[str]
+    algorithm: Algorithm, engine: Engine, state: ServerState, round: Round, cohort: Sequence[str]
 ) -> tuple[ServerState, dict[str, Any]]:
     """One round: broadcast, fold the updates as they come, finish. Returns the log line too."""
     began = time.perf_counter()
     shared = algorithm.broadcast(state)
-    like = algorithm.uploads(state)
-    fold = algorithm.start(state)
+    like = algorithm.uploads(state, round)
+    fold = algorithm.start(state, round)
     metrics: list[Metrics] = []
     bytes_up = 0
-    for client, update in engine.run_round(algorithm, shared, round, cohort):
-        check_update(client, update, like)
+    for client, update in engine.run_round(algorithm, shared, round.number, cohort):
+        check_update(client, update, like, algorithm.ranks)
         fold = algorithm.add(fold, update)
         metrics.append(update.metrics)
         bytes_up += size_in_bytes(update.change)
-    state = algorithm.finish(state, fold)
+    state = algorithm.finish(state, fold, round)
     if not all_finite(state.adapter):
         raise UserError(
-            f"the global adapter became NaN or infinite in round {round}: lower the learning rate"
+            f"the global adapter became NaN or infinite in round {round.number}: lower the "
+            "learning rate of clients (local.rectify_lr) or server (options)"
         )
-    train = values(merge_all(metrics)) | {
+    train = values(merge_all([*metrics, state.metrics])) | {
         "bytes_up": bytes_up,
         "bytes_down": size_in_bytes(shared) * len(cohort),
         "seconds": round_seconds(began),
     }
-    return state, {"round": round, "clients": list(cohort), "train": train}
+    return state, {"round": round.number, "clients": list(cohort), "train": train}
 
 
 def finite(metrics: Metrics, round: int) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""A client's own store: its private adapters, versioned by round, readable by its owner alone.
+"""A client's own store: what it keeps, versioned by round, readable by its owner alone.
 
 A version is written when the client has finished round t, before the server commits round t.
 If the run dies in between, the resumed run loads the version of the last committed round and
@@ -9,9 +9,10 @@ import re
 from pathlib import Path
 
 from fedsdr import files
-from fedsdr.adapters import Private, unwrap
+from fedsdr.adapters import Adapter, Private, unwrap
 from fedsdr.algorithms.contract import ClientState
 
+PRIVATE, MEMORY = "private", "memory"
 VERSION = re.compile(r"state-(\d{6})\.safetensors")
 
 
@@ -32,29 +33,26 @@ class ClientStore:
         if not versions:
             return ClientState()
         tensors, _ = files.read_tensors(self._path(client, max(versions)))
-        names = {key.partition("|")[0] for key in tensors}
+        groups: dict[tuple[str, str], Adapter] = {}
+        for place, tensor in tensors.items():
+            kind, name, key = place.split("|", 2)
+            groups.setdefault((kind, name), {})[key] = tensor
         return ClientState(
-            {
-                name: Private(
-                    {
-                        key.partition("|")[2]: tensor
-                        for key, tensor in tensors.items()
-                        if key.startswith(name + "|")
-                    }
-                )
-                for name in names
-            }
+            private={name: Private(a) for (kind, name), a in groups.items() if kind == PRIVATE},
+            memory={name: a for (kind, name), a in groups.items() if kind == MEMORY},
         )
 
     def save(self, client: str, round: int, state: ClientState) -> None:
         """Write the state after `round`; the one before stays until `prune`."""
-        if not state.private:
-            return
+        groups = {(PRIVATE, name): unwrap(each) for name, each in state.private.items()}
+        groups |= {(MEMORY, name): each for name, each in state.memory.items()}
         tensors = {
-            f"{name}|{key}": tensor
-            for name, private in state.private.items()
-            for key, tensor in unwrap(private).items()
+            f"{kind}|{name}|{key}": tensor
+            for (kind, name), adapter in groups.items()
+            for key, tensor in adapter.items()
         }
+        if not tensors:
+            return
         path = self._path(client, round)
         files.write_tensors(path, tensors, private=True)
 

@@ -1,0 +1,81 @@
+"""The aggregation error: how far the deployed model is from the ideal mean of products.
+
+The mean of factors is not the factor of means: mean(B_k) mean(A_k) differs from mean(B_k A_k), the
+weight that the clients' models have on average. With D the ideal, D' the deployed weight and D_0
+the one before the round (all as changes of the frozen part, without alpha / r):
+
+    aggregation/error    |D' - D|                Frobenius, over all layers
+    aggregation/lost     |D' - D| / |D - D_0|    in units of the round's ideal movement
+
+Whatever a server optimiser or a robust mean does on purpose counts as well.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from fedsdr.adapters import FOLDED, Adapter, factors, rank_of
+from fedsdr.algorithms.aggregation.folding import whole
+from fedsdr.algorithms.aggregation.ranks import starting_point
+from fedsdr.algorithms.contract import Algorithm, Round, ServerState, Update
+from fedsdr.metrics import Mean
+from fedsdr.products import ProductSum, Weights, weights
+
+
+class Fold(NamedTuple):
+    state: ServerState
+    products: ProductSum
+    inner: Any
+
+
+def measured(inner: Algorithm) -> Algorithm:
+    """`inner`, with its aggregation error among the server's metrics.
+
+    For algorithms that have a global model; costs a float64 copy of the adapted weights.
+    """
+
+    def add(fold: Fold, update: Update) -> Fold:
+        change = factors(update.change)
+        start = starting_point(fold.state, rank_of(change))
+        trained = {**start, **{key: start[key] + change[key] for key in change}}
+        products = fold.products.plus(trained, update.weight)
+        return Fold(fold.state, products, inner.add(fold.inner, update))
+
+    def finish(state: ServerState, fold: Fold, round: Round) -> ServerState:
+        new = inner.finish(state, fold.inner, round)
+        ideal = {p: w / fold.products.weight for p, w in fold.products.weights().items()}
+        frozen = state.memory.get(FOLDED)
+        before, after = (whole(inner.deployed(each)) for each in (state, new))
+        error = distance(ideal, without(after, frozen))
+        moved = distance(ideal, without(before, frozen))
+        metrics = {
+            "aggregation/error": Mean(error, 1),
+            # Beside the weights themselves, a way of rounding errors is no way.
+            "aggregation/lost": Mean(error / moved if moved > 1e-9 * norm(ideal) else 0.0, 1),
+        }
+        return replace(new, metrics={**new.metrics, **metrics})
+
+    return inner._replace(
+        start=lambda state, round: Fold(state, ProductSum(), inner.start(state, round)),
+        add=add,
+        finish=finish,
+    )
+
+
+def without(deployed: Adapter, frozen: Mapping[str, Any] | None) -> Weights:
+    """The weights of an adapter less those of its frozen part."""
+    formed = weights(deployed)
+    if not frozen:
+        return formed
+    part = weights(dict(frozen))
+    return {path: formed[path] - part[path] for path in formed}
+
+
+def norm(a: Weights) -> float:
+    """Frobenius norm over all layers."""
+    return math.sqrt(sum(float(weight.square().sum()) for weight in a.values()))
+
+
+def distance(a: Weights, b: Weights) -> float:
+    return norm({path: a[path] - b[path] for path in a})

@@ -1,0 +1,65 @@
+"""FLoRA: stack the clients' adapters instead of averaging them, fold the stack, start afresh.
+
+Wang et al. 2024 (arXiv 2409.05976), Sec. 4: the stack [B_1 ... B_K] [p_1 A_1; ...; p_K A_K] is
+exactly sum_k p_k B_k A_k, for any ranks. It joins the frozen model, and each round trains a fresh
+adapter (A random, B zero; here the same for all clients, a smaller rank taking its first rows).
+"""
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+import torch
+
+from fedsdr import seeds
+from fedsdr.adapters import FOLDED, Adapter, add, fresh, rank_of, resized
+from fedsdr.algorithms.aggregation.folding import fold_in, folding, trained_part
+from fedsdr.algorithms.aggregation.ranks import starting_point
+from fedsdr.algorithms.contract import (
+    Algorithm,
+    ClientState,
+    Fit,
+    NoOptions,
+    Round,
+    ServerState,
+    Update,
+)
+from fedsdr.products import ProductSum
+
+
+class Fold(NamedTuple):
+    state: ServerState
+    products: ProductSum
+
+
+def flora(inner: Algorithm, options: NoOptions, ranks: Collection[int] = ()) -> Algorithm:
+    """The client half of `inner`; `ranks`: those of clients that have smaller ones."""
+    beside = folding(inner)
+
+    def client(
+        sent: Adapter, state: ClientState, fit: Fit, round: Round
+    ) -> tuple[Update, ClientState]:
+        mine = sent
+        if state.rank in ranks:
+            mine = {**sent, **resized(trained_part(sent), state.rank or 0)}
+        return beside.client(mine, state, fit, round)
+
+    def collect(fold: Fold, update: Update) -> Fold:
+        trained = add(starting_point(fold.state, rank_of(update.change)), update.change)
+        return Fold(fold.state, fold.products.plus(trained, update.weight))
+
+    def finish(state: ServerState, fold: Fold, round: Round) -> ServerState:
+        if not fold.products.weight > 0:
+            raise ValueError(
+                f"the weights of a mean must add up to more than 0, not {fold.products.weight}"
+            )
+        folded = fold_in(state, [(fold.products.factors(), 1 / fold.products.weight)])
+        draw: torch.Generator = seeds.generator(round.seed, "fresh adapter")
+        return ServerState(fresh(state.adapter, draw), {**state.memory, FOLDED: folded})
+
+    return beside._replace(
+        client=client,
+        start=lambda state, round: Fold(state, ProductSum()),
+        add=collect,
+        finish=finish,
+        ranks=frozenset(ranks),
+    )

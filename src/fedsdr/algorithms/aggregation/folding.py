@@ -1,0 +1,78 @@
+"""A part of the global model that is frozen: what FLoRA and FedEx-LoRA fold into the base.
+
+They merge it into the base weights; we keep it as an adapter of its own, of the smallest rank
+that holds it, so that one base model serves all clients and the result is still an adapter. It is
+sent to clients each round, under the prefix `FOLDED`: exactness is paid for in download.
+"""
+
+from dataclasses import replace
+
+from fedsdr.adapters import FOLDED, Adapter, prefixed, select, under
+from fedsdr.algorithms.contract import (
+    Algorithm,
+    ClientState,
+    Fit,
+    Fitted,
+    Personal,
+    Round,
+    ServerState,
+    Stage,
+    Update,
+)
+from fedsdr.products import compact, stack
+
+
+def folding(inner: Algorithm) -> Algorithm:
+    """`inner` beside the frozen part that `ServerState.memory[FOLDED]` holds, once there is one.
+
+    Who puts it there is the server half of the algorithm around this.
+    """
+
+    def with_folded(state: ServerState, sent: Adapter) -> Adapter:
+        return {**sent, **prefixed(state.memory.get(FOLDED, {}), FOLDED)}
+
+    def client(
+        sent: Adapter, state: ClientState, fit: Fit, round: Round
+    ) -> tuple[Update, ClientState]:
+        frozen = select(sent, is_folded)
+
+        def fit_beside(stage: Stage) -> Fitted:
+            return fit(replace(stage, shared={**(stage.shared or {}), **frozen}))
+
+        return inner.client(trained_part(sent), state, fit_beside, round)
+
+    def personal(sent: Adapter, state: ClientState) -> Personal:
+        mine = inner.personal(trained_part(sent), state)
+        return mine._replace(shared={**(mine.shared or {}), **select(sent, is_folded)})
+
+    return inner._replace(
+        broadcast=lambda state: with_folded(state, inner.broadcast(state)),
+        deployed=lambda state: with_folded(state, inner.deployed(state)),
+        client=client,
+        personal=personal,
+    )
+
+
+def is_folded(key: str) -> bool:
+    return key.startswith(FOLDED)
+
+
+def trained_part(sent: Adapter) -> Adapter:
+    return select(sent, lambda key: not is_folded(key))
+
+
+def fold_in(state: ServerState, parts: list[tuple[Adapter, float]]) -> Adapter:
+    """The frozen part with sum_i w_i B_i A_i added to it, exactly."""
+    before = state.memory.get(FOLDED)
+    total = compact(stack([*([(before, 1.0)] if before else []), *parts]))
+    return {key: tensor.to(state.adapter[key].dtype) for key, tensor in total.items()}
+
+
+def whole(deployed: Adapter) -> Adapter:
+    """R with its folded part as one plain adapter, as files and other tools know them."""
+    folded = under(deployed, FOLDED)
+    plain = trained_part(deployed)
+    if not folded:
+        return plain
+    total = compact(stack([(plain, 1.0), (folded, 1.0)]))
+    return {key: tensor.to(plain[key].dtype) for key, tensor in total.items()}

@@ -1,0 +1,227 @@
+"""From a recipe's choices to one algorithm, and which choices exclude each other."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from pydantic import ValidationError
+
+from fedsdr.algorithms.aggregation.error import measured
+from fedsdr.algorithms.contract import Algorithm, Options, Schedule, Setup
+from fedsdr.algorithms.privacy import Privacy
+from fedsdr.algorithms.table import TABLES, Row
+from fedsdr.algorithms.two_stream import Smoothing
+from fedsdr.errors import UserError
+from fedsdr.sections import Recipe
+
+
+class Choice(NamedTuple):
+    name: str
+    row: Row
+    options: Options
+
+    def build(self, *parts: Any) -> Algorithm:
+        return self.row.build(*parts)
+
+    def has(self, trait: str) -> bool:
+        return trait in self.row.traits
+
+
+Chosen = Mapping[str, Choice]  # "algorithm", "targets", ... -> what the recipe chose
+
+
+def build_algorithm(recipe: Recipe, population: float = 1.0) -> Algorithm:
+    """The recipe's algorithm, wearing its transforms, the innermost first.
+
+    population: sum of all clients' weights. Raises `UserError` for unknown names or options, and
+    for choices that exclude each other.
+    """
+    check_options(recipe)
+    chosen = {key.rpartition(".")[2]: choose(recipe, key) for key in TABLES}
+    check_choices(recipe, chosen)
+    schedule = Schedule(recipe.local.rectify_steps, recipe.local.rectify_lr)
+    targets = "distilled" if recipe.federation.targets == "distilled" else "raw"
+
+    own, aggregation, personal = (
+        chosen[key] for key in ("algorithm", "lora_aggregation", "personalisation")
+    )
+    it = own.build(Setup(schedule, population), own.options)
+    it = aggregation.build(it, aggregation.options, *_smaller_ranks(recipe))
+    it = chosen["robust"].build(it, chosen["robust"].options)
+    if recipe.evaluate.aggregation_error and has_global_model(chosen):
+        it = measured(it)
+    it = chosen["targets"].build(it, smoothing(recipe))
+    it = personal.build(it, personal.options, schedule, targets)
+    it = chosen["mode"].build(it, privacy(recipe))
+    return chosen["compression"].build(it, chosen["compression"].options)
+
+
+def choose(recipe: Recipe, key: str) -> Choice:
+    """What the recipe chooses by a key of `TABLES`, with its options."""
+    section, _, field = key.partition(".")
+    name, table = getattr(getattr(recipe, section), field), TABLES[key]
+    if name not in table:
+        raise UserError(f"{key} = {name!r} is not known: choose from {', '.join(table)}")
+    return Choice(name, table[name], read_options(name, recipe.options.get(name, {})))
+
+
+def check_cohort(recipe: Recipe, cohort: int) -> None:
+    """Raise `UserError` where a choice needs more clients than take part in a round."""
+    for key in TABLES:
+        name, row, options = choose(recipe, key)
+        if cohort < (least := row.least(options)):
+            raise UserError(
+                f"{key} = {name!r} needs at least {least} clients in a round, and {cohort} take "
+                f"part: change options.{name}, federation.participation, or the choice"
+            )
+
+
+def check_options(recipe: Recipe) -> None:
+    """Every `[options.NAME]` must be right, whether NAME is chosen here, by a baseline, or not."""
+    for name, given in recipe.options.items():
+        read_options(name, given)
+
+
+def read_options(name: str, given: Mapping[str, Any]) -> Options:
+    """The options of a name in any table, from their TOML."""
+    rows = {name: row for table in TABLES.values() for name, row in table.items()}
+    if name not in rows:
+        known = ", ".join(n for n, row in rows.items() if row.options.model_fields)
+        raise UserError(f"options.{name} is not known: there are options for {known}")
+    options = rows[name].options
+    try:
+        return options.model_validate(dict(given))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        known = ", ".join(options.model_fields) or "none"
+        raise UserError(
+            f"options.{name}.{field} = {first['input']!r}: {first['msg']} (options: {known})"
+        ) from error
+
+
+def smoothing(recipe: Recipe) -> Smoothing:
+    local = recipe.local
+    return Smoothing(
+        schedule=Schedule(local.smooth_steps, local.smooth_lr),
+        state=local.smoothing_state,
+        context=local.smoothing_context,
+        alone=local.rectify_alone,
+    )
+
+
+def privacy(recipe: Recipe) -> Privacy:
+    return Privacy(clip=recipe.privacy.clip, noise_multiplier=recipe.privacy.noise_multiplier)
+
+
+def has_global_model(chosen: Chosen) -> bool:
+    return chosen["lora_aggregation"].has("global") and not chosen["algorithm"].has("sends nothing")
+
+
+def _smaller_ranks(recipe: Recipe) -> tuple[list[int], ...]:
+    smaller = {*recipe.lora.ranks.values()} - {recipe.lora.rank}
+    return (sorted(smaller),) if smaller else ()
+
+
+# --- Which choices exclude each other
+
+
+def _several_ranks(recipe: Recipe, chosen: Chosen) -> bool:
+    return bool(_smaller_ranks(recipe))
+
+
+def _sends_nothing(recipe: Recipe, chosen: Chosen) -> bool:
+    return chosen["algorithm"].has("sends nothing")
+
+
+def _is(key: str, *names: str) -> Callable[[Recipe, Chosen], bool]:
+    return lambda recipe, chosen: chosen[key].name in names
+
+
+def _has(key: str, trait: str) -> Callable[[Recipe, Chosen], bool]:
+    return lambda recipe, chosen: chosen[key].has(trait)
+
+
+def _not(test: Callable[[Recipe, Chosen], bool]) -> Callable[[Recipe, Chosen], bool]:
+    return lambda recipe, chosen: not test(recipe, chosen)
+
+
+# (a test, a test that must not hold at the same time, what to tell the user)
+EXCLUSIONS: Final = (
+    *(
+        (
+            _sends_nothing,
+            _not(_is(key, default)),
+            "{algorithm} sends nothing that " + key + " = {" + key + "} could work on: "
+            f"set it to {default!r}",
+        )
+        for key, default in {
+            "lora_aggregation": "factors",
+            "personalisation": "none",
+            "robust": "none",
+            "compression": "none",
+            "mode": "none",
+        }.items()
+    ),
+    (
+        _has("lora_aggregation", "fresh each round"),
+        _has("algorithm", "server memory"),
+        "{lora_aggregation} starts a fresh adapter each round, so what {algorithm} remembers of "
+        "the last one means nothing: choose fedavg or fedprox, or another lora_aggregation",
+    ),
+    (
+        _has("lora_aggregation", "fresh each round"),
+        _has("compression", "feedback"),
+        "{lora_aggregation} starts a fresh adapter each round, so the error feedback of "
+        "{compression} means nothing: choose fp16, or another lora_aggregation",
+    ),
+    (
+        _has("lora_aggregation", "folds"),
+        _is("personalisation", "ditto"),
+        "{lora_aggregation} moves the global model into its frozen part, towards which "
+        "{personalisation} cannot pull: choose another lora_aggregation",
+    ),
+    (
+        _is("mode", "central"),
+        _not(_has("lora_aggregation", "linear")),
+        "{mode} privacy gives {lora_aggregation} one noisy mean in place of the clients' updates, "
+        "which leaves it nothing to do: set privacy.mode to 'local'",
+    ),
+    (
+        _is("mode", "central"),
+        _not(_is("robust", "none")),
+        "{mode} privacy gives {robust} one noisy mean in place of the clients' updates, which "
+        "leaves it nothing to do: set privacy.mode to 'local'",
+    ),
+    (
+        _several_ranks,
+        _not(_has("lora_aggregation", "ranks")),
+        "lora.ranks needs an aggregation that can average several ranks, not {lora_aggregation}: "
+        "choose flexlora or flora",
+    ),
+    (
+        _several_ranks,
+        _has("algorithm", "client memory"),
+        "lora.ranks and {algorithm}, whose clients and server compare their tensors: choose "
+        "another algorithm",
+    ),
+    (
+        _several_ranks,
+        _not(_is("robust", "none", "clipping")),
+        "lora.ranks and robust = {robust}, which compares the updates entry by entry: set "
+        "federation.robust to 'clipping' or 'none'",
+    ),
+    (
+        _several_ranks,
+        _not(_is("compression", "none")),
+        "lora.ranks and compression = {compression}, which needs updates of one shape: set "
+        "federation.compression to 'none'",
+    ),
+)
+
+
+def check_choices(recipe: Recipe, chosen: Chosen) -> None:
+    """Raise `UserError` for the first two choices that exclude each other."""
+    for one, other, message in EXCLUSIONS:
+        if one(recipe, chosen) and other(recipe, chosen):
+            names = {key: repr(choice.name) for key, choice in chosen.items()}
+            raise UserError("these choices exclude each other: " + message.format(**names))

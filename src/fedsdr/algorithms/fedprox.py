@@ -1,0 +1,42 @@
+"""FedProx: a pull towards the global adapter keeps clients from drifting apart.
+
+Li et al. 2020 (arXiv 1812.06127), Algorithm 2: the local objective is
+F_k(w) + (mu / 2) |w - w^t|^2. With mu = 0 it is FedAvg.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from fedsdr.adapters import Adapter
+from fedsdr.algorithms.contract import (
+    Algorithm,
+    ClientState,
+    Fit,
+    Options,
+    Pull,
+    Round,
+    Setup,
+    Stage,
+    Update,
+)
+from fedsdr.algorithms.fedavg import changed, fedavg
+
+
+class FedProx(Options):
+    """mu: strength of the pull."""
+
+    mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+
+
+def fedprox(setup: Setup, options: FedProx) -> Algorithm:
+    """FedAvg whose clients are pulled towards the global adapter."""
+
+    def client(
+        shared: Adapter, state: ClientState, fit: Fit, round: Round
+    ) -> tuple[Update, ClientState]:
+        pull = Pull(shared, options.mu)
+        fitted = fit(Stage("rectify", "R", setup.schedule, shared, pull=pull))
+        return changed(shared, fitted), state
+
+    return fedavg(setup)._replace(client=client)

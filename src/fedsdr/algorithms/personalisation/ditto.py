@@ -1,0 +1,71 @@
+"""Ditto: beside the global model, each client trains its own, pulled towards the global one.
+
+Li et al. 2021 (arXiv 2012.04221), Algorithm 1: v_k <- argmin F_k(v) + (lambda / 2) |v - w^t|^2,
+from the client's last v_k, at first from w^t. v_k takes the place of R in the client's model; a
+private stream S of the algorithm around stays beside it.
+"""
+
+from dataclasses import replace
+from typing import Annotated
+
+from pydantic import Field
+
+from fedsdr.adapters import Adapter, factors
+from fedsdr.algorithms.contract import (
+    Algorithm,
+    ClientState,
+    Fit,
+    Options,
+    Personal,
+    Pull,
+    Round,
+    Schedule,
+    Stage,
+    Targets,
+    Update,
+)
+
+PERSONAL = "ditto"
+
+
+class Ditto(Options):
+    """strength: lambda of the pull; 0 is training alone. steps: in a round; as many as the
+    global adapter takes where it is not given."""
+
+    strength: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    steps: Annotated[int, Field(gt=0)] | None = None
+
+
+def ditto(
+    inner: Algorithm, options: Ditto, schedule: Schedule, targets: Targets = "raw"
+) -> Algorithm:
+    """`inner` with a personal adapter for each client."""
+    mine = replace(schedule, steps=options.steps or schedule.steps)
+
+    def client(
+        shared: Adapter, state: ClientState, fit: Fit, round: Round
+    ) -> tuple[Update, ClientState]:
+        update, state = inner.client(shared, state, fit, round)
+        start = inner.personal(shared, state)
+        pull = Pull(factors(start.shared or {}), options.strength)
+        v = state.private.get(PERSONAL)
+        first = v is None
+        stage = Stage(
+            "personal",
+            trains="R",
+            schedule=mine,
+            shared=start.shared if first else None,
+            own=start.own if first else v,
+            private=start.private,
+            targets=targets,
+            pull=pull,
+        )
+        fitted = fit(stage)
+        metrics = {**update.metrics, "loss/personal": fitted.loss}
+        return replace(update, metrics=metrics), state.keep(PERSONAL, fitted.after)
+
+    def personal(shared: Adapter, state: ClientState) -> Personal:
+        other, v = inner.personal(shared, state), state.private.get(PERSONAL)
+        return other if v is None else Personal(None, v, other.private)
+
+    return inner._replace(client=client, personal=personal)

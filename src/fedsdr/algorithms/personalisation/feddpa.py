@@ -1,0 +1,52 @@
+"""FedDPA: a dual adapter, the global one and a local one beside it.
+
+Yang et al. 2024 (arXiv 2403.19211), the iterative form (FedDPA-T): in each round the client trains
+its local adapter on W0 + R + P with the received R frozen, and R without it. P goes on from round
+to round; the client's model is W0 + R + P. In an algorithm with a private stream S, P starts from
+it and takes its place.
+
+Left out: the weight between the two adapters that the paper draws from the similarity of each
+query to the training data; both are simply on.
+"""
+
+from dataclasses import replace
+
+from fedsdr.adapters import Adapter
+from fedsdr.algorithms.contract import (
+    Algorithm,
+    ClientState,
+    Fit,
+    NoOptions,
+    Personal,
+    Round,
+    Schedule,
+    Stage,
+    Targets,
+    Update,
+)
+
+PERSONAL = "feddpa"
+
+
+def feddpa(
+    inner: Algorithm, options: NoOptions, schedule: Schedule, targets: Targets = "raw"
+) -> Algorithm:
+    """`inner` with a local adapter beside R for each client."""
+
+    def client(
+        shared: Adapter, state: ClientState, fit: Fit, round: Round
+    ) -> tuple[Update, ClientState]:
+        r = inner.personal(shared, state)
+        update, state = inner.client(shared, state, fit, round)
+        stream = inner.personal(shared, state).private
+        p = state.private.get(PERSONAL, stream)
+        stage = Stage("personal", "S", schedule, r.shared, r.own, private=p, targets=targets)
+        fitted = fit(stage)
+        metrics = {**update.metrics, "loss/personal": fitted.loss}
+        return replace(update, metrics=metrics), state.keep(PERSONAL, fitted.after)
+
+    def personal(shared: Adapter, state: ClientState) -> Personal:
+        other = inner.personal(shared, state)
+        return other._replace(private=state.private.get(PERSONAL, other.private))
+
+    return inner._replace(client=client, personal=personal)

@@ -1,0 +1,118 @@
+"""Differential privacy of clients: the update of one is bounded, and drowned in noise.
+
+McMahan et al. 2018 (arXiv 1710.06963), Algorithm 1. A client scales its whole change to norm C at
+most. Nothing else that it sends depends on its records: its weight is 1, since the number of
+records is private too and would set the sensitivity, and it reports no metrics. Gaussian noise
+of standard deviation z C is added to
+
+    sum_k dw_k    once a round, by the server              central
+    dw_k          before it leaves the client              local_noise
+
+`accounting` turns z into epsilon. What these transforms do not protect from: noise is as secret as
+the run's seed, and floating-point noise is not the real-valued one of the theorem (Mironov 2012).
+A codec wraps them and not they it: noise is added to the numbers, not to their encoding.
+"""
+
+import math
+from typing import Annotated
+
+import torch
+from pydantic import Field, model_validator
+
+from fedsdr import seeds
+from fedsdr.adapters import Adapter, WeightedSum, no_sum
+from fedsdr.algorithms.contract import (
+    Algorithm,
+    ClientState,
+    Fit,
+    Options,
+    Round,
+    ServerState,
+    Update,
+)
+from fedsdr.algorithms.robust.clipping import clip_to_norm
+
+
+class Privacy(Options):
+    """clip: C, the largest Euclidean norm of a client's change, in the units of the adapter;
+    noise_multiplier: z, the noise's standard deviation over C. inf and 0 protect nothing."""
+
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+
+    @model_validator(mode="after")
+    def _noise_needs_a_bound(self) -> "Privacy":
+        if self.noise_multiplier > 0 and math.isinf(self.clip):
+            raise ValueError("noise needs a finite clip, since its size is noise_multiplier x clip")
+        return self
+
+    @property
+    def deviation(self) -> float:
+        """The noise's standard deviation in each coordinate."""
+        return self.noise_multiplier * self.clip if self.noise_multiplier else 0.0
+
+
+def central(inner: Algorithm, options: Privacy) -> Algorithm:
+    """The server is trusted: `inner` learns of a round only its noisy sum.
+
+    The server clips once more and weighs every client 1, whatever it claims. `inner` is given the
+    noisy mean as one update, as heavy as there were clients: whatever it makes of that, be it
+    linear or not, is as private. Memory does not grow with the number of clients.
+    """
+
+    def collect(fold: WeightedSum, update: Update) -> WeightedSum:
+        return fold.plus(clip_to_norm(update.change, options.clip), 1.0)
+
+    def finish(state: ServerState, fold: WeightedSum, round: Round) -> ServerState:
+        noisy = fold._replace(total=noised(fold.total, options.deviation, round.seed))
+        mean = Update(noisy.mean(like=inner.uploads(state, round)), fold.weight)
+        return inner.finish(state, inner.add(inner.start(state, round), mean), round)
+
+    return _bounded(inner, options)._replace(
+        start=lambda state, round: no_sum(inner.uploads(state, round)),
+        add=collect,
+        finish=finish,
+        ranks=frozenset(),
+    )
+
+
+def local_noise(inner: Algorithm, options: Privacy) -> Algorithm:
+    """No server is trusted: each client adds its own noise before it sends anything.
+
+    The server does not clip: noise makes honest updates longer than C, by far where there are
+    many coordinates.
+    """
+    bounded = _bounded(inner, options)
+
+    def client(
+        shared: Adapter, state: ClientState, fit: Fit, round: Round
+    ) -> tuple[Update, ClientState]:
+        update, state = bounded.client(shared, state, fit, round)
+        return Update(noised(update.change, options.deviation, round.seed), update.weight), state
+
+    return bounded._replace(client=client)
+
+
+def _bounded(inner: Algorithm, options: Privacy) -> Algorithm:
+    """`inner`, whose clients send a change of norm C at most and nothing else."""
+
+    def client(
+        shared: Adapter, state: ClientState, fit: Fit, round: Round
+    ) -> tuple[Update, ClientState]:
+        update, state = inner.client(shared, state, fit, round)
+        return Update(clip_to_norm(update.change, options.clip), weight=1.0), state
+
+    return inner._replace(client=client)
+
+
+def noised(adapter: Adapter, deviation: float, seed: int) -> Adapter:
+    """`adapter` + N(0, deviation^2) in every coordinate, drawn for each tensor by its name."""
+    if not deviation:
+        return adapter
+
+    def noise(key: str) -> torch.Tensor:
+        draw: torch.Generator = seeds.generator(seed, "noise", key)
+        tensor = adapter[key]
+        return torch.randn(tensor.shape, generator=draw, dtype=torch.float64) * deviation
+
+    return {key: (tensor.double() + noise(key)).to(tensor.dtype) for key, tensor in adapter.items()}

@@ -1,0 +1,249 @@
+"""The sections of a recipe: each one class, each default stated here and nowhere else.
+
+The defaults of `[local]` were chosen by measurement on the lab (docs/findings.md).
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+LearningRate = Annotated[float, Field(gt=0, lt=10, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+VariantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+FieldName = Literal["instruction", "input", "response", "system", "category", "answer"]
+
+
+class Section(BaseModel):
+    """Unknown keys are errors: a misspelt option must not be silently a default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+
+
+class Model(Section):
+    """path: a model folder, a hub name, or "lab" for the embedded world's own base model.
+    template: "auto" (the tokenizer's own, else Alpaca's), "alpaca", "plain", or a Jinja file."""
+
+    path: str
+    template: str = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "auto"
+    max_length: Positive = 512
+
+
+class Lora(Section):
+    """Both streams' rank and alpha; targets: "all-linear" or the last parts of layer names.
+
+    ranks: smaller ranks of R for clients that cannot afford `rank`, by client; for
+    lora_aggregation = "flexlora" or "flora". All ranks have the scale alpha / rank.
+    """
+
+    rank: Positive = 16
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 32.0
+    targets: str | tuple[str, ...] = "all-linear"
+    ranks: dict[str, Positive] = {}
+
+    @model_validator(mode="after")
+    def _ranks_are_smaller(self) -> "Lora":
+        for client, rank in self.ranks.items():
+            if rank > self.rank:
+                raise ValueError(f"ranks.{client} = {rank} is more than rank = {self.rank}")
+        return self
+
+
+class Source(Section):
+    """One file (JSONL, JSON, CSV) or `datasets` folder.
+
+    client: the client that holds it; without one its records go through `[data.split]`.
+    fields: record field -> column name, or a text with {column} in braces. Known layouts
+        (alpaca, dolly, gsm8k, chat messages) need none.
+    category: a domain for all its records, where no column names one.
+    empty: what to do with a row whose response is empty: "error", or "skip" it.
+    limit: take this many records, drawn by seed, instead of all.
+    """
+
+    path: str
+    client: str | None = None
+    format: Literal["auto", "jsonl", "json", "csv", "datasets"] = "auto"
+    encoding: str = "utf-8"
+    fields: dict[FieldName, str] = {}
+    category: str = ""
+    empty: Literal["error", "skip"] = "error"
+    limit: Positive | None = None
+
+
+class Split(Section):
+    """How pooled records are dealt to clients.
+
+    by: "iid"; "column", a client per category; "dirichlet", shares of each category drawn from
+    Dirichlet(alpha), or of TF-IDF clusters where records have no category.
+    """
+
+    by: Literal["iid", "column", "dirichlet"] = "iid"
+    clients: Positive = 5
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.5
+    clusters: Positive = 8
+
+
+class Data(Section):
+    """held_out: share of each client's records kept for judging (at least one record)."""
+
+    sources: tuple[Source, ...] = ()
+    split: Split = Split()
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+class Lab(Section):
+    """The embedded world (docs of each knob: `fedsdr.lab.world.WorldOptions`).
+
+    seed: of world and base model; the run's own seed where it is not given."""
+
+    seed: int | None = None
+    entities: Annotated[int, Field(ge=2, le=224)] = 80
+    clients: Positive = 5
+    changed: Share = 0.5
+    stubbornness: Share = 0.5
+    style_overlap: Share = 0.1
+    pretrain_steps: Positive = 1500
+
+
+class Distill(Section):
+    """Self-distillation: how clients rewrite, and the gate a rewrite must pass.
+
+    prompt: with {instruction} and {response}, the user turn of the rewriting request.
+    temperature: 0 is greedy; retry_temperature is that of every attempt after the first.
+    max_ratio, min_tokens: a rewrite may have at most
+        max(min_tokens, max_ratio x tokens of the reference) tokens.
+    checks: names in `fedsdr.distill.checks.CHECKS`, in order.
+    attempts: tries for each record, each with a fresh seed, before the raw response is kept.
+    """
+
+    prompt: str = (
+        "{instruction}\n\nHere is a reference answer:\n{response}\n\n"
+        "Guided by the reference answer, write your own response to the instruction. "
+        "Do not mention the reference answer."
+    )
+    temperature: Annotated[float, Field(ge=0, le=10)] = 0.0
+    retry_temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
+    max_ratio: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
+    min_tokens: Positive = 32
+    checks: tuple[str, ...] = ("empty", "truncated", "repetition", "meta_talk")
+    attempts: Positive = 1
+    batch_size: Positive = 16
+
+    @model_validator(mode="after")
+    def _prompt_has_places(self) -> "Distill":
+        for place in ("{instruction}", "{response}"):
+            if place not in self.prompt:
+                raise ValueError(f"prompt must contain {place}")
+        return self
+
+
+class Federation(Section):
+    """Independent choices, each a name in one table of `fedsdr.algorithms.table`; `fedsdr
+    algorithms` lists them, and `[options.NAME]` sets the options of NAME.
+
+    algorithm: how clients train and the server steps. lora_aggregation: what of the adapters is
+        shared, and what their mean is. targets: what clients learn from; "two_stream" is FedSDR.
+    personalisation, robust, compression: transforms around these.
+    participation: share of the clients that take part in a round (at least one).
+    pooled: centralised training, as if one client held all data (a baseline).
+    """
+
+    algorithm: str = "fedavg"
+    lora_aggregation: str = "factors"
+    targets: Literal["raw", "distilled", "two_stream"] = "two_stream"
+    personalisation: str = "none"
+    robust: str = "none"
+    compression: str = "none"
+    rounds: Annotated[int, Field(ge=0)] = 20
+    participation: Annotated[float, Field(gt=0, le=1)] = 1.0
+    pooled: bool = False
+
+    @model_validator(mode="after")
+    def _pooled_is_raw(self) -> "Federation":
+        if self.pooled and self.targets != "raw":
+            raise ValueError(f'pooled = true needs targets = "raw", not "{self.targets}"')
+        return self
+
+
+class Privacy(Section):
+    """Differential privacy of what clients upload, for each client's data as a whole.
+
+    mode: "central", the server adds noise to the sum of a round's updates; "local", each client
+        to its own.
+    clip: L2 norm that every update is clipped to.
+    noise_multiplier: standard deviation of the noise, in units of `clip`.
+    delta: of the (epsilon, delta) that the summary states.
+    noise_seed: makes the noise repeatable, for simulation: whoever knows it can take the noise
+        off. Without one it comes from the operating system.
+    """
+
+    mode: Literal["none", "central", "local"] = "none"
+    clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    noise_seed: int | None = None
+
+
+class Local(Section):
+    """Local training. The rectify stage is the one that trains R: all there is in methods of
+    one stream. smoothing_state, smoothing_context and rectify_alone are FedSDR's open choices
+    (`fedsdr.algorithms.two_stream.Smoothing`)."""
+
+    batch_size: Positive = 16
+    rectify_steps: Positive = 10
+    rectify_lr: LearningRate = 3e-4
+    smooth_steps: Positive = 10
+    smooth_lr: LearningRate = 3e-4
+    smoothing_state: Literal["keep", "reset"] = "reset"
+    smoothing_context: Literal["joint", "base"] = "base"
+    rectify_alone: Share = 0.5
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+
+class Evaluate(Section):
+    """every: rounds between evaluations (the last round always has one; 0 means only that).
+    personal: whether clients' own models are evaluated too, at the end.
+    limit: at most this many held-out records of a client.
+    aggregation_error: whether each round measures how far the deployed model is from the ideal
+        mean of the clients' products B A (costs the memory of the adapted weights)."""
+
+    every: Annotated[int, Field(ge=0)] = 5
+    personal: bool = True
+    limit: Positive = 200
+    aggregation_error: bool = False
+
+
+class Recipe(Section):
+    """A whole run. `baselines` are methods that run before the recipe's own, each into
+    `baselines/NAME` of the run folder: names of `fedsdr.methods.METHODS`, or of `variants`, which
+    are the recipe's own method with some keys changed. `options` are those of the names chosen in
+    `[federation]`, here or by a baseline: `[options.fedprox]`, say."""
+
+    seed: int = 0
+    baselines: tuple[str, ...] = ()
+    variants: dict[VariantName, dict[str, Any]] = {}
+    options: dict[str, dict[str, Any]] = {}
+    model: Model
+    lora: Lora = Lora()
+    data: Data = Data()
+    lab: Lab = Lab()
+    distill: Distill = Distill()
+    federation: Federation = Federation()
+    privacy: Privacy = Privacy()
+    local: Local = Local()
+    evaluate: Evaluate = Evaluate()
+
+    @property
+    def uses_lab(self) -> bool:
+        return self.model.path == "lab"
+
+    @model_validator(mode="after")
+    def _data_from_somewhere(self) -> "Recipe":
+        if self.uses_lab and self.data.sources:
+            raise ValueError('model.path = "lab" brings its own data: remove data.sources')
+        if not self.uses_lab and not self.data.sources:
+            raise ValueError("no data: add [[data.sources]] with a path")
+        return self

@@ -1,0 +1,61 @@
+"""Corrections of the local gradient, by which algorithms hold their clients together."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fedsdr.adapters import Adapter
+from fedsdr.algorithms.contract import Stage
+
+
+class Correction:
+    """What a stage adds to its loss's gradient g: g + strength (w - towards) + shift.
+
+    `apply` after each backward pass, before clipping, changes the gradients in place; on the way
+    it gathers the mean of the uncorrected ones where the stage asks for that.
+    """
+
+    def __init__(self, stage: Stage, parameters: Mapping[str, torch.nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.strength = stage.pull.strength if stage.pull else 0.0
+        self.towards = self._placed(stage.pull.towards if stage.pull else {})
+        self.shift = self._placed(stage.shift or {})
+        self.sums = (
+            {key: torch.zeros_like(p) for key, p in parameters.items()}
+            if stage.mean_gradient
+            else {}
+        )
+        self.steps = 0
+
+    def _placed(self, adapter: Adapter) -> dict[str, Tensor]:
+        """The tensors that concern trained parameters, where and as those are."""
+        return {
+            key: adapter[key].to(parameter.device, parameter.dtype)
+            for key, parameter in self.parameters.items()
+            if key in adapter
+        }
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        self.steps += 1
+        for key, parameter in self.parameters.items():
+            gradient = parameter.grad
+            assert gradient is not None
+            if key in self.sums:
+                self.sums[key] += gradient
+            if key in self.towards:
+                gradient.add_(parameter - self.towards[key], alpha=self.strength)
+            if key in self.shift:
+                gradient.add_(self.shift[key])
+
+    def mean_gradient(self, like: Adapter) -> Adapter:
+        """The mean of the gradients so far, zero for what was not trained; {} if not asked for."""
+        if not self.sums:
+            return {}
+        return {
+            key: (self.sums[key] / max(self.steps, 1)).cpu()
+            if key in self.sums
+            else torch.zeros_like(like[key])
+            for key in like
+        }

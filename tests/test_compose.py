@@ -1,0 +1,199 @@
+"""From a recipe's choices to one algorithm: what is refused, what is listed, and a new one."""
+
+import itertools
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from typer.testing import CliRunner
+
+import test_contract as contract
+from fedsdr import methods
+from fedsdr.algorithms import table
+from fedsdr.algorithms.compose import EXCLUSIONS, build_algorithm, check_cohort
+from fedsdr.algorithms.table import ALGORITHMS, LORA_AGGREGATION, TABLES, Row
+from fedsdr.cli import app
+from fedsdr.errors import UserError
+from fedsdr.methods import method, own_name
+from fedsdr.recipe import differences, override
+from fedsdr.sections import Lora, Model, Privacy, Recipe
+from playing import build, recipe
+
+LAB = Recipe(model=Model(path="lab"))
+
+
+EXCLUDED = [
+    ("local+ffa", {}, ["'local' sends nothing", "lora_aggregation = 'ffa'", "'factors'"]),
+    ("local+ditto", {}, ["'local' sends nothing", "personalisation = 'ditto'"]),
+    ("fedsdr+local+median", {}, ["'local' sends nothing", "robust = 'median'"]),
+    ("local+int8", {}, ["'local' sends nothing", "compression = 'int8'"]),
+    ("local+fedsa", {}, ["lora_aggregation = 'fedsa'"]),
+    ("local", {"privacy": Privacy(mode="local")}, ["'local' sends nothing", "mode = 'local'"]),
+    ("flora+fedadam", {}, ["'flora' starts a fresh adapter", "what 'fedadam' remembers"]),
+    ("fedsd+flora+scaffold", {}, ["'flora' starts a fresh adapter", "'scaffold'"]),
+    ("flora+topk", {}, ["the error feedback of 'topk'", "choose fp16"]),
+    ("flora+ditto", {}, ["towards which 'ditto' cannot pull"]),
+    ("fedsdr+fedex+ditto", {}, ["'fedex' moves the global model into its frozen part"]),
+    ("flexlora", {"privacy": Privacy(mode="central")}, ["one noisy mean", "to 'local'"]),
+    ("median", {"privacy": Privacy(mode="central")}, ["gives 'median' one noisy mean"]),
+    ("fedex", {"lora": Lora(ranks={"anna": 4})}, ["lora.ranks needs", "not 'fedex'"]),
+    ("flexlora+scaffold", {"lora": Lora(ranks={"anna": 4})}, ["lora.ranks and 'scaffold'"]),
+    ("flexlora+krum", {"lora": Lora(ranks={"anna": 4})}, ["entry by entry", "'clipping'"]),
+    ("flora+fp16", {"lora": Lora(ranks={"anna": 4})}, ["updates of one shape"]),
+]
+
+
+@pytest.mark.parametrize(("name", "sections", "parts"), EXCLUDED)
+def test_choices_that_exclude_each_other(name, sections, parts):
+    with pytest.raises(UserError, match="these choices exclude each other") as caught:
+        build(name, **sections)
+    assert all(part in str(caught.value) for part in parts)
+
+
+def test_the_examples_above_show_every_exclusion():
+    shown = set()
+    for name, sections, _ in EXCLUDED:
+        with pytest.raises(UserError) as caught:
+            build(name, **sections)
+        told = str(caught.value)
+        pieces = [re.split(r"\{\w+\}", message) for *_, message in EXCLUSIONS]
+        shown |= {i for i, each in enumerate(pieces) if all(piece in told for piece in each)}
+    assert shown == {*range(len(EXCLUSIONS))}
+
+
+@pytest.mark.parametrize("lora", [{}, {"anna": 16}])
+def test_equal_ranks_are_no_several_ranks(lora):
+    build("fedex", lora=Lora(ranks=lora))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("fedprox", {"mu": "much"}, "options.fedprox.mu = 'much': Input should be a valid number"),
+        ("fedprox", {"nu": 1}, r"options.fedprox.nu = 1: .*not permitted \(options: mu\)"),
+        ("fedavg", {"lr": 1}, r"options.fedavg.lr = 1: .*not permitted \(options: none\)"),
+        ("fedprix", {}, "options.fedprix is not known: there are options for fedprox, scaffold"),
+        ("trimmed_mean", {"share": 0.5}, "options.trimmed_mean.share = 0.5"),
+    ],
+)
+def test_options_are_checked_whether_they_are_used_or_not(name, options, reason):
+    with pytest.raises(UserError, match=reason):
+        build_algorithm(override(LAB, {f"options.{name}": options}))
+
+
+def test_krum_needs_enough_clients():
+    krum = override(LAB, {"federation.robust": "krum", "options.krum": {"malicious": 2}})
+    check_cohort(krum, 5)
+    with pytest.raises(UserError, match="'krum' needs at least 5 clients in a round, and 4 take"):
+        check_cohort(krum, 4)
+    check_cohort(LAB, 1)
+
+
+@pytest.mark.parametrize("key", TABLES)
+def test_an_unknown_choice_lists_the_known_ones(key):
+    if key in ("federation.targets", "privacy.mode"):
+        pytest.skip("the recipe's own type checks these")
+    with pytest.raises(UserError, match=f"{key} = 'nosuch' is not known: choose from ") as caught:
+        build_algorithm(override(LAB, {key: "nosuch"}))
+    assert all(name in str(caught.value) for name in TABLES[key])
+
+
+def test_every_row_says_what_it_is_and_where_it_comes_from():
+    rows = [row for rows in TABLES.values() for row in rows.values()]
+    assert all(row.line and row.citation for row in rows)
+    assert all(row.options() for row in rows), "every option has a default"
+
+
+def test_names_are_unique_since_options_and_methods_go_by_them():
+    names = [
+        name
+        for key, rows in TABLES.items()
+        if key != "privacy.mode"
+        for name in rows
+        if name != "none"
+    ]
+    assert len(set(names)) == len(names)
+    assert not {*names} & {*methods.METHODS}
+
+
+def test_the_command_lists_them_all():
+    done = CliRunner().invoke(app, ["algorithms"])
+    assert done.exit_code == 0
+    for key, rows in TABLES.items():
+        assert key in done.output
+        for name, row in rows.items():
+            assert re.search(rf"^ *{name} ", done.output, re.MULTILINE), name
+            assert row.line.split()[0] in done.output
+            assert all(option in done.output for option in row.options.model_fields)
+
+
+# Methods by name
+
+
+@pytest.mark.parametrize("name", [*contract.CASES, "base", "central", "central+fedprox"])
+def test_a_method_is_called_by_its_choices(name):
+    each = method(name, LAB)
+    assert method(own_name(each), LAB) == each
+    assert {*own_name(each).split("+")} | {"fedavg"} == {*name.split("+")} | {"fedavg"}
+
+
+def test_the_order_of_the_parts_does_not_matter():
+    for parts in itertools.permutations(["fedsdr", "fedadam", "flexlora"]):
+        assert own_name(method("+".join(parts), LAB)) == "fedsdr+fedadam+flexlora"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("fedavg+fedprox", "chooses federation.algorithm twice"),
+        ("fedsd+fedsdr", "chooses federation.targets twice"),
+        ("fedsd+", "'' is not known"),
+        ("raw+fedavg", "'raw' is not known"),
+    ],
+)
+def test_names_that_make_no_method(name, reason):
+    with pytest.raises(UserError, match=reason):
+        method(name, LAB)
+
+
+def test_a_method_keeps_the_recipes_privacy():
+    private = override(LAB, {"privacy.mode": "local"})
+    assert differences(method("fedprox", private), method("fedprox", LAB)) == ["privacy.mode"]
+
+
+# The worked example of CONTRIBUTING.md
+
+
+CONTRIBUTING = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs the file that the page shows, and adds the row that it shows; returns its name."""
+    file, row = re.findall(r"```python\n(.*?)```", CONTRIBUTING, re.DOTALL)[:2]
+    module = ModuleType("example")
+    exec(compile(file, "CONTRIBUTING.md", "exec"), vars(module))
+    scope = {**vars(module), "Row": Row}
+    ((name, added),) = eval("{" + row + "}", scope).items()
+    monkeypatch.setitem(ALGORITHMS, name, added)
+    monkeypatch.setitem(methods.CHOICES, name, "federation.algorithm")
+    assert table.ALGORITHMS[name].line
+    return str(name)
+
+
+def test_a_new_algorithm_is_a_file_and_a_row(example, tmp_path):
+    for prefix in contract.PREFIX.values():
+        name = prefix + example
+        contract.test_the_order_of_clients_does_not_matter(name)
+        contract.test_the_same_inputs_give_the_same_bits(name)
+        contract.test_nothing_given_is_mutated(name)
+        contract.test_what_a_client_keeps_is_private_and_what_it_sends_is_not(name)
+        contract.test_updates_weigh_records_and_carry_finite_means(name)
+        contract.test_the_first_model_is_the_first_adapter(name)
+        contract.test_targets_decide_what_is_learnt_from(name)
+        contract.test_those_who_stay_at_home_change_nothing_and_keep_what_they_have(name)
+        contract.test_a_resumed_run_is_the_straight_one(name, tmp_path)
+    for aggregation in LORA_AGGREGATION.keys() - {"flora", "factors"}:
+        contract.test_nothing_given_is_mutated(f"{example}+{aggregation}")
+    assert recipe(example).federation.algorithm == example

@@ -1,0 +1,377 @@
+"""Every algorithm, in every kind of targets and with every transform, keeps one contract.
+
+The local trainer is `tiny.ToyClient`, a pure function, so that what is compared is the
+algorithms' own arithmetic, in float64 unless a test says otherwise.
+"""
+
+import copy
+import math
+import pickle
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+
+from fedsdr import seeds
+from fedsdr.adapters import Private, unwrap
+from fedsdr.algorithms.aggregation.folding import whole
+from fedsdr.algorithms.contract import ClientState, Round, Schedule, ServerState, Stage
+from fedsdr.algorithms.table import (
+    ALGORITHMS,
+    COMPRESSION,
+    LORA_AGGREGATION,
+    PERSONALISATION,
+    PRIVACY,
+    ROBUST,
+    TABLES,
+    TARGETS,
+)
+from fedsdr.errors import UserError
+from fedsdr.metrics import Mean
+from fedsdr.sections import Evaluate, Privacy
+from fedsdr.training.checkpoint import load_checkpoint, save_checkpoint
+from fedsdr.training.store import ClientStore
+from playing import LOCAL, ROUNDS, build, dense, furthest, play, same_bits, tensors
+from tiny import CLIENTS, RECORDS, ToyClient, random_adapter
+
+PREFIX = {"raw": "", "distilled": "fedsd+", "two_stream": "fedsdr+"}
+
+
+def excluded(name: str) -> bool:
+    """Whether the choices of a method exclude each other; anything else wrong is an error."""
+    try:
+        build(name)
+    except UserError as error:
+        if "exclude each other" not in str(error):
+            raise
+        return True
+    return False
+
+
+SINGLE = [
+    name
+    for table in (ALGORITHMS, LORA_AGGREGATION, PERSONALISATION, ROBUST, COMPRESSION)
+    for name in table
+    if name not in ("none", "factors")
+]
+PAIRS = [
+    f"{algorithm}+{other}"
+    for algorithm, other in product(ALGORITHMS, [*LORA_AGGREGATION, *PERSONALISATION, *ROBUST])
+    if other not in ("none", "factors") and algorithm != "fedavg"
+]
+CROWDS = [
+    "fedsdr+fedyogi+flexlora+ditto+int8",
+    "fedsdr+scaffold+rolora+median+topk",
+    "fedsd+fedprox+flora+feddpa+fp16",
+    "fedsdr+feddyn+fedsa+ditto+trimmed_mean+int8",
+    "fedsdr+fedavgm+fedper+feddpa+clipping",
+]
+CASES = [f"{prefix}{name}" for prefix, name in product(PREFIX.values(), SINGLE)]
+CASES += [name for name in PAIRS if not excluded(name)] + CROWDS
+PRIVACIES = [
+    f"{mode} privacy {name}"
+    for mode, name in [
+        ("central", "fedavg"),
+        ("central", "fedsdr+scaffold+ffa"),
+        ("local", "fedsd+fedadam+flexlora+median+int8"),
+        ("local", "fedsdr+flora"),
+    ]
+]
+every_case = pytest.mark.parametrize("name", CASES + PRIVACIES)
+
+
+def make(name: str, **sections: Any) -> Any:
+    """The algorithm of a case."""
+    if " privacy " in name:
+        mode, _, name = name.partition(" privacy ")
+        sections["privacy"] = Privacy(mode=mode, clip=3.0, noise_multiplier=0.5)
+    return build(name, **sections)
+
+
+def targets_of(name: str) -> str:
+    method = name.rpartition(" ")[2]
+    return {"fedsd": "distilled", "fedsdr": "two_stream"}.get(method.split("+")[0], "raw")
+
+
+def parts(name: str) -> set[str]:
+    return set(name.rpartition(" ")[2].split("+"))
+
+
+def test_the_cases_cover_every_row_of_every_table():
+    named = {part for case in CASES for part in case.split("+")}
+    rows = {name for key, table in TABLES.items() for name in table if key != "privacy.mode"}
+    assert named - {"fedsd", "fedsdr"} == rows - {"none", "factors", *TARGETS}
+    assert set(PRIVACY) == {"none", *(case.split()[0] for case in PRIVACIES)}
+    assert {targets_of(case) for case in CASES} == {*TARGETS}
+
+
+def at(number: int) -> Round:
+    return Round(number, 3)
+
+
+def close(a: Any, b: Any, tolerance: float) -> bool:
+    return len(tensors(a)) == len(tensors(b)) and all(
+        torch.allclose(x, y, rtol=tolerance, atol=tolerance)
+        for x, y in zip(tensors(a), tensors(b), strict=True)
+    )
+
+
+@every_case
+def test_the_order_of_clients_does_not_matter(name):
+    """Where order decides what noise an update gets, its sum is what must not change."""
+    forwards, backwards = play(make(name)), play(make(name), CLIENTS[::-1])
+    algorithm = make(name)
+    a, b = (whole_model(algorithm, played.server) for played in (forwards, backwards))
+    assert close(a, b, 1e-10)
+    if "flora" not in parts(name) and "fedex" not in parts(name):  # factors of one product differ
+        assert close(forwards.server.adapter, backwards.server.adapter, 1e-9)
+        for client in CLIENTS:
+            assert close(forwards.clients[client], backwards.clients[client], 1e-9)
+
+
+def whole_model(algorithm: Any, server: ServerState) -> dict[str, torch.Tensor]:
+    """The weights of the global model, or of what of it is shared."""
+    deployed = algorithm.deployed(server)
+    return dense(whole(deployed)) if deployed else dict(server.adapter)
+
+
+@every_case
+def test_the_same_inputs_give_the_same_bits(name):
+    a, b = play(make(name)), play(make(name))
+    assert same_bits(a[:3], b[:3])
+    assert [update.metrics for update in a.updates] == [update.metrics for update in b.updates]
+    assert a.server.metrics == b.server.metrics
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_kept_has_the_first_adapters_dtype_and_keys(name, dtype):
+    played = play(make(name), dtype=dtype)
+    like = make(name).init(random_adapter("first", dtype=dtype)).adapter
+    assert played.server.adapter.keys() == like.keys()
+    assert all(played.server.adapter[key].shape == like[key].shape for key in like)
+    assert {tensor.dtype for tensor in tensors([played.server, played.clients])} == {dtype}
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors(played.server))
+
+
+@every_case
+def test_nothing_given_is_mutated(name):
+    algorithm = make(name)
+    played = play(algorithm)  # with memories that have something in them
+    clients, server = played.clients, played.server
+    shared = algorithm.broadcast(server)
+    given: list[Any] = [server, shared, clients]
+    kept = [clone(each) for each in given]
+    start = algorithm.start(server, at(4))
+    cohort = [
+        algorithm.client(shared, clients[name], ToyClient(name), at(4))[0] for name in CLIENTS
+    ]
+    folds = [start]
+    for update in cohort:
+        folds.append(algorithm.add(folds[-1], update))
+    given += [*cohort, *folds]
+    kept += [clone(each) for each in [*cohort, *folds]]
+    algorithm.add(start, cohort[1])
+    algorithm.add(folds[1], cohort[0])
+    after = algorithm.finish(server, folds[-1], at(4))
+    assert same_bits(after, algorithm.finish(server, folds[-1], at(4)))
+    algorithm.client(algorithm.broadcast(after), clients["anna"], ToyClient("anna"), at(5))
+    algorithm.personal(shared, clients["anna"])
+    algorithm.deployed(after)
+    assert all(same_bits(a, b) for a, b in zip(given, kept, strict=True))
+
+
+def clone(value: Any) -> list[torch.Tensor]:
+    return [tensor.clone() for tensor in tensors(value)]
+
+
+@every_case
+def test_what_a_client_keeps_is_private_and_what_it_sends_is_not(name):
+    played = play(make(name))
+    kept = [p for state in played.clients.values() for p in state.private.values()]
+    personal = {"local", "ditto", "feddpa", "fedsa", "fedper"}
+    assert bool(kept) == (targets_of(name) == "two_stream" or bool(parts(name) & personal))
+    for private in kept:
+        assert type(private) is Private
+        with pytest.raises(TypeError, match="never leaves"):
+            pickle.dumps(private)
+        with pytest.raises(TypeError, match="never leaves"):
+            copy.deepcopy(private)
+    storages = {tensor.data_ptr() for tensor in tensors([*kept])}
+    assert not storages & {tensor.data_ptr() for tensor in tensors(played.updates)}
+
+
+@every_case
+def test_updates_weigh_records_and_carry_finite_means(name):
+    played = play(make(name))
+    weights = [*RECORDS.values()] if "privacy" not in name else [1.0] * len(CLIENTS)
+    assert [update.weight for update in played.updates] == weights * ROUNDS
+    for update in played.updates:
+        if "privacy" in name:
+            assert update.metrics == {}
+            continue
+        assert update.metrics["loss/rectify"].weight == LOCAL.rectify_steps
+        assert all(type(mean) is Mean for mean in update.metrics.values())
+        assert all(math.isfinite(number) for mean in update.metrics.values() for number in mean)
+
+
+@every_case
+def test_the_first_model_is_the_first_adapter(name):
+    algorithm = make(name)
+    first = random_adapter("first")
+    deployed = algorithm.deployed(algorithm.init(first))
+    shares_no_model = bool(parts(name) & {"local", "fedsa", "fedper"})
+    assert same_bits(deployed, {} if shares_no_model else first)
+
+
+@every_case
+def test_a_round_without_participants_is_an_error_where_something_is_aggregated(name):
+    algorithm = make(name)
+    state = algorithm.init(random_adapter("first"))
+    fold = algorithm.start(state, at(1))
+    if "local" in parts(name):
+        assert algorithm.finish(state, fold, at(1)) == state
+        return
+    with pytest.raises((ValueError, UserError), match=r"more than 0|at least"):
+        algorithm.finish(state, fold, at(1))
+
+
+@every_case
+def test_targets_decide_what_is_learnt_from(name):
+    asked = {(stage.name, stage.targets) for stage in play(make(name)).stages}
+    targets = targets_of(name)
+    expected = {("rectify", "distilled" if targets == "distilled" else "raw")}
+    if targets == "two_stream":
+        expected |= {("smooth", "distilled")}
+    if parts(name) & {"ditto", "feddpa"}:
+        expected |= {("personal", "distilled" if targets == "distilled" else "raw")}
+    assert asked == expected
+
+
+COHORTS = {1: ("ben",), 2: ("cleo", "anna"), 3: CLIENTS}
+
+
+@every_case
+def test_those_who_stay_at_home_change_nothing_and_keep_what_they_have(name):
+    if "krum" in parts(name):
+        pytest.skip("Krum needs more updates than a cohort of one has")
+    algorithm = make(name)
+    two = play(algorithm, rounds=2, cohorts=COHORTS.__getitem__)
+    three = play(algorithm, rounds=3, cohorts=COHORTS.__getitem__)
+    one = play(algorithm, rounds=1, cohorts=COHORTS.__getitem__)
+    assert same_bits(one.clients["anna"], ClientState())
+    assert same_bits(two.clients["ben"], one.clients["ben"])
+    assert same_bits(three.updates[:3], two.updates)
+    # What anna would have learnt has no part in round 1: ben alone in the federation is the same.
+    alone = play(algorithm, ["ben"], rounds=1)
+    assert same_bits(alone.server, one.server)
+
+
+@every_case
+def test_a_resumed_run_is_the_straight_one(name, tmp_path):
+    """What the server and the clients keep goes to disk and comes back after every round."""
+    store = ClientStore(tmp_path / "clients")
+
+    def reload(state: Any) -> Any:
+        if isinstance(state, ServerState):
+            save_checkpoint(tmp_path, 1, state)
+            loaded = load_checkpoint(tmp_path)
+            assert loaded is not None
+            return loaded[1]
+        store.save("someone", 1, state)
+        again = store.load("someone", 1) if tensors(state) else ClientState()
+        return again
+
+    straight, resumed = play(make(name)), play(make(name), keep=reload)
+    assert same_bits(straight[:3], resumed[:3])
+
+
+EXACT_FOR_ONE = [
+    case
+    for case in CASES
+    if not parts(case)
+    & {"fedavgm", "fedadagrad", "fedadam", "fedyogi", "feddyn", "clipping", "krum", *COMPRESSION}
+]
+
+
+@pytest.mark.parametrize("name", EXACT_FOR_ONE)
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_federation_of_one_is_local_training(name, client):
+    """Its model after a round is what the client trained, whatever the aggregation does to it."""
+    algorithm = make(name)
+    played = play(algorithm, [client], rounds=1)
+    trained = next(
+        f for s, f in zip(played.stages, played.fits, strict=True) if s.name == "rectify"
+    )
+    deployed = algorithm.deployed(played.server)
+    if not deployed:  # then it is the client's own
+        sent = algorithm.broadcast(played.server)
+        if parts(name) & {"ditto"}:
+            return
+        own = algorithm.personal(sent, played.clients[client])
+        deployed = {**(own.shared or {}), **unwrap(own.own)}
+    weights, wanted = dense(whole(deployed)), dense(unwrap(trained.after))
+    assert furthest(weights, wanted) < 1e-10
+    assert furthest(wanted, dense(unwrap(trained.before))) > 0.01
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize("algorithm", ["fedavg", "local"])
+def test_a_federation_of_one_follows_local_training_for_rounds(targets, algorithm):
+    """Round after round, to the last digits: what plain training of R (and S) would do."""
+    name = f"{PREFIX[targets]}{algorithm}"
+    played = play(make(name), ["ben"])
+    toy, s, own = ToyClient("ben"), None, None
+    shared = random_adapter("first") if algorithm == "fedavg" else None
+    for _ in range(ROUNDS):
+        if targets == "two_stream":
+            s = toy(Stage("", "S", Schedule(2, 0.3), private=s, targets="distilled")).after
+        learnt = "distilled" if targets == "distilled" else "raw"
+        alone = 0.5 if s is not None else 0.0
+        stage = Stage("", "R", Schedule(3, 0.1), shared, own, s, learnt, alone)
+        fitted = toy(stage)
+        shared, own = (fitted.shared, None) if algorithm == "fedavg" else (None, fitted.after)
+    if algorithm == "fedavg":
+        assert furthest(played.server.adapter, shared) < 1e-12
+    else:
+        personal = make(name).personal({}, played.clients["ben"])
+        assert furthest(unwrap(personal.own), unwrap(own)) == 0
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if not parts(n) & {"local", "fedsa", "fedper"}])
+def test_measuring_the_aggregation_error_changes_nothing_else(name):
+    plain, measured = play(make(name)), play(make(name, evaluate=Evaluate(aggregation_error=True)))
+    assert same_bits(plain[:3], measured[:3])
+    extra = measured.server.metrics.keys() - plain.server.metrics.keys()
+    assert extra == {"aggregation/error", "aggregation/lost"}
+
+
+@pytest.mark.parametrize(
+    ("name", "same_as", "limits"),
+    [
+        ("clipping", "fedavg", {"clipping": {"norm": math.inf}}),
+        ("topk", "fedavg", {"topk": {"share": 1.0}}),
+        ("fedprox", "fedavg", {"fedprox": {"mu": 0.0}}),
+        ("fedavgm", "fedavg", {"fedavgm": {"lr": 1.0, "momentum": 0.0}}),
+        ("trimmed_mean+fedavgm", "trimmed_mean", {"fedavgm": {"momentum": 0.0}}),
+        ("scaffold+flexlora+topk", "scaffold+flexlora", {"topk": {"share": 1.0}}),
+        ("ditto", "fedavg", {"ditto": {"strength": 0.0}}),
+    ],
+)
+@pytest.mark.parametrize("prefix", PREFIX.values())
+def test_at_its_limit_a_choice_makes_no_difference(prefix, name, same_as, limits):
+    limit, other = play(build(prefix + name, options=limits)), play(build(prefix + same_as))
+    assert close(limit.server.adapter, other.server.adapter, 1e-12)
+    if name != "ditto":  # which leaves the global model alone in any case
+        free = play(build(prefix + name))
+        assert furthest(limit.server.adapter, free.server.adapter) > 1e-6
+
+
+def test_cohorts_draw_from_seeds_alone():
+    """Noise and fresh adapters depend on the round's seed, not on a global generator."""
+    torch.manual_seed(1)
+    a = play(make("local privacy fedsdr+flora"))
+    torch.manual_seed(2)
+    assert same_bits(a[:3], play(make("local privacy fedsdr+flora"))[:3])
+    assert seeds.derive(0, "a") != seeds.derive(0, "b")

@@ -1,0 +1,101 @@
+"""Every choice of every table, on raw, distilled and two-stream data, on the lab's real model.
+
+The lab is shrunk until a method takes a tenth of a second: what is tested is that each trains,
+aggregates, evaluates and writes what it promises, not how well.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import test_contract as contract
+from fedsdr.algorithms.compose import build_algorithm
+from fedsdr.algorithms.contract import Personal
+from fedsdr.engines.workbench import Workbench
+from fedsdr.method_run import run_method
+from fedsdr.methods import method
+from fedsdr.progress import silent
+from fedsdr.recipe import parse_recipe
+from fedsdr.sections import Recipe
+from fedsdr.setting import prepare
+from fedsdr.training.checkpoint import load_checkpoint
+
+# PEFT asks for an attribute that transformers is about to rename.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+ROUNDS = 2
+TABLES = {
+    "seed": 3,
+    "model": {"path": "lab", "max_length": 64, "device": "cpu"},
+    "lora": {"rank": 2, "alpha": 4.0},
+    "lab": {"entities": 4, "clients": 3, "pretrain_steps": 3},
+    "distill": {
+        "prompt": "{instruction} reference {response} rewrite",
+        "min_tokens": 4,
+        "batch_size": 64,
+    },
+    "federation": {"rounds": ROUNDS},
+    "local": {"batch_size": 2, "rectify_steps": 1, "smooth_steps": 1},
+    "evaluate": {"every": 0, "aggregation_error": True},
+    "options": {"krum": {"malicious": 0}},
+}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Workbench, Path]:
+    folder = tmp_path_factory.mktemp("lab")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDSDR_CACHE", str(folder))
+        recipe = parse_recipe(TABLES)
+        bench = prepare(recipe).workbench(silent())
+    return recipe, bench, folder
+
+
+EACH = [prefix + name for prefix in contract.PREFIX.values() for name in contract.SINGLE]
+
+
+@pytest.mark.parametrize("name", [*EACH, *contract.CROWDS, "central+fedprox"])
+def test_every_method_runs_in_the_lab(lab, name, tmp_path, monkeypatch):
+    recipe, bench, folder = lab
+    monkeypatch.setenv("FEDSDR_CACHE", str(folder))
+    run_method(bench, method(name, recipe), tmp_path, name, silent())
+
+    result = json.loads((tmp_path / "result.json").read_text())
+    has_global = not contract.parts(name) & {"local", "fedsa", "fedper"}
+    assert ("client_facts" in result) == has_global
+    assert ("personal_client_facts" in result) == ("central" not in contract.parts(name))
+    assert all(math.isfinite(value) for value in result.values())
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rows] == [*range(ROUNDS + 1)]
+    assert ("aggregation/lost" in rows[-1]["train"]) == has_global
+    assert (rows[-1]["train"]["bytes_up"] > 0) == ("local" not in contract.parts(name))
+    if has_global:
+        moved = load_file(tmp_path / "global" / "adapter_model.safetensors")
+        assert any(bool(tensor.any()) for key, tensor in moved.items() if "lora_B" in key)
+
+
+@pytest.mark.parametrize("name", ["fedsdr+flora", "fedex", "flexlora+scaffold"])
+def test_peft_loads_what_exact_aggregation_deploys(lab, name, tmp_path, monkeypatch):
+    """Its ranks are not the recipe's; the model that is evaluated is the one that is written."""
+    recipe, bench, folder = lab
+    monkeypatch.setenv("FEDSDR_CACHE", str(folder))
+    run_method(bench, method(name, recipe), tmp_path, name, silent())
+    base = AutoModelForCausalLM.from_pretrained(bench.base.path)
+    ids = torch.arange(12).reshape(2, 6)
+    with torch.no_grad():
+        plain = base(ids).logits
+        loaded = PeftModel.from_pretrained(base, tmp_path / "global").eval()(ids).logits
+    assert float((loaded - plain).abs().max()) > 1e-5
+    committed = load_checkpoint(tmp_path)
+    assert committed is not None
+    each = method(name, recipe)
+    bench.use(Personal(build_algorithm(each).deployed(committed[1])))
+    with torch.no_grad():
+        ours = bench.base.model(ids).logits
+    assert torch.allclose(ours, loaded, atol=1e-5)

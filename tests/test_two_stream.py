@@ -1,0 +1,132 @@
+"""FedSDR's two streams: what is asked of the trainer, what is kept, and the conflict measured."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from fedsdr.adapters import Adapter, Private, unwrap
+from fedsdr.algorithms.contract import Algorithm, ClientState, Fitted, Round, Schedule, Stage
+from fedsdr.algorithms.fedavg import fedavg
+from fedsdr.algorithms.two_stream import SMOOTHING, Smoothing, conflict, two_stream
+from fedsdr.metrics import Mean
+from playing import SETUP, dense, furthest, play, same_bits
+from tiny import CLIENTS, ToyClient, random_adapter
+
+
+def streams(**options: Any) -> Algorithm:
+    chosen = {"schedule": Schedule(2, 0.3), "state": "keep", "context": "base", "alone": 0.5}
+    return two_stream(fedavg(SETUP), Smoothing(**{**chosen, **options}))
+
+
+@pytest.mark.parametrize("context", ["joint", "base"])
+@pytest.mark.parametrize("keep", ["keep", "reset"])
+@pytest.mark.parametrize("alone", [0.0, 0.25, 1.0])
+def test_two_stream_asks_for_exactly_these_stages(context, keep, alone):
+    algorithm = streams(context=context, state=keep, alone=alone)
+    state = ClientState({"other": Private({})})
+    before: Private | None = None
+    for round in range(3):
+        toy = ToyClient("ben")
+        shared = random_adapter("shared", round)
+        _, state = algorithm.client(shared, state, toy, Round(round + 1, 0))
+        smooth, rectify = toy.stages
+        s = state.private[SMOOTHING]
+
+        assert (smooth.name, smooth.trains, smooth.targets) == ("smooth", "S", "distilled")
+        assert smooth.schedule == Schedule(2, 0.3)
+        assert smooth.shared is (shared if context == "joint" else None)
+        assert smooth.private is (before if keep == "keep" else None)
+        assert smooth.alone == 0
+
+        assert (rectify.name, rectify.trains, rectify.targets) == ("rectify", "R", "raw")
+        assert rectify.schedule == Schedule(3, 0.1)
+        assert rectify.shared is shared
+        assert rectify.private is s
+        assert rectify.alone == alone
+        assert {*state.private} == {"other", SMOOTHING}
+        before = s
+
+
+@pytest.mark.parametrize("context", ["joint", "base"])
+@pytest.mark.parametrize("keep", ["keep", "reset"])
+def test_a_stream_that_takes_no_steps_changes_nothing(context, keep):
+    """S starts at zero: unless it learns, FedSDR is FedAvg on raw data, bit for bit."""
+    quiet = play(streams(schedule=Schedule(0, 0.3), context=context, state=keep))
+    assert same_bits(quiet.server, play(fedavg(SETUP)).server)
+    loud = play(streams(context=context, state=keep))
+    assert furthest(quiet.server.adapter, loud.server.adapter) > 0.01
+
+
+def test_always_alone_is_fedavg_on_raw_data():
+    assert same_bits(play(streams(alone=1.0)).server, play(fedavg(SETUP)).server)
+
+
+@pytest.mark.parametrize("context", ["joint", "base"])
+def test_kept_streams_go_on_and_reset_ones_start_anew(context):
+    kept, reset = (play(streams(context=context, state=it)) for it in ("keep", "reset"))
+    once = play(streams(context=context, state="reset"), rounds=1)
+    for client in CLIENTS:
+        a, b, c = (unwrap(it.clients[client].private[SMOOTHING]) for it in (kept, reset, once))
+        assert furthest(a, b) > 0.01
+        if context == "base":  # then each round asks the same of it
+            assert furthest(b, c) == 0
+
+
+def test_a_personal_model_is_the_global_one_with_the_kept_stream():
+    algorithm = streams()
+    played = play(algorithm)
+    shared = random_adapter("another")
+    personal = algorithm.personal(shared, played.clients["cleo"])
+    assert personal.shared is shared
+    assert personal.private is played.clients["cleo"].private[SMOOTHING]
+    assert algorithm.personal(shared, ClientState()) == (shared, None, None)
+
+
+def flat(*changes: dict[str, torch.Tensor]) -> torch.Tensor:
+    """after - before, or the weights themselves, as one vector."""
+    after, *before = changes
+    moved = {path: after[path] - before[0][path] if before else after[path] for path in after}
+    return torch.cat([moved[path].flatten() for path in sorted(moved)])
+
+
+def fitted(before: Adapter, after: Adapter) -> Fitted:
+    return Fitted(1, Mean(0.0, 1.0), Private(before), Private(after))
+
+
+def test_conflict_is_that_of_the_products_formed_explicitly():
+    r, r_after = random_adapter("R"), random_adapter("R'")
+    s, s_after = random_adapter("S"), random_adapter("S'")
+    dr, ds = flat(dense(r_after), dense(r)), flat(dense(s_after), dense(s))
+    expected = {
+        "conflict/cosine": float(dr @ ds / dr.norm() / ds.norm()),
+        "norm/R": float(flat(dense(r_after)).norm()),
+        "norm/S": float(flat(dense(s_after)).norm()),
+    }
+    given = conflict(fitted(r, r_after), fitted(s, s_after))
+    assert {name: mean.value for name, mean in given.items()} == pytest.approx(expected, rel=1e-9)
+    assert {mean.weight for mean in given.values()} == {1}
+    assert abs(expected["conflict/cosine"]) > 0.01
+
+
+@pytest.mark.parametrize(("sign", "expected"), [(1, 1.0), (-1, -1.0), (0, 0.0)])
+def test_streams_that_agree_oppose_or_rest(sign, expected):
+    """S takes the step that R takes, the opposite one, or none."""
+    zero = {key: torch.zeros_like(tensor) for key, tensor in random_adapter("R").items()}
+    step = random_adapter("step")
+    turned = {key: t * sign if "lora_B" in key else t for key, t in step.items()}
+    given = conflict(fitted(zero, step), fitted(zero, turned))
+    assert given["conflict/cosine"].value == pytest.approx(expected, abs=1e-12)
+
+
+def test_two_stream_reports_conflict_and_both_losses_of_each_client():
+    played = play(streams(), rounds=2)
+    names = {"loss/rectify", "loss/smooth", "conflict/cosine", "norm/R", "norm/S"}
+    assert all({*update.metrics} == names for update in played.updates)
+    client, toy = played.updates[1], ToyClient("ben")
+    smoothed = toy(Stage("", "S", Schedule(2, 0.3), targets="distilled"))
+    first = random_adapter("first")
+    rectified = toy(Stage("", "R", SETUP.schedule, first, private=smoothed.after, alone=0.5))
+    expected = conflict(rectified, smoothed)
+    assert {name: client.metrics[name] for name in expected} == expected
+    assert client.metrics["loss/smooth"] == smoothed.loss
