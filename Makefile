@@ -25,6 +25,7 @@ lint: install
 
 bench: install
 	$(BIN)/python benchmarks/round_overhead.py
+	$(BIN)/python benchmarks/aggregation.py
 
 clean:
 	rm -rf .venv runs build src/*.egg-info

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +17,7 @@ from fedsdr.algorithms.table import ALGORITHMS, LORA_AGGREGATION, TABLES, Row
 from fedsdr.cli import app
 from fedsdr.errors import UserError
 from fedsdr.methods import method, own_name
-from fedsdr.recipe import differences, override
+from fedsdr.recipe import differences, override, parse_recipe
 from fedsdr.sections import Lora, Model, Privacy, Recipe
 from playing import build, recipe
 
@@ -197,3 +198,16 @@ def test_a_new_algorithm_is_a_file_and_a_row(example, tmp_path):
     for aggregation in LORA_AGGREGATION.keys() - {"flora", "factors"}:
         contract.test_nothing_given_is_mutated(f"{example}+{aggregation}")
     assert recipe(example).federation.algorithm == example
+
+
+def test_the_choices_that_the_pages_show_go_together():
+    """README.md and docs/algorithms.md each have a [federation] table that uses every key."""
+    root = Path(__file__).parents[1]
+    for page in ("README.md", "docs/algorithms.md"):
+        blocks = re.findall(r"```toml\n(.*?)```", (root / page).read_text(), re.DOTALL)
+        shown = [tomllib.loads(block) for block in blocks]
+        whole = next(each for each in shown if "robust" in each.get("federation", {}))
+        build_algorithm(parse_recipe({"model": {"path": "lab"}, **whole}))
+        assert {f"federation.{key}" for key in whole["federation"]} == TABLES.keys() - {
+            "privacy.mode"
+        }

@@ -16,7 +16,15 @@ import torch
 from fedsdr import seeds
 from fedsdr.adapters import Private, unwrap
 from fedsdr.algorithms.aggregation.folding import whole
-from fedsdr.algorithms.contract import ClientState, Round, Schedule, ServerState, Stage
+from fedsdr.algorithms.contract import (
+    ClientState,
+    Round,
+    Schedule,
+    ServerState,
+    Stage,
+    Update,
+    check_update,
+)
 from fedsdr.algorithms.table import (
     ALGORITHMS,
     COMPRESSION,
@@ -217,6 +225,32 @@ def test_updates_weigh_records_and_carry_finite_means(name):
 
 
 @every_case
+@pytest.mark.parametrize("fault", ["weight", "nan", "missing", "extra", "shape"])
+def test_a_broken_update_is_refused_by_its_clients_name(name, fault):
+    algorithm = make(name)
+    state = algorithm.init(random_adapter("first"))
+    shared, like = algorithm.broadcast(state), algorithm.uploads(state, at(1))
+    update, _ = algorithm.client(shared, ClientState(), ToyClient("ben"), at(1))
+    check_update("ben", update, like, algorithm.ranks)
+    change, weight = dict(update.change), update.weight
+    key = next((k for k in change if change[k].is_floating_point()), "")
+    if fault == "weight":
+        weight = 0.0
+    elif fault == "extra":
+        change["layers.9.x.lora_A.weight"] = torch.zeros(2, 3)
+    elif "local" in parts(name):
+        return  # which sends no tensors that could be wrong
+    elif fault == "nan":
+        change[key] = change[key] * torch.nan
+    elif fault == "missing":
+        del change[key]
+    else:
+        change[key] = change[key].repeat(*([3] * change[key].dim()))
+    with pytest.raises(ValueError, match="update of client 'ben'"):
+        check_update("ben", Update(change, weight), like, algorithm.ranks)
+
+
+@every_case
 def test_the_first_model_is_the_first_adapter(name):
     algorithm = make(name)
     first = random_adapter("first")
@@ -364,7 +398,7 @@ def test_at_its_limit_a_choice_makes_no_difference(prefix, name, same_as, limits
     limit, other = play(build(prefix + name, options=limits)), play(build(prefix + same_as))
     assert close(limit.server.adapter, other.server.adapter, 1e-12)
     if name != "ditto":  # which leaves the global model alone in any case
-        free = play(build(prefix + name))
+        free = play(build(prefix + name, options={"clipping": {"norm": 0.5}}))
         assert furthest(limit.server.adapter, free.server.adapter) > 1e-6
 
 

@@ -471,3 +471,9 @@ def test_styles_differ_in_more_than_colour() -> None:
 )
 def test_numbers_read_well(shown: str, expected: str) -> None:
     assert shown == expected
+
+
+def test_forty_other_methods_are_told_apart():
+    names = [f"variant {index}" for index in range(40)]
+    looks = {(s.light, s.marker, s.dash) for s in palette.styles(names).values()}
+    assert len(looks) == 40

@@ -17,6 +17,7 @@ PLANE = (460.0, 350.0)
 _MARKED = 12  # at most about this many markers on a line
 _STEPS = [1, 2, 5, 10]  # what ticks may count in
 _GAP = 14.0  # least distance of two labels, in the SVG's units
+_FAR = 4 * _GAP  # how far a label may be from its point
 
 
 @dataclass(frozen=True)
@@ -192,13 +193,16 @@ def _end_of_path(path: Path, styles: Mapping[str, Style], own: bool) -> End:
 
 
 def _name_ends(axes: Axes, ends: Sequence[End]) -> None:
-    """Write the names, moved apart where they would touch; the axes' limits must stand."""
+    """Write the names, moved apart where they would touch; the axes' limits must stand. Names that
+    would have to move far from their points are left to the legend."""
     if not ends:
         return
     assert axes.figure is not None
     scale = 72 / axes.figure.dpi  # from pixels to the SVG's units
     places = [(x * scale, y * scale) for x, y in axes.transData.transform([e.at for e in ends])]
     for end, (_, y), height in zip(ends, places, apart(places), strict=True):
+        if height - y > _FAR:
+            continue
         axes.annotate(
             end.name,
             end.at,

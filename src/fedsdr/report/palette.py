@@ -6,7 +6,7 @@ one SVG serves both.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
@@ -76,11 +76,20 @@ _OTHERS = (
 
 
 def styles(methods: Iterable[str]) -> dict[str, Style]:
-    """Known methods keep their style whatever else is shown; others take the spare ones in turn."""
+    """Known methods keep their style whatever else is shown; others take the spare ones in turn,
+    with another marker and dash each time round."""
     names = list(methods)
     spare = [name for name in names if name not in _KNOWN]
-    others = {name: _OTHERS[index % len(_OTHERS)] for index, name in enumerate(spare)}
+    others = {name: _spare(index) for index, name in enumerate(spare)}
     return {name: _KNOWN.get(name) or others[name] for name in names}
+
+
+def _spare(index: int) -> Style:
+    """The style of the method of this number among those that are not known: forty are unlike."""
+    times, place = divmod(index, len(_OTHERS))
+    shapes = [style for style in (*_OTHERS, *_KNOWN.values()) if style.marker]
+    shape = shapes[(place + times) % len(shapes)]
+    return replace(_OTHERS[place], marker=shape.marker, dash=shape.dash or (5, 1))
 
 
 def css(theme: str) -> str:

@@ -18,35 +18,36 @@ class Clipping(Options):
     """norm: the largest Euclidean norm of an update, in the units of the adapter; inf clips
     nothing."""
 
-    norm: Annotated[float, Field(gt=0)] = 1.0
+    norm: Annotated[float, Field(gt=0)] = 10.0
 
 
 class Fold(NamedTuple):
-    """inner: the wrapped algorithm's fold; the rest counts updates."""
+    """inner: the wrapped algorithm's fold; clipped: share of updates; length: mean norm."""
 
     inner: Any
-    clipped: int = 0
-    seen: int = 0
+    clipped: Mean = Mean(0, 0)
+    length: Mean = Mean(0.0, 0)
 
 
 def clipped(inner: Algorithm, options: Clipping) -> Algorithm:
     """`inner`, whose server scales each arriving update down to norm `options.norm` at most.
 
-    Metric `robust/clipped`: the share of updates that were scaled.
+    Metrics: `robust/clipped`, the share of updates that were scaled, and `robust/norm`, their mean
+    norm as they came, by which to choose the bound.
     """
 
     def collect(fold: Fold, update: Update) -> Fold:
         change = clip_to_norm(update.change, options.norm)
         return Fold(
             inner.add(fold.inner, replace(update, change=change)),
-            fold.clipped + (change is not update.change),
-            fold.seen + 1,
+            fold.clipped.merge(Mean(int(change is not update.change), 1)),
+            fold.length.merge(Mean(norm(update.change), 1)),
         )
 
     def finish(state: ServerState, fold: Fold, round: Round) -> ServerState:
         moved = inner.finish(state, fold.inner, round)
-        share = {"robust/clipped": Mean(fold.clipped, fold.seen)}
-        return replace(moved, metrics={**moved.metrics, **share})
+        told = {"robust/clipped": fold.clipped, "robust/norm": fold.length}
+        return replace(moved, metrics={**moved.metrics, **told})
 
     return inner._replace(
         start=lambda state, round: Fold(inner.start(state, round)), add=collect, finish=finish
