@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import torch
 
@@ -75,6 +76,10 @@ def like(template: Adapter, seed: int) -> Adapter:
     return {key: random(tensor) for key, tensor in template.items()}
 
 
+def copied(update: Update) -> Update:
+    return replace(update, change={key: t.clone() for key, t in update.change.items()})
+
+
 def peak() -> float:
     """This process's largest memory so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -104,7 +109,8 @@ def stream(name: str, updates: int) -> dict[str, float | str | int]:
     fold = algorithm.start(state, round)
     adding, checking, early = [], [], 0.0
     for index in range(updates):
-        update = sent[index % len(sent)]
+        # A copy each, as from the network: methods that keep updates keep them all.
+        update = copied(sent[index % len(sent)])
         began = time.perf_counter()
         check_update("client", update, template, algorithm.ranks)
         checked = time.perf_counter()

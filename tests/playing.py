@@ -34,9 +34,9 @@ LOCAL = Local(
 
 def recipe(name: str, **sections: Any) -> Recipe:
     """The recipe of a method by name (`fedsdr.methods`), for toy clients."""
-    sections = {"options": {}, **sections}
+    sections = {"options": {}, "local": LOCAL, **sections}
     sections["options"] = {"krum": {"malicious": 0}, **sections["options"]}  # of three clients
-    return method(name, Recipe(model=Model(path="lab"), local=LOCAL, **sections))
+    return method(name, Recipe(model=Model(path="lab"), **sections))
 
 
 def build(name: str, **sections: Any) -> Algorithm:

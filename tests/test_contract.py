@@ -43,7 +43,7 @@ from fedsdr.training.store import ClientStore
 from playing import LOCAL, ROUNDS, build, dense, furthest, play, same_bits, tensors
 from tiny import CLIENTS, RECORDS, ToyClient, random_adapter
 
-PREFIX = {"raw": "", "distilled": "fedsd+", "two_stream": "fedsdr+"}
+PREFIX = {"raw": "", "distilled": "fedsd+", "mixed": "mixed+", "two_stream": "fedsdr+"}
 
 
 def excluded(name: str) -> bool:
@@ -99,7 +99,14 @@ def make(name: str, **sections: Any) -> Any:
 
 def targets_of(name: str) -> str:
     method = name.rpartition(" ")[2]
-    return {"fedsd": "distilled", "fedsdr": "two_stream"}.get(method.split("+")[0], "raw")
+    named = {prefix.rstrip("+"): targets for targets, prefix in PREFIX.items()}
+    return named.get(method.split("+")[0], "raw")
+
+
+def learnt(name: str) -> str:
+    """What R learns from."""
+    targets = targets_of(name)
+    return "raw" if targets == "two_stream" else targets
 
 
 def parts(name: str) -> set[str]:
@@ -109,7 +116,7 @@ def parts(name: str) -> set[str]:
 def test_the_cases_cover_every_row_of_every_table():
     named = {part for case in CASES for part in case.split("+")}
     rows = {name for key, table in TABLES.items() for name in table if key != "privacy.mode"}
-    assert named - {"fedsd", "fedsdr"} == rows - {"none", "factors", *TARGETS}
+    assert named - {"fedsd", "mixed", "fedsdr"} == rows - {"none", "factors", *TARGETS}
     assert set(PRIVACY) == {"none", *(case.split()[0] for case in PRIVACIES)}
     assert {targets_of(case) for case in CASES} == {*TARGETS}
 
@@ -274,12 +281,11 @@ def test_a_round_without_participants_is_an_error_where_something_is_aggregated(
 @every_case
 def test_targets_decide_what_is_learnt_from(name):
     asked = {(stage.name, stage.targets) for stage in play(make(name)).stages}
-    targets = targets_of(name)
-    expected = {("rectify", "distilled" if targets == "distilled" else "raw")}
-    if targets == "two_stream":
+    expected = {("rectify", learnt(name))}
+    if targets_of(name) == "two_stream":
         expected |= {("smooth", "distilled")}
     if parts(name) & {"ditto", "feddpa"}:
-        expected |= {("personal", "distilled" if targets == "distilled" else "raw")}
+        expected |= {("personal", learnt(name))}
     assert asked == expected
 
 
@@ -361,9 +367,8 @@ def test_a_federation_of_one_follows_local_training_for_rounds(targets, algorith
     for _ in range(ROUNDS):
         if targets == "two_stream":
             s = toy(Stage("", "S", Schedule(2, 0.3), private=s, targets="distilled")).after
-        learnt = "distilled" if targets == "distilled" else "raw"
         alone = 0.5 if s is not None else 0.0
-        stage = Stage("", "R", Schedule(3, 0.1), shared, own, s, learnt, alone)
+        stage = Stage("", "R", Schedule(3, 0.1), shared, own, s, targets=learnt(name), alone=alone)
         fitted = toy(stage)
         shared, own = (fitted.shared, None) if algorithm == "fedavg" else (None, fitted.after)
     if algorithm == "fedavg":

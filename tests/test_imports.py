@@ -39,26 +39,70 @@ def ours(*parts: str) -> set[str]:
 
 
 OUTSIDE = {"transformers", "peft", "flwr", "datasets"}
-TOP = ours("cli", "run", "method_run", "summary", "folders", "setting", "methods")
+TOP = ours("cli", "run", "method_run", "summary", "folders", "setting", "methods", "evidence")
 
 # part of the package -> what it must not import
 FORBIDDEN: dict[str, set[str]] = {
     "algorithms": OUTSIDE
     | TOP
-    | ours("model", "data", "engines", "training", "distill", "evaluate", "lab", "report", "files"),
+    | ours(
+        "model",
+        "data",
+        "engines",
+        "training",
+        "distill",
+        "evaluate",
+        "lab",
+        "report",
+        "files",
+        "diagnose",
+    ),
     "data": TOP
-    | ours("model", "distill", "training", "engines", "algorithms", "evaluate", "lab", "report"),
+    | ours(
+        "model",
+        "distill",
+        "training",
+        "engines",
+        "algorithms",
+        "evaluate",
+        "lab",
+        "report",
+        "diagnose",
+    ),
     "model": TOP
-    | ours("distill", "training", "engines", "algorithms", "evaluate", "lab", "report", "recipe"),
-    "distill": TOP | ours("training", "engines", "algorithms", "evaluate", "lab", "report"),
-    "training": TOP | ours("distill", "engines", "evaluate", "lab", "report", "recipe"),
-    "evaluate": TOP | ours("distill", "engines", "lab", "report", "recipe"),
-    "lab": TOP | ours("distill", "engines", "algorithms", "report"),
+    | ours(
+        "distill",
+        "training",
+        "engines",
+        "algorithms",
+        "evaluate",
+        "lab",
+        "report",
+        "recipe",
+        "diagnose",
+    ),
+    "distill": TOP
+    | ours("training", "engines", "algorithms", "evaluate", "lab", "report", "diagnose"),
+    "training": TOP | ours("distill", "engines", "evaluate", "lab", "report", "recipe", "diagnose"),
+    "evaluate": TOP | ours("distill", "engines", "lab", "report", "recipe", "diagnose"),
+    "diagnose": TOP | ours("engines", "algorithms", "lab", "report", "recipe"),
+    "lab": TOP | ours("distill", "engines", "algorithms", "report", "diagnose"),
     "report": TOP
     | OUTSIDE
     | {"torch"}
-    | ours("model", "training", "engines", "algorithms", "distill", "lab", "data", "evaluate"),
-    "engines": TOP | ours("lab", "report"),
+    | ours(
+        "model",
+        "training",
+        "engines",
+        "algorithms",
+        "distill",
+        "lab",
+        "data",
+        "evaluate",
+        "diagnose",
+    ),
+    "engines": TOP | ours("lab", "report", "diagnose"),
+    "evidence": ours("cli"),
 }
 BASIC = ("adapters.py", "errors.py", "files.py", "metrics.py", "progress.py", "seeds.py")
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fedsdr import seeds
 from fedsdr.data.records import Turn
 from fedsdr.data.template import ChatFormat
 from fedsdr.lab import pretrain
@@ -89,6 +90,71 @@ def test_clients_share_out_the_client_facts_and_none_holds_a_general_one(clients
     }  # what clients train on
     general = {fact.question(form) for fact in each.general for form in range(len(QUESTIONS))}
     assert not asked & general
+
+
+# --- Who holds what: alpha
+
+
+def shares(each: World) -> list[float]:
+    """Of each attribute, the share that clients named after it hold."""
+    own = [fact for fact in each.facts if fact.client is not None]
+    return [
+        sum(fact.client % 5 == kind for fact in own if fact.attribute == attribute)
+        / sum(fact.attribute == attribute for fact in own)
+        for kind, attribute in enumerate(CLIENT_ATTRIBUTES[: each.options.clients])
+    ]
+
+
+@pytest.mark.parametrize("clients", [1, 2, 5, 12])
+@pytest.mark.parametrize("alpha", [1e-300, 0.05, 1.0, 1e300])
+def test_alpha_changes_who_holds_a_fact_and_nothing_else(clients, alpha):
+    for seed in range(5):
+        plain = world(clients=clients, seed=seed)
+        dealt = world(clients=clients, seed=seed, alpha=alpha)
+        assert dealt == world(clients=clients, seed=seed, alpha=alpha)
+        nobodys = [
+            [dataclasses.replace(fact, client=None) for fact in each.facts]
+            for each in (plain, dealt)
+        ]
+        assert nobodys[0] == nobodys[1]
+        assert dealt.general == plain.general
+        assert all(dealt.of_client(k) for k in range(clients))
+        assert [data.name for data in dealt.client_data()] == [
+            client_name(k) for k in range(clients)
+        ]
+
+
+def test_alpha_goes_from_exclusive_attributes_to_an_even_mixture():
+    apart = world(entities=100, alpha=1e-9)
+    assert apart.facts == world(entities=100).facts
+    even = world(entities=100, alpha=1e9)
+    for k in range(5):
+        count = [sum(f.attribute == a for f in even.of_client(k)) for a in CLIENT_ATTRIBUTES]
+        assert count == pytest.approx([20] * 5, abs=1)
+    means = []
+    for alpha in (0.05, 0.5, 5.0, 50.0):
+        worlds = [world(entities=100, alpha=alpha, seed=seed) for seed in range(20)]
+        means.append(sum(sum(shares(each)) for each in worlds) / 100)
+    assert means == sorted(means, reverse=True)
+    assert means[0] > 0.85
+    assert means[-1] < 0.3
+
+
+def test_a_client_of_many_attributes_writes_in_its_own_style():
+    each = world(alpha=1.0)
+    for k, data in enumerate(each.client_data()):
+        facts = each.of_client(k)
+        assert {record.category for record in data.train} == {fact.attribute for fact in facts}
+        for record, fact in zip(data.held_out, facts, strict=True):
+            assert record.response == CLIENT_STYLES[k].format(value=fact.truth)
+
+
+def test_a_personal_model_is_asked_what_its_client_holds():
+    each = world(alpha=0.5)
+    scripted = Scripted(each, {})
+    for k in range(5):
+        scripted.personal_model(client_name(k))
+        assert [f for f in scripted.asked if f.client is not None] == each.of_client(k)
 
 
 def test_clients_of_one_kind_are_numbered():
@@ -311,7 +377,10 @@ def test_a_base_model_is_trained_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pretrain, "pretrain", train)
     assert base_model_folder(each, TINY, tmp_path, silent()) == folder
+    for same in (world(entities=4, alpha=0.5), world(entities=4, clients=12)):
+        assert base_model_folder(same, TINY, tmp_path, silent()) == folder
     others = [
+        (world(entities=4, clients=4), TINY),
         (world(entities=4, seed=1), TINY),
         (world(entities=4, stubbornness=0.0), TINY),
         (each, dataclasses.replace(TINY, steps=4)),
@@ -319,6 +388,23 @@ def test_a_base_model_is_trained_once(tmp_path, monkeypatch):
     for other, options in others:
         with pytest.raises(AssertionError, match="trained again"):
             base_model_folder(other, options, tmp_path, silent())
+
+
+def test_worlds_that_share_a_base_model_would_train_the_same_one():
+    one, *others = (world(), world(alpha=0.5), world(clients=12), world(clients=12, alpha=3.0))
+    for other in others:
+        assert targets(other, rewriting=False) == targets(one, rewriting=False)
+        assert targets(other, rewriting=True) == targets(one, rewriting=True)
+        assert vocabulary(other.options) == vocabulary(one.options)
+
+
+def test_the_key_of_a_base_model_is_what_it_was_before_worlds_had_an_alpha(tmp_path):
+    folder = base_model_folder(world(entities=4), TINY, tmp_path, silent())
+    key = json.loads(folder.with_suffix(".json").read_text())
+    assert [*key["world"]] == [
+        "seed", "entities", "clients", "changed", "stubbornness", "style_overlap",
+    ]  # fmt: skip
+    assert folder.name == f"lab-{seeds.derive(0, str(key)):016x}"
 
 
 def test_a_killed_training_leaves_no_model(tmp_path, monkeypatch):

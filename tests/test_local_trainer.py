@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from fedsdr.adapters import (
     Private,
     factors,
     prefixed,
+    rank_of,
     resized,
     under,
     unwrap,
@@ -338,6 +340,39 @@ def test_what_of_r_nobody_has_yet_starts_fresh_and_stays_with_the_client():
     assert same({key: before[key] for key in SENT}, SENT)
     assert not any(before[key].any() for key in KEPT)
     assert unwrap(fitted.own).keys() == KEPT.keys()
+
+
+@pytest.mark.parametrize("rank", [1, 3, 9])
+def test_a_fresh_private_stream_may_have_a_rank_of_its_own(rank):
+    model = new_model()
+    stage = Stage("smooth", "S", SHORT, adapter(1), targets="distilled")
+    fitted = trainer(model, smoothing_rank=rank)(stage)
+    start, got = unwrap(fitted.before), unwrap(fitted.after)
+    assert rank_of(start) == rank_of(got) == rank_of(model.read(S)) == rank
+    wanted, _ = plain_loop(stage, start, [adapter(1)], [], TIGHT)  # by the same scale alpha / rank
+    close(got, wanted, tolerance=1e-6)
+    assert rank_of(model.read(R)) == model.rank
+
+
+def test_a_rank_of_the_private_stream_leaves_fresh_parts_of_r_and_old_streams_alone():
+    half = Stage("rectify", "R", SHORT, SENT)
+    plain, split = trainer(new_model())(half), trainer(new_model(), smoothing_rank=1)(half)
+    assert same(unwrap(split.before), unwrap(plain.before))
+    stage, _ = STAGES["S on W0 alone"]
+    assert same(unwrap(trainer(new_model(), smoothing_rank=1)(stage).before), unwrap(PRIVATE))
+
+
+@pytest.mark.parametrize("fade", [0.0, 0.5, 1.0])
+def test_a_stream_to_be_trained_starts_faded(fade):
+    stage, _ = STAGES["S beside R"]
+    fitted = trainer(new_model())(replace(stage, fade=fade))
+    for key, tensor in unwrap(fitted.before).items():
+        wanted = adapter(2)[key] * (fade if key.endswith(B_SUFFIX) else 1)
+        assert torch.equal(tensor, wanted)
+    beside = replace(STAGES["R beside S"][0], fade=fade)
+    assert same(
+        trainer(new_model())(beside).shared, trainer(new_model())(STAGES["R beside S"][0]).shared
+    )
 
 
 # --- Company

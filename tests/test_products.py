@@ -202,12 +202,15 @@ def test_a_fold_that_went_on_is_still_what_it_was():
 
 
 @pytest.mark.parametrize("count", [1, 2, 40])
-def test_the_factors_of_a_sum_are_as_few_as_hold_it(count):
+def test_the_factors_of_a_sum_are_its_parts_or_of_full_rank(count):
     fold = ProductSum()
     for k in range(count):
         fold = fold.plus(make(k, 2, sizes=LARGE), 1.0)
     for path, (outputs, inputs) in LARGE.items():
-        assert fold.factors()[path + A_SUFFIX].shape == (min(2 * count, outputs, inputs), inputs)
+        rank = 2 * count if fold.formed is None else inputs
+        assert fold.factors()[path + A_SUFFIX].shape == (rank, inputs)
+        assert fold.factors()[path + B_SUFFIX].shape == (outputs, rank)
+    assert (fold.formed is None) == (count < 40)
 
 
 # --- Singular values

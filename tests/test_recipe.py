@@ -71,7 +71,7 @@ def test_toml_and_back_is_the_same_recipe(write, tables):
 
 def test_written_toml_states_every_default():
     tables = tomllib.loads(to_toml(parse_recipe(LAB)))
-    optional = {"lab.seed", "privacy.noise_seed"}
+    optional = {"lab.alpha", "lab.seed", "lora.smoothing_rank", "privacy.noise_seed"}
     for name, field in Recipe.model_fields.items():
         section = field.annotation
         if hasattr(section, "model_fields"):
@@ -297,6 +297,18 @@ def test_paths_that_are_refused(write, monkeypatch, given, parts):
         ({**LAB, "distill": {"max_ratio": float("inf")}}, ["distill.max_ratio = inf", "finite"]),
         ({**LAB, "distill": {"temperature": float("nan")}}, ["distill.temperature = nan"]),
         ({**LAB, "variants": {"a/b": {}}}, ["variants.a/b"]),
+        ({**LAB, "lora": {"smoothing_rank": 0}}, ["lora.smoothing_rank = 0", "greater than 0"]),
+        ({**LAB, "lab": {"alpha": 0.0}}, ["lab.alpha = 0.0", "greater than 0"]),
+        ({**LAB, "lab": {"alpha": float("inf")}}, ["lab.alpha = inf", "finite"]),
+        ({**LAB, "distill": {"prefer": "best"}}, ["distill.prefer = 'best'", "'shorter'"]),
+        ({**LAB, "federation": {"late": 1.0}}, ["federation.late = 1.0", "less than 1"]),
+        ({**LAB, "federation": {"late": -0.1}}, ["federation.late = -0.1"]),
+        ({**LAB, "federation": {"late_round": -1}}, ["federation.late_round = -1"]),
+        ({**LAB, "local": {"smoothing_state": "x"}}, ["local.smoothing_state = 'x'", "'decay'"]),
+        ({**LAB, "local": {"smoothing_decay": 1.1}}, ["local.smoothing_decay = 1.1"]),
+        ({**LAB, "local": {"stage_order": "R"}}, ["local.stage_order = 'R'", "'rectify_first'"]),
+        ({**LAB, "local": {"smoothing_targets": "x"}}, ["local.smoothing_targets = 'x'", "'raw'"]),
+        ({**LAB, "local": {"rectify_targets": "x"}}, ["local.rectify_targets = 'x'", "'raw'"]),
         ({**LAB, "seed": 1.5}, ["seed = 1.5"]),
         ({**LAB, "seed": "x" * 10_000}, ["seed = 'xxx"]),
     ],
@@ -378,6 +390,8 @@ def test_a_method_names_itself_whatever_the_recipe_was(name):
         ({"targets": "raw"}, "fedavg"),
         ({"targets": "raw", "pooled": True}, "central"),
         ({"targets": "distilled"}, "fedsd"),
+        ({"targets": "mixed"}, "mixed"),
+        ({"targets": "mixed", "algorithm": "fedprox"}, "mixed+fedprox"),
         ({"targets": "raw", "rounds": 0}, "base"),
         ({"targets": "raw", "algorithm": "local"}, "local"),
         ({"targets": "distilled", "algorithm": "local"}, "fedsd+local"),

@@ -94,7 +94,10 @@ def refuse_to_generate(monkeypatch: pytest.MonkeyPatch) -> None:
 SAMPLED = {"temperature": 1.0, "attempts": 3, "checks": ("truncated",)}
 
 
-@pytest.mark.parametrize("changes", [{}, SAMPLED])
+BEST = {**SAMPLED, "prefer": "shorter"}
+
+
+@pytest.mark.parametrize("changes", [{}, SAMPLED, BEST])
 def test_a_second_time_nothing_is_generated(tmp_path, monkeypatch, changes):
     first = rewrite_all(tmp_path, RECORDS, **changes)
     refuse_to_generate(monkeypatch)
@@ -102,8 +105,9 @@ def test_a_second_time_nothing_is_generated(tmp_path, monkeypatch, changes):
     assert rewrite_all(tmp_path, RECORDS[::-1], **changes) == first[::-1]
 
 
-def test_an_interrupted_distillation_ends_with_the_same_texts(tmp_path, monkeypatch):
-    wanted = rewrite_all(tmp_path / "whole", RECORDS, **SAMPLED)
+@pytest.mark.parametrize("sampled", [SAMPLED, BEST])
+def test_an_interrupted_distillation_ends_with_the_same_texts(tmp_path, monkeypatch, sampled):
+    wanted = rewrite_all(tmp_path / "whole", RECORDS, **sampled)
     real, calls = rewrite.generate, 0
 
     def dies_at(last: int) -> Callable[..., Generated]:
@@ -286,6 +290,37 @@ def test_only_refused_records_are_tried_again(tmp_path, monkeypatch):
     assert [r.attempts for r in done] == [1, 3, 1, 1, 1, 1]
     assert [r.reason for r in done] == ["", "meta_talk", "", "", "", ""]
     assert [len(jobs) for jobs, _ in calls] == [2, 2, 2, 1, 1]
+
+
+SHORTER = {"attempts": 4, "prefer": "shorter", "temperature": 0.25, "retry_temperature": 1.25}
+
+
+def test_the_shortest_accepted_rewrite_is_kept(tmp_path, monkeypatch):
+    """Refused ones, however short, and later ones of the same length do not replace it."""
+    said = ["one two x", "my response", "one two", "two one"]
+    calls = script(monkeypatch, lambda job, call: said[call - 1])
+    done = rewrite_all(tmp_path, RECORDS[:1], **SHORTER)
+    assert done == [Rewritten(RECORDS[0], "one two", "", attempts=4)]
+    assert [temperature for _, temperature in calls] == [0.25, 1.25, 1.25, 1.25]
+    script(monkeypatch, lambda job, call: "")
+    refused = rewrite_all(tmp_path / "refused", RECORDS[:1], **SHORTER)
+    assert refused == [Rewritten(RECORDS[0], "a b", "empty", attempts=4)]
+
+
+def test_preferring_shorter_rewrites_spends_every_attempt_on_every_record(tmp_path, monkeypatch):
+    sizes = [
+        len(job.prompt) + job.limit
+        for job in (rewriting_job(CHAT, r, options(), 0, 0) for r in RECORDS)
+    ]
+    calls = script(monkeypatch, lambda job, call: "one two")
+    done = rewrite_all(tmp_path, RECORDS, context=max(sizes) - 1, **SHORTER)
+    assert [r.attempts for r in done] == [0 if size == max(sizes) else 4 for size in sizes]
+    assert sum(len(jobs) for jobs, _ in calls) == 4 * sum(size < max(sizes) for size in sizes)
+
+
+def test_preferring_shorter_rewrites_of_one_attempt_is_the_same_as_the_first(tmp_path):
+    first = rewrite_all(tmp_path / "a", RECORDS, temperature=1.0)
+    assert rewrite_all(tmp_path / "b", RECORDS, temperature=1.0, prefer="shorter") == first
 
 
 def test_a_text_without_its_end_of_turn_is_truncated(tmp_path, monkeypatch):

@@ -30,7 +30,13 @@ from fedsdr.metrics import Mean, Metrics
 from fedsdr.progress import silent
 from fedsdr.training import rounds
 from fedsdr.training.checkpoint import load_checkpoint, save_checkpoint
-from fedsdr.training.rounds import Participant, RoundOptions, run_rounds, sample_clients
+from fedsdr.training.rounds import (
+    Participant,
+    RoundOptions,
+    present,
+    run_rounds,
+    sample_clients,
+)
 from fedsdr.training.store import ClientStore
 from tiny import RECORDS, ToyClient, random_adapter
 
@@ -224,6 +230,47 @@ def test_cohort_sizes_are_the_ceiling_of_the_share(clients):
         expected = max(1, ceil(Fraction(percent, 100) * clients))
         assert len(sample_clients(names, percent / 100, 0, 1)) == expected
     assert len(sample_clients(names, 1e-12, 0, 1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("clients", "late", "first"),
+    [(5, 0.4, 3), (5, 0.01, 4), (5, 0.99, 1), (3, 0.5, 2), (2, 0.9, 1), (100, 0.29, 71), (3, 0, 3)],
+)
+def test_the_last_clients_come_late(clients, late, first):
+    names = [f"c{i}" for i in range(clients)]
+    for round in (1, 2, 3):
+        assert present(names, late, 3, round) == names[:first]
+    for late_round, round in ((3, 4), (0, 1)):
+        assert present(names, late, late_round, round) == names
+
+
+def test_late_clients_take_part_from_their_round_on(tmp_path):
+    options = RoundOptions(1, ROUNDS, 0.6, 0, late=0.4, late_round=2)  # one of three
+    _, engine = go(tmp_path, options)
+    cohorts = [cohort for _, cohort in engine.seen]
+    assert cohorts[:2] == [("anna", "ben")] * 2
+    on_time = RoundOptions(1, ROUNDS, 0.6, 0)
+    _, other = go(tmp_path / "on time", on_time)
+    assert [cohort for _, cohort in other.seen][2:] == cohorts[2:]  # drawn as if nobody were late
+    assert any("cleo" in cohort for cohort in cohorts[2:])
+    assert not list((tmp_path / "clients" / "cleo").glob("*00000[12]*"))
+
+
+def test_a_killed_run_with_late_clients_ends_as_if_it_were_not(tmp_path):
+    options = RoundOptions(1, ROUNDS, 1.0, 2, late=0.4, late_round=2)
+    straight, _ = go(tmp_path / "a", options)
+    for point in ("round 2 trained", "round 3 before cleo", "round 3 after saving cleo"):
+
+        def kill(here: str, point: str = point) -> None:
+            if here == point:
+                raise Killed
+
+        folder = tmp_path / point
+        with pytest.raises(Killed):
+            go(folder, options, kill)
+        resumed, _ = go(folder, options)
+        assert same(resumed.adapter, straight.adapter)
+        assert timeless(folder) == timeless(tmp_path / "a")
 
 
 def test_weights_are_those_of_the_participants(tmp_path):

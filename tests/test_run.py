@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -19,10 +20,10 @@ import tiny
 from fedsdr import summary
 from fedsdr.adapters import Adapter
 from fedsdr.errors import UserError
-from fedsdr.method_run import pooled_recipe
+from fedsdr.method_run import client_examples, pooled_recipe, population
 from fedsdr.methods import method
 from fedsdr.progress import silent
-from fedsdr.recipe import load_recipe, override
+from fedsdr.recipe import load_recipe, override, parse_recipe
 from fedsdr.run import compare, demo, run
 from fedsdr.sections import Recipe
 from fedsdr.setting import Setting, prepare
@@ -324,6 +325,18 @@ def test_a_comparison_can_be_given_another_seed_later(recipe, tmp_path):
         {"distill.checks": ["empty", "truncated", "repetition"], "distill.attempts": 3},
         {"model.dtype": "bfloat16"},
         {"model.max_length": 8},
+        {"federation.targets": "mixed"},
+        {"federation.targets": "mixed", "federation.personalisation": "feddpa"},
+        {"federation.late": 0.4, "federation.late_round": 2, "local.smoothing_state": "keep"},
+        {"federation.late": 0.4, "federation.late_round": 9, "federation.algorithm": "scaffold"},
+        {"local.smoothing_state": "decay", "local.stage_order": "rectify_first"},
+        {
+            "local.smoothing_targets": "raw",
+            "local.rectify_targets": "distilled",
+            "local.smoothing_context": "joint",
+            "federation.lora_aggregation": "fedex",
+        },
+        {"distill.prefer": "shorter", "distill.attempts": 3, "distill.temperature": 1.0},
     ],
 )
 def test_unusual_recipes_run_and_their_adapters_load(home, recipe, tmp_path, changes):
@@ -332,6 +345,53 @@ def test_unusual_recipes_run_and_their_adapters_load(home, recipe, tmp_path, cha
     assert ("loss" in scores) == (changes.get("data.held_out") != 0)
     assert all(math.isfinite(score["mean"]) for score in scores.values())
     PeftModel.from_pretrained(base(home)[0], tmp_path / "out" / "global")
+
+
+@pytest.mark.parametrize("state", ["keep", "reset", "decay"])
+def test_the_private_stream_may_have_a_rank_of_its_own(home, recipe, tmp_path, state):
+    out = tmp_path / "out"
+    run(override(recipe, {"lora.smoothing_rank": 5, "local.smoothing_state": state}), out, silent())
+    for client in tiny.CLIENTS:
+        private = out / "clients" / client / "private"
+        config = read(private / "adapter_config.json")
+        assert (config["r"], config["lora_alpha"]) == (5, 5 * 4.0 / 2)
+        PeftModel.from_pretrained(base(home)[0], private)
+        model, tokenizer = base(home)
+        merge(model, weights(out / "global"), 4.0 / 2)
+        merge(model, weights(private), 4.0 / 2)
+        loss = held_out_loss(model, tokenizer, recipe, [client])
+        assert loss == pytest.approx(read(out / "personal.json")[client]["loss"], abs=1e-5)
+    assert read(out / "global" / "adapter_config.json")["r"] == 2
+
+
+def test_mixed_targets_are_the_responses_and_then_their_rewrites(home, recipe, tmp_path):
+    mixed = override(recipe, {"federation.targets": "mixed"})
+    bench = prepare(mixed).workbench(silent())
+    examples = client_examples(bench, mixed, tmp_path, silent())
+    for client, records in zip(tiny.CLIENTS, (5, 7, 10), strict=True):
+        mine = examples[client]
+        assert mine["mixed"] == [*mine["raw"], *mine["distilled"]]
+        assert len(mine["raw"]) == len(mine["distilled"]) == records
+    assert population(mixed, examples) == 5 + 7 + 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"lab.clients": 1}, "federation.late = 0.4 leaves nobody for round 1 of 1 client"),
+        (
+            {"lab.clients": 4, "federation.robust": "krum", "options.krum": {"malicious": 1}},
+            "needs at least 4 clients in a round, and 3 take part",
+        ),
+    ],
+)
+def test_those_who_come_late_must_leave_enough_to_begin_with(changes, part):
+    late = {"federation.late": 0.4, "federation.late_round": 1}
+    lab = override(parse_recipe({"model": {"path": "lab"}}), changes)
+    prepare(lab)
+    prepare(override(lab, {"federation.late": 0.4}))  # from round 1 on: nobody is late
+    with pytest.raises(UserError, match=re.escape(part)):
+        prepare(override(lab, late))
 
 
 def test_nobody_distils_where_no_round_is_run(recipe, tmp_path):
@@ -448,10 +508,11 @@ def test_a_resumed_run_remembers_when_it_began(recipe, tmp_path):
 
 @pytest.mark.parametrize(("share", "steps"), [(1.0, 3), (0.5, 2), (0.1, 1)])
 def test_centralised_training_takes_as_many_steps_as_all_participants(recipe, share, steps):
-    some = override(method("central", recipe), {"federation.participation": share})
+    late = {"federation.late": 0.4, "federation.late_round": 2}
+    some = override(method("central", recipe), {"federation.participation": share, **late})
     pooled = pooled_recipe(some, clients=3)
     assert pooled.local.rectify_steps == steps * some.local.rectify_steps
-    assert pooled.federation.participation == 1
+    assert (pooled.federation.participation, pooled.federation.late) == (1, 0)
 
 
 @pytest.mark.parametrize("resume", [True, False])

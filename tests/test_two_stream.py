@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 
-from fedsdr.adapters import Adapter, Private, unwrap
+from fedsdr.adapters import FOLDED, Adapter, Private, factors, under, unwrap
 from fedsdr.algorithms.contract import Algorithm, ClientState, Fitted, Round, Schedule, Stage
 from fedsdr.algorithms.fedavg import fedavg
 from fedsdr.algorithms.two_stream import SMOOTHING, Smoothing, conflict, two_stream
 from fedsdr.metrics import Mean
-from playing import SETUP, dense, furthest, play, same_bits
+from playing import LOCAL, SETUP, build, dense, furthest, play, same_bits
 from tiny import CLIENTS, ToyClient, random_adapter
 
 
@@ -71,6 +71,88 @@ def test_kept_streams_go_on_and_reset_ones_start_anew(context):
         assert furthest(a, b) > 0.01
         if context == "base":  # then each round asks the same of it
             assert furthest(b, c) == 0
+
+
+# Departures from the method
+
+
+def stages_of(algorithm: Algorithm, state: ClientState, number: int = 1) -> tuple[ToyClient, Any]:
+    toy = ToyClient("ben")
+    _, after = algorithm.client(random_adapter("shared"), state, toy, Round(number, 0))
+    return toy, after
+
+
+def test_a_decaying_stream_is_faded_where_its_training_begins():
+    algorithm = streams(state="decay", decay=0.25)
+    toy, state = stages_of(algorithm, ClientState())
+    again, _ = stages_of(algorithm, state, 2)
+    assert [stage.fade for stage in (*toy.stages, *again.stages)] == [0.25, 1.0, 0.25, 1.0]
+    assert toy.stages[0].private is None
+    assert again.stages[0].private is state.private[SMOOTHING]  # the trainer fades it, once
+    left, begun = state.private[SMOOTHING], again.fits[0].before
+    for path, weight in dense(unwrap(begun)).items():
+        torch.testing.assert_close(weight, 0.25 * dense(unwrap(left))[path])
+
+
+@pytest.mark.parametrize("order", ["smooth_first", "rectify_first"])
+def test_a_decay_of_one_keeps_s(order):
+    decayed = play(streams(state="decay", decay=1.0, order=order))
+    assert same_bits(decayed[:3], play(streams(state="keep", order=order))[:3])
+    assert not same_bits(decayed.clients, play(streams(state="decay", order=order)).clients)
+
+
+def test_a_decay_of_nought_begins_with_a_weight_of_nought():
+    played = play(streams(state="decay", decay=0.0))
+    begun = [f for s, f in zip(played.stages, played.fits, strict=True) if s.trains == "S"]
+    assert all(not w.any() for f in begun for w in dense(unwrap(f.before)).values())
+
+
+@pytest.mark.parametrize("state", ["keep", "reset", "decay"])
+def test_rectifying_first_goes_beside_the_last_rounds_stream(state):
+    algorithm = streams(order="rectify_first", state=state)
+    kept, before = ClientState(), None
+    for number in (1, 2, 3):
+        toy, kept = stages_of(algorithm, kept, number)
+        rectify, smooth = toy.stages
+        assert (rectify.trains, smooth.trains) == ("R", "S")
+        assert rectify.private is before
+        assert smooth.private is (None if state == "reset" else before)
+        before = kept.private[SMOOTHING]
+        assert before is toy.fits[1].after
+
+
+ANY_R = ("fedavg", "local", "ffa", "rolora", "fedsa", "fedper", "flexlora", "flora", "fedex")
+
+
+@pytest.mark.parametrize("name", [*ANY_R, "scaffold+ditto", "feddpa", "fedadam+median+int8"])
+@pytest.mark.parametrize("context", ["joint", "base"])
+def test_smoothing_last_is_on_top_of_the_r_just_trained(name, context):
+    """Whatever of R is shared, folded or the client's own."""
+    local = LOCAL.model_copy(update={"stage_order": "rectify_first", "smoothing_context": context})
+    played = play(build(f"fedsdr+{name}", local=local))
+    asked = [
+        (s, f) for s, f in zip(played.stages, played.fits, strict=True) if s.name != "personal"
+    ]
+    assert len(asked) == 2 * 3 * len(CLIENTS)
+    for (rectify, rectified), (smooth, _) in zip(asked[::2], asked[1::2], strict=True):
+        assert (rectify.trains, smooth.trains) == ("R", "S")
+        if context == "base":
+            assert (smooth.shared, smooth.own) == (None, None)
+            continue
+        r = {**factors(smooth.shared or {}), **unwrap(smooth.own)}
+        assert same_bits(r, unwrap(rectified.after))
+        folded = [under(stage.shared or {}, FOLDED) for stage in (rectify, smooth)]
+        assert same_bits(*folded)
+
+
+def test_the_streams_can_learn_from_each_others_data():
+    toy, _ = stages_of(streams(smooth_on="raw", rectify_on="distilled"), ClientState())
+    assert [stage.targets for stage in toy.stages] == ["raw", "distilled"]
+    swapped = LOCAL.model_copy(update={"smoothing_targets": "raw", "rectify_targets": "distilled"})
+    played = play(build("fedsdr+ditto", local=swapped))
+    assert {(stage.name, stage.targets) for stage in played.stages} == {
+        ("smooth", "raw"), ("rectify", "distilled"), ("personal", "distilled"),
+    }  # fmt: skip
 
 
 def test_a_personal_model_is_the_global_one_with_the_kept_stream():

@@ -22,6 +22,7 @@ from fedsdr.adapters import (
     Private,
     factor_of,
     factors,
+    faded,
     rank_of,
     resized,
     select,
@@ -78,6 +79,7 @@ class ToyClient:
         zero = {key: torch.zeros(shape, dtype=self.dtype) for key, shape in SHAPES.items()}
         sent = factors(stage.shared or {})
         r, s = {**zero, **sent, **unwrap(stage.own)}, {**zero, **unwrap(stage.private)}
+        s = faded(s, stage.fade) if stage.trains == "S" else s
         mine, other = (r, s) if stage.trains == "R" else (s, r)
         rank = rank_of(mine)
         other = resized(other, rank)

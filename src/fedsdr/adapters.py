@@ -82,6 +82,11 @@ def scale(a: Adapter, factor: float) -> Adapter:
     return {key: tensor * factor for key, tensor in a.items()}
 
 
+def faded(a: Adapter, factor: float) -> Adapter:
+    """The adapter whose weights B A are `factor` times as large: B shrinks, A stays."""
+    return {key: tensor * factor if factor_of(key) == "B" else tensor for key, tensor in a.items()}
+
+
 def zeros_like(a: Adapter, dtype: torch.dtype | None = None) -> Adapter:
     return {key: torch.zeros_like(tensor, dtype=dtype) for key, tensor in a.items()}
 

@@ -1,6 +1,5 @@
 """The command line: thin, and the only place where errors become exit codes."""
 
-import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from rich.table import Table
 from fedsdr import __version__
 from fedsdr.errors import UserError
 from fedsdr.progress import Reporter, terminal
+from fedsdr.quiet import quiet_libraries
 
 app = typer.Typer(
     help="Federated fine-tuning of language models with self-distillation and rectification.",
@@ -75,6 +75,25 @@ def compare(
         loaded = recipes.load_recipe(recipe, set_ or [])
         summary = runs.compare(loaded, _seeds(seeds), out, reporter, resume)
     _finish(out, summary)
+
+
+@app.command()
+def reproduce(
+    out: Out = Path("runs/evidence"),
+    seeds: Annotated[str, typer.Option(help="Comma-separated, e.g. 0,1,2,3,4")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer experiments, two seeds.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes at a time.")] = 2,
+) -> None:
+    """Test the paper's claims on the lab and write evidence.md with its figures.
+
+    What is done already in --out is not done again. The full form takes hours.
+    """
+    from fedsdr.evidence.document import reproduce as run_all
+
+    with _session() as reporter:
+        chosen = _seeds(seeds or ("0,1" if quick else "0,1,2,3,4"))
+        document = run_all(out, chosen, quick, jobs, reporter)
+    typer.echo(f"\nevidence: {document}")
 
 
 @app.command()
@@ -143,7 +162,7 @@ def _leave(signum: int, frame: object) -> None:
 @contextmanager
 def _session() -> Iterator[Reporter]:
     """Quiet libraries, draw progress, and turn the user's mistakes into one line and status 2."""
-    _quiet_libraries()
+    quiet_libraries()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     reporter = terminal()
     try:
@@ -155,16 +174,6 @@ def _session() -> Iterator[Reporter]:
     except KeyboardInterrupt:
         typer.echo("interrupted: nothing is lost, go on with --resume", err=True)
         raise SystemExit(130) from None
-
-
-def _quiet_libraries() -> None:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("fontTools").setLevel(logging.ERROR)
 
 
 def _seeds(text: str) -> list[int]:

@@ -55,8 +55,9 @@ def run_method(
 
     federation = recipe.federation
     options = RoundOptions(
-        recipe.seed, federation.rounds, federation.participation, recipe.evaluate.every, secret
-    )
+        recipe.seed, federation.rounds, federation.participation, recipe.evaluate.every, secret,
+        federation.late, federation.late_round,
+    )  # fmt: skip
     first = bench.first_adapter(recipe.seed)
     state = run_rounds(algorithm, engine, first, options, evaluate, folder, reporter, name)
     finish_method(bench, recipe, folder, algorithm, state, engine)
@@ -131,7 +132,8 @@ def privacy_spent(recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> dict[str
 def pooled_recipe(recipe: Recipe, clients: int) -> Recipe:
     """Centralised training takes as many steps a round as all participants together."""
     steps = recipe.local.rectify_steps * cohort_size(clients, recipe.federation.participation)
-    return override(recipe, {"local.rectify_steps": steps, "federation.participation": 1.0})
+    alone = {"federation.participation": 1.0, "federation.late": 0.0}
+    return override(recipe, {"local.rectify_steps": steps, **alone})
 
 
 def client_examples(
@@ -146,15 +148,14 @@ def client_examples(
     with RewriteCache(cache_folder() / "rewrites.sqlite") as cache:
         rewrites = bench.rewrite(recipe, cache, reporter)
     record_distillation(folder, rewrites, recipe.seed)
-    return {
-        client.name: {
-            "raw": raw[client.name],
-            "distilled": bench.tokenise(
-                client.name, client.train, [r.text for r in rewrites[client.name]]
-            ),
-        }
-        for client in bench.clients
-    }
+    examples: dict[str, Mapping[Targets, Sequence[Example]]] = {}
+    for client in bench.clients:
+        mine, texts = raw[client.name], [r.text for r in rewrites[client.name]]
+        distilled = bench.tokenise(client.name, client.train, texts)
+        examples[client.name] = {
+            "raw": mine, "distilled": distilled, "mixed": [*mine, *distilled],
+        }  # fmt: skip
+    return examples
 
 
 def record_distillation(folder: Path, rewrites: Mapping[str, list[Rewritten]], seed: int) -> None:

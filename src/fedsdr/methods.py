@@ -39,6 +39,7 @@ METHODS: Final[Mapping[str, Callable[[Recipe], Changes]]] = {
     "base": lambda recipe: {"federation.rounds": 0},
     "fedsd": lambda recipe: {"federation.targets": "distilled"},
     "fedsd_verified": _verified,
+    "mixed": lambda recipe: {"federation.targets": "mixed"},
     "fedsdr": lambda recipe: {"federation.targets": "two_stream"},
     "central": lambda recipe: {"federation.pooled": True},
 }
@@ -82,7 +83,8 @@ def own_name(recipe: Recipe) -> str:
     """The name of the recipe's own method: its choices, those that are plain left out."""
     federation = recipe.federation
     parts = ["central"] if federation.pooled else []
-    parts += {"raw": [], "distilled": ["fedsd"], "two_stream": ["fedsdr"]}[federation.targets]
+    named = {"raw": [], "distilled": ["fedsd"], "mixed": ["mixed"], "two_stream": ["fedsdr"]}
+    parts += named[federation.targets]
     for key, plain in PLAIN.items():
         chosen = getattr(federation, key.rpartition(".")[2])
         if chosen != plain and chosen in CHOICES:

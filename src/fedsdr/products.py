@@ -95,8 +95,8 @@ class ProductSum(NamedTuple):
         return ProductSum((), formed, total)
 
     def factors(self) -> Adapter:
-        """The sum as one adapter in float64, of the smallest rank that holds it exactly."""
-        return compact(stack(self.parts) if self.formed is None else _unsplit(self.formed))
+        """The sum as one adapter in float64: the stack of its parts, or of full rank."""
+        return stack(self.parts) if self.formed is None else _unsplit(self.formed)
 
     def weights(self) -> Weights:
         """The sum, formed."""

@@ -35,13 +35,16 @@ class Lora(Section):
     """Both streams' rank and alpha; targets: "all-linear" or the last parts of layer names.
 
     ranks: smaller ranks of R for clients that cannot afford `rank`, by client; for
-    lora_aggregation = "flexlora" or "flora". All ranks have the scale alpha / rank.
+        lora_aggregation = "flexlora" or "flora".
+    smoothing_rank: the rank of S; `rank` where it is not given.
+    All ranks have the scale alpha / rank.
     """
 
     rank: Positive = 16
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 32.0
     targets: str | tuple[str, ...] = "all-linear"
     ranks: dict[str, Positive] = {}
+    smoothing_rank: Positive | None = None
 
     @model_validator(mode="after")
     def _ranks_are_smaller(self) -> "Lora":
@@ -104,6 +107,7 @@ class Lab(Section):
     changed: Share = 0.5
     stubbornness: Share = 0.5
     style_overlap: Share = 0.1
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     pretrain_steps: Positive = 1500
 
 
@@ -116,6 +120,8 @@ class Distill(Section):
         max(min_tokens, max_ratio x tokens of the reference) tokens.
     checks: names in `fedsdr.distill.checks.CHECKS`, in order.
     attempts: tries for each record, each with a fresh seed, before the raw response is kept.
+    prefer: which accepted rewrite is kept: the "first", or the "shorter" of `attempts` tries, the
+        one of fewest tokens.
     """
 
     prompt: str = (
@@ -129,6 +135,7 @@ class Distill(Section):
     min_tokens: Positive = 32
     checks: tuple[str, ...] = ("empty", "truncated", "repetition", "meta_talk")
     attempts: Positive = 1
+    prefer: Literal["first", "shorter"] = "first"
     batch_size: Positive = 16
 
     @model_validator(mode="after")
@@ -144,20 +151,27 @@ class Federation(Section):
     algorithms` lists them, and `[options.NAME]` sets the options of NAME.
 
     algorithm: how clients train and the server steps. lora_aggregation: what of the adapters is
-        shared, and what their mean is. targets: what clients learn from; "two_stream" is FedSDR.
+        shared, and what their mean is.
+    targets: what clients learn from: the "raw" responses, the "distilled" ones (FedSD), both in
+        one stream ("mixed"; a response that was not rewritten counts twice), or "two_stream"
+        (FedSDR).
     personalisation, robust, compression: transforms around these.
     participation: share of the clients that take part in a round (at least one).
+    late: share of the clients, the last ones by order and at least one if any, that take part
+        from round late_round + 1 on only; until then, `participation` is of the others.
     pooled: centralised training, as if one client held all data (a baseline).
     """
 
     algorithm: str = "fedavg"
     lora_aggregation: str = "factors"
-    targets: Literal["raw", "distilled", "two_stream"] = "two_stream"
+    targets: Literal["raw", "distilled", "mixed", "two_stream"] = "two_stream"
     personalisation: str = "none"
     robust: str = "none"
     compression: str = "none"
     rounds: Annotated[int, Field(ge=0)] = 20
     participation: Annotated[float, Field(gt=0, le=1)] = 1.0
+    late: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    late_round: Annotated[int, Field(ge=0)] = 0
     pooled: bool = False
 
     @model_validator(mode="after")
@@ -189,16 +203,26 @@ class Privacy(Section):
 class Local(Section):
     """Local training. The rectify stage is the one that trains R: all there is in methods of
     one stream. smoothing_state, smoothing_context and rectify_alone are FedSDR's open choices
-    (`fedsdr.algorithms.two_stream.Smoothing`)."""
+    (`fedsdr.algorithms.two_stream.Smoothing`), and these depart from it:
+
+    smoothing_state: "decay" keeps S, its weight B A times smoothing_decay in every round; 1 is
+        "keep", 0 starts from a weight of zero.
+    stage_order: "rectify_first" trains R first, beside the S of the last round, and then S.
+    smoothing_targets, rectify_targets: what S and R learn from.
+    """
 
     batch_size: Positive = 16
     rectify_steps: Positive = 10
     rectify_lr: LearningRate = 3e-4
     smooth_steps: Positive = 10
     smooth_lr: LearningRate = 3e-4
-    smoothing_state: Literal["keep", "reset"] = "reset"
+    smoothing_state: Literal["keep", "reset", "decay"] = "reset"
+    smoothing_decay: Share = 0.5
     smoothing_context: Literal["joint", "base"] = "base"
     rectify_alone: Share = 0.5
+    stage_order: Literal["smooth_first", "rectify_first"] = "smooth_first"
+    smoothing_targets: Literal["distilled", "raw"] = "distilled"
+    rectify_targets: Literal["raw", "distilled"] = "raw"
     clip: Annotated[float, Field(gt=0)] = 1.0
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 

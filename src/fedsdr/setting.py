@@ -19,7 +19,7 @@ from fedsdr.model.base import BaseModel, check_model, load_base
 from fedsdr.progress import Reporter
 from fedsdr.recipe import differences, override
 from fedsdr.sections import Recipe
-from fedsdr.training.rounds import cohort_size
+from fedsdr.training.rounds import cohort_size, present
 
 
 def cache_folder() -> Path:
@@ -101,8 +101,16 @@ def _check_clients(recipe: Recipe, names: Sequence[str]) -> None:
             f"lora.ranks names {unknown[0]!r}, which is not a client: there are {', '.join(names)}"
         )
     for each in (recipe, *(method(name, recipe) for name in recipe.baselines)):
-        if not each.federation.pooled:
-            check_cohort(each, cohort_size(len(names), each.federation.participation))
+        federation = each.federation
+        if federation.pooled:
+            continue
+        there = present(names, federation.late, federation.late_round, 1)
+        if not there:
+            raise UserError(
+                f"federation.late = {federation.late} leaves nobody for round 1 of {len(names)} "
+                "client(s): set it to 0, or late_round to 0"
+            )
+        check_cohort(each, cohort_size(len(there), federation.participation))
 
 
 def world_options(recipe: Recipe) -> WorldOptions:
@@ -114,6 +122,7 @@ def world_options(recipe: Recipe) -> WorldOptions:
         changed=lab.changed,
         stubbornness=lab.stubbornness,
         style_overlap=lab.style_overlap,
+        alpha=lab.alpha,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 from pydantic import ValidationError
 
 from fedsdr.algorithms.aggregation.error import measured
-from fedsdr.algorithms.contract import Algorithm, Options, Schedule, Setup
+from fedsdr.algorithms.contract import Algorithm, Options, Schedule, Setup, Targets
 from fedsdr.algorithms.privacy import Privacy
 from fedsdr.algorithms.table import TABLES, Row
 from fedsdr.algorithms.two_stream import Smoothing
@@ -39,7 +39,6 @@ def build_algorithm(recipe: Recipe, population: float = 1.0) -> Algorithm:
     chosen = {key.rpartition(".")[2]: choose(recipe, key) for key in TABLES}
     check_choices(recipe, chosen)
     schedule = Schedule(recipe.local.rectify_steps, recipe.local.rectify_lr)
-    targets = "distilled" if recipe.federation.targets == "distilled" else "raw"
 
     own, aggregation, personal = (
         chosen[key] for key in ("algorithm", "lora_aggregation", "personalisation")
@@ -50,7 +49,7 @@ def build_algorithm(recipe: Recipe, population: float = 1.0) -> Algorithm:
     if recipe.evaluate.aggregation_error and has_global_model(chosen):
         it = measured(it)
     it = chosen["targets"].build(it, smoothing(recipe))
-    it = personal.build(it, personal.options, schedule, targets)
+    it = personal.build(it, personal.options, schedule, rectify_targets(recipe))
     it = chosen["mode"].build(it, privacy(recipe))
     return chosen["compression"].build(it, chosen["compression"].options)
 
@@ -99,6 +98,12 @@ def read_options(name: str, given: Mapping[str, Any]) -> Options:
         ) from error
 
 
+def rectify_targets(recipe: Recipe) -> Targets:
+    """What R learns from, and personal adapters with it."""
+    targets = recipe.federation.targets
+    return recipe.local.rectify_targets if targets == "two_stream" else targets
+
+
 def smoothing(recipe: Recipe) -> Smoothing:
     local = recipe.local
     return Smoothing(
@@ -106,6 +111,10 @@ def smoothing(recipe: Recipe) -> Smoothing:
         state=local.smoothing_state,
         context=local.smoothing_context,
         alone=local.rectify_alone,
+        decay=local.smoothing_decay,
+        order=local.stage_order,
+        smooth_on=local.smoothing_targets,
+        rectify_on=local.rectify_targets,
     )
 
 

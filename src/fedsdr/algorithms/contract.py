@@ -22,7 +22,7 @@ from torch import Tensor
 from fedsdr.adapters import Adapter, Private, all_finite, check_same_keys, resized
 from fedsdr.metrics import Mean, Metrics
 
-Targets = Literal["raw", "distilled"]
+Targets = Literal["raw", "distilled", "mixed"]
 Factors = Literal["A", "B", "both"]
 
 
@@ -84,6 +84,7 @@ class Stage:
     own: R's tensors that this client keeps to itself. R is in the forward pass where `shared` or
         `own` is given; what of a trained R neither has starts fresh, and is the client's own.
     private: S, or None to leave it out; an S to be trained starts fresh from None.
+    fade: factor on the weight B A of an S to be trained, before its first step.
     targets: what responses to learn from.
     alone: share of the batches in which S is left out.
     factors: the factors of R to be trained; the other is frozen.
@@ -97,6 +98,7 @@ class Stage:
     shared: Adapter | None = None
     own: Private | None = None
     private: Private | None = None
+    fade: float = 1.0
     targets: Targets = "raw"
     alone: float = 0.0
     factors: Factors = "both"

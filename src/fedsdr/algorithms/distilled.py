@@ -6,18 +6,38 @@ arXiv 2605.18028, Sec. method, FedSD step 2. The rewriting itself is `fedsdr.dis
 from dataclasses import replace
 
 from fedsdr.adapters import Adapter
-from fedsdr.algorithms.contract import Algorithm, ClientState, Fit, Fitted, Round, Stage, Update
+from fedsdr.algorithms.contract import (
+    Algorithm,
+    ClientState,
+    Fit,
+    Fitted,
+    Round,
+    Stage,
+    Targets,
+    Update,
+)
 
 
 def distilled(inner: Algorithm) -> Algorithm:
     """`inner`, learning from its clients' rewritten responses."""
+    return _learning(inner, "distilled")
 
+
+def mixed(inner: Algorithm) -> Algorithm:
+    """`inner`, learning from the raw responses and the rewritten ones as one set of records.
+
+    What FedSDR tells apart in two streams, without the streams: its baseline.
+    """
+    return _learning(inner, "mixed")
+
+
+def _learning(inner: Algorithm, targets: Targets) -> Algorithm:
     def client(
         shared: Adapter, state: ClientState, fit: Fit, round: Round
     ) -> tuple[Update, ClientState]:
-        def fit_rewrites(stage: Stage) -> Fitted:
-            return fit(replace(stage, targets="distilled"))
+        def fit_targets(stage: Stage) -> Fitted:
+            return fit(replace(stage, targets=targets))
 
-        return inner.client(shared, state, fit_rewrites, round)
+        return inner.client(shared, state, fit_targets, round)
 
     return inner._replace(client=client)

@@ -17,7 +17,7 @@ from fedsdr.algorithms.aggregation.flora import flora
 from fedsdr.algorithms.aggregation.rolora import rolora
 from fedsdr.algorithms.compression import TopK, fp16, int8, topk
 from fedsdr.algorithms.contract import Algorithm, NoOptions, Options
-from fedsdr.algorithms.distilled import distilled
+from fedsdr.algorithms.distilled import distilled, mixed
 from fedsdr.algorithms.fedavg import fedavg
 from fedsdr.algorithms.feddyn import FedDyn, feddyn
 from fedsdr.algorithms.fedopt import (
@@ -191,6 +191,11 @@ TARGETS: Final[Mapping[str, Row]] = {
         lambda inner, smoothing: distilled(inner),
         "FedSD: the clients' responses, rewritten by the base model",
         "Ren et al. 2026, arXiv 2605.18028",
+    ),
+    "mixed": Row(
+        lambda inner, smoothing: mixed(inner),
+        "both, the responses and their rewrites, in one stream",
+        "baseline",
     ),
     "two_stream": Row(
         two_stream,

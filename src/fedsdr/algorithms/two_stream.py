@@ -7,7 +7,8 @@ arXiv 2605.18028, Sec. method. In round t, client k, starting from the global R^
 3. upload dR_k = R_k - R^t; S stays.
 
 Stages 2 and 3, and the whole server half, are the inner algorithm's: it trains what it takes for
-its only adapter, and this transform puts S beside it.
+its only adapter, and this transform puts S beside it. Options exchange the order of the stages, or
+what each learns from.
 """
 
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from fedsdr.algorithms.contract import (
     Round,
     Schedule,
     Stage,
+    Targets,
     Update,
 )
 from fedsdr.metrics import Mean
@@ -36,15 +38,24 @@ SMOOTHING = "smoothing"
 class Smoothing:
     """The choices that the paper's sources leave open (docs/findings.md has the measurements).
 
-    state: S is kept from round to round, or reset before each.
+    state: what S's training starts from: S as the last round left it ("keep"), the same with its
+        weight B A times `decay`, or a fresh one ("reset").
     context: what S learns on top of, W0 + R ("joint", the equation as written) or W0 ("base").
     alone: share of stage 2's batches in which S is off, so that R learns to stand alone.
+    order: which stage comes first. In "rectify_first", R is trained beside the S of the last
+        round, whatever becomes of that S afterwards, and beside none in the first; then S, in
+        joint context on top of the R that this client has just trained.
+    smooth_on, rectify_on: what S and R learn from.
     """
 
     schedule: Schedule
-    state: Literal["keep", "reset"]
+    state: Literal["keep", "reset", "decay"]
     context: Literal["joint", "base"]
     alone: float
+    decay: float = 0.5
+    order: Literal["smooth_first", "rectify_first"] = "smooth_first"
+    smooth_on: Targets = "distilled"
+    rectify_on: Targets = "raw"
 
 
 def two_stream(inner: Algorithm, options: Smoothing) -> Algorithm:
@@ -53,16 +64,21 @@ def two_stream(inner: Algorithm, options: Smoothing) -> Algorithm:
     def client(
         shared: Adapter, state: ClientState, fit: Fit, round: Round
     ) -> tuple[Update, ClientState]:
-        r = inner.personal(shared, state)
-        smoothed = smooth(r, state.private.get(SMOOTHING), fit, options)
-        conflicts: dict[str, Mean] = {}
+        s = state.private.get(SMOOTHING)
+        first = options.order == "smooth_first"
+        smoothed = smooth(inner.personal(shared, state), s, fit, options) if first else None
+        done: list[tuple[Stage, Fitted]] = []
 
         def rectify(stage: Stage) -> Fitted:
-            fitted = fit(replace(stage, private=smoothed.after, alone=options.alone))
-            conflicts.update(conflict(fitted, smoothed))
-            return fitted
+            beside = smoothed.after if smoothed else s
+            stage = replace(stage, private=beside, targets=options.rectify_on, alone=options.alone)
+            done.append((stage, fit(stage)))
+            return done[-1][1]
 
         update, state = inner.client(shared, state, rectify, round)
+        stage, rectified = done[-1]
+        smoothed = smoothed or smooth(trained(stage, rectified), s, fit, options)
+        conflicts = conflict(rectified, smoothed)
         metrics = {**update.metrics, "loss/smooth": smoothed.loss, **conflicts}
         return replace(update, metrics=metrics), state.keep(SMOOTHING, smoothed.after)
 
@@ -72,8 +88,14 @@ def two_stream(inner: Algorithm, options: Smoothing) -> Algorithm:
     return inner._replace(client=client, personal=personal)
 
 
+def trained(stage: Stage, fitted: Fitted) -> Personal:
+    """R as a stage has left it, what is folded included."""
+    shared = None if stage.shared is None else {**stage.shared, **fitted.shared}
+    return Personal(shared, fitted.own)
+
+
 def smooth(r: Personal, s: Private | None, fit: Fit, options: Smoothing) -> Fitted:
-    """Stage 1: S learns the rewrites, R frozen beside it (joint) or off (base)."""
+    """Stage 1: S learns (the rewrites, if not told otherwise), R frozen beside it or off."""
     joint = options.context == "joint"
     return fit(
         Stage(
@@ -82,8 +104,9 @@ def smooth(r: Personal, s: Private | None, fit: Fit, options: Smoothing) -> Fitt
             schedule=options.schedule,
             shared=r.shared if joint else None,
             own=r.own if joint else None,
-            private=s if options.state == "keep" else None,
-            targets="distilled",
+            private=None if options.state == "reset" else s,
+            fade=options.decay if options.state == "decay" else 1.0,
+            targets=options.smooth_on,
         )
     )
 

@@ -7,7 +7,7 @@ arXiv 2605.18028, Sec. method; the prompt and the fallback to the raw response f
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,9 +68,11 @@ def rewrite_records(
     """Rewrite a client's records, in order. The bar advances once for each record.
 
     A rewrite that the gate refuses is sampled again with a fresh seed, up to
-    `options.attempts` times in all; then the raw response stays.
+    `options.attempts` times in all; then the raw response stays. Where shorter rewrites are
+    preferred, accepted ones are sampled again too, and the shortest of them stays.
     """
     checks = choose_checks(options.checks)
+    shorter = options.prefer == "shorter"
     done: dict[int, Rewritten] = {}
     waiting = list(range(len(records)))
     for attempt in range(options.attempts):
@@ -81,9 +83,11 @@ def rewrite_records(
             bar.advance()
         temperature = options.temperature if attempt == 0 else options.retry_temperature
         for i, ids in _generate_cached(teacher, jobs, options.batch_size, temperature, cache):
-            done[i] = _judge(teacher.chat, records[i], ids, checks, attempt + 1)
-            bar.advance(0 if done[i].reason and attempt + 1 < options.attempts else 1)
-        waiting = [i for i in jobs if done[i].reason]
+            new = _judge(teacher.chat, records[i], ids, checks, attempt + 1)
+            done[i] = _better(done.get(i), new, lambda text: len(teacher.chat.response_ids(text)))
+            again = attempt + 1 < options.attempts and (shorter or bool(done[i].reason))
+            bar.advance(0 if again else 1)
+        waiting = [i for i in jobs if shorter or done[i].reason]
     return [done[i] for i in range(len(records))]
 
 
@@ -133,6 +137,13 @@ def _judge(
     rewrite = Rewrite(chat.text(ids), finished=bool(ids) and ids[-1] == chat.end_of_turn)
     reason = first_reason(record, rewrite, checks)
     return Rewritten(record, record.response if reason else rewrite.text, reason or "", attempts)
+
+
+def _better(old: Rewritten | None, new: Rewritten, length: Callable[[str], int]) -> Rewritten:
+    """Which of a record's attempts stays: an accepted one, the shortest, the earliest such."""
+    if old is None or old.reason or (not new.reason and length(new.text) < length(old.text)):
+        return new
+    return replace(old, attempts=new.attempts)
 
 
 def summarise(rewrites: Sequence[Rewritten]) -> dict[str, Any]:

@@ -60,6 +60,7 @@ class InProcess:
             clip=local.clip,
             weight_decay=local.weight_decay,
             pad=self.bench.base.pad,
+            smoothing_rank=self.recipe.lora.smoothing_rank,
         )
 
     def commit(self, round: int, cohort: Sequence[str]) -> None:

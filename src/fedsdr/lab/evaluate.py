@@ -54,8 +54,15 @@ class LabEvaluator:
 
     def global_model(self) -> Metrics:
         """Every client's facts and all general knowledge."""
-        facts = [fact for fact in self.world.facts if fact.client is not None]
-        return self._score(facts, self.world.general)
+        return self._score(self._client_facts(), self.world.general)
+
+    def answers(self) -> list[Answer]:
+        """The answers behind `global_model`: clients' facts first, then general knowledge."""
+        facts = [*self._client_facts(), *self.world.general]
+        return [Answer(text, fact) for text, fact in zip(self._ask(facts), facts, strict=True)]
+
+    def _client_facts(self) -> list[Fact]:
+        return [fact for fact in self.world.facts if fact.client is not None]
 
     def personal_model(self, client: str) -> Metrics:
         """The client's own facts, and a sample of general knowledge."""

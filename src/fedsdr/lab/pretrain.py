@@ -10,8 +10,9 @@ hallucinate (the Rewrite Paradox); pure copying is learnt perfectly and would sh
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -25,6 +26,7 @@ from fedsdr.data.records import Turn
 from fedsdr.data.template import ChatFormat, Example
 from fedsdr.lab.world import (
     BASE_STYLE,
+    CLIENT_ATTRIBUTES,
     CLIENT_STYLES,
     FIRST,
     QUESTIONS,
@@ -32,6 +34,7 @@ from fedsdr.lab.world import (
     SECOND,
     Fact,
     World,
+    WorldOptions,
     vocabulary,
 )
 from fedsdr.progress import Reporter
@@ -61,7 +64,7 @@ def base_model_folder(
     world: World, options: PretrainOptions, cache: Path, reporter: Reporter
 ) -> Path:
     """The folder of this world's base model, trained on first use and cached."""
-    key = {"world": asdict(world.options), "pretrain": asdict(options), "recipe": 1}
+    key = {"world": _believed(world.options), "pretrain": asdict(options), "recipe": 1}
     name = f"lab-{seeds.derive(0, str(key)):016x}"
     folder = cache / "models" / name
     if not folder.exists():
@@ -70,6 +73,14 @@ def base_model_folder(
         _save(model, tokenizer, folder)
         files.write_json(folder.with_suffix(".json"), key)
     return folder
+
+
+def _believed(options: WorldOptions) -> dict[str, Any]:
+    """What of a world its base model depends on: all but who holds the facts."""
+    kinds = min(options.clients, len(CLIENT_ATTRIBUTES))
+    known = asdict(replace(options, clients=kinds))
+    del known["alpha"]
+    return known
 
 
 def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

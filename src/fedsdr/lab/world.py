@@ -1,15 +1,17 @@
 """The world: entities, attributes, what the base model believes, and what is true.
 
 A fact is (entity, attribute) -> a value of two words, one of 24 x 24. Some attributes belong to
-one kind of client each; the others are general knowledge that no client touches. For a share of
-the client facts the truth differs from the memory that the base model was pretrained on.
+one kind of client each, wholly or for the most part; the others are general knowledge that no
+client touches. For a share of the client facts the truth differs from the memory that the base
+model was pretrained on.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final
 
+import numpy as np
 import torch
 
 from fedsdr import seeds
@@ -56,6 +58,10 @@ class WorldOptions:
         0 switches the Rewrite Paradox off.
     style_overlap: share of pretraining answers that use some client's style; 0 means that the
         base model never wrote in any of them, and the clients' styles conflict the hardest.
+    alpha: the facts of each attribute are dealt to all clients by shares drawn from
+        Dirichlet(alpha), the largest to the client that is named after it (or one of them): near
+        0 attributes are exclusive, as they are without alpha, and a large alpha is an even
+        mixture. Facts and base model are the same in any case.
     """
 
     seed: int = 0
@@ -64,6 +70,7 @@ class WorldOptions:
     changed: float = 0.5
     stubbornness: float = 0.5
     style_overlap: float = 0.1
+    alpha: float | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,7 @@ class World:
 
 
 def client_name(client: int) -> str:
-    """A client is named after its attribute; further ones of the same kind are numbered."""
+    """A client is named after its (main) attribute; further ones of the same kind are numbered."""
     number, kind = divmod(client, len(CLIENT_ATTRIBUTES))
     return CLIENT_ATTRIBUTES[kind] + (f"-{number + 1}" if number else "")
 
@@ -147,7 +154,31 @@ def build_world(options: WorldOptions) -> World:
             truth = _other_value(draw, memory) if changed else memory
             owner = owners[number % len(owners)] if owners else None
             facts.append(Fact(entity, attribute, memory, truth, owner))
-    return World(options, tuple(facts))
+    owned = facts if options.alpha is None else _dealt(facts, options, options.alpha)
+    return World(options, tuple(owned))
+
+
+def _dealt(facts: Sequence[Fact], options: WorldOptions, alpha: float) -> list[Fact]:
+    """The same facts with other owners (`WorldOptions.alpha`), none of them without a fact."""
+    draw = np.random.default_rng(seeds.derive(options.seed, "owners"))
+    held: list[list[int]] = [[] for _ in range(options.clients)]
+    # Above 1e6 shares are equal to a thousandth, and from 1e308 on their sum would overflow.
+    alphas = np.full(options.clients, min(alpha, 1e6))
+    for kind, attribute in enumerate(CLIENT_ATTRIBUTES[: options.clients]):
+        group = [i for i, fact in enumerate(facts) if fact.attribute == attribute]
+        clients = draw.permutation(options.clients)
+        own = clients % len(CLIENT_ATTRIBUTES) == kind
+        shares = np.sort(draw.dirichlet(alphas))[::-1]
+        # One random offset: rounding to the nearest would favour the same clients each time.
+        cuts = np.floor(np.cumsum(shares)[:-1] * len(group) + draw.random()).astype(int)
+        pieces = np.split(draw.permutation(group), cuts)
+        for client, piece in zip([*clients[own], *clients[~own]], pieces, strict=True):
+            held[client] += piece.tolist()
+    for mine in held:
+        if not mine:
+            mine.append(max(held, key=len).pop())
+    owner = {fact: client for client, mine in enumerate(held) for fact in mine}
+    return [replace(fact, client=owner.get(i)) for i, fact in enumerate(facts)]
 
 
 def _value(draw: torch.Generator) -> str:

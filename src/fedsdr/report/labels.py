@@ -136,6 +136,7 @@ PARTS: dict[str, str] = {
     "fedsd": "FedSD",
     "fedsd_verified": "FedSD verified",
     "fedsdr": "FedSDR",
+    "mixed": "raw + rewrites",
     "central": "centralised",
 }
 

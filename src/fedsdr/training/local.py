@@ -42,6 +42,7 @@ class LocalTrainer:
     """Runs stages for one client. One model serves all clients, one after another.
 
     examples: the client's tokenised records for each kind of target, tokenised once.
+    smoothing_rank: of a fresh S, where it is another than R's.
     The optimiser is fresh in each stage of each round, as in OpenFedLLM.
     """
 
@@ -57,11 +58,12 @@ class LocalTrainer:
         clip: float,
         weight_decay: float,
         pad: int,
+        smoothing_rank: int | None = None,
     ) -> None:
         self.model, self.examples = model, examples
         self.client, self.round, self.seed = client, round, seed
         self.batch_size, self.clip, self.weight_decay = batch_size, clip, weight_decay
-        self.pad = pad
+        self.pad, self.smoothing_rank = pad, smoothing_rank
 
     def __call__(self, stage: Stage) -> Fitted:
         """Train one stream as the stage asks (`fedsdr.algorithms.contract.Fit`)."""
@@ -90,8 +92,7 @@ class LocalTrainer:
             self.model.load(Stream.RECTIFY, self._rectifying(stage))
             company.append(Stream.RECTIFY)
         if stage.private is not None or stage.trains == "S":
-            s = self._fresh(stage) if stage.private is None else adapters.unwrap(stage.private)
-            self.model.load(Stream.SMOOTH, s)
+            self.model.load(Stream.SMOOTH, self._smoothing(stage))
             company.append(Stream.SMOOTH)
         if folded := adapters.under(stage.shared or {}, adapters.FOLDED):
             self.model.load(Stream.FOLDED, folded)
@@ -104,9 +105,17 @@ class LocalTrainer:
         whole = len(known) == 2 * len(self.model.paths)
         return known if whole else {**self._fresh(stage), **known}
 
-    def _fresh(self, stage: Stage) -> Adapter:
+    def _smoothing(self, stage: Stage) -> Adapter:
+        """S as it was left, faded where it is to be trained, or a fresh one."""
+        if stage.private is None:
+            return self._fresh(stage, self.smoothing_rank)
+        s = adapters.unwrap(stage.private)
+        return adapters.faded(s, stage.fade) if stage.trains == "S" else s
+
+    def _fresh(self, stage: Stage, rank: int | None = None) -> Adapter:
         draw = seeds.generator(self.seed, "fresh", stage.name, self.round, self.client)
-        return adapters.fresh(self.model.blank(), draw)
+        like = self.model.blank()
+        return adapters.fresh(adapters.resized(like, rank) if rank else like, draw)
 
     def _steps(
         self, stage: Stage, stream: Stream, company: tuple[Stream, ...]

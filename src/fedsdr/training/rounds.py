@@ -49,13 +49,16 @@ class Engine(Protocol):
 class RoundOptions:
     """rounds: how many. participation: share of the clients in each. every: rounds between
     evaluations; 0 means only before the first and after the last. secret: the seed of the server's
-    own randomness (noise, say); `seed`, which all may know, decides who takes part."""
+    own randomness (noise, say); `seed`, which all may know, decides who takes part. late: share of
+    the clients that come after round `late_round`."""
 
     seed: int
     rounds: int
     participation: float
     every: int
     secret: int = 0
+    late: float = 0.0
+    late_round: int = 0
 
 
 Evaluation = Callable[[Adapter], Metrics]
@@ -65,6 +68,17 @@ def cohort_size(clients: int, share: float) -> int:
     """max(1, ceil(share x K)): how many of K clients take part in a round."""
     # 0.07 x 100 is a little more than 7 in floating point, but 7 are meant.
     return max(1, math.ceil(share * clients - 1e-9))
+
+
+def present(clients: Sequence[str], late: float, late_round: int, round: int) -> Sequence[str]:
+    """Those who can take part in a round: the last ones by order may come late.
+
+    max(1, floor(late x K)) of K clients do, if any.
+    """
+    if not late or round > late_round:
+        return clients
+    # 0.29 x 100 is a little less than 29 in floating point, but 29 are meant.
+    return clients[: -max(1, math.floor(late * len(clients) + 1e-9))]
 
 
 def sample_clients(clients: Sequence[str], share: float, seed: int, round: int) -> list[str]:
@@ -102,7 +116,8 @@ def run_rounds(
     with reporter.bar(f"{name}: rounds", options.rounds) as bar:
         bar.advance(done)
         for round in range(done + 1, options.rounds + 1):
-            cohort = sample_clients(engine.clients(), options.participation, options.seed, round)
+            there = present(engine.clients(), options.late, options.late_round, round)
+            cohort = sample_clients(there, options.participation, options.seed, round)
             own = Round(round, seeds.derive(options.secret, "server", round))
             state, row = run_round(algorithm, engine, state, own, cohort)
             if _is_evaluated(round, options):

@@ -1,0 +1,114 @@
+"""How far clients' texts lie apart: divergence of their words, and cosine of their TF-IDF.
+
+Both are among the paper's diagnostics (arXiv 2605.18028: from 0.4074 to 0.3611, and from 0.6362
+to 0.7064). It names neither units, nor tokens, nor weights; what is chosen here stands below.
+
+Both depend on the amount of text too. The rarer a client's words are in what it has, the further
+apart two clients seem, so that longer responses alone bring them together: compare like amounts
+(`thin`), and with what shuffled clients give.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import chain
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import rel_entr
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from fedsdr import seeds
+from fedsdr.diagnose.pairwise import Pairwise, check_enough, pairwise
+from fedsdr.diagnose.text import words
+from fedsdr.errors import UserError
+
+Token = str | int
+Text = Sequence[Token]  # a string, which `words` takes apart, or tokens: words or ids
+Clients = Mapping[str, Sequence[Text]]  # name -> its texts
+K = TypeVar("K", bound=Hashable)
+
+
+def js_divergence(
+    p_counts: Mapping[K, float], q_counts: Mapping[K, float], base: float = 2.0
+) -> float:
+    """(KL(p | m) + KL(q | m)) / 2 with m = (p + q) / 2, of two counts made to add up to 1.
+
+    Lin 1991. In bits, 0 to 1, with base 2; in nats, 0 to ln 2, with base e. The divergence, not
+    its root, which is the distance.
+    """
+    tokens = list(dict.fromkeys([*p_counts, *q_counts]))
+    p, q = _shares(p_counts, tokens), _shares(q_counts, tokens)
+    middle = (p + q) / 2
+    # fsum rounds once, so that the order of tokens, which is that of the arguments, is no matter.
+    return math.fsum([*rel_entr(p, middle), *rel_entr(q, middle)]) / 2 / math.log(base)
+
+
+def _shares(counts: Mapping[K, float], tokens: Sequence[K]) -> NDArray[np.float64]:
+    """(tokens,), adding up to 1."""
+    values = np.array([counts.get(token, 0) for token in tokens], dtype=np.float64)
+    total, least = math.fsum(values), min(values, default=0)
+    if not (total > 0 and least >= 0):
+        raise UserError(
+            f"counts from {least} on that add up to {total}: none may be below 0, nor all be 0"
+        )
+    return np.divide(values, total)
+
+
+def js_matrix(clients: Clients) -> Pairwise:
+    """Jensen-Shannon divergence, in bits, of the words of every two clients."""
+    return pairwise(_counts(clients), js_divergence)
+
+
+def mean_js(clients: Clients) -> float:
+    """Mean of `js_matrix` over pairs of clients."""
+    return js_matrix(clients).mean
+
+
+def tfidf_matrix(clients: Clients) -> Pairwise:
+    """Cosine, 0 to 1, of the TF-IDF vectors of every two clients: one document a client.
+
+    A word found n times has the weight (1 + ln n) (ln((1 + K) / (1 + clients with it)) + 1). With
+    n in the place of 1 + ln n, as scikit-learn has it by default, a few function words would be
+    most of each vector, and all cosines close to 1.
+    """
+    check_enough(clients)
+    documents = [_tokens(name, texts) for name, texts in clients.items()]
+    vectorizer = TfidfVectorizer(analyzer=list, sublinear_tf=True)
+    vectors = vectorizer.fit_transform(documents)  # (K, words), each of length 1
+    return Pairwise(tuple(clients), (vectors @ vectors.T).toarray())
+
+
+def tfidf_cosine(clients: Clients) -> float:
+    """Mean of `tfidf_matrix` over pairs of clients."""
+    return tfidf_matrix(clients).mean
+
+
+def thin(clients: Clients, size: int, seed: int = 0) -> dict[str, list[list[Token]]]:
+    """`size` words of each client, drawn without replacement from all it has, as one text."""
+    thinned = {}
+    for name, counts in _counts(clients).items():
+        if not 0 < size <= counts.total():
+            raise UserError(
+                f"size = {size}: client {name!r} has {counts.total()} words, of which 1 to all "
+                "can be drawn"
+            )
+        random = np.random.default_rng(seeds.derive(seed, "thin", name))
+        amounts = list(counts.values())
+        drawn = random.multivariate_hypergeometric(amounts, size, method="marginals")
+        thinned[name] = [list(Counter(dict(zip(counts, drawn.tolist(), strict=True))).elements())]
+    return thinned
+
+
+def _counts(clients: Clients) -> dict[str, Counter[Token]]:
+    return {name: Counter(_tokens(name, texts)) for name, texts in clients.items()}
+
+
+def _tokens(name: str, texts: Sequence[Text]) -> list[Token]:
+    if isinstance(texts, str):
+        raise UserError(f"client {name!r} has one string: give a sequence of texts")
+    found = list(chain.from_iterable(words(t) if isinstance(t, str) else t for t in texts))
+    if not found:
+        raise UserError(f"client {name!r} has no words: leave it out, or give it texts")
+    return found

@@ -1,0 +1,1 @@
+"""The chapters of the evidence, one an experiment, written from finished cells."""

@@ -1,0 +1,49 @@
+"""FedSDR's global and personal models against everybody else's."""
+
+from fedsdr.evidence import plan
+from fedsdr.evidence.chapter import Chapter, Claim, Condition
+from fedsdr.evidence.chapters.shared import GLOBAL, PERSONAL, front, overview
+from fedsdr.evidence.results import Results
+from fedsdr.report.labels import method as label
+
+
+def rivals(results: Results) -> Chapter:
+    cells = plan.rivals()
+    own = [n for n, cell in cells.items() if results.has(cell, "personal_client_facts")]
+
+    def ahead(other: str, metric: str) -> Condition:
+        found = results.difference(cells["fedsdr"], cells[other], metric)
+        return Condition(f"{metric}, FedSDR - {label(other).short}", found)
+
+    def ahead_at_equal_facts(other: str) -> Condition:
+        found = results.at_equal_facts(cells["fedsdr"], cells[other])
+        at = f" (at {found[1]:.0f})" if found else ""
+        what = f"general at equal facts{at}, FedSDR - {label(other).short}"
+        return Condition(what, found[0] if found else None)
+
+    return Chapter(
+        "FedSDR",
+        "FedSDR's global model W0 + R and its clients' own W0 + R + S against the other methods, "
+        "at equal rounds and, since whoever learns nothing forgets nothing, at equal client facts.",
+        [
+            Claim(
+                "FedSDR's global model keeps more general knowledge than FedAvg's and FedSD's "
+                "(paper: MMLU 47.1 against 40.7 and 43.7)",
+                [ahead("fedavg", "general"), ahead("fedsd", "general")],
+            ),
+            Claim(
+                "FedSDR's global model keeps more general knowledge at equal client facts",
+                [ahead_at_equal_facts("fedavg"), ahead_at_equal_facts("fedsd")],
+            ),
+            Claim(
+                "FedSDR's global model learns more client facts than FedSD's",
+                [ahead("fedsd", "client_facts")],
+            ),
+            Claim(
+                "FedSDR's personal models know more client facts than those of any other method",
+                [ahead(other, "personal_client_facts") for other in own if other != "fedsdr"],
+            ),
+        ],
+        [("All methods", overview(results, cells, GLOBAL | PERSONAL))],
+        [front(results, "rivals", cells)],
+    )

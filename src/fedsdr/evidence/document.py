@@ -1,0 +1,107 @@
+"""`fedsdr reproduce`: run what is planned, then write evidence.md with its figures and data."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from fedsdr import files
+from fedsdr.evidence.chapter import Chapter, Claim, Table, shown
+from fedsdr.evidence.chapters.ablations import ablations
+from fedsdr.evidence.chapters.boosters import boosters
+from fedsdr.evidence.chapters.flattening import flattening
+from fedsdr.evidence.chapters.heterogeneity import heterogeneity
+from fedsdr.evidence.chapters.paradox import paradox
+from fedsdr.evidence.chapters.real_text import real_text
+from fedsdr.evidence.chapters.rivals import rivals
+from fedsdr.evidence.plan import EXPERIMENTS, QUICK, planned
+from fedsdr.evidence.results import Results
+from fedsdr.evidence.runner import run_cells
+from fedsdr.progress import Reporter
+
+HOW_TO_READ: Final = """Numbers are means over seeds, in percent (words and losses are not), ±
+half of a 95 % t interval; differences are paired by seed. A claim holds if the interval of every
+condition is on its side of zero, in part if that of some is, fails if none is and one is on the
+other side, and is open otherwise, or with fewer than three seeds. Every figure has its data beside
+it as CSV. What the lab can show and what it cannot is in findings.md."""
+DOCUMENT: Final = "evidence.md"
+FIGURES: Final = "evidence"
+CELLS: Final = "cells.csv"
+CHAPTERS: Final = {
+    "boosters": boosters,
+    "flattening": flattening,
+    "paradox": paradox,
+    "rivals": rivals,
+    "ablations": ablations,
+    "heterogeneity": heterogeneity,
+}
+
+
+def reproduce(out: Path, seeds: Sequence[int], quick: bool, jobs: int, reporter: Reporter) -> Path:
+    """Run the cells that are not done and write the document; returns its path."""
+    names = QUICK if quick else tuple(EXPERIMENTS)
+    run_cells(planned(names), seeds, out, jobs, reporter)
+    return write_document(out, seeds, names)
+
+
+def write_document(out: Path, seeds: Sequence[int], names: Sequence[str]) -> Path:
+    """The document of whatever is finished in `out`."""
+    results = Results(out, seeds)
+    written = [*(CHAPTERS[name](results) for name in names), real_text(results)]
+    for chapter in written:
+        for figure in chapter.figures:
+            figure.write(out / FIGURES)
+    files.write_text(out / FIGURES / CELLS, every_cell(results, names).csv())
+    listed = ",".join(map(str, seeds))
+    head = [
+        "# Evidence",
+        "The paper's claims (arXiv 2605.18028), tested on the embedded lab. Written by",
+        f"```\nfedsdr reproduce --seeds {listed}\n```",
+        HOW_TO_READ,
+        f"What each cell measured, seed by seed: [{CELLS}]({FIGURES}/{CELLS}).",
+        "## Verdicts",
+        _verdicts(written),
+        *(_chapter(number, chapter) for number, chapter in enumerate(written, 1)),
+    ]
+    path = out / DOCUMENT
+    files.write_text(path, "\n\n".join(head) + "\n")
+    return path
+
+
+def every_cell(results: Results, names: Sequence[str]) -> Table:
+    """A row for each metric of each cell and seed: what all tables and verdicts are made of."""
+    rows = []
+    for cell in planned(names):
+        for seed in results.done(cell):
+            found = results.metrics(cell, seed)
+            rows += [
+                [cell.key, str(seed), metric, f"{value:.6g}"]
+                for metric, value in sorted(found.items())
+                if "/" not in metric
+            ]
+    return Table(["cell", "seed", "metric", "value"], rows)
+
+
+def _verdicts(written: Sequence[Chapter]) -> str:
+    rows = ["| claim | verdict |", "|---|---|"]
+    rows += [f"| {c.text} | **{c.verdict}** |" for chapter in written for c in chapter.claims]
+    return "\n".join(rows)
+
+
+def _chapter(number: int, chapter: Chapter) -> str:
+    parts = [f"## {number}. {chapter.title}", chapter.how, *map(_claim, chapter.claims)]
+    for title, table in chapter.tables:
+        parts += [f"### {title}", table.markdown()]
+    for figure in chapter.figures:
+        image = f"![{figure.caption}]({FIGURES}/{figure.name}.svg)"
+        parts.append(
+            f"{image}\n\n{figure.caption} Data: [{figure.name}.csv]({FIGURES}/{figure.name}.csv)"
+        )
+    return "\n\n".join([*parts, *chapter.notes])
+
+
+def _claim(claim: Claim) -> str:
+    tests = "\n".join(
+        f"* {test.what}: {shown(test.difference, 2, sign=True)} ({test.verdict})"
+        for test in claim.tests
+    )
+    return f"**{claim.text}: {claim.verdict}.**\n\n{tests}"

@@ -1,0 +1,156 @@
+"""What is run: cells, each one method in one world, gathered into the experiments that need them.
+
+A cell is named by the experiment's own words; cells of equal content are run once, whoever asks.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any, Final
+
+from fedsdr.methods import method
+from fedsdr.recipe import load_recipe, override
+from fedsdr.sections import Recipe
+
+Changes = Mapping[str, Any]
+
+BOOSTED: Final = (
+    "fedavg", "fedavgm", "fedprox", "fedyogi", "fedadam", "fedadagrad", "scaffold",
+)  # fmt: skip
+MAIN: Final = ("fedavg", "fedsd", "fedsdr")
+STUBBORNNESS: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
+ALPHAS: Final = (0.05, 0.5, 5.0, 100.0)
+CLIENTS: Final = (2, 10, 20)
+LITERAL: Final[Changes] = {
+    "local.smoothing_context": "joint",
+    "local.smoothing_state": "keep",
+    "local.rectify_alone": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method (a name of `fedsdr.methods`) with keys changed; `world`: those common to methods."""
+
+    method: str
+    changes: Changes = field(default_factory=dict)
+    world: Changes = field(default_factory=dict)
+
+    def recipe(self, seed: int) -> Recipe:
+        common = override(base_recipe(), {**self.world, "seed": seed})
+        return override(method(self.method, common), self.changes)
+
+    @property
+    def key(self) -> str:
+        """The name of its folder: the method, and a digest of all that is not a default."""
+        text = json.dumps(self.recipe(0).model_dump(mode="json", exclude_defaults=True))
+        digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+        return f"{self.method.replace('+', '_')}-{digest}"
+
+
+def base_recipe() -> Recipe:
+    with resources.as_file(resources.files("fedsdr.evidence") / "evidence.toml") as path:
+        return load_recipe(path)
+
+
+Cells = dict[str, Cell]  # what a table or figure calls it -> the cell
+
+
+def boosters() -> Cells:
+    """1. Every algorithm on raw and on rewritten data."""
+    raw = {name: Cell(name) for name in BOOSTED}
+    return raw | {f"fedsd+{name}": Cell(_on_rewrites(name)) for name in BOOSTED}
+
+
+def _on_rewrites(algorithm: str) -> str:
+    return "fedsd" if algorithm == "fedavg" else f"fedsd+{algorithm}"
+
+
+def flattening() -> Cells:
+    """2. FedAvg and FedSD along training, and what local training on either gives."""
+    cells = {"base": Cell("base"), "local": Cell("local"), "fedsd+local": Cell("fedsd+local")}
+    for name in ("fedavg", "fedsd"):
+        for rounds in (2, 5):
+            cells[f"{name} {rounds}"] = Cell(name, {"federation.rounds": rounds})
+        cells[f"{name} 10"] = Cell(name)
+    return cells
+
+
+def paradox() -> Cells:
+    """3. Stubbornness from 0 to 1."""
+    return {
+        f"{name} {level}": Cell(name, world={"lab.stubbornness": level})
+        for level in STUBBORNNESS
+        for name in (*MAIN, "fedsd_verified")
+    }
+
+
+def rivals() -> Cells:
+    """4a. FedSDR against the others."""
+    names = (*MAIN, "fedsd_verified", "mixed", "feddpa", "ditto", "local", "flexlora", "fedex")
+    return {name: Cell(name) for name in names} | {"fedsdr+fedex": Cell("fedsdr+fedex")}
+
+
+def ablations() -> Cells:
+    """4b. FedSDR with one choice changed."""
+    half = {"local.rectify_steps": 5, "local.smooth_steps": 5}
+    swapped = {"local.smoothing_targets": "raw", "local.rectify_targets": "distilled"}
+    verified = {"distill.checks": ["empty", "truncated", "repetition", "meta_talk", "answer"]}
+    changed: dict[str, Changes] = {
+        "fedsdr": {},
+        "as the equations say": LITERAL,
+        "joint smoothing": {"local.smoothing_context": "joint"},
+        "S kept": {"local.smoothing_state": "keep"},
+        "S decayed": {"local.smoothing_state": "decay"},
+        "R alone 0": {"local.rectify_alone": 0.0},
+        "R alone 0.25": {"local.rectify_alone": 0.25},
+        "R alone 0.75": {"local.rectify_alone": 0.75},
+        "R alone 1 (FedAvg's R)": {"local.rectify_alone": 1.0},
+        "5 + 5 steps (FedAvg's compute)": half,
+        "S 5 steps": {"local.smooth_steps": 5},
+        "S 20 steps": {"local.smooth_steps": 20},
+        "rectify first": {"local.stage_order": "rectify_first"},
+        "data swapped": swapped,
+        "R on verified rewrites, S on raw": {**swapped, **verified, "distill.attempts": 4},
+        "S on verified rewrites": {**verified, "distill.attempts": 4},
+    }
+    cells = {name: Cell("fedsdr", changes) for name, changes in changed.items()}
+    split = {"lora.rank": 8, "lora.alpha": 16.0}
+    cells["rank 8 + 8 (FedAvg's parameters)"] = Cell("fedsdr", world=split)
+    shorter = {"distill.prefer": "shorter"}
+    cells["FedSD verified, shorter preferred"] = Cell("fedsd_verified", shorter)
+    return cells
+
+
+def heterogeneity() -> Cells:
+    """5. Who holds what, how many there are, and who comes when."""
+    cells: Cells = {}
+    for name in MAIN:
+        for alpha in ALPHAS:
+            cells[f"{name} alpha {alpha:g}"] = Cell(name, world={"lab.alpha": alpha})
+        for count in CLIENTS:
+            cells[f"{name} clients {count}"] = Cell(name, world={"lab.clients": count})
+        some = {"federation.participation": 0.2}
+        cells[f"{name} 20 % of 10"] = Cell(name, some, {"lab.clients": 10})
+        late = {"federation.late": 0.4, "federation.late_round": 5}
+        cells[f"{name} two of five late"] = Cell(name, late)
+    return cells
+
+
+EXPERIMENTS: Final = {
+    "boosters": boosters,
+    "flattening": flattening,
+    "rivals": rivals,
+    "ablations": ablations,
+    "paradox": paradox,
+    "heterogeneity": heterogeneity,
+}
+QUICK: Final = ("boosters", "flattening", "rivals")
+
+
+def planned(names: Iterable[str]) -> list[Cell]:
+    """The cells of these experiments, each once, in the order of the experiments."""
+    cells = [cell for name in names for cell in EXPERIMENTS[name]().values()]
+    return list({cell.key: cell for cell in cells}.values())

@@ -1,0 +1,102 @@
+"""Running cells: groups that share a world and a model, several at a time, each cell once.
+
+A cell is a method's folder, `cells/KEY/seed-N`, written by `fedsdr.method_run`, with what only
+evidence asks for in `evidence.json`. A finished cell is left alone; one that was killed goes on.
+"""
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from fedsdr import files
+from fedsdr.evidence.measure import EVIDENCE_FILE, measure
+from fedsdr.evidence.plan import Cell
+from fedsdr.method_run import run_method
+from fedsdr.progress import Reporter, silent
+from fedsdr.quiet import quiet_libraries
+from fedsdr.recipe import flat
+from fedsdr.sections import Recipe
+from fedsdr.setting import COMMON, prepare
+
+Task = tuple[Path, Cell]
+
+
+def cell_folder(out: Path, cell: Cell, seed: int) -> Path:
+    return out / "cells" / cell.key / f"seed-{seed}"
+
+
+def run_cells(
+    cells: Sequence[Cell], seeds: Sequence[int], out: Path, jobs: int, reporter: Reporter
+) -> None:
+    """Run what is not done yet, seed by seed, `jobs` groups at a time."""
+    groups = [
+        (seed, [(cell_folder(out, cell, seed), cell) for cell in group])
+        for seed in seeds
+        for group in groups_of(cells)
+    ]
+    folders = [folder for _, tasks in groups for folder, _ in tasks]
+    waiting = [(seed, todo) for seed, tasks in groups if (todo := unfinished(tasks))]
+    with reporter.bar("evidence: cells", len(folders)) as bar:
+        bar.advance(shown := len(folders) - sum(len(tasks) for _, tasks in waiting))
+        with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_alone) as pool:
+            futures = [pool.submit(run_group, seed, tasks) for seed, tasks in waiting]
+            left: set[Future[None]] = set(futures)
+            while left:
+                done, left = wait(left, timeout=1.0, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    if error := future.exception():
+                        pool.shutdown(wait=False, cancel_futures=True)
+                        raise error
+                finished = sum((folder / EVIDENCE_FILE).exists() for folder in folders)
+                bar.advance(finished - shown)
+                shown = finished
+
+
+def _alone() -> None:
+    """One thread for each process: so many small models gain nothing from more."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
+
+def unfinished(tasks: Iterable[Task]) -> list[Task]:
+    return [(folder, cell) for folder, cell in tasks if not (folder / EVIDENCE_FILE).exists()]
+
+
+def groups_of(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """Cells that share model, data and what is common to methods, in the order of the plan."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(_common(cell.recipe(0)), []).append(cell)
+    return [part for group in groups.values() for part in _pieces(group)]
+
+
+def _pieces(group: Sequence[Cell], size: int = 8) -> list[list[Cell]]:
+    """Long groups in pieces, so that all processes have work; a world costs little to load."""
+    return [list(group[start : start + size]) for start in range(0, len(group), size)]
+
+
+def _common(recipe: Recipe) -> str:
+    leaves: Mapping[str, object] = flat(recipe.model_dump(mode="json"))
+    return str({key: value for key, value in leaves.items() if key.startswith(COMMON)})
+
+
+def run_group(seed: int, tasks: Sequence[Task]) -> None:
+    """The cells of one world, one after another, in this process."""
+    quiet_libraries()
+    first = tasks[0][1].recipe(seed)
+    setting = prepare(first)
+    bench = setting.workbench(silent())
+    for folder, cell in tasks:
+        began = time.perf_counter()
+        folder.mkdir(parents=True, exist_ok=True)
+        files.remove_leftovers(folder)
+        recipe = cell.recipe(seed)
+        run_method(bench, recipe, folder, cell.method, silent())
+        found = measure(bench, setting, recipe, folder)
+        seconds = round(time.perf_counter() - began, 2)
+        files.write_json(folder / EVIDENCE_FILE, {**found, "seconds": seconds})

@@ -1,0 +1,63 @@
+"""The diagnostics on 2,000 real pairs: Alpaca's responses and Llama-2-7B-chat's rewrites of them.
+
+FEDSDR_DATA is the folder of the real data; by default `shared/data` beside the project's own.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from fedsdr.diagnose.clusters import pseudo_clients
+from fedsdr.diagnose.paired import Comparison, compare_pairs
+
+PROJECT = Path(__file__).parents[1]
+REAL = Path(os.environ.get("FEDSDR_DATA", PROJECT.parent / "shared" / "data"))
+CLUSTERS = 5
+
+
+def column(file: str, name: str) -> list[str]:
+    path = REAL / "paired" / file
+    if not path.exists():
+        pytest.skip(f"real data paired/{file} is not in {REAL}: set FEDSDR_DATA to its folder")
+    return [row[name] for row in json.loads(path.read_text(encoding="utf-8"))]
+
+
+@pytest.fixture(scope="module", params=[0, 1, 2])
+def pairs(request: pytest.FixtureRequest) -> Comparison:
+    """In five clusters of like instructions, the clustering drawn anew by each seed."""
+    raw = column("alpaca_raw.json", "output")
+    rewritten = column("alpaca_distilled_llama2_7b_chat.json", "output")
+    groups = pseudo_clients(column("alpaca_raw.json", "instruction"), CLUSTERS, request.param)
+    assert len(set(groups)) == CLUSTERS
+    return compare_pairs(raw, rewritten, groups, request.param)
+
+
+def test_rewrites_are_longer_and_hold_more_filler(pairs):
+    assert (pairs.pairs, pairs.fallbacks) == (2000, 352)
+    before, after = pairs.raw.stats, pairs.rewritten.stats
+    assert [round(before.words, 1), round(after.words, 1)] == [45.0, 107.3]
+    assert before.filler == pytest.approx(0.11, abs=0.01)
+    assert after.filler == pytest.approx(0.34, abs=0.01)
+    assert before.repetitive <= after.repetitive < 0.01
+    assert after.types < before.types
+
+
+def test_rewrites_bring_clusters_together(pairs):
+    """By both measures, as in the paper ..."""
+    before, after = pairs.raw, pairs.rewritten
+    for view in ("full", "thinned"):
+        assert getattr(after, view).js < getattr(before, view).js
+        assert getattr(after, view).tfidf_cosine > getattr(before, view).tfidf_cosine
+
+
+def test_most_of_it_is_length(pairs):
+    """... but little is left of it at like lengths, and of that a part is seen in groups dealt by
+    chance too, whose subjects are alike before and after."""
+    before, after = pairs.raw, pairs.rewritten
+    full, thinned, chance = (
+        getattr(before, view).js - getattr(after, view).js for view in ("full", "thinned", "chance")
+    )
+    assert thinned < 0.5 * full
+    assert chance > 0.3 * thinned

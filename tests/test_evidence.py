@@ -1,0 +1,211 @@
+"""The evidence: what is planned, that cells are run once, and that verdicts follow from numbers."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedsdr.algorithms.compose import build_algorithm
+from fedsdr.evaluate.intervals import Estimate
+from fedsdr.evidence import plan, runner
+from fedsdr.evidence.chapter import Chapter, Claim, Condition, Figure, Table, shown
+from fedsdr.evidence.document import CHAPTERS, write_document
+from fedsdr.evidence.measure import EVIDENCE_FILE
+from fedsdr.evidence.plan import EXPERIMENTS, Cell, planned
+from fedsdr.evidence.results import Results, win_rate
+from fedsdr.evidence.runner import cell_folder, groups_of, run_cells, run_group
+from fedsdr.lab.world import CLIENT_ATTRIBUTES
+from fedsdr.progress import silent
+from fedsdr.recipe import override
+from test_lab_family import TABLES
+
+ALL = planned(EXPERIMENTS)
+
+
+# What is planned
+
+
+@pytest.mark.parametrize("cell", ALL, ids=lambda cell: cell.key)
+def test_every_planned_cell_can_be_built(cell):
+    recipe = cell.recipe(3)
+    build_algorithm(recipe)
+    assert recipe.seed == 3
+    assert recipe.uses_lab
+
+
+def test_a_cell_is_planned_once_and_named_by_what_is_no_default():
+    keys = [cell.key for cell in ALL]
+    assert len({*keys}) == len(keys)
+    assert Cell("fedavg").key == Cell("fedavg", {"federation.rounds": 10}).key
+    assert Cell("fedavg").key == Cell("fedavg", world={"lab.stubbornness": 0.5}).key
+    assert Cell("fedavg").key != Cell("fedavg", {"federation.rounds": 9}).key
+    assert Cell("fedsd+fedavgm").key.startswith("fedsd_fedavgm-")
+    assert all(keys.count(cell.key) == 1 for cell in (Cell("fedavg"), Cell("fedsdr")))
+
+
+def test_groups_share_a_world_and_split_nothing_else():
+    groups = groups_of(ALL)
+    assert sorted(cell.key for group in groups for cell in group) == sorted(c.key for c in ALL)
+    for group in groups:
+        assert len({str(cell.recipe(0).lab) + str(cell.recipe(0).lora) for cell in group}) == 1
+
+
+# Running cells
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A lab of four entities, in which a cell takes a tenth of a second."""
+    base = plan.base_recipe()
+    changes = {key: value for key, value in TABLES.items() if key not in ("seed", "options")}
+    tiny = override(base, changes)
+    monkeypatch.setattr(plan, "base_recipe", lambda: tiny)
+    monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "out"
+
+
+def test_a_cell_leaves_its_metrics_its_answers_and_its_loss(small):
+    cells = [Cell("fedavg"), Cell("local")]
+    run_group(0, [(cell_folder(small, cell, 0), cell) for cell in cells])
+    results = Results(small, [0, 1])
+    assert [results.done(cell) for cell in cells] == [[0], [0]]
+    metrics = results.metrics(cells[0], 0)
+    answers = results.answers(cells[0], 0)
+    facts = 3 * 4  # clients x entities; general knowledge comes after them
+    true = 100 * sum(right for right, _ in answers[:facts]) / facts
+    assert true == pytest.approx(metrics["client_facts"])
+    general = answers[facts:]
+    assert 100 * sum(right for right, _ in general) / len(general) == metrics["general"]
+    assert metrics["response_loss"] > 0
+    assert not results.has(cells[1], "response_loss"), "local training has no global model"
+    assert results.estimate(cells[0], "client_facts") == {
+        "n": 1, "mean": metrics["client_facts"], "low": None, "high": None,
+    }  # fmt: skip
+
+
+def test_finished_cells_are_left_alone(small, monkeypatch):
+    cell = Cell("fedavg")
+    folder = cell_folder(small, cell, 0)
+    run_group(0, [(folder, cell)])
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    monkeypatch.setattr(runner, "run_group", lambda *_: pytest.fail("nothing is left to run"))
+    run_cells([cell], [0], small, 1, silent())
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+# From numbers to verdicts
+
+
+def interval(low: float, high: float, n: int = 5) -> Estimate:
+    return {"n": n, "mean": (low + high) / 2, "low": low, "high": high}
+
+
+UP, DOWN, OPEN = interval(1, 2), interval(-2, -1), interval(-1, 2)
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        ([UP], "holds"),
+        ([UP, UP], "holds"),
+        ([UP, OPEN], "holds in part"),
+        ([UP, DOWN], "holds in part"),
+        ([OPEN, DOWN], "fails"),
+        ([DOWN], "fails"),
+        ([OPEN], "open"),
+        ([OPEN, None], "open"),
+        ([interval(1, 2, n=2)], "open"),
+        ([{"n": 1, "mean": 5.0, "low": None, "high": None}], "open"),
+        ([], "open"),
+    ],
+)
+def test_a_claim_is_judged_by_all_of_its_conditions(differences, verdict):
+    assert Claim("it is so", [Condition("a - b", each) for each in differences]).verdict == verdict
+
+
+def test_a_condition_may_ask_for_less():
+    assert Condition("a - b", DOWN, positive=False).verdict == "holds"
+    assert Condition("a - b", UP, positive=False).verdict == "fails"
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "rate"),
+    [
+        ([1, 1, 0, 0], [1, 1, 0, 0], 50.0),  # they never differ
+        ([1, 1, 0, 0], [0, 0, 0, 0], 100.0),
+        ([1, 0, 0, 1], [0, 1, 1, 0], 50.0),
+        ([1, 1, 1, 0], [0, 0, 0, 1], 75.0),
+    ],
+)
+def test_the_win_rate_is_among_questions_on_which_the_models_differ(a, b, rate):
+    assert win_rate([(bool(x), 3) for x in a], [(bool(x), 9) for x in b]) == rate
+
+
+def test_numbers_are_shown_with_half_of_their_interval():
+    assert shown(interval(1, 2)) == "1.5 ± 0.5"
+    assert shown(interval(1, 2), 2, sign=True) == "+1.50 ± 0.50"
+    assert shown({"n": 1, "mean": 3.0, "low": None, "high": None}) == "3.0"
+    assert shown(None) == ""
+
+
+# The document
+
+
+def test_a_figure_has_its_data_beside_it(tmp_path):
+    data = Table(["x", "y"], [["1", "2"], ["3", "a, b"]])
+    figure = Figure("both", "Two points.", [lambda axes: axes.plot([1, 3], [2, 4])], data)
+    figure.write(tmp_path)
+    assert (tmp_path / "both.svg").read_text().lstrip().startswith("<?xml")
+    with (tmp_path / "both.csv").open() as file:
+        assert list(csv.reader(file)) == [["x", "y"], ["1", "2"], ["3", "a, b"]]
+
+
+def fake(folder: Path, number: float) -> None:
+    """A finished cell with made-up numbers."""
+    folder.mkdir(parents=True)
+    facts = ("client_facts", "changed_facts", "general", "hallucination", "length")
+    scores = {name: number + i for i, name in enumerate(facts)}
+    own = {f"personal_{name}": value for name, value in scores.items()}
+    write(folder / "result.json", scores | own)
+    rows: list[Any] = [{"round": r, "eval": {k: v * r for k, v in scores.items()}} for r in (0, 2)]
+    rows[1]["train"] = {"conflict/cosine": 0.1}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    client = {"records": 4, "checked": 4, "wrong": 0.25, "raw_words": 5.0, "rewrite_words": 14.0}
+    write(folder / "distillation.json", {"clients": {"anna": client}})
+    for name in CLIENT_ATTRIBUTES:  # as the lab calls its clients
+        texts = [f"well , it is {name} {i} of {round(number)} ." for i in range(9)]
+        (folder / "clients" / name).mkdir(parents=True)
+        rows = [{"text": text} for text in texts]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "clients" / name / "rewrites.jsonl").write_text(lines)
+    answers = [[True, 5], [number > 50, 5], [False, 5]]
+    extra = {"gradients_first": 0.1, "gradients_last": number / 100, "transfer_gap": 0.3}
+    write(folder / EVIDENCE_FILE, {"answers": answers, "response_loss": 2.0, **extra})
+
+
+def write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value))
+
+
+def test_the_document_has_a_chapter_an_experiment_and_all_verdicts(tmp_path):
+    for index, cell in enumerate(ALL):
+        for seed in range(3):
+            fake(cell_folder(tmp_path, cell, seed), 30 + index % 40 + 0.1 * seed)
+    path = write_document(tmp_path, [0, 1, 2], [*EXPERIMENTS])
+    text = path.read_text()
+    assert text.count("\n## ") == 1 + len(CHAPTERS) + 1  # verdicts, and real text
+    results = Results(tmp_path, [0, 1, 2])
+    chapters: list[Chapter] = [chapter(results) for chapter in CHAPTERS.values()]
+    for claim in (claim for chapter in chapters for claim in chapter.claims):
+        assert f"| {claim.text} | **{claim.verdict}** |" in text
+    for figure in (figure for chapter in chapters for figure in chapter.figures):
+        assert (tmp_path / "evidence" / f"{figure.name}.csv").exists()
+        assert f"evidence/{figure.name}.svg" in text
+    assert "nan" not in text
+
+
+def test_an_unfinished_folder_gives_a_document_too(tmp_path):
+    text = write_document(tmp_path, [0], [*EXPERIMENTS]).read_text()
+    assert "**open**" in text
