@@ -125,6 +125,9 @@ def decompose(a_in: Tensor, b_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     a_in: (m, in), b_out: (out, m); s has min(m, in, out) entries, falling.
     """
+    if len(a_in) >= a_in.shape[1]:  # else V stays within the rows of a_in, also where s is 0
+        u, s, vt = torch.linalg.svd(b_out.double() @ a_in.double(), full_matrices=False)
+        return u, s, vt
     q_out, core_out = torch.linalg.qr(b_out.double())
     q_in, core_in = torch.linalg.qr(a_in.double().T)
     u, s, vt = torch.linalg.svd(core_out @ core_in.T, full_matrices=False)
