@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from fedsdr.algorithms.compose import build_algorithm
+from fedsdr.cli import main
+from fedsdr.errors import UserError
 from fedsdr.evaluate.intervals import Estimate
 from fedsdr.evidence import plan, runner
 from fedsdr.evidence.chapter import Chapter, Claim, Condition, Figure, Table, shown
-from fedsdr.evidence.document import CHAPTERS, write_document
+from fedsdr.evidence.document import CHAPTERS, choose_experiments, write_document
 from fedsdr.evidence.measure import EVIDENCE_FILE
 from fedsdr.evidence.plan import EXPERIMENTS, Cell, planned
 from fedsdr.evidence.results import Results, win_rate
@@ -209,3 +211,28 @@ def test_the_document_has_a_chapter_an_experiment_and_all_verdicts(tmp_path):
 def test_an_unfinished_folder_gives_a_document_too(tmp_path):
     text = write_document(tmp_path, [0], [*EXPERIMENTS]).read_text()
     assert "**open**" in text
+
+
+def test_experiments_are_chosen_by_name_in_the_order_of_the_plan():
+    assert choose_experiments("", quick=False) == [*EXPERIMENTS]
+    assert choose_experiments("", quick=True) == ["boosters", "flattening", "rivals"]
+    assert choose_experiments("rivals,boosters", quick=False) == ["boosters", "rivals"]
+    with pytest.raises(UserError, match="'boost': choose from boosters, "):
+        choose_experiments("boost", quick=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--seeds", "a"], "expected whole numbers"),
+        (["--seeds", "1,1"], "a seed given twice"),
+        (["--only", "rivalry"], "choose from boosters"),
+    ],
+)
+def test_the_command_refuses_what_it_cannot_run(tmp_path, words, told, capfd, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["fedsdr", "reproduce", "--out", str(tmp_path / "o"), *words])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert told in capfd.readouterr().err
+    assert not (tmp_path / "o").exists()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from fedsdr import files
+from fedsdr.errors import UserError
 from fedsdr.evidence.chapter import Chapter, Claim, Table, shown
 from fedsdr.evidence.chapters.ablations import ablations
 from fedsdr.evidence.chapters.boosters import boosters
@@ -36,9 +37,18 @@ CHAPTERS: Final = {
 }
 
 
-def reproduce(out: Path, seeds: Sequence[int], quick: bool, jobs: int, reporter: Reporter) -> Path:
+def choose_experiments(only: str, quick: bool) -> list[str]:
+    """The experiments named, separated by commas; without names those of the form."""
+    names = only.split(",") if only else [*(QUICK if quick else EXPERIMENTS)]
+    if unknown := [name for name in names if name not in EXPERIMENTS]:
+        raise UserError(f"--only names {unknown[0]!r}: choose from {', '.join(EXPERIMENTS)}")
+    return [name for name in EXPERIMENTS if name in names]
+
+
+def reproduce(
+    out: Path, seeds: Sequence[int], names: Sequence[str], jobs: int, reporter: Reporter
+) -> Path:
     """Run the cells that are not done and write the document; returns its path."""
-    names = QUICK if quick else tuple(EXPERIMENTS)
     run_cells(planned(names), seeds, out, jobs, reporter)
     return write_document(out, seeds, names)
 
@@ -51,11 +61,11 @@ def write_document(out: Path, seeds: Sequence[int], names: Sequence[str]) -> Pat
         for figure in chapter.figures:
             figure.write(out / FIGURES)
     files.write_text(out / FIGURES / CELLS, every_cell(results, names).csv())
-    listed = ",".join(map(str, seeds))
+    only = "" if len(names) == len(EXPERIMENTS) else f" --only {','.join(names)}"
     head = [
         "# Evidence",
         "The paper's claims (arXiv 2605.18028), tested on the embedded lab. Written by",
-        f"```\nfedsdr reproduce --seeds {listed}\n```",
+        f"```\nfedsdr reproduce{only} --seeds {','.join(map(str, seeds))}\n```",
         HOW_TO_READ,
         f"What each cell measured, seed by seed: [{CELLS}]({FIGURES}/{CELLS}).",
         "## Verdicts",
