@@ -10,7 +10,7 @@ import pytest
 from fedsdr.algorithms.compose import build_algorithm
 from fedsdr.cli import main
 from fedsdr.errors import UserError
-from fedsdr.evaluate.intervals import Estimate
+from fedsdr.evaluate.intervals import Estimate, estimate
 from fedsdr.evidence import plan, runner
 from fedsdr.evidence.chapter import Chapter, Claim, Condition, Figure, Table, shown
 from fedsdr.evidence.document import CHAPTERS, choose_experiments, write_document
@@ -236,3 +236,28 @@ def test_the_command_refuses_what_it_cannot_run(tmp_path, words, told, capfd, mo
     assert left.value.code == 2
     assert told in capfd.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+# The committed document
+
+COMMITTED = Path(__file__).parents[1] / "docs" / "evidence" / "cells.csv"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_cell_that_is_run_again_is_the_committed_one(tmp_path, monkeypatch):
+    """FedAvg of seed 0, base model and all. Another machine rounds differently: what it gets must
+    lie as near as the seeds lie to their mean."""
+    monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
+    cell, metrics = Cell("fedavg"), ("client_facts", "general", "hallucination", "length")
+    with COMMITTED.open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["cell"] == cell.key]
+    run_group(0, [(cell_folder(tmp_path, cell, 0), cell)])
+    found = Results(tmp_path, [0]).metrics(cell, 0)
+    for metric in metrics:
+        values = {row["seed"]: float(row["value"]) for row in rows if row["metric"] == metric}
+        spread = estimate(list(values.values()))
+        assert spread["n"] >= 3
+        assert spread["high"] is not None
+        half = max(spread["high"] - spread["mean"], 0.5)
+        assert found[metric] == pytest.approx(values["0"], abs=half), metric
