@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -246,18 +247,20 @@ COMMITTED = Path(__file__).parents[1] / "docs" / "evidence" / "cells.csv"
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_cell_that_is_run_again_is_the_committed_one(tmp_path, monkeypatch):
-    """FedAvg of seed 0, base model and all. Another machine rounds differently: what it gets must
-    lie as near as the seeds lie to their mean."""
+    """FedAvg of seed 0, base model and all. Another machine, or number of threads, rounds
+    differently and so trains another base model: one more draw, which must lie within the 95 %
+    prediction interval of the committed seeds, or within `least` of their mean where these
+    happen to agree. FedSD, for one, is 26 points of client facts away."""
     monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
-    cell, metrics = Cell("fedavg"), ("client_facts", "general", "hallucination", "length")
+    cell = Cell("fedavg")
+    metrics = {"client_facts": 8.0, "general": 8.0, "hallucination": 8.0, "length": 1.0}
     with COMMITTED.open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["cell"] == cell.key]
     run_group(0, [(cell_folder(tmp_path, cell, 0), cell)])
     found = Results(tmp_path, [0]).metrics(cell, 0)
-    for metric in metrics:
-        values = {row["seed"]: float(row["value"]) for row in rows if row["metric"] == metric}
-        spread = estimate(list(values.values()))
+    for metric, least in metrics.items():
+        spread = estimate([float(row["value"]) for row in rows if row["metric"] == metric])
         assert spread["n"] >= 3
         assert spread["high"] is not None
-        half = max(spread["high"] - spread["mean"], 0.5)
-        assert found[metric] == pytest.approx(values["0"], abs=half), metric
+        reach = (spread["high"] - spread["mean"]) * math.sqrt(spread["n"] + 1)
+        assert found[metric] == pytest.approx(spread["mean"], abs=max(reach, least)), metric
