@@ -12,7 +12,7 @@ import tomli_w
 from typer.testing import CliRunner
 
 import tiny
-from fedsdr.cli import app
+from fedsdr.cli.main import app
 
 Tables = dict[str, Any]
 
@@ -363,7 +363,7 @@ def test_training_that_diverges(tables, tmp_path, local, lora, parts):
 
 def command(*args: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "fedsdr.cli", *map(str, args)],
+        [sys.executable, "-m", "fedsdr.cli.main", *map(str, args)],
         capture_output=True,
         text=True,
         env={**os.environ, **environment},

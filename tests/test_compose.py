@@ -14,7 +14,7 @@ from fedsdr import methods
 from fedsdr.algorithms import table
 from fedsdr.algorithms.compose import EXCLUSIONS, build_algorithm, check_cohort
 from fedsdr.algorithms.table import ALGORITHMS, LORA_AGGREGATION, TABLES, TARGETS, Row
-from fedsdr.cli import app
+from fedsdr.cli.main import app
 from fedsdr.errors import UserError
 from fedsdr.methods import method, own_name
 from fedsdr.recipe import differences, override, parse_recipe

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fedsdr.algorithms.compose import build_algorithm
-from fedsdr.cli import main
+from fedsdr.cli.main import main
 from fedsdr.errors import UserError
 from fedsdr.evaluate.intervals import Estimate, estimate
 from fedsdr.evidence import plan, runner

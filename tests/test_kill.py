@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 SERVER = """
 import json, os, signal, sys, time
 import transformers.models.llama.modeling_llama
-import fedsdr.cli, fedsdr.files, fedsdr.report.html, fedsdr.run, fedsdr.distill.cache
+import fedsdr.cli.main, fedsdr.files, fedsdr.report.html, fedsdr.run, fedsdr.distill.cache
 
 def watch(owner, name, event):
     real = getattr(owner, name)
@@ -58,7 +58,7 @@ for line in sys.stdin:
         watch(fedsdr.files, "append_json_line", event)
         watch(fedsdr.distill.cache.RewriteCache, "put", event)
         sys.argv = ["fedsdr", *order["argv"]]
-        fedsdr.cli.main()
+        fedsdr.cli.main.main()
     ended, status = 0, 0
     if order["seconds"] is not None:
         end = time.monotonic() + order["seconds"]
@@ -207,7 +207,7 @@ def test_killed_around_random_writes(server, whole, tmp_path):
 def test_an_interrupt_says_how_to_go_on(server, whole, tmp_path):
     """The real command, interrupted as by Ctrl-C once it has trained a round."""
     log = tmp_path / "out" / "metrics.jsonl"
-    args = [sys.executable, "-m", "fedsdr.cli", "run", str(server.recipe)]
+    args = [sys.executable, "-m", "fedsdr.cli.main", "run", str(server.recipe)]
     environment = {**os.environ, "FEDSDR_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [*args, "--out", str(tmp_path / "out")],
@@ -230,7 +230,7 @@ def test_an_interrupt_says_how_to_go_on(server, whole, tmp_path):
 
 
 def test_an_interrupt_while_libraries_load_leaves_at_once(server, tmp_path):
-    args = [sys.executable, "-m", "fedsdr.cli", "run", str(server.recipe)]
+    args = [sys.executable, "-m", "fedsdr.cli.main", "run", str(server.recipe)]
     process = subprocess.Popen(
         [*args, "--out", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True
     )

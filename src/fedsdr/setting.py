@@ -36,15 +36,19 @@ class Setting:
     world: World | None
 
     def workbench(self, reporter: Reporter) -> Workbench:
-        """Load the model (train the lab's, the first time) and tokenise the records."""
-        options = self.recipe.model
-        path, evaluator = options.path, None
-        if self.world is not None:
-            pretrain = PretrainOptions(steps=self.recipe.lab.pretrain_steps)
-            path = str(base_model_folder(self.world, pretrain, cache_folder(), reporter))
-            evaluator = _lab_evaluator(self.world)
-        base = load_base(path, options.template, options.dtype, options.device)
-        return Workbench(self.recipe, base, self.clients, evaluator)
+        """Load the model and tokenise the records."""
+        evaluator = None if self.world is None else _lab_evaluator(self.world)
+        return Workbench(self.recipe, base_of(self.recipe, reporter), self.clients, evaluator)
+
+
+def base_of(recipe: Recipe, reporter: Reporter) -> BaseModel:
+    """Load a recipe's model; the lab's is trained the first time."""
+    options, path = recipe.model, recipe.model.path
+    if recipe.uses_lab:
+        world = build_world(world_options(recipe))
+        pretrain = PretrainOptions(steps=recipe.lab.pretrain_steps)
+        path = str(base_model_folder(world, pretrain, cache_folder(), reporter))
+    return load_base(path, options.template, options.dtype, options.device)
 
 
 def prepare(recipe: Recipe) -> Setting:

@@ -1,0 +1,50 @@
+"""The `fedsdr` command and its subcommands."""
+
+import os
+import signal
+
+import typer
+
+from fedsdr import __version__
+from fedsdr.cli import look, runs
+
+app = typer.Typer(
+    help="Federated fine-tuning of language models with self-distillation and rectification.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+for command in (
+    runs.demo,
+    runs.run,
+    runs.compare,
+    runs.reproduce,
+    look.check,
+    look.algorithms,
+    runs.report,
+    version,
+):
+    app.command()(command)
+
+
+def main() -> None:
+    """Status 0: done, 2: the user's mistake, 130: interrupted, 1: a defect of ours."""
+    signal.signal(signal.SIGINT, _leave)
+    app()
+
+
+def _leave(signum: int, frame: object) -> None:
+    """Ctrl-C while libraries load, which would turn it into errors of their own."""
+    os.write(2, b"interrupted before anything began\n")
+    os._exit(130)
+
+
+if __name__ == "__main__":
+    main()

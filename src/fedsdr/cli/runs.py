@@ -1,0 +1,89 @@
+"""Commands that run recipes, and write their reports.
+
+Imports of heavy libraries are inside the commands: `--help` must not wait for them.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedsdr.cli.session import Out, RecipePath, Resume, RunFolder, Sets, parse_seeds, session
+
+
+def demo(
+    out: Out = Path("runs/demo"),
+    seeds: Annotated[str, typer.Option(help="Comma-separated, e.g. 0,1,2")] = "0,1,2",
+) -> None:
+    """Run the whole method on the embedded lab in a few minutes and write a report.
+
+    An interrupted demo goes on where it stopped; a finished one is run anew.
+    """
+    from fedsdr import run as runs
+
+    with session() as reporter:
+        summary = runs.demo(out, parse_seeds(seeds), reporter)
+    finish(out, summary)
+
+
+def run(recipe: RecipePath, out: Out, resume: Resume = False, set_: Sets = None) -> None:
+    """Run a recipe and its baselines into a folder, with a report."""
+    from fedsdr import recipe as recipes
+    from fedsdr import run as runs
+
+    with session() as reporter:
+        loaded = recipes.load_recipe(recipe, set_ or [])
+        summary = runs.run(loaded, out, reporter, resume)
+    finish(out, summary)
+
+
+def compare(
+    recipe: RecipePath,
+    out: Out,
+    seeds: Annotated[str, typer.Option(help="Comma-separated, e.g. 0,1,2")] = "0,1,2",
+    resume: Resume = False,
+    set_: Sets = None,
+) -> None:
+    """Run a recipe and its baselines for several seeds; report means with 95 % intervals."""
+    from fedsdr import recipe as recipes
+    from fedsdr import run as runs
+
+    with session() as reporter:
+        loaded = recipes.load_recipe(recipe, set_ or [])
+        summary = runs.compare(loaded, parse_seeds(seeds), out, reporter, resume)
+    finish(out, summary)
+
+
+def reproduce(
+    out: Out = Path("runs/evidence"),
+    seeds: Annotated[str, typer.Option(help="Comma-separated, e.g. 0,1,2,3,4")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer experiments, two seeds.")] = False,
+    only: Annotated[str, typer.Option(help="Comma-separated experiments, instead of all.")] = "",
+    jobs: Annotated[int, typer.Option(min=1, help="Processes at a time.")] = 2,
+) -> None:
+    """Test the paper's claims on the lab and write evidence.md with its figures.
+
+    What is done already in --out is not done again. The full form takes hours.
+    """
+    from fedsdr.evidence.document import choose_experiments
+    from fedsdr.evidence.document import reproduce as run_all
+
+    with session() as reporter:
+        chosen = parse_seeds(seeds or ("0,1" if quick else "0,1,2,3,4"))
+        document = run_all(out, chosen, choose_experiments(only, quick), jobs, reporter)
+    typer.echo(f"\nevidence: {document}")
+
+
+def report(folder: RunFolder) -> None:
+    """Write a run's report.html anew."""
+    from fedsdr.report.html import write_report
+
+    with session():
+        typer.echo(write_report(folder))
+
+
+def finish(out: Path, summary: dict[str, object]) -> None:
+    from fedsdr.report.terminal import print_summary
+
+    print_summary(summary)
+    typer.echo(f"\nreport: {out / 'report.html'}")

@@ -1,0 +1,48 @@
+"""What all commands have in common: their options, progress, and errors turned into exit codes."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedsdr.errors import UserError
+from fedsdr.progress import Reporter, terminal
+from fedsdr.quiet import quiet_libraries
+
+RecipePath = Annotated[Path, typer.Argument(help="A TOML recipe; see recipes/.")]
+RunFolder = Annotated[Path, typer.Argument(help="A finished run or comparison.")]
+Out = Annotated[Path, typer.Option(help="The run folder. A folder in use is never written over.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in --out.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a key, e.g. --set federation.rounds=4")
+]
+
+
+@contextmanager
+def session() -> Iterator[Reporter]:
+    """Quiet libraries, draw progress, and turn the user's mistakes into one line and status 2."""
+    quiet_libraries()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    reporter = terminal()
+    try:
+        with reporter.live():
+            yield reporter
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted: nothing is lost, go on with --resume", err=True)
+        raise SystemExit(130) from None
+
+
+def parse_seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--seeds {text!r}: expected whole numbers like 0,1,2") from None
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {text!r}: a seed given twice is not two runs")
+    return seeds

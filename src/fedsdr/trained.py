@@ -1,0 +1,118 @@
+"""Finished runs, opened again: one base model, and the adapters of every model that a run made.
+
+What evaluates, judges, exports or talks to a model after training starts here. Models are named
+by texts: "base"; "global" and "client:NAME", of the run's own method; "METHOD" and
+"METHOD/client:NAME", of one of its baselines.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from fedsdr.adapters import Adapter
+from fedsdr.errors import UserError
+from fedsdr.folders import RECIPE_FILE, RESULT_FILE, method_folders
+from fedsdr.model.base import BaseModel
+from fedsdr.model.lora import Stream, TwoStreamModel
+from fedsdr.model.peft_format import WEIGHTS, read_adapter
+from fedsdr.progress import Reporter
+from fedsdr.recipe import load_recipe
+from fedsdr.sections import Recipe
+from fedsdr.setting import base_of
+
+BASE: Final = "base"
+GLOBAL: Final = "global"
+CLIENT: Final = "client:"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run folder whose methods are done, before any model is loaded.
+
+    methods: name -> folder, the run's own method last.
+    """
+
+    folder: Path
+    recipe: Recipe
+    methods: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def own(self) -> str:
+        """The name of the run's own method."""
+        return list(self.methods)[-1]
+
+    def model_names(self) -> list[str]:
+        """All models of this run, the base first, then method by method."""
+        names = [BASE]
+        for method, folder in self.methods.items():
+            own = method == self.own
+            if (folder / GLOBAL / WEIGHTS).exists():
+                names.append(GLOBAL if own else method)
+            names += [CLIENT + c if own else f"{method}/{CLIENT}{c}" for c in personal(folder)]
+        return names
+
+    def place(self, name: str) -> tuple[Path, str]:
+        """The folder of a model's method, and its client ("" for a global model)."""
+        if name not in self.model_names() or name == BASE:
+            raise UserError(
+                f"{self.folder} has no model {name!r}: choose from {', '.join(self.model_names())}"
+            )
+        method, is_client, client = name.rpartition(CLIENT)
+        method = method.rstrip("/") if is_client else name
+        return self.methods.get(method, self.methods[self.own]), client if is_client else ""
+
+    def adapters(self, name: str) -> dict[Stream, Adapter]:
+        """The adapters that make the base model into the one called `name`."""
+        if name == BASE:
+            return {}
+        folder, client = self.place(name)
+        places = {Stream.RECTIFY: folder / GLOBAL}
+        if client:
+            mine = folder / "clients" / client
+            places[Stream.SMOOTH] = mine / "private"
+            if (mine / "personal" / WEIGHTS).exists():
+                places[Stream.RECTIFY] = mine / "personal"
+        return {s: read_adapter(p) for s, p in places.items() if (p / WEIGHTS).exists()}
+
+
+def personal(folder: Path) -> list[str]:
+    """The clients of a method's folder that have a model of their own."""
+    clients = sorted(path for path in (folder / "clients").glob("*") if path.is_dir())
+    kinds = ("private", "personal")
+    return [c.name for c in clients if any((c / kind / WEIGHTS).exists() for kind in kinds)]
+
+
+def open_run(folder: Path) -> Finished:
+    """Read what a finished run holds. Raises `UserError` for anything but a finished run."""
+    if not (folder / RECIPE_FILE).is_file():
+        raise UserError(f"{folder} is not a run folder: it has no {RECIPE_FILE}")
+    recipe = load_recipe(folder / RECIPE_FILE)
+    if seeds := sorted(path.name for path in folder.glob("seed-*")):
+        raise UserError(
+            f"{folder} is a comparison of several runs: give one of them, {folder / seeds[0]} say"
+        )
+    methods = {name: place for name, place, _ in method_folders(recipe, folder)}
+    if waiting := [name for name, place in methods.items() if not (place / RESULT_FILE).exists()]:
+        raise UserError(
+            f"{folder} is not finished ({waiting[0]!r} is not): go on with "
+            f"fedsdr run ... --out {folder} --resume"
+        )
+    return Finished(folder, recipe, methods)
+
+
+class Models:
+    """The models of a finished run in one process: a base model and the adapters put into it."""
+
+    def __init__(self, run: Finished, reporter: Reporter) -> None:
+        """Load the base model with the run's streams, all of them off."""
+        self.run = run
+        self.base: BaseModel = base_of(run.recipe, reporter)
+        lora = run.recipe.lora
+        self.streams = TwoStreamModel(self.base.model, lora.targets, lora.rank, lora.alpha)
+
+    def use(self, name: str) -> None:
+        """Make `base.model` the model called `name`."""
+        adapters = self.run.adapters(name)
+        for stream, adapter in adapters.items():
+            self.streams.load(stream, adapter)
+        self.streams.activate(*adapters)
