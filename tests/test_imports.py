@@ -105,6 +105,7 @@ FORBIDDEN: dict[str, set[str]] = {
     ),
     "engines": TOP | ours("lab", "report", "diagnose"),
     "evidence": ours("cli"),
+    "cli": set(),  # puts everything together
 }
 BASIC = ("adapters.py", "errors.py", "files.py", "metrics.py", "progress.py", "seeds.py")
 
