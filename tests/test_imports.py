@@ -115,6 +115,8 @@ FORBIDDEN: dict[str, set[str]] = {
     "engines": TOP | ours("lab", "report", "diagnose"),
     "export": ours("cli", "evidence", "run", "method_run", "summary"),
     "chat": ours("cli", "evidence", "run", "method_run", "summary", "export"),
+    "tracking": (TOP - ours("tracking"))
+    | ours("model", "training", "engines", "algorithms", "distill", "lab", "data", "report"),
     "evidence": ours("cli"),
     "cli": set(),  # puts everything together
 }
