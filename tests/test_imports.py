@@ -40,7 +40,16 @@ def ours(*parts: str) -> set[str]:
 
 OUTSIDE = {"transformers", "peft", "flwr", "datasets"}
 TOP = ours(
-    "cli", "run", "method_run", "summary", "folders", "setting", "methods", "evidence", "trained"
+    "cli",
+    "run",
+    "method_run",
+    "summary",
+    "folders",
+    "setting",
+    "methods",
+    "evidence",
+    "trained",
+    "export",
 )
 
 # part of the package -> what it must not import
@@ -104,6 +113,10 @@ FORBIDDEN: dict[str, set[str]] = {
         "diagnose",
     ),
     "engines": TOP | ours("lab", "report", "diagnose"),
+    "export": ours("cli", "evidence", "run", "method_run", "summary"),
+    "chat": ours("cli", "evidence", "run", "method_run", "summary", "export"),
+    "tracking": (TOP - ours("tracking"))
+    | ours("model", "training", "engines", "algorithms", "distill", "lab", "data", "report"),
     "evidence": ours("cli"),
     "cli": set(),  # puts everything together
 }

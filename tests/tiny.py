@@ -201,6 +201,7 @@ def tables(model: Path, files: Sequence[Path]) -> dict[str, Any]:
             "smooth_lr": 0.02,
         },
         "evaluate": {"every": 2},
+        "tracking": {"backends": ["none"]},
     }
 
 

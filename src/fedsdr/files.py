@@ -41,10 +41,11 @@ def write_atomically(path: Path, write: Callable[[Path], None], private: bool = 
         temporary.unlink(missing_ok=True)
 
 
-def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+def write_folder(folder: Path, write: Callable[[Path], None]) -> bool:
     """Make a new folder by `write(temporary)` and a rename; one that is there already is kept.
 
-    So of two processes that make the same folder at once, both find it whole.
+    So of two processes that make the same folder at once, both find it whole. Returns whether
+    the folder is the one written here.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -53,11 +54,13 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
         write(temporary)
         if not folder.exists():
             temporary.rename(folder)
+            return True
     except OSError:
         if not folder.exists():  # else another process was faster
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    return False
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 DIR/recipe.toml  environment.json  partition.json  summary.json  report.html
 DIR/metrics.jsonl  distillation.json  checkpoint.safetensors  personal.json  result.json
-DIR/global/  clients/<id>/
+DIR/global/  clients/<id>/  tensorboard/<method>/
 DIR/clients/<id>/private/   S, beside the global R or the client's own
 DIR/clients/<id>/personal/  the client's own R, in methods that have one
 DIR/baselines/<name>/   recipe.toml and the last two lines again, for each baseline
@@ -41,7 +41,12 @@ def check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
     except OSError as error:
         raise UserError(f"cannot use {out}: {error}: give another --out") from error
     if resume and begun:
-        if changed := differences(load_recipe(file), recipe):
+        changed = [
+            key
+            for key in differences(load_recipe(file), recipe)
+            if not key.startswith("tracking.")  # changes nothing of what is computed
+        ]
+        if changed:
             raise UserError(
                 f"{out} holds a run of another recipe (they differ in {', '.join(changed)}): "
                 "resume with the recipe it was started with, or give another --out"

@@ -3,6 +3,7 @@
 import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,25 @@ from fedsdr.progress import Reporter
 from fedsdr.recipe import override, to_toml
 from fedsdr.sections import Recipe
 from fedsdr.setting import cache_folder
-from fedsdr.training.rounds import METRICS_FILE, RoundOptions, cohort_size, finite, run_rounds
+from fedsdr.tracking.follow import Follower
+from fedsdr.training.rounds import (
+    METRICS_FILE,
+    RoundOptions,
+    cohort_size,
+    finite,
+    nobody,
+    run_rounds,
+)
 from fedsdr.training.store import ClientStore
 
 
 def run_method(
-    bench: Workbench, recipe: Recipe, folder: Path, name: str, reporter: Reporter
+    bench: Workbench,
+    recipe: Recipe,
+    folder: Path,
+    name: str,
+    reporter: Reporter,
+    follower: Follower | None = None,
 ) -> None:
     """One method from start or checkpoint to its result; a finished one is left alone."""
     if (folder / RESULT_FILE).exists():
@@ -59,8 +73,15 @@ def run_method(
         federation.late, federation.late_round,
     )  # fmt: skip
     first = bench.first_adapter(recipe.seed)
-    state = run_rounds(algorithm, engine, first, options, evaluate, folder, reporter, name)
-    finish_method(bench, recipe, folder, algorithm, state, engine)
+    with follower or nullcontext() as tracking:
+        observe = tracking.row if tracking else nobody
+        state = run_rounds(
+            algorithm, engine, first, options, evaluate, folder, reporter, name, observe
+        )
+        result = finish_method(bench, recipe, folder, algorithm, state, engine)
+        if tracking:
+            tracking.final(result)
+    files.write_json(folder / RESULT_FILE, result)
 
 
 def finish_method(
@@ -70,8 +91,8 @@ def finish_method(
     algorithm: Algorithm,
     state: ServerState,
     engine: InProcess,
-) -> None:
-    """Write the adapters and the final metrics of a method whose rounds are done."""
+) -> dict[str, float]:
+    """Write the adapters of a method whose rounds are done; returns its final metrics."""
     deployed, shared = algorithm.deployed(state), algorithm.broadcast(state)
     if deployed:
         write_adapter(folder / "global", whole(deployed), bench.adapter_settings)
@@ -92,7 +113,7 @@ def finish_method(
     scores = finite(merge_all(personal.values()), recipe.federation.rounds)
     result |= {f"personal_{name}": score for name, score in scores.items()}
     files.write_json(folder / PERSONAL_FILE, {c: values(each) for c, each in personal.items()})
-    files.write_json(folder / RESULT_FILE, result)
+    return result
 
 
 def population(

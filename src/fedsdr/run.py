@@ -27,6 +27,8 @@ from fedsdr.recipe import load_recipe
 from fedsdr.sections import Recipe
 from fedsdr.setting import prepare
 from fedsdr.summary import summarise_runs
+from fedsdr.tracking.follow import Follower, tracked
+from fedsdr.tracking.table import choose
 
 
 def run(recipe: Recipe, out: Path, reporter: Reporter, resume: bool = False) -> dict[str, Any]:
@@ -43,8 +45,10 @@ def run(recipe: Recipe, out: Path, reporter: Reporter, resume: bool = False) -> 
     bench = setting.workbench(reporter)
     claim_folder(out, recipe)
     record_start(out, bench.clients, recipe.seed)
+    backends = choose(recipe.tracking.backends)
     for name, folder, each in method_folders(recipe, out):
-        run_method(bench, each, folder, name, reporter)
+        follower = Follower(backends, tracked(each, out.name, name, out, folder), reporter)
+        run_method(bench, each, folder, name, reporter, follower)
     return summarise_runs([recipe.seed], [out], out, time.perf_counter() - began)
 
 

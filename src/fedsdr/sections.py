@@ -240,6 +240,18 @@ class Evaluate(Section):
     aggregation_error: bool = False
 
 
+class Tracking(Section):
+    """Where else metrics go, round by round; never texts or adapters (`fedsdr.tracking`).
+
+    backends: "tensorboard", "mlflow", "wandb"; "auto", TensorBoard where it is installed; "none".
+    project: W&B's project and MLflow's experiment. name: of the run; its folder's by default.
+    """
+
+    backends: tuple[str, ...] = ("auto",)
+    project: str = "fedsdr"
+    name: str = ""
+
+
 class Recipe(Section):
     """A whole run. `baselines` are methods that run before the recipe's own, each into
     `baselines/NAME` of the run folder: names of `fedsdr.methods.METHODS`, or of `variants`, which
@@ -259,6 +271,7 @@ class Recipe(Section):
     privacy: Privacy = Privacy()
     local: Local = Local()
     evaluate: Evaluate = Evaluate()
+    tracking: Tracking = Tracking()
 
     @property
     def uses_lab(self) -> bool:

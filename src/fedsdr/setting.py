@@ -19,6 +19,7 @@ from fedsdr.model.base import BaseModel, check_model, load_base
 from fedsdr.progress import Reporter
 from fedsdr.recipe import differences, override
 from fedsdr.sections import Recipe
+from fedsdr.tracking.table import choose as choose_backends
 from fedsdr.training.rounds import cohort_size, present
 
 
@@ -55,6 +56,7 @@ def prepare(recipe: Recipe) -> Setting:
     """Read all data and check every name in the recipe; raises `UserError` for what is wrong."""
     build_algorithm(recipe)
     choose_checks(recipe.distill.checks)
+    choose_backends(recipe.tracking.backends)
     _check_baselines(recipe)
     if recipe.uses_lab:
         world = build_world(world_options(recipe))
@@ -66,7 +68,15 @@ def prepare(recipe: Recipe) -> Setting:
     return setting
 
 
-COMMON = ("seed", "model.", "lora.", "data.", "lab.", "evaluate.limit")  # made once for all
+COMMON = (
+    "seed",
+    "model.",
+    "lora.",
+    "data.",
+    "lab.",
+    "evaluate.limit",
+    "tracking.",
+)  # made once for all
 
 
 def _check_baselines(recipe: Recipe) -> None:

@@ -61,8 +61,8 @@ class Finished:
         method = method.rstrip("/") if is_client else name
         return self.methods.get(method, self.methods[self.own]), client if is_client else ""
 
-    def adapters(self, name: str) -> dict[Stream, Adapter]:
-        """The adapters that make the base model into the one called `name`."""
+    def adapter_folders(self, name: str) -> dict[Stream, Path]:
+        """Where the adapters lie that make the base model into the one called `name`."""
         if name == BASE:
             return {}
         folder, client = self.place(name)
@@ -72,7 +72,11 @@ class Finished:
             places[Stream.SMOOTH] = mine / "private"
             if (mine / "personal" / WEIGHTS).exists():
                 places[Stream.RECTIFY] = mine / "personal"
-        return {s: read_adapter(p) for s, p in places.items() if (p / WEIGHTS).exists()}
+        return {stream: p for stream, p in places.items() if (p / WEIGHTS).exists()}
+
+    def adapters(self, name: str) -> dict[Stream, Adapter]:
+        """The adapters that make the base model into the one called `name`."""
+        return {stream: read_adapter(p) for stream, p in self.adapter_folders(name).items()}
 
 
 def personal(folder: Path) -> list[str]:

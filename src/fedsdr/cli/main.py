@@ -6,7 +6,7 @@ import signal
 import typer
 
 from fedsdr import __version__
-from fedsdr.cli import look, runs
+from fedsdr.cli import chat, export, look, runs
 
 app = typer.Typer(
     help="Federated fine-tuning of language models with self-distillation and rectification.",
@@ -29,6 +29,8 @@ for command in (
     look.check,
     look.algorithms,
     runs.report,
+    export.export,
+    chat.chat,
     version,
 ):
     app.command()(command)

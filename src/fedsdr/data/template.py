@@ -34,7 +34,7 @@ class ChatFormat:
         """`template`: "auto" is the tokenizer's own, or Alpaca's where it has none; or a name
         shipped in `fedsdr/data/templates`; or the path of a Jinja file."""
         self.tokenizer = tokenizer
-        self._template = self._choose(template)
+        self.template = self._choose(template)
 
     def _choose(self, template: str) -> str:
         if template == "auto":
@@ -64,7 +64,7 @@ class ChatFormat:
         return str(
             self.tokenizer.apply_chat_template(
                 messages,
-                chat_template=self._template,
+                chat_template=self.template,
                 add_generation_prompt=ask,
                 tokenize=False,
             )

@@ -70,6 +70,11 @@ def check_model(path: str, template: str = "auto", device: str = "auto") -> None
         )
 
 
+def load_chat(path: str, template: str = "auto") -> ChatFormat:
+    """A model folder's tokenizer and template, without its weights."""
+    return ChatFormat(_load_tokenizer(path), template)
+
+
 def _load_tokenizer(path: str) -> Any:
     folder = Path(path)
     if path.startswith((".", "/", "~")) and not folder.is_dir():

@@ -47,7 +47,7 @@ def generate(
             past_key_values=cache, use_cache=True, logits_to_keep=1,
         )  # fmt: skip
         draw = None if draws is None else draws[:, step]
-        token = _choose(out.logits[:, -1].float(), temperature, draw)  # (B,)
+        token = choose(out.logits[:, -1].float(), temperature, draw)  # (B,)
         written[:, step] = torch.where(running, token, written[:, step])
         running = running & (token != stop) & (step + 1 < limits)
         if not bool(running.any()):
@@ -58,7 +58,7 @@ def generate(
     return [_trim(row, job.limit, stop) for row, job in zip(written.tolist(), jobs, strict=True)]
 
 
-def _choose(logits: Tensor, temperature: float, draw: Tensor | None) -> Tensor:
+def choose(logits: Tensor, temperature: float, draw: Tensor | None) -> Tensor:
     """The next token of each row: the likeliest, or the one whose CDF interval holds `draw`."""
     if draw is None:
         return logits.argmax(-1)

@@ -18,6 +18,7 @@ from fedsdr.errors import UserError
 
 PREFIX: Final = "base_model.model."
 WEIGHTS: Final = "adapter_model.safetensors"
+CONFIG: Final = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,18 @@ def read_adapter(folder: Path) -> Adapter:
             f"{PREFIX}<layer>{A_SUFFIX} and {PREFIX}<layer>{B_SUFFIX}"
         )
     return {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
+
+
+def read_settings(folder: Path) -> AdapterSettings:
+    """What `write_adapter` was told when it wrote this folder."""
+    config = files.read_json(folder / CONFIG)
+    return AdapterSettings(
+        rank=config["r"],
+        alpha=config["lora_alpha"],
+        modules=config["target_modules"],
+        base_model=config["base_model_name_or_path"],
+        fan_in_fan_out=config["fan_in_fan_out"],
+    )
 
 
 def target_modules(adapted: Sequence[str], linear: Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -62,6 +62,11 @@ class RoundOptions:
 
 
 Evaluation = Callable[[Adapter], Metrics]
+Observer = Callable[[Mapping[str, Any]], None]
+
+
+def nobody(row: Mapping[str, Any]) -> None:
+    """The observer who is not there."""
 
 
 def cohort_size(clients: int, share: float) -> int:
@@ -98,11 +103,13 @@ def run_rounds(
     folder: Path,
     reporter: Reporter,
     name: str,
+    observe: Observer = nobody,
 ) -> ServerState:
     """Run, or go on with, all rounds; returns the final server state.
 
     folder: holds the checkpoint and metrics.jsonl, a line a round: {"round", "clients", "train",
-    "eval"}; round 0 is the evaluation before training.
+    "eval"}; round 0 is the evaluation before training. observe: is told each committed line, after
+    a resume those from before as well.
     """
     saved = load_checkpoint(folder)
     done, state = saved if saved else (0, algorithm.init(first))
@@ -112,7 +119,8 @@ def run_rounds(
         save_checkpoint(folder, 0, state)
     else:
         engine.commit(done, engine.clients())  # the run may have died just before it could
-    _forget_uncommitted(folder / METRICS_FILE, done)
+    for row in _forget_uncommitted(folder / METRICS_FILE, done):
+        observe(row)
     with reporter.bar(f"{name}: rounds", options.rounds) as bar:
         bar.advance(done)
         for round in range(done + 1, options.rounds + 1):
@@ -125,6 +133,7 @@ def run_rounds(
             files.append_json_line(folder / METRICS_FILE, row)
             save_checkpoint(folder, round, state)
             engine.commit(round, cohort)
+            observe(row)
             bar.advance(note=_note(row))
     return state
 
@@ -178,10 +187,12 @@ def _is_evaluated(round: int, options: RoundOptions) -> bool:
     return round == options.rounds or (options.every > 0 and round % options.every == 0)
 
 
-def _forget_uncommitted(path: Path, done: int) -> None:
+def _forget_uncommitted(path: Path, done: int) -> list[dict[str, Any]]:
+    """Drop the lines after round `done`; returns the others."""
     rows = files.read_json_lines(path)
     kept = [row for row in rows if row["round"] <= done]
     files.write_json_lines(path, kept)
+    return kept
 
 
 def _note(row: dict[str, Any]) -> str:

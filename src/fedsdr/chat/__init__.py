@@ -1,0 +1,1 @@
+"""Talking to the models of a finished run."""

@@ -1,0 +1,100 @@
+"""A conversation with one model: its turns, what fits into the context, answers as they come."""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+from fedsdr import seeds
+from fedsdr.data.records import Turn
+from fedsdr.data.template import ChatFormat
+from fedsdr.errors import UserError
+from fedsdr.model.stream import Stream
+from fedsdr.trained import Models
+
+
+@dataclass(frozen=True)
+class Manner:
+    """system: a system prompt, or "". temperature: 0 is greedy. limit: tokens of an answer."""
+
+    system: str = ""
+    temperature: float = 0.0
+    limit: int = 256
+    seed: int = 0
+
+
+class Conversation:
+    """Turns with whichever model of a run is chosen; the base model is loaded once."""
+
+    def __init__(
+        self, models: Models, name: str, manner: Manner, notice: Callable[[str], None]
+    ) -> None:
+        self.models, self.manner, self.notice = models, manner, notice
+        self._turns: list[Turn] = []
+        self._asked = 0
+        self.use(name)
+
+    def use(self, name: str) -> None:
+        """Go on with another model of the run; what was said stays."""
+        self.models.use(name)
+        self.name = name
+        self._stream = Stream(self.models.base.model)
+
+    def reset(self) -> None:
+        """Forget what was said."""
+        self._turns = []
+
+    def ask(self, question: str) -> Generator[str, None, None]:
+        """The answer in pieces of text. Stopped early, what was said of it is kept.
+
+        Raises `UserError` where the question alone leaves no room for an answer; it is then
+        not part of the conversation.
+        """
+        chat, context = self.models.base.chat, self.models.base.context
+        prompt, self._turns = self._fitting([*self._turns, Turn("user", question)], context)
+        room = min(self.manner.limit, context - len(prompt))
+        draw = seeds.generator(self.manner.seed, "chat", self._asked)
+        self._asked += 1
+        ids: list[int] = []
+        said = ""
+        try:
+            for token in self._stream.generate(
+                prompt, room, chat.end_of_turn, self.manner.temperature, draw
+            ):
+                ids.append(token)
+                piece = new_text(chat, ids, said)
+                said += piece
+                if piece:
+                    yield piece
+        finally:
+            self._turns.append(Turn("assistant", said))
+
+    def _fitting(self, turns: list[Turn], context: int) -> tuple[list[int], list[Turn]]:
+        """The prompt's ids and its turns, the oldest exchanges dropped until an answer has room."""
+        left = turns
+        prompt = self._prompt_ids(left)
+        while len(prompt) + self.manner.limit > context and len(left) > 1:
+            left = left[2:]
+            prompt = self._prompt_ids(left)
+        if len(prompt) >= context:
+            raise UserError(
+                f"the message has {len(prompt)} tokens with its frame, and the model's context is "
+                f"{context}: say it in fewer words"
+            )
+        if dropped := (len(turns) - len(left)) // 2:
+            self.notice(f"the context is full: the {dropped} oldest exchange(s) were dropped")
+        return prompt, left
+
+    def _prompt_ids(self, turns: list[Turn]) -> list[int]:
+        system = [Turn("system", self.manner.system)] if self.manner.system else []
+        return self.models.base.chat.prompt_ids((*system, *turns))
+
+
+def new_text(chat: ChatFormat, ids: list[int], said: str) -> str:
+    """What the ids say beyond `said`: nothing while a character is incomplete.
+
+    White space at the end waits for what follows it, so that all pieces together are
+    `chat.text(ids)`.
+    """
+    text = chat.text(ids)
+    if text.endswith("\N{REPLACEMENT CHARACTER}") or not text.startswith(said):
+        return ""
+    return text[len(said) :]

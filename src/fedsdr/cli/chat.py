@@ -1,0 +1,47 @@
+"""The command that talks to a trained model."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from fedsdr.cli.session import RunFolder, session
+
+
+def chat(
+    folder: RunFolder,
+    client: Annotated[str, typer.Option(help="Talk to this client's personal model.")] = "",
+    model: Annotated[str, typer.Option(help="global, base, client:NAME, or METHOD.")] = "",
+    system: Annotated[str, typer.Option(help="A system prompt.")] = "",
+    temperature: Annotated[float, typer.Option(min=0, max=10, help="0 is greedy.")] = 0.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of sampling, where temperature is above 0.")] = 0,
+) -> None:
+    """Talk to a model of a finished run. Questions may come through a pipe, one a line."""
+    from fedsdr.chat.conversation import Conversation, Manner
+    from fedsdr.chat.terminal import HELP, converse, typed
+    from fedsdr.errors import UserError
+    from fedsdr.trained import BASE, CLIENT, GLOBAL, Models, open_run
+
+    def notice(text: str) -> None:
+        typer.echo(text, err=True)
+
+    live = sys.stdin.isatty()
+    with session() as reporter:
+        if client and model:
+            raise UserError(f"--client {client} and --model {model}: give one of them")
+        run = open_run(folder)
+        name = CLIENT + client if client else model or GLOBAL
+        if name != BASE:
+            run.place(name)  # before the model is loaded
+        conversation = Conversation(
+            Models(run, reporter), name, Manner(system, temperature, max_tokens, seed), notice
+        )
+    # Outside of the session: bars are gone, and Ctrl-C is the chat's.
+    try:
+        if live:
+            notice(f"{name}, of {', '.join(run.model_names())}\n{HELP}   Ctrl-D: leave")
+        lines = typed(lambda: f"{conversation.name}> ") if live else sys.stdin
+        converse(conversation, lines, sys.stdout, notice, live)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

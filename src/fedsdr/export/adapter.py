@@ -1,0 +1,37 @@
+"""One PEFT adapter for any model of a run: what W0 + R + S adds to W0, as one low-rank pair.
+
+    (alpha/r) (B_R A_R + B_S A_S) = (alpha/r) [B_R B_S] [A_R; A_S]
+
+of rank r_R + r_S: nothing is approximated, and plain PEFT loads it with one call.
+"""
+
+from collections.abc import Collection
+
+from fedsdr.adapters import Adapter
+from fedsdr.errors import UserError
+from fedsdr.model.peft_format import AdapterSettings, read_settings
+from fedsdr.products import stack
+from fedsdr.trained import BASE, Finished
+
+
+def joined(parts: Collection[Adapter]) -> Adapter:
+    """The streams of one model as one adapter, in the dtypes of the first."""
+    first, *others = parts
+    if not others:
+        return dict(first)
+    total = stack([(part, 1.0) for part in parts])
+    return {key: tensor.to(first[key].dtype) for key, tensor in total.items()}
+
+
+def exported(run: Finished, name: str) -> tuple[Adapter, AdapterSettings]:
+    """The adapter of the model called `name`, and what PEFT must know to apply it.
+
+    Read from the run folder alone: no base model is loaded.
+    """
+    if name == BASE:
+        raise UserError(
+            f"the base model has no adapter to export: choose from "
+            f"{', '.join(run.model_names()[1:])}"
+        )
+    places = run.adapter_folders(name)
+    return joined(run.adapters(name).values()), read_settings(next(iter(places.values())))

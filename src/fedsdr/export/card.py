@@ -1,0 +1,110 @@
+"""The model card: what a model is, how it was made, what it scored, how to load it.
+
+It holds no text of any client and, unless asked, no client's name: counts and means alone. Under
+differential privacy the clients' numbers of records are private too, and left out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from fedsdr import __version__, files
+from fedsdr.folders import PARTITION_FILE, PERSONAL_FILE, RECIPE_FILE, RESULT_FILE
+from fedsdr.recipe import load_recipe
+from fedsdr.report import labels
+from fedsdr.sections import Recipe
+from fedsdr.trained import Finished
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What the folder beside the card holds.
+
+    base: what adapter_config.json calls the base model. dtype: of the weights.
+    ranks: smallest and largest rank of its layers. end_of_turn: the token that ends an answer.
+    """
+
+    model: str
+    merged: bool
+    base: str
+    dtype: str
+    ranks: tuple[int, int]
+    scaling: float
+    end_of_turn: int
+
+
+def write_card(folder: Path, run: Finished, artefact: Artefact, client_names: bool) -> None:
+    """README.md, with the front matter that the Hugging Face hub reads."""
+    place, client = run.place(artefact.model)
+    recipe = load_recipe(place / RECIPE_FILE)
+    result = files.read_json(place / RESULT_FILE)
+    scores = files.read_json(place / PERSONAL_FILE).get(client, {}) if client else result
+    partition = [] if run.recipe.privacy.mode != "none" else _partition(run.folder)
+    method = next(name for name, each in run.methods.items() if each == place)
+    text = _template().render(
+        artefact=artefact,
+        base_is_folder=is_folder(artefact.base),
+        method=labels.method(method),
+        choices=choices(recipe),
+        rounds=recipe.federation.rounds,
+        lora=recipe.lora,
+        client=client,
+        named=client_names,
+        partition=partition,
+        clients=len(_partition(run.folder)),
+        privacy=recipe.privacy,
+        epsilon=result.get("epsilon"),
+        metrics=_metrics(scores, bool(client), client_names),
+        version=__version__,
+    )
+    files.write_text(folder / "README.md", text)
+
+
+def is_folder(base: str) -> bool:
+    """Whether a base model's name is a path of one machine and not a name on a hub."""
+    return base.startswith((".", "/", "~")) or Path(base).is_dir()
+
+
+def choices(recipe: Recipe) -> dict[str, str]:
+    """The method's choices that make a difference, by their keys."""
+    federation, local = recipe.federation, recipe.local
+    keys = ("algorithm", "lora_aggregation", "targets", "personalisation", "robust", "compression")
+    chosen = {f"federation.{key}": str(getattr(federation, key)) for key in keys}
+    chosen["federation.participation"] = str(federation.participation)
+    mine = ["batch_size", "rectify_steps", "rectify_lr"]
+    if federation.targets == "two_stream":
+        mine += ["smooth_steps", "smooth_lr", "smoothing_state", "smoothing_context"]
+        mine += ["rectify_alone"]
+    return chosen | {f"local.{key}": str(getattr(local, key)) for key in mine}
+
+
+def _partition(folder: Path) -> list[Mapping[str, Any]]:
+    rows: list[Mapping[str, Any]] = files.read_json(folder / PARTITION_FILE)
+    return rows
+
+
+def _metrics(
+    scores: Mapping[str, float], personal: bool, client_names: bool
+) -> list[tuple[labels.Metric, float]]:
+    """The model's own scores: a client's by name only where names are asked for."""
+    kept = {
+        name: score
+        for name, score in scores.items()
+        if (client_names or "/" not in name)
+        and not (labels.is_personal(name) and not personal)
+        and name != "epsilon"
+    }
+    return [(labels.metric(n), kept[n]) for n in labels.ordered(kept, labels.METRICS)]
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True, autoescape=False,
+    )  # fmt: skip
+    text = (resources.files("fedsdr.export") / "templates" / "card.md.jinja").read_text("utf-8")
+    return environment.from_string(text)

@@ -1,0 +1,115 @@
+"""Writing an export: checks first, then a whole folder or none."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fedsdr import files
+from fedsdr.adapters import A_SUFFIX, Adapter, layers
+from fedsdr.data.template import ChatFormat
+from fedsdr.errors import UserError
+from fedsdr.export.adapter import exported
+from fedsdr.export.card import Artefact, write_card
+from fedsdr.export.merge import check_mergeable, merge
+from fedsdr.model.base import DTYPES, load_chat
+from fedsdr.model.peft_format import AdapterSettings, write_adapter
+from fedsdr.progress import Reporter
+from fedsdr.setting import base_of
+from fedsdr.trained import GLOBAL, Finished
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to export.
+
+    model: a name of `Finished.model_names`. merged: whole weights instead of an adapter.
+    dtype: of what is written; "" is the run's (merged) or the adapter's own.
+    base: what to call the base model instead of where the run had it; "" keeps that.
+    client_names: whether the card may name clients.
+    """
+
+    model: str = GLOBAL
+    merged: bool = False
+    dtype: str = ""
+    base: str = ""
+    client_names: bool = False
+
+
+def export(run: Finished, choice: Choice, out: Path, reporter: Reporter) -> Artefact:
+    """Write the folder `out`: weights, tokenizer with chat template, README.md.
+
+    A personal model's folder is its owner's alone (modes 0700 and 0600). Raises `UserError`
+    before anything is written.
+    """
+    check_target(out)
+    if choice.dtype and choice.dtype not in DTYPES:
+        raise UserError(f"--dtype {choice.dtype!r}: choose from {', '.join(DTYPES)}")
+    adapter, settings = exported(run, choice.model)
+    _, client = run.place(choice.model)
+    where, settings = settings.base_model, _renamed(settings, choice.base)
+    if choice.merged:
+        base = base_of(run.recipe, reporter)
+        check_mergeable(base.model)
+        model, chat, dtype = base.model, base.chat, choice.dtype or run.recipe.model.dtype
+        merge(model, adapter, settings.alpha / settings.rank, DTYPES[dtype])
+        _stop_at(model, chat)
+    else:
+        model, chat = None, load_chat(where, run.recipe.model.template)
+        dtype = choice.dtype or str(next(iter(adapter.values())).dtype).removeprefix("torch.")
+        adapter = {key: tensor.to(DTYPES[dtype]) for key, tensor in adapter.items()}
+    artefact = Artefact(
+        choice.model, choice.merged, settings.base_model, dtype, _ranks(adapter),
+        settings.alpha / settings.rank, chat.end_of_turn,
+    )  # fmt: skip
+
+    def write(folder: Path) -> None:
+        folder.mkdir(mode=0o700 if client else 0o777)
+        if model is None:
+            write_adapter(folder, adapter, settings, private=bool(client))
+        else:
+            model.save_pretrained(folder)
+        save_tokenizer(chat, folder)
+        write_card(folder, run, artefact, choice.client_names)
+        if client:
+            for path in folder.rglob("*"):
+                path.chmod(0o700 if path.is_dir() else files.PRIVATE)
+
+    try:
+        made = files.write_folder(out, write)
+    except OSError as error:
+        raise UserError(f"cannot write into {out}: {error}: give another --out") from error
+    if not made:
+        raise UserError(f"{out} was made by someone else meanwhile: give another --out")
+    return artefact
+
+
+def check_target(out: Path) -> None:
+    if out.exists() or out.is_symlink():
+        raise UserError(f"{out} is there already and nothing is written over: give another --out")
+
+
+def save_tokenizer(chat: ChatFormat, folder: Path) -> None:
+    """The tokenizer, with the chat template that the run used as its own."""
+    own = chat.tokenizer.chat_template
+    chat.tokenizer.chat_template = chat.template
+    try:
+        chat.tokenizer.save_pretrained(folder)
+    finally:
+        chat.tokenizer.chat_template = own
+
+
+def _renamed(settings: AdapterSettings, base: str) -> AdapterSettings:
+    return replace(settings, base_model=base) if base else settings
+
+
+def _stop_at(model: Any, chat: ChatFormat) -> None:
+    """Let `generate` end an answer where the run's own generation does."""
+    own = model.generation_config.eos_token_id
+    known = own if isinstance(own, list) else [own]
+    ends = dict.fromkeys([*(i for i in known if i is not None), chat.end_of_turn])
+    model.generation_config.eos_token_id = list(ends) if len(ends) > 1 else chat.end_of_turn
+
+
+def _ranks(adapter: Adapter) -> tuple[int, int]:
+    ranks = [adapter[path + A_SUFFIX].shape[0] for path in layers(adapter)]
+    return min(ranks), max(ranks)

@@ -1,0 +1,1 @@
+"""Following a run in other tools: TensorBoard, MLflow, Weights & Biases."""

@@ -1,0 +1,88 @@
+"""Following one method: its rounds as they are committed, its parameters, its final metrics.
+
+A backend that fails, for want of disk or network say, is left alone for the rest of the method;
+that is said once, and training goes on.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from fedsdr.progress import Reporter
+from fedsdr.recipe import flat
+from fedsdr.sections import Recipe
+from fedsdr.tracking.contract import Tracked, Tracker
+from fedsdr.tracking.table import Backend
+
+# What names clients, their files or a secret; and what is not the method's own.
+WITHHELD = ("data.sources", "lora.ranks", "privacy.noise_seed", "variants", "baselines", "tracking")
+
+
+class Follower:
+    """Use it as a context: backends start with it, and end with it whatever happens."""
+
+    def __init__(self, backends: Mapping[str, Backend], tracked: Tracked, reporter: Reporter):
+        self._backends, self._tracked, self._reporter = backends, tracked, reporter
+        self._trackers: dict[str, Tracker] = {}
+        self._final: dict[str, float] | None = None
+
+    def __enter__(self) -> Self:
+        for name, backend in self._backends.items():
+            self._guard(name, partial(self._start, name, backend))
+        return self
+
+    def _start(self, name: str, backend: Backend) -> None:
+        self._trackers[name] = backend.start(self._tracked)
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """A line of metrics.jsonl; one that a backend has from before a resume is not repeated."""
+        metrics = {
+            f"{kind}/{name}": float(value)
+            for kind in ("train", "eval")
+            for name, value in row.get(kind, {}).items()
+        }
+        for name, tracker in list(self._trackers.items()):
+            if row["round"] > tracker.logged:
+                self._guard(name, partial(tracker.log, row["round"], metrics))
+
+    def final(self, result: Mapping[str, float]) -> None:
+        """The method is done, with these metrics."""
+        self._final = dict(result)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        final = self._final if kind is None else None
+        for name, tracker in list(self._trackers.items()):
+            self._guard(name, partial(tracker.finish, final))
+
+    def _guard(self, name: str, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as error:  # whatever a backend raises, training goes on
+            self._trackers.pop(name, None)
+            self._reporter.say(
+                f"tracking by {name} failed and stops for {self._tracked.method}; the run goes "
+                f"on: {type(error).__name__}: {error!s:.200}"
+            )
+
+
+def tracked(recipe: Recipe, run: str, method: str, out: Path, folder: Path) -> Tracked:
+    """What backends are told of a method."""
+    options = recipe.tracking
+    return Tracked(options.project, options.name or run, method, out, folder, parameters(recipe))
+
+
+def parameters(recipe: Recipe) -> dict[str, str | float]:
+    """The resolved recipe as "a.b" -> number or text; of a model's folder, its name alone."""
+    leaves = flat(recipe.model_dump(mode="json"))
+    kept = {key: value for key, value in leaves.items() if not key.startswith(WITHHELD)}
+    for key in ("model.path", "model.template"):
+        if Path(kept[key]).is_absolute():
+            kept[key] = Path(kept[key]).name
+    return {k: v if isinstance(v, int | float | str) else str(v) for k, v in kept.items()}
