@@ -5,7 +5,7 @@ from typing import Any, Final
 
 NEAR: Final = 0.02  # bits of divergence beyond chance; both are conventions, not measurements:
 FAR: Final = 0.1  # the lab's clients, with a style of their own each, are above the second
-FEW_WORDS: Final = 1000  # at which almost every word is seen once, and all texts seem far apart
+CROWDED: Final = 0.5  # bits that chance alone gives: too few words to tell more from it
 
 Found = Mapping[str, Any]
 
@@ -122,7 +122,7 @@ def _apart(found: Found) -> list[str]:
         f"at equal word counts the divergence is {each['even_js']:.3f} bits, where the same "
         f"records dealt by chance have {each['chance_js']:.3f}"
     )
-    if each["words"] < FEW_WORDS:
+    if each["chance_js"] > CROWDED:
         return [
             f"The divergence of all words is {each['js']['mean']:.3f} bits. The client with least "
             f"has {each['words']} words, too few to tell what is more than chance ({numbers})."
