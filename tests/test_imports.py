@@ -50,6 +50,7 @@ TOP = ours(
     "evidence",
     "trained",
     "export",
+    "diagnosis",
 )
 
 # part of the package -> what it must not import

@@ -1,8 +1,10 @@
 """Commands that look at a recipe, its data and its choices before anything is run."""
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
+from fedsdr.cli.holdings import listed, print_holdings
 from fedsdr.cli.session import RecipePath, Sets, session
 
 
@@ -10,18 +12,23 @@ def check(recipe: RecipePath, set_: Sets = None) -> None:
     """Check a recipe and its data without running anything; show who holds what."""
     from fedsdr import recipe as recipes
     from fedsdr.data.partition import describe
+    from fedsdr.data.sources import skipped_rows
     from fedsdr.setting import prepare
 
     with session():
         setting = prepare(recipes.load_recipe(recipe, set_ or []))
-        table = Table("client", "records", "held out", "words a prompt", "a response", "categories")
-        for row in describe(setting.clients):
-            kinds = ", ".join(f"{name} {count}" for name, count in row["categories"].items())
-            table.add_row(
+        rows = [
+            [
                 row["name"], str(row["records"]), str(row["held_out"]),
-                f"{row['mean_prompt_words']:.1f}", f"{row['mean_response_words']:.1f}", kinds,
-            )  # fmt: skip
-        Console().print(table)
+                f"{row['mean_prompt_words']:.1f}", f"{row['mean_response_words']:.1f}",
+                listed(row["categories"]),
+            ]
+            for row in describe(setting.clients)
+        ]  # fmt: skip
+        skipped = skipped_rows(setting.recipe.data.sources)
+    print_holdings(("records", "held out", "words a prompt", "a response", "categories"), rows)
+    for each in skipped:
+        typer.echo(f"{each.file}: {each.skipped} of {each.rows} rows skipped, without a response")
 
 
 def algorithms() -> None:

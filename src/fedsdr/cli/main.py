@@ -6,7 +6,7 @@ import signal
 import typer
 
 from fedsdr import __version__
-from fedsdr.cli import chat, export, look, runs
+from fedsdr.cli import chat, diagnose, export, look, runs
 
 app = typer.Typer(
     help="Federated fine-tuning of language models with self-distillation and rectification.",
@@ -27,6 +27,7 @@ for command in (
     runs.compare,
     runs.reproduce,
     look.check,
+    diagnose.diagnose,
     look.algorithms,
     runs.report,
     export.export,

@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -38,6 +38,26 @@ def read_source(source: Source, seed: int) -> list[Record]:
     generator = seeds.generator(seed, "limit", Path(source.path).name)
     drawn = torch.randperm(len(found), generator=generator)[: source.limit]
     return [found[index] for index in sorted(drawn.tolist())]
+
+
+class Skipped(NamedTuple):
+    """What `empty = "skip"` left out of one source."""
+
+    client: str  # "" where the records are pooled
+    file: str
+    skipped: int
+    rows: int
+
+
+def skipped_rows(sources: Sequence[Source]) -> list[Skipped]:
+    """Rows without a response, of every source that says to skip them, whatever its limit."""
+    found = []
+    for source in sources:
+        if source.empty == "skip":
+            places, rows = read_rows(source)
+            left_out = len(rows) - len(records(places, rows, source))
+            found.append(Skipped(source.client or "", places.path.name, left_out, len(rows)))
+    return found
 
 
 def read_rows(source: Source) -> Table:

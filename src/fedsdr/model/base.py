@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fedsdr.data.records import Turn
 from fedsdr.data.template import ChatFormat
@@ -73,6 +73,12 @@ def check_model(path: str, template: str = "auto", device: str = "auto") -> None
 def load_chat(path: str, template: str = "auto") -> ChatFormat:
     """A model folder's tokenizer and template, without its weights."""
     return ChatFormat(_load_tokenizer(path), template)
+
+
+def context_of(path: str) -> int:
+    """The number of positions that a model was made for, without loading its weights."""
+    config = AutoConfig.from_pretrained(path)
+    return int(getattr(config, "max_position_embeddings", None) or UNBOUNDED)
 
 
 def _load_tokenizer(path: str) -> Any:

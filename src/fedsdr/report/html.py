@@ -22,8 +22,9 @@ def write_report(folder: Path) -> Path:
     return path
 
 
-def render(material: Material) -> str:
-    environment = Environment(
+def environment() -> Environment:
+    """Where the pages' templates are, and how they are filled in."""
+    return Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,  # texts of the data may hold markup
         undefined=StrictUndefined,
@@ -31,7 +32,10 @@ def render(material: Material) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    template = environment.get_template("report.html.jinja")
+
+
+def render(material: Material) -> str:
+    template = environment().get_template("report.html.jinja")
     styles = palette.styles(method.name for method in material.methods)
     return template.render(
         head=sections.head(material),

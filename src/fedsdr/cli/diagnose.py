@@ -1,0 +1,78 @@
+"""`fedsdr diagnose`: who holds what and how heterogeneous it is, before spending a GPU-hour."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedsdr.cli.holdings import listed, print_holdings
+from fedsdr.cli.session import RecipePath, Sets, session
+
+
+def diagnose(
+    recipe: RecipePath,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write HTML, JSON and CSV into this new folder.")
+    ] = None,
+    gradients: Annotated[
+        int | None,
+        typer.Option(help="Records of each client for gradients; on by default if weights < 1 GB."),
+    ] = None,
+    distilled: Annotated[
+        int | None, typer.Option(help="Rewrite that many records of each client, to compare.")
+    ] = None,
+    rewrites: Annotated[
+        Path | None, typer.Option(help="A data file with rewrites as responses, to compare.")
+    ] = None,
+    no_model: Annotated[bool, typer.Option("--no-model", help="Load no weights.")] = False,
+    set_: Sets = None,
+) -> None:
+    """Show who holds what, how heterogeneous it is, and what that suggests, before any training."""
+    from fedsdr import diagnosis
+    from fedsdr import recipe as recipes
+    from fedsdr.folders import check_folder
+    from fedsdr.report.diagnosis import write_diagnosis
+
+    with session() as reporter:
+        loaded = recipes.load_recipe(recipe, set_ or [])
+        if out is not None:
+            check_folder(out, loaded, resume=False)
+        if distilled == 0:
+            distilled = -1  # an option that is given must ask for something
+        options = diagnosis.Options(gradients, distilled or 0, rewrites, not no_model)
+        found = diagnosis.diagnose(loaded, options, reporter)
+        page = None if out is None else write_diagnosis(out, found)
+    show(found)
+    if page is not None:
+        typer.echo(f"\ndiagnosis: {page}")
+
+
+def show(found: Mapping[str, Any]) -> None:
+    heads = ("records", "held", "prompt", "resp.", "cut", "out", "twice", "leaked", "categories")
+    rows = [
+        [
+            c["name"], str(c["records"]), str(c["held_out"]),
+            f"{c['prompt_tokens']['quantiles'][2]:.0f}",
+            f"{c['response_tokens']['quantiles'][2]:.0f}",
+            str(c["truncated"]), str(c["left_out"]), str(c["repeated"]),
+            str(c["leaked"] + c["leaked_across"]), listed(c["categories"]),
+        ]
+        for c in found["clients"]
+    ]  # fmt: skip
+    print_holdings(heads, rows)
+    typer.echo(
+        f"prompt, resp.: median tokens, of {found['max_length']} for both; cut: responses; "
+        "out: records left out, their prompt is too long\n"
+    )
+    from fedsdr.report.diagnosis import changes, shown
+
+    if "apart" in found:
+        typer.echo(f"Jensen-Shannon divergence, bits: {shown(found['apart']['mean_js'])}")
+        typer.echo(f"TF-IDF cosine: {shown(found['apart']['mean_tfidf'])}")
+    if "gradients" in found:
+        typer.echo(f"cosine of gradients: {shown(found['gradients']['mean'])}")
+    for name, raw, rewritten, difference in changes(found):
+        typer.echo(f"{name}: raw {raw}, rewritten {rewritten}, difference {difference}")
+    for sentence in found["reading"]:
+        typer.echo(f"\n* {sentence}")

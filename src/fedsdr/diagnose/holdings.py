@@ -1,0 +1,131 @@
+"""Who holds what: records, tokens, what does not fit, what is held twice, what leaks."""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Final
+
+import numpy as np
+
+from fedsdr.data.records import ClientData, Record
+from fedsdr.data.template import ChatFormat
+from fedsdr.diagnose.text import words
+from fedsdr.distill.checks import Rewrite, answer, label, number
+
+QUANTILES: Final = (5, 25, 50, 75, 95, 100)
+SHORT: Final = 2  # words; suspicious where the client's median is at least USUAL
+USUAL: Final = 10
+WRONG: Final = Rewrite("", finished=True)  # that a check of truth refuses, where there is one
+Key = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Token counts of a client's training records. quantiles: at the percentages `QUANTILES`."""
+
+    total: int
+    quantiles: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What one client holds; all but `held_out` and the leaks are of records to train on.
+
+    truncated: prompt and response together are longer than max_length, so the response is cut.
+    left_out: the prompt alone leaves no room for a response.
+    checkable: a check of the quality gate knows the truth (`answer`, `number`, `label`).
+    wordless: the response has no letter or digit. short: it has at most `SHORT` words, where the
+        client's median is at least `USUAL`.
+    repeated: prompt and response stand earlier at this client. shared: at another one too.
+    leaked: held-out records whose prompt is trained on by this client; leaked_across: by another.
+    All texts are compared without letter case, spacing and compatibility forms.
+    """
+
+    name: str
+    records: int
+    held_out: int
+    categories: dict[str, int]
+    prompt_tokens: Lengths
+    response_tokens: Lengths
+    truncated: int
+    left_out: int
+    checkable: int
+    wordless: int
+    short: int
+    repeated: int
+    shared: int
+    leaked: int
+    leaked_across: int
+    leaks: tuple[str, ...]  # where the first few leaked records stand in the files
+
+
+def holdings(clients: Sequence[ClientData], chat: ChatFormat, max_length: int) -> list[Holding]:
+    """A row for each client, counted under this tokenizer and template."""
+    prompts = {c.name: {prompt_key(r) for r in c.train} for c in clients}
+    whole = {c.name: {_key(r) for r in c.train} for c in clients}
+    return [_holding(c, chat, max_length, prompts, whole) for c in clients]
+
+
+def _holding(
+    client: ClientData,
+    chat: ChatFormat,
+    max_length: int,
+    prompts: Mapping[str, set[Key]],
+    whole: Mapping[str, set[Key]],
+) -> Holding:
+    asked = [len(chat.prompt_ids(r.prompt)) for r in client.train]
+    told = [len(chat.response_ids(r.response)) for r in client.train]
+    counts = [len(words(r.response)) for r in client.train]
+    usual = median(counts) if counts else 0
+    own = [r for r in client.held_out if prompt_key(r) in prompts[client.name]]
+    others = _others(prompts, client.name)
+    across = [r for r in client.held_out if prompt_key(r) in others]
+    elsewhere = _others(whole, client.name)
+    return Holding(
+        name=client.name,
+        records=len(client.train),
+        held_out=len(client.held_out),
+        categories=dict(Counter(r.category for r in client.train if r.category).most_common()),
+        prompt_tokens=_lengths(asked),
+        response_tokens=_lengths(told),
+        truncated=sum(p < max_length < p + r for p, r in zip(asked, told, strict=True)),
+        left_out=sum(p >= max_length for p in asked),
+        checkable=sum(map(checkable, client.train)),
+        wordless=sum(n == 0 for n in counts),
+        short=sum(0 < n <= SHORT for n in counts) if usual >= USUAL else 0,
+        repeated=len(client.train) - len(whole[client.name]),
+        shared=sum(_key(r) in elsewhere for r in client.train),
+        leaked=len(own),
+        leaked_across=len(across),
+        leaks=tuple(r.origin for r in [*own, *across] if r.origin)[:5],
+    )
+
+
+def checkable(record: Record) -> bool:
+    """Whether a check of truth would refuse an empty rewrite of this record."""
+    return any(check(record, WRONG) for check in (answer, number, label))
+
+
+def normalised(text: str) -> str:
+    """Without letter case, spacing and compatibility forms (Unicode NFKC)."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def prompt_key(record: Record) -> Key:
+    """Equal for records that ask the same, all turns together."""
+    return tuple(f"{turn.role} {normalised(turn.text)}" for turn in record.prompt)
+
+
+def _key(record: Record) -> Key:
+    return (*prompt_key(record), normalised(record.response))
+
+
+def _others(keys: Mapping[str, set[Key]], name: str) -> set[Key]:
+    return set().union(*(each for other, each in keys.items() if other != name))
+
+
+def _lengths(counts: Sequence[int]) -> Lengths:
+    found = np.percentile(counts or [0], QUANTILES)
+    return Lengths(sum(counts), tuple(float(value) for value in found))
