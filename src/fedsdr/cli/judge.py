@@ -93,8 +93,9 @@ def judge(
         reporter.say(_cost(prepared.cost, endpoint.host))
     if dry_run:
         return
-    if prepared.cost.requests and not yes:
-        _confirm()
+    if prepared.cost.requests and not yes and not _confirmed():
+        typer.echo("nobody was asked")
+        return
     with session("give the same command again to go on") as reporter:
         result = carry_out(prepared, reporter)
         if (folder / "summary.json").exists():
@@ -113,8 +114,8 @@ def _cost(cost: "Estimate", host: str) -> str:
     return f"{text}, likely cost {cost.likely:.4g}, at most about {cost.most:.4g}"
 
 
-def _confirm() -> None:
+def _confirmed() -> bool:
     if not sys.stdin.isatty():
         with session():
             raise UserError("nobody is there to agree to the cost: give --yes (or --dry-run)")
-    typer.confirm("ask?", abort=True)
+    return typer.confirm("ask?")

@@ -9,7 +9,7 @@ import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -21,6 +21,7 @@ OPENAI: Final = "https://api.openai.com/v1"
 AGAIN: Final = "nothing is lost: give the same command again later to go on"
 SHORTEST_SECRET: Final = 8  # shorter "keys" (EMPTY, none) are for servers without keys
 UNREACHABLE: Final = "cannot be reached"
+HOPELESS: Final = (UNREACHABLE, "HTTP 401", "HTTP 403")
 LONGEST_WAIT: Final = 600.0  # seconds that a server may ask us to wait
 
 
@@ -164,12 +165,13 @@ class Judge:
         await self._client.close()
 
     async def check(self) -> None:
-        """Raise unless the endpoint is there and takes the key, before any long work."""
+        """Raise unless the endpoint is there and takes the key, before any long work.
+
+        Not every server lists its models: other refusals say nothing about the judge.
+        """
         failure = await self._attempt(lambda: self._client.models.list(timeout=10.0))
-        if isinstance(failure, Failure) and (
-            not failure.retry or failure.words.startswith(UNREACHABLE)
-        ):
-            raise self._hopeless(failure)
+        if isinstance(failure, Failure) and failure.words.startswith(HOPELESS):
+            raise self._hopeless(replace(failure, retry=False))
 
     async def ask(self, messages: Messages) -> Reply:
         """One reply. Fleeting faults are tried again, ever later; others raise `UserError`."""

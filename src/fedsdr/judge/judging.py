@@ -70,7 +70,9 @@ class Prepared:
 
 
 def check_plan(plan: Plan) -> None:
-    """Raise `UserError` for names that the runs lack, equal models, a bound without prices."""
+    """Raise `UserError` for names that the runs lack, equal models, a bound without prices, a
+    spoilt judge.json."""
+    judgings(plan.run.folder)
     for run, name in ((plan.run, plan.a), (plan.other, plan.b)):
         if name is not None and name not in run.model_names():
             run.place(name)  # says which models there are
@@ -122,11 +124,21 @@ def carry_out(
         with reporter.bar(f"verdicts of {endpoint.model}", missing) as bar:
             ask_all(prepared.items, endpoint, prepared.journal, budget, bar, judge)
     result = _result(prepared)
-    path = plan.run.folder / JUDGE_FILE
-    old = files.read_json(path)["judgings"] if path.exists() else []
-    kept = [each for each in old if each["id"] != result["id"]]
-    files.write_json(path, {"judgings": [*kept, result]})
+    kept = [each for each in judgings(plan.run.folder) if each["id"] != result["id"]]
+    files.write_json(plan.run.folder / JUDGE_FILE, {"judgings": [*kept, result]})
     return result
+
+
+def judgings(folder: Path) -> list[dict[str, Any]]:
+    """What a run's judge.json holds already."""
+    path = folder / JUDGE_FILE
+    content = files.read_json(path) if path.exists() else {"judgings": []}
+    try:
+        return [{"id": each["id"], **each} for each in content["judgings"]]
+    except (TypeError, KeyError) as error:
+        raise UserError(
+            f"{path} is not what fedsdr judge writes: delete it and judge again"
+        ) from error
 
 
 def _result(prepared: Prepared) -> dict[str, Any]:
