@@ -212,6 +212,7 @@ def test_an_interrupted_judging_goes_on(home):
         assert len(rows) == len(server.asked) == 2 * (18 - judging(home)["outcomes"]["identical"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_killed_judging_asks_nothing_twice(home, number, status):
     reached, go_on = threading.Event(), threading.Event()
@@ -219,7 +220,7 @@ def test_a_killed_judging_asks_nothing_twice(home, number, status):
     def slow(messages):
         if len(server.asked) == 5:
             reached.set()
-            go_on.wait(20)
+            go_on.wait(200)
         return longest(messages)
 
     more = ("--a", "client:anna", "--b", "base", "--yes", "--concurrency", 1)
@@ -230,9 +231,9 @@ def test_a_killed_judging_asks_nothing_twice(home, number, status):
         ]  # fmt: skip
         command = [sys.executable, "-m", "fedsdr.cli.main", *map(str, arguments)]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-            assert reached.wait(60)
+            assert reached.wait(200)
             process.send_signal(number)
-            said = process.communicate(timeout=20)[1]
+            said = process.communicate(timeout=60)[1]
         assert process.returncode == status
         assert ("give the same command again" in said) == (status == 130)
         assert CANARY not in said
