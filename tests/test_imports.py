@@ -51,6 +51,7 @@ TOP = ours(
     "trained",
     "export",
     "diagnosis",
+    "judge",
 )
 
 # part of the package -> what it must not import
@@ -118,6 +119,23 @@ FORBIDDEN: dict[str, set[str]] = {
     "chat": ours("cli", "evidence", "run", "method_run", "summary", "export"),
     "tracking": (TOP - ours("tracking"))
     | ours("model", "training", "engines", "algorithms", "distill", "lab", "data", "report"),
+    "judge": {"transformers", "peft", "flwr"}
+    | ours(
+        "cli",
+        "run",
+        "method_run",
+        "summary",
+        "setting",
+        "methods",
+        "evidence",
+        "distill",
+        "training",
+        "engines",
+        "algorithms",
+        "lab",
+        "report",
+        "diagnose",
+    ),
     "evidence": ours("cli"),
     "cli": set(),  # puts everything together
 }
@@ -232,3 +250,8 @@ def test_the_reader_of_imports_sees_them_all():
     assert not uses(tree, "f")
     assert within("fedsdr.data.rows", {"fedsdr.data"})
     assert not within("fedsdr.database", {"fedsdr.data"})
+
+
+def test_the_judges_endpoint_is_spoken_to_in_one_file():
+    http = {"openai", "httpx", "urllib.request", "http", "requests"}
+    assert {line.split()[0] for line in violations(FILES, http)} == {"judge/client.py"}

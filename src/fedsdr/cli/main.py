@@ -6,7 +6,7 @@ import signal
 import typer
 
 from fedsdr import __version__
-from fedsdr.cli import chat, diagnose, export, look, runs
+from fedsdr.cli import chat, diagnose, export, judge, look, runs
 
 app = typer.Typer(
     help="Federated fine-tuning of language models with self-distillation and rectification.",
@@ -32,6 +32,7 @@ for command in (
     runs.report,
     export.export,
     chat.chat,
+    judge.judge,
     version,
 ):
     app.command()(command)

@@ -22,8 +22,11 @@ Sets = Annotated[
 
 
 @contextmanager
-def session() -> Iterator[Reporter]:
-    """Quiet libraries, draw progress, and turn the user's mistakes into one line and status 2."""
+def session(go_on: str = "go on with --resume") -> Iterator[Reporter]:
+    """Quiet libraries, draw progress, and turn the user's mistakes into one line and status 2.
+
+    go_on: what somebody is told who interrupts.
+    """
     quiet_libraries()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     reporter = terminal()
@@ -34,7 +37,7 @@ def session() -> Iterator[Reporter]:
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        typer.echo("interrupted: nothing is lost, go on with --resume", err=True)
+        typer.echo(f"interrupted: nothing is lost, {go_on}", err=True)
         raise SystemExit(130) from None
 
 

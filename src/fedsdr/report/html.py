@@ -5,7 +5,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fedsdr.files import write_text
-from fedsdr.report import charts, clients, palette, rewrites, sections, tables
+from fedsdr.report import charts, clients, judgements, palette, rewrites, sections, tables
 from fedsdr.report.load import Material, load
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -47,6 +47,7 @@ def render(material: Material) -> str:
         losses=charts.losses(material, styles),
         conflict=charts.conflict(material, styles),
         aggregation=tables.aggregation(material, styles),
+        judgements=judgements.views(material.judgings),
         rewrites=rewrites.groups(material),
         holdings=tables.holdings(material.partition),
         traffic=tables.traffic(material, styles),

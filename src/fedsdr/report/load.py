@@ -8,7 +8,7 @@ from typing import Any
 
 from fedsdr.errors import UserError
 from fedsdr.files import read_json, read_json_lines
-from fedsdr.report import labels
+from fedsdr.report import judgements, labels
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class Material:
     partition: tuple[Mapping[str, Any], ...]
     recipe: str
     environment: Mapping[str, Any]
+    judgings: tuple[Mapping[str, Any], ...] = ()
 
 
 def load(folder: Path) -> Material:
@@ -97,6 +98,7 @@ def load(folder: Path) -> Material:
         partition=tuple(_first_json(places, "partition.json") or ()),
         recipe=_first_text(places, "recipe.toml"),
         environment=_first_json(places, "environment.json") or {},
+        judgings=judgements.load(folder),
     )
 
 

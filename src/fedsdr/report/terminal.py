@@ -7,6 +7,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fedsdr.report import judgements
+
 COLUMNS: Final = {
     "client_facts": "facts",
     "changed_facts": "changed",
@@ -40,6 +42,21 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
             highlight=False,
             markup=False,
         )
+
+
+def print_judging(judging: Mapping[str, Any], console: Console | None = None) -> None:
+    """One judging of judge.json: the result over all questions and by category, and warnings."""
+    console = console or Console()
+    view = judgements.view(judging)
+    table = Table(title=view.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("questions")
+    for heading in ("number", view.measure, "95 % interval"):
+        table.add_column(heading, justify="right")
+    for row in view.rows:
+        table.add_row(row.label, row.n, row.value, row.span)
+    console.print(table)
+    for words in (*view.facts, *view.warnings):
+        console.print(words, highlight=False, markup=False)
 
 
 def _cell(estimate: Mapping[str, Any] | None, interval: bool) -> str:

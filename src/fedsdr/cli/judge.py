@@ -1,0 +1,121 @@
+"""The command that has answers of a finished run's models judged by another model."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedsdr.cli.session import RunFolder, session
+from fedsdr.errors import UserError
+
+if TYPE_CHECKING:
+    from fedsdr.judge.asking import Estimate
+
+
+def judge(
+    folder: RunFolder,
+    questions: Annotated[
+        Path, typer.Option(help="JSONL with turns, question, instruction or prompt; or its folder.")
+    ],
+    judge_model: Annotated[
+        str, typer.Option("--judge", envvar="FEDSDR_JUDGE", help="The judging model's name.")
+    ] = "",
+    a: Annotated[str, typer.Option("--a", help="A model of the run: global, base, ...")] = "global",
+    b: Annotated[str, typer.Option("--b", help="Its rival; without one, A is rated 1 to 10.")] = "",
+    against: Annotated[Path | None, typer.Option(help="Another run, which B is of.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="FastChat's reference answers.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first questions alone.")] = None,
+    answer_tokens: Annotated[int, typer.Option(min=1, help="At most, of an answer's turn.")] = 512,
+    batch_size: Annotated[int, typer.Option(min=1, help="Answers written at a time.")] = 8,
+    base_url: Annotated[str, typer.Option(envvar="OPENAI_BASE_URL", show_envvar=True)] = "",
+    key_variable: Annotated[
+        str, typer.Option(help="The environment variable that holds the key.")
+    ] = "OPENAI_API_KEY",
+    reasoning: Annotated[
+        bool, typer.Option("--reasoning", help="The judge is a reasoning model (o3, gpt-5).")
+    ] = False,
+    reply_tokens: Annotated[int, typer.Option(min=1, help="At most, of a reply.")] = 1024,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 8,
+    rpm: Annotated[float, typer.Option(min=0, help="Requests a minute; 0: no bound.")] = 0,
+    retries: Annotated[int, typer.Option(min=0, help="Of a request that fails.")] = 6,
+    backoff: Annotated[float, typer.Option(min=0, help="Seconds before the first retry.")] = 1.0,
+    timeout: Annotated[float, typer.Option(min=0.01, help="Seconds, of a request.")] = 120.0,
+    price_in: Annotated[float | None, typer.Option(min=0, help="Of a million tokens.")] = None,
+    price_out: Annotated[float | None, typer.Option(min=0, help="Of a million tokens.")] = None,
+    max_cost: Annotated[float | None, typer.Option(min=0, help="Stop before it is passed.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before spending.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it costs.")] = False,
+) -> None:
+    """Have a run's models answer questions, and an OpenAI-compatible model judge the answers.
+
+    The same command goes on where an interrupted one stopped. Results: judge.json in the run
+    folder, and its report.
+    """
+    from fedsdr.judge.asking import Prices
+    from fedsdr.judge.client import OPENAI, Endpoint, endpoint_from
+    from fedsdr.judge.judging import (
+        Plan,
+        carry_out,
+        check_endpoint,
+        check_plan,
+        prepare_judging,
+        source_name,
+    )
+    from fedsdr.judge.questions import read_questions
+    from fedsdr.report.html import write_report
+    from fedsdr.report.terminal import print_judging
+    from fedsdr.trained import open_run
+
+    options: dict[str, Any] = {
+        "max_tokens": reply_tokens, "reasoning": reasoning, "timeout": timeout,
+        "retries": retries, "backoff": backoff, "requests_per_minute": rpm,
+        "concurrency": concurrency,
+    }  # fmt: skip
+    with session("give the same command again to go on") as reporter:
+        run = open_run(folder)
+        if against is not None and not b:
+            raise UserError(f"--against {against} needs --b, the name of a model of that run")
+        other = run if against is None else open_run(against)
+        asked = read_questions(questions, reference, limit)
+        plan = Plan(
+            run, a, b or None, other, asked, source_name(questions), answer_tokens, batch_size,
+            Prices(price_in, price_out), max_cost,
+        )  # fmt: skip
+        check_plan(plan)
+        if dry_run:
+            endpoint = Endpoint(base_url or OPENAI, judge_model, "", **options)
+        else:
+            endpoint = endpoint_from(os.environ, key_variable, base_url, judge_model, **options)
+            check_endpoint(endpoint)
+        prepared = prepare_judging(plan, endpoint, reporter)
+        reporter.say(_cost(prepared.cost, endpoint.host))
+    if dry_run:
+        return
+    if prepared.cost.requests and not yes and not _confirmed():
+        typer.echo("nobody was asked")
+        return
+    with session("give the same command again to go on") as reporter:
+        result = carry_out(prepared, reporter)
+        if (folder / "summary.json").exists():
+            write_report(folder)
+    print_judging(result)
+    typer.echo(f"\njudgement: {folder / 'judge.json'}")
+
+
+def _cost(cost: "Estimate", host: str) -> str:
+    """What is still to be asked, in one line."""
+    if not cost.requests:
+        return "every verdict is there already: nothing is asked"
+    text = f"to ask of {host}: {cost.requests} verdicts, about {cost.prompt_tokens} prompt tokens"
+    if cost.likely is None:
+        return f"{text} (with --price-in and --price-out: their cost)"
+    return f"{text}, likely cost {cost.likely:.4g}, at most about {cost.most:.4g}"
+
+
+def _confirmed() -> bool:
+    if not sys.stdin.isatty():
+        with session():
+            raise UserError("nobody is there to agree to the cost: give --yes (or --dry-run)")
+    return typer.confirm("ask?")

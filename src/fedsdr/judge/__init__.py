@@ -1,0 +1,1 @@
+"""LLM as a judge: our models answer questions, another model says which answer is better."""

@@ -1,0 +1,138 @@
+"""Our models' answers to the questions: greedy, batched, kept so that none is written twice."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from fedsdr.data.records import Turn
+from fedsdr.errors import UserError
+from fedsdr.judge.journal import Journal
+from fedsdr.judge.questions import Question
+from fedsdr.model.base import BaseModel
+from fedsdr.model.generate import Job, generate
+from fedsdr.progress import Reporter
+from fedsdr.trained import Finished, Models
+
+ANSWERS_FILE: Final = "judge/answers.jsonl"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One turn's answer.
+
+    cut: the answer was not finished after the allowed number of tokens.
+    too_long: the conversation filled the model's context, so that there is no answer.
+    """
+
+    text: str
+    cut: bool = False
+    too_long: bool = False
+
+
+Answers = dict[str, tuple[Answer, ...]]  # question id -> an answer a turn
+
+
+def answers_of(
+    run: Finished,
+    names: Sequence[str],
+    questions: Sequence[Question],
+    limit: int,
+    batch_size: int,
+    reporter: Reporter,
+) -> list[Answers]:
+    """What the run's models of these names say, at most `limit` new tokens a turn.
+
+    Turn by turn, since a later one builds on the answers to those before. The base model is
+    loaded only where an answer is missing.
+    """
+    journal = Journal(run.folder / ANSWERS_FILE)
+    makers = {name: _identity(run, name) for name in names}
+    models: Models | None = None
+    for name, maker in makers.items():
+        keys = [(q, turn) for q in questions for turn in range(len(q.turns))]
+        missing = [(q, t) for q, t in keys if journal.get(_key(maker, q, t, limit)) is None]
+        if not missing:
+            continue
+        if models is None:
+            models = Models(run, reporter)
+        models.use(name)
+        with reporter.bar(f"answers of {name}", len(missing)) as bar:
+            for turn in sorted({turn for _, turn in missing}):
+                todo = [q for q, t in missing if t == turn]
+                for chunk in _batches(models.base, journal, maker, todo, turn, limit, batch_size):
+                    bar.advance(chunk)
+    return [
+        {q.id: _stored(journal, maker, q, len(q.turns), limit) for q in questions}
+        for maker in makers.values()
+    ]
+
+
+def _batches(
+    base: BaseModel,
+    journal: Journal,
+    maker: str,
+    questions: Sequence[Question],
+    turn: int,
+    limit: int,
+    batch_size: int,
+) -> Iterator[int]:
+    """Answer one turn of the questions; yields how many each batch has answered."""
+    prompts = {}
+    for q in questions:
+        before = _stored(journal, maker, q, turn, limit)
+        prompts[q.id] = base.chat.prompt_ids(_conversation(q, before))
+    order = sorted(questions, key=lambda q: (len(prompts[q.id]), q.id))
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        room = {q.id: min(limit, base.context - len(prompts[q.id])) for q in batch}
+        jobs = {q.id: Job(prompts[q.id], room[q.id]) for q in batch if room[q.id] > 0}
+        new = generate(base.model, list(jobs.values()), base.chat.end_of_turn) if jobs else []
+        said = {
+            name: Answer(base.chat.text(ids), cut=not ids or ids[-1] != base.chat.end_of_turn)
+            for name, ids in zip(jobs, new, strict=True)
+        }
+        silent = Answer("", too_long=True)
+        journal.append(
+            {"key": _key(maker, q, turn, limit), **asdict(said.get(q.id, silent))} for q in batch
+        )
+        yield len(batch)
+
+
+def _conversation(question: Question, before: Sequence[Answer]) -> tuple[Turn, ...]:
+    """The turns so far, the last one the user's."""
+    turns = []
+    for text, answer in zip(question.turns, before, strict=False):
+        turns += [Turn("user", text), Turn("assistant", answer.text)]
+    return (*turns, Turn("user", question.turns[len(before)]))
+
+
+def _stored(
+    journal: Journal, maker: str, question: Question, turns: int, limit: int
+) -> tuple[Answer, ...]:
+    rows = [journal.get(_key(maker, question, turn, limit)) for turn in range(turns)]
+    answers = []
+    for row in rows:
+        assert row is not None
+        try:
+            answers.append(Answer(**{name: row[name] for name in ("text", "cut", "too_long")}))
+        except KeyError as error:
+            raise UserError(f"{journal.path} is damaged: delete it, and it is made anew") from error
+    return tuple(answers)
+
+
+def _identity(run: Finished, name: str) -> str:
+    """A digest of what the answers depend on: the recipe's model and the adapters put into it."""
+    made = run.recipe.model_dump(mode="json", include={"model", "lora", "lab", "seed"})
+    digest = hashlib.blake2b(json.dumps(made, sort_keys=True).encode(), digest_size=16)
+    for stream, adapter in run.adapters(name).items():
+        for key, tensor in sorted(adapter.items()):
+            digest.update(f"{stream} {key}".encode())
+            digest.update(tensor.contiguous().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _key(maker: str, question: Question, turn: int, limit: int) -> str:
+    content = json.dumps([maker, question.turns[: turn + 1], limit])
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()

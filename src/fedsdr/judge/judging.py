@@ -1,0 +1,216 @@
+"""One judging from start to end: questions, answers, what it may cost, verdicts, judge.json."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from fedsdr import files
+from fedsdr.errors import UserError
+from fedsdr.judge.analysis import Comparison, pairwise_result, score_result
+from fedsdr.judge.answers import Answer, Answers, answers_of
+from fedsdr.judge.asking import (
+    Budget,
+    Estimate,
+    Item,
+    Prices,
+    ask_all,
+    estimate,
+    items_for,
+    run_loop,
+    same,
+)
+from fedsdr.judge.client import Endpoint, Judge
+from fedsdr.judge.journal import Journal
+from fedsdr.judge.prompts import VERSION
+from fedsdr.judge.questions import Question
+from fedsdr.progress import Reporter
+from fedsdr.trained import Finished
+
+VERDICTS_FILE: Final = "judge/verdicts.jsonl"
+JUDGE_FILE: Final = "judge.json"
+NO_PRICES: Final = Prices()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is judged. b: None rates A alone. other: the run that B is of. limit: new tokens of an
+    answer. max_cost: money, None for no bound."""
+
+    run: Finished
+    a: str
+    b: str | None
+    other: Finished
+    questions: Sequence[Question]
+    source: str
+    limit: int = 512
+    batch_size: int = 8
+    prices: Prices = NO_PRICES
+    max_cost: float | None = None
+
+    @property
+    def label_b(self) -> str | None:
+        """B's name, with its run's where that is another one."""
+        elsewhere = self.other.folder.resolve() != self.run.folder.resolve()
+        return f"{self.b} of {self.other.folder.name}" if self.b and elsewhere else self.b
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Answers are there; nobody has been asked yet. cost: of what is still to ask."""
+
+    plan: Plan
+    endpoint: Endpoint
+    answers: tuple[Answers, Answers | None]
+    items: Sequence[Item]
+    journal: Journal
+    cost: Estimate
+
+
+def check_plan(plan: Plan) -> None:
+    """Raise `UserError` for names that the runs lack, equal models, a bound without prices, a
+    spoilt judge.json."""
+    judgings(plan.run.folder)
+    for run, name in ((plan.run, plan.a), (plan.other, plan.b)):
+        if name is not None and name not in run.model_names():
+            run.place(name)  # says which models there are
+    if plan.b is not None and plan.label_b == plan.a:
+        raise UserError(f"A and B are the same model, {plan.a!r}: name two, by --a and --b")
+    if plan.max_cost is not None and plan.prices.cost(0, 0) is None:
+        raise UserError("--max-cost needs --price-in and --price-out, a million tokens' prices")
+
+
+def check_endpoint(endpoint: Endpoint, judge: Callable[[Endpoint], Judge] = Judge) -> None:
+    """Raise `UserError` where the endpoint cannot be reached or refuses the key."""
+
+    async def look() -> None:
+        async with judge(endpoint) as client:
+            await client.check()
+
+    run_loop(look)
+
+
+def prepare_judging(plan: Plan, endpoint: Endpoint, reporter: Reporter) -> Prepared:
+    """Let our models answer, and find out what is still to be asked of the judge."""
+    check_plan(plan)
+    rest = (plan.questions, plan.limit, plan.batch_size, reporter)
+    together = plan.b is not None and plan.other.folder.resolve() == plan.run.folder.resolve()
+    names = [plan.a, *([plan.b] if together and plan.b else [])]
+    a, *others = answers_of(plan.run, names, *rest)
+    b = others[0] if others else None
+    if plan.b is not None and not together:
+        (b,) = answers_of(plan.other, [plan.b], *rest)
+    items = items_for(plan.questions, a, b, endpoint)
+    journal = Journal(plan.run.folder / VERDICTS_FILE)
+    missing = [item for item in items if journal.get(item.key) is None]
+    cost = estimate(missing, endpoint, plan.prices)
+    if plan.max_cost is not None and cost.likely is not None and cost.likely > plan.max_cost:
+        raise UserError(
+            f"the judging is likely to cost {cost.likely:.4g}, more than --max-cost "
+            f"{plan.max_cost:g}: raise it, or ask fewer questions by --limit"
+        )
+    return Prepared(plan, endpoint, (a, b), items, journal, cost)
+
+
+def carry_out(
+    prepared: Prepared, reporter: Reporter, judge: Callable[[Endpoint], Judge] = Judge
+) -> dict[str, Any]:
+    """Ask for the verdicts that are missing, and write the run's judge.json."""
+    plan, endpoint = prepared.plan, prepared.endpoint
+    if missing := prepared.cost.requests:
+        budget = Budget(plan.prices, plan.max_cost, endpoint.max_tokens)
+        with reporter.bar(f"verdicts of {endpoint.model}", missing) as bar:
+            ask_all(prepared.items, endpoint, prepared.journal, budget, bar, judge)
+    result = _result(prepared)
+    kept = [each for each in judgings(plan.run.folder) if each["id"] != result["id"]]
+    files.write_json(plan.run.folder / JUDGE_FILE, {"judgings": [*kept, result]})
+    return result
+
+
+def judgings(folder: Path) -> list[dict[str, Any]]:
+    """What a run's judge.json holds already."""
+    path = folder / JUDGE_FILE
+    content = files.read_json(path) if path.exists() else {"judgings": []}
+    try:
+        return [{"id": each["id"], **each} for each in content["judgings"]]
+    except (TypeError, KeyError) as error:
+        raise UserError(
+            f"{path} is not what fedsdr judge writes: delete it and judge again"
+        ) from error
+
+
+def _result(prepared: Prepared) -> dict[str, Any]:
+    plan, endpoint, (a, b) = prepared.plan, prepared.endpoint, prepared.answers
+    rows = [prepared.journal.get(item.key) for item in prepared.items]
+    said = {(row["question"], row["turn"], row["order"]): row["verdict"] for row in rows if row}
+    turns = [(q, turn) for q in plan.questions for turn in range(len(q.turns))]
+    if b is None:
+        scores = [(q.id, q.category, said[q.id, turn, ""]) for q, turn in turns]
+        judged = score_result(scores)
+    else:
+        judged = pairwise_result([_comparison(q, turn, a, b, said) for q, turn in turns])
+    texts = json.dumps([[q.turns, q.references] for q in plan.questions])
+    tokens = {
+        kind: sum(row[kind] for row in rows if row)
+        for kind in ("prompt_tokens", "completion_tokens")
+    }
+    head = {
+        "kind": "score" if b is None else "pairwise",
+        "a": plan.a,
+        "b": plan.label_b,
+        "questions": {
+            "file": plan.source,
+            "count": len(plan.questions),
+            "turns": len(turns),
+            "digest": hashlib.blake2b(texts.encode(), digest_size=8).hexdigest(),
+        },
+        "judge": {
+            "model": endpoint.model,
+            "host": endpoint.host,
+            "prompts": VERSION,
+            "temperature": None if endpoint.reasoning else 0,
+        },
+        "answer_tokens": plan.limit,
+    }
+    return {
+        "id": hashlib.blake2b(json.dumps(head).encode(), digest_size=8).hexdigest(),
+        **head,
+        "answers": {
+            name: _describe(answers)
+            for name, answers in (("a", a), ("b", b))
+            if answers is not None
+        },
+        **judged,
+        "tokens": tokens,
+        "cost": plan.prices.cost(*tokens.values()),
+    }
+
+
+def _comparison(
+    question: Question, turn: int, a: Answers, b: Answers, said: dict[Any, Any]
+) -> Comparison:
+    if same(a, b, question, turn):
+        return Comparison(question.id, question.category, identical=True)
+    ab, ba = (said[question.id, turn, order] for order in ("ab", "ba"))
+    return Comparison(question.id, question.category, ab, ba)
+
+
+def _describe(answers: Answers) -> dict[str, float]:
+    """Mean words of an answer, and how many were cut or could not be given."""
+    each: list[Answer] = [answer for turns in answers.values() for answer in turns]
+    return {
+        "words": sum(len(answer.text.split()) for answer in each) / len(each),
+        "cut": sum(answer.cut for answer in each),
+        "too_long": sum(answer.too_long for answer in each),
+    }
+
+
+def source_name(path: Path) -> str:
+    """How judge.json calls the questions: the file's name, and its folder's for question.jsonl."""
+    if path.is_dir():
+        return f"{path.resolve().name}/question.jsonl"
+    return (
+        f"{path.resolve().parent.name}/{path.name}" if path.name == "question.jsonl" else path.name
+    )
