@@ -9,6 +9,7 @@ from fedsdr import recipe as recipes
 from fedsdr.errors import UserError
 from fedsdr.model import quantised
 from fedsdr.model.base import fingerprint, load_base
+from fedsdr.model.generate import Job, generate
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.model.outline import outline, weight_bytes
 from fedsdr.model.peft_format import read_adapter
@@ -26,6 +27,13 @@ ERROR = {"int8": 0.02, "nf4": 1e-5}
 
 def load(folder, kind):
     return load_base(str(folder), dtype="float32", device="cpu", quantisation=kind)
+
+
+def widen(folder) -> None:
+    """bitsandbytes cannot decode one row through layers narrower than a block of 64 weights."""
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 4, "head_dim": 16}
+    config = AutoConfig.from_pretrained(folder, **shape)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
 
 
 def dequantised(layer) -> torch.Tensor:
@@ -63,6 +71,29 @@ def test_every_layer_is_its_dequantised_weight_and_the_streams(kind, family, tmp
 
 
 @KINDS
+def test_gradients_are_the_same_after_a_rewriting(kind, tmp_path):
+    """On some CPUs bitsandbytes would repack 4-bit weights, and drop gradients from then on."""
+    setting(tmp_path)
+    widen(tmp_path / "model")
+    model = load(tmp_path / "model", kind).model
+    two = TwoStreamModel(model, "all-linear", 2, 4.0)
+    two.load(Stream.RECTIFY, random_adapter(two.read(Stream.RECTIFY), 0))
+    two.activate(Stream.RECTIFY)
+    ids = random_ids(2, 6) % model.config.vocab_size
+
+    def gradients():
+        parameters = two.train_only(Stream.RECTIFY)
+        loss = model(input_ids=ids).logits.square().mean()
+        return torch.autograd.grad(loss, list(parameters.values()))
+
+    before = gradients()
+    generate(model, [Job([7, 8, 9], 3)], stop=2)
+    for one, other in zip(before, gradients(), strict=True):
+        assert torch.equal(one, other)
+        assert one.abs().sum() > 0
+
+
+@KINDS
 def test_weights_take_the_bytes_that_were_foretold(kind, tmp_path):
     folder = save_family("llama", tmp_path)
     tensors = load(folder, kind).model.state_dict()
@@ -96,10 +127,7 @@ def test_scales_are_part_of_the_fingerprint(kind, tmp_path):
 @KINDS
 def test_a_run_on_a_quantised_base(kind, tmp_path):
     path = setting(tmp_path, model={"quantisation": kind})
-    # bitsandbytes cannot decode one row through layers narrower than a block of 64 weights.
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 4, "head_dim": 16}
-    config = AutoConfig.from_pretrained(tmp_path / "model", **shape)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    widen(tmp_path / "model")
     run(recipes.load_recipe(path), tmp_path / "run", Reporter(None))
     adapter = read_adapter(tmp_path / "run" / "global")
     assert any(t.abs().sum() > 0 for key, t in adapter.items() if key.endswith("B.weight"))

@@ -3,7 +3,7 @@
 The defaults of `[local]` were chosen by measurement on the lab (docs/findings.md).
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -11,6 +11,7 @@ Positive = Annotated[int, Field(gt=0)]
 LearningRate = Annotated[float, Field(gt=0, lt=10, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 VariantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+HUB: Final = "hub:"  # before the name of a data set on the hub
 FieldName = Literal["instruction", "input", "response", "system", "category", "answer"]
 
 
@@ -62,7 +63,8 @@ class Lora(Section):
 
 
 class Source(Section):
-    """One file (JSONL, JSON, CSV) or `datasets` folder.
+    """One file (JSONL, JSON, CSV) or `datasets` folder, or "hub:OWNER/NAME", the split "train" of a
+    data set that `datasets.load_dataset` finds.
 
     client: the client that holds it; without one its records go through `[data.split]`.
     fields: record field -> column name, or a text with {column} in braces. Known layouts

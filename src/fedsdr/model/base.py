@@ -13,7 +13,7 @@ from fedsdr.data.records import Turn
 from fedsdr.data.template import ChatFormat
 from fedsdr.errors import UserError
 from fedsdr.model.fit import check_fits
-from fedsdr.model.quantised import check_quantisation, loading_options
+from fedsdr.model.quantised import check_quantisation, keep_differentiable, loading_options
 
 UNBOUNDED: Final = 2**20  # tokens, for models whose positions are computed and not stored
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -82,8 +82,10 @@ def load_base(
         )
     model.requires_grad_(False)
     model.eval()
-    if quantisation == "none":  # else it is there already
+    if quantisation == "none":
         model.to(place)
+    else:  # it is there already
+        keep_differentiable(model)
     return BaseModel(model, ChatFormat(tokenizer, template), path)
 
 

@@ -5,6 +5,7 @@ from importlib import util
 from typing import Any
 
 import torch
+from torch import nn
 
 from fedsdr.errors import UserError
 
@@ -35,3 +36,11 @@ def loading_options(quantisation: str, dtype: torch.dtype, device: torch.device)
         )
     )
     return {"quantization_config": config, "device_map": {"": device}}
+
+
+def keep_differentiable(model: nn.Module) -> None:
+    """Forbid bitsandbytes to repack 4-bit weights for a CPU's fast inference: they would be
+    repacked at the first rewriting, and pass no gradient from then on."""
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
