@@ -268,3 +268,8 @@ def test_experts_are_counted_by_what_a_token_uses():
     work = arithmetic(outline_of(config, "mixtral"), 0)
     attention = 2 * 32 * 32 + 2 * 32 * 16
     assert work.matrix == attention + 60 * 32 + 2 * 3 * 32 * 48
+
+
+def test_a_client_without_a_record_that_fits(tmp_path):
+    with pytest.raises(UserError, match=r"client 'anna': no record fits into 2 tokens"):
+        plan_of(setting(tmp_path), "model.max_length=2")

@@ -86,6 +86,7 @@ def test_the_recipes_name_what_they_need_without_the_environment(monkeypatch):
     assert small.model.path == "HuggingFaceTB/SmolLM2-135M"
     assert {*recipes.differences(big, small)} == {
         "model.path", "model.quantisation", "model.gradient_checkpointing",
+        "distill.batch_size",
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from fedsdr.data.batches import shuffled
 from fedsdr.data.records import ClientData, Record
 from fedsdr.data.template import ChatFormat
 from fedsdr.distill.rewrite import rewriting_job
+from fedsdr.errors import UserError
 from fedsdr.model.base import load_tokenizer
 from fedsdr.sections import Distill, Recipe
 
@@ -84,6 +85,11 @@ def client_plan(
 ) -> ClientPlan:
     found = [counter.example(record, most) for record in client.train]
     pairs = [pair for pair in found if pair is not None]
+    if not pairs:
+        raise UserError(
+            f"client {client.name!r}: no record fits into {most} tokens: raise model.max_length, "
+            "as far as the model's context allows"
+        )
     lengths = [sum(pair) for pair in pairs]
     judged = [counter.example(r, most) for r in client.held_out[: recipe.evaluate.limit]]
     requests = [counter.rewriting(record, recipe.distill) for record in client.train]
