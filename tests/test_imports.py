@@ -114,6 +114,8 @@ FORBIDDEN: dict[str, set[str]] = {
         "evaluate",
         "diagnose",
     ),
+    "estimate": ours("cli", "run", "method_run", "summary", "folders", "setting", "evidence")
+    | ours("trained", "engines", "evaluate", "lab", "report", "diagnose"),
     "engines": TOP | ours("lab", "report", "diagnose"),
     "export": ours("cli", "evidence", "run", "method_run", "summary"),
     "chat": ours("cli", "evidence", "run", "method_run", "summary", "export"),

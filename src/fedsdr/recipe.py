@@ -14,7 +14,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from fedsdr.errors import UserError
-from fedsdr.sections import Recipe, Source
+from fedsdr.sections import HUB, Recipe, Source
 
 VARIABLE: Final = re.compile(r"\$(?:(?P<plain>\w+)|\{(?P<braced>\w+)(?::-(?P<default>[^}]*))?\})")
 PATH_MARKS = (".", "/", "~", "$")  # how a path begins that is not a plain name
@@ -101,6 +101,8 @@ def _put(tables: dict[str, Any], key: str, value: Any) -> None:
 def _with_paths(recipe: Recipe, folder: Path) -> Recipe:
     def resolve(text: str) -> str:
         expanded = _expand(text)
+        if expanded.startswith(HUB):
+            return expanded
         try:
             return str((folder / Path(expanded).expanduser()).resolve())
         except (OSError, ValueError, RuntimeError) as error:  # no such home folder, a null byte
@@ -110,6 +112,8 @@ def _with_paths(recipe: Recipe, folder: Path) -> Recipe:
         source.model_dump() | {"path": resolve(source.path)} for source in recipe.data.sources
     ]
     model, template = recipe.model.path, recipe.model.template
+    if model.startswith("$"):
+        model = _expand(model)
     if model.startswith(PATH_MARKS):  # a folder; anything else is a hub name or "lab"
         model = resolve(model)
     if template.startswith(PATH_MARKS) or template.endswith(".jinja"):  # else a shipped one

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,8 @@ def run(recipe: Recipe, out: Path, reporter: Reporter, resume: bool = False) -> 
     began = time.perf_counter()
     bench = setting.workbench(reporter)
     claim_folder(out, recipe)
-    record_start(out, bench.clients, recipe.seed)
+    reporter.say("model: " + ", ".join(f"{k} {v}" for k, v in bench.description.items()))
+    record_start(out, bench.clients, recipe.seed, bench.description)
     backends = choose(recipe.tracking.backends)
     for name, folder, each in method_folders(recipe, out):
         follower = Follower(backends, tracked(each, out.name, name, out, folder), reporter)
@@ -82,13 +83,15 @@ def demo(out: Path, seeds: Sequence[int], reporter: Reporter) -> dict[str, Any]:
     return compare(recipe, seeds, out, reporter, resume=True)
 
 
-def record_start(out: Path, clients: Sequence[ClientData], seed: int) -> None:
+def record_start(
+    out: Path, clients: Sequence[ClientData], seed: int, model: Mapping[str, Any]
+) -> None:
     """Note what the run runs on and who holds what; a resumed run must find the same data."""
     data = fingerprint(clients)
     file = out / ENVIRONMENT_FILE
     if not file.exists():
         files.write_json(out / PARTITION_FILE, describe(clients))
-        files.write_json(file, describe_environment(seed) | {"data": data})
+        files.write_json(file, describe_environment(seed) | {"model": dict(model), "data": data})
     elif files.read_json(file)["data"] != data:
         raise UserError(
             f"the data have changed since {out} was begun: resume with the files it was "

@@ -3,7 +3,7 @@
 The defaults of `[local]` were chosen by measurement on the lab (docs/findings.md).
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -11,6 +11,7 @@ Positive = Annotated[int, Field(gt=0)]
 LearningRate = Annotated[float, Field(gt=0, lt=10, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 VariantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+HUB: Final = "hub:"  # before the name of a data set on the hub
 FieldName = Literal["instruction", "input", "response", "system", "category", "answer"]
 
 
@@ -22,13 +23,20 @@ class Section(BaseModel):
 
 class Model(Section):
     """path: a model folder, a hub name, or "lab" for the embedded world's own base model.
-    template: "auto" (the tokenizer's own, else Alpaca's), "alpaca", "plain", or a Jinja file."""
+    template: "auto" (the tokenizer's own, else Alpaca's), "alpaca", "plain", or a Jinja file.
+    dtype: of the weights; "auto" is bfloat16 on a GPU that has it, else float32.
+    quantisation: linear layers but the head in 8 or 4 bits, frozen (needs bitsandbytes).
+    gradient_checkpointing: less memory in training, for a third more arithmetic.
+    memory_check: whether weights larger than the free memory are refused before loading."""
 
     path: str
     template: str = "auto"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantisation: Literal["none", "int8", "nf4"] = "none"
     device: str = "auto"
     max_length: Positive = 512
+    gradient_checkpointing: bool = False
+    memory_check: bool = True
 
 
 class Lora(Section):
@@ -55,7 +63,8 @@ class Lora(Section):
 
 
 class Source(Section):
-    """One file (JSONL, JSON, CSV) or `datasets` folder.
+    """One file (JSONL, JSON, CSV) or `datasets` folder, or "hub:OWNER/NAME", the split "train" of a
+    data set that `datasets.load_dataset` finds.
 
     client: the client that holds it; without one its records go through `[data.split]`.
     fields: record field -> column name, or a text with {column} in braces. Known layouts
@@ -209,9 +218,17 @@ class Local(Section):
         "keep", 0 starts from a weight of zero.
     stage_order: "rectify_first" trains R first, beside the S of the last round, and then S.
     smoothing_targets, rectify_targets: what S and R learn from.
+
+    micro_batch: records in memory at a time: a batch of more is worked off in parts, with the
+        same gradient.
+    schedule: both learning rates are constant, or fall from round to round along a cosine to
+        final_lr (`fedsdr.training.annealing`).
     """
 
     batch_size: Positive = 16
+    micro_batch: Positive | None = None
+    schedule: Literal["constant", "cosine"] = "constant"
+    final_lr: Annotated[float, Field(ge=0, lt=10, allow_inf_nan=False)] = 0.0
     rectify_steps: Positive = 10
     rectify_lr: LearningRate = 3e-4
     smooth_steps: Positive = 10
@@ -225,6 +242,13 @@ class Local(Section):
     rectify_targets: Literal["raw", "distilled"] = "raw"
     clip: Annotated[float, Field(gt=0)] = 1.0
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+    @model_validator(mode="after")
+    def _rates_fall(self) -> "Local":
+        for name in ("rectify_lr", "smooth_lr"):
+            if self.schedule == "cosine" and self.final_lr > getattr(self, name):
+                raise ValueError(f"final_lr = {self.final_lr} is above {name}: lower it")
+        return self
 
 
 class Evaluate(Section):

@@ -1,9 +1,11 @@
 """From a recipe to its setting: clients, model folder and judge, checked before work starts."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from fedsdr.algorithms.compose import build_algorithm, check_cohort
 from fedsdr.data.partition import build_clients
@@ -12,7 +14,7 @@ from fedsdr.distill.checks import choose_checks
 from fedsdr.engines.workbench import Evaluator, Workbench
 from fedsdr.errors import UserError
 from fedsdr.lab.evaluate import LabEvaluator
-from fedsdr.lab.pretrain import PretrainOptions, base_model_folder
+from fedsdr.lab.pretrain import PretrainOptions, base_model_folder, save_outline
 from fedsdr.lab.world import World, WorldOptions, build_world
 from fedsdr.methods import CHOICES, METHODS, method, own_name
 from fedsdr.model.base import BaseModel, check_model, load_base
@@ -49,11 +51,17 @@ def base_of(recipe: Recipe, reporter: Reporter) -> BaseModel:
         world = build_world(world_options(recipe))
         pretrain = PretrainOptions(steps=recipe.lab.pretrain_steps)
         path = str(base_model_folder(world, pretrain, cache_folder(), reporter))
-    return load_base(path, options.template, options.dtype, options.device)
+    return load_base(
+        path, options.template, options.dtype, options.device, options.quantisation,
+        options.memory_check,
+    )  # fmt: skip
 
 
-def prepare(recipe: Recipe) -> Setting:
-    """Read all data and check every name in the recipe; raises `UserError` for what is wrong."""
+def prepare(recipe: Recipe, weights: bool = True) -> Setting:
+    """Read all data and check every name in the recipe; raises `UserError` for what is wrong.
+
+    weights: whether the model must be there; a plan needs its configuration alone.
+    """
     build_algorithm(recipe)
     choose_checks(recipe.distill.checks)
     choose_backends(recipe.tracking.backends)
@@ -62,10 +70,24 @@ def prepare(recipe: Recipe) -> Setting:
         world = build_world(world_options(recipe))
         setting = Setting(recipe, world.client_data(), world)
     else:
-        check_model(recipe.model.path, recipe.model.template, recipe.model.device)
+        options = recipe.model
+        if weights:
+            check_model(options.path, options.template, options.device, options.quantisation)
         setting = Setting(recipe, build_clients(recipe.data, recipe.seed), None)
     _check_clients(recipe, [client.name for client in setting.clients])
     return setting
+
+
+@contextmanager
+def plan_folder(recipe: Recipe) -> Iterator[str]:
+    """A folder with configuration and tokenizer of the recipe's model: its own, or, for the lab
+    whose base may not be trained yet, one for as long as it is used."""
+    if not recipe.uses_lab:
+        yield recipe.model.path
+        return
+    with TemporaryDirectory() as folder:
+        save_outline(build_world(world_options(recipe)), PretrainOptions(), Path(folder))
+        yield folder
 
 
 COMMON = (

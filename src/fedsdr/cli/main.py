@@ -1,5 +1,6 @@
 """The `fedsdr` command and its subcommands."""
 
+import logging
 import os
 import signal
 
@@ -41,6 +42,7 @@ for command in (
 def main() -> None:
     """Status 0: done, 2: the user's mistake, 130: interrupted, 1: a defect of ours."""
     signal.signal(signal.SIGINT, _leave)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it gives advice when imported
     app()
 
 

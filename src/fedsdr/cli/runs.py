@@ -3,12 +3,27 @@
 Imports of heavy libraries are inside the commands: `--help` must not wait for them.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedsdr.cli.session import Out, RecipePath, Resume, RunFolder, Sets, parse_seeds, session
+from fedsdr.cli.session import (
+    DryRun,
+    Flops,
+    Out,
+    OutOrNone,
+    RecipePath,
+    Resume,
+    RunFolder,
+    Sets,
+    parse_seeds,
+    session,
+)
+
+if TYPE_CHECKING:
+    from fedsdr.sections import Recipe
 
 
 def demo(
@@ -26,32 +41,62 @@ def demo(
     finish(out, summary)
 
 
-def run(recipe: RecipePath, out: Out, resume: Resume = False, set_: Sets = None) -> None:
+def run(
+    recipe: RecipePath,
+    out: OutOrNone = None,
+    resume: Resume = False,
+    set_: Sets = None,
+    dry_run: DryRun = False,
+    flops: Flops = None,
+) -> None:
     """Run a recipe and its baselines into a folder, with a report."""
     from fedsdr import recipe as recipes
     from fedsdr import run as runs
 
+    folder = needed(out, dry_run)
     with session() as reporter:
         loaded = recipes.load_recipe(recipe, set_ or [])
-        summary = runs.run(loaded, out, reporter, resume)
-    finish(out, summary)
+        if dry_run:
+            return plan(loaded, out, [loaded.seed], flops, resume)
+        summary = runs.run(loaded, folder, reporter, resume)
+    return finish(folder, summary)
 
 
 def compare(
     recipe: RecipePath,
-    out: Out,
+    out: OutOrNone = None,
     seeds: Annotated[str, typer.Option(help="Comma-separated, e.g. 0,1,2")] = "0,1,2",
     resume: Resume = False,
     set_: Sets = None,
+    dry_run: DryRun = False,
+    flops: Flops = None,
 ) -> None:
     """Run a recipe and its baselines for several seeds; report means with 95 % intervals."""
     from fedsdr import recipe as recipes
     from fedsdr import run as runs
 
+    folder = needed(out, dry_run)
     with session() as reporter:
         loaded = recipes.load_recipe(recipe, set_ or [])
-        summary = runs.compare(loaded, parse_seeds(seeds), out, reporter, resume)
-    finish(out, summary)
+        if dry_run:
+            return plan(loaded, out, parse_seeds(seeds), flops, resume)
+        summary = runs.compare(loaded, parse_seeds(seeds), folder, reporter, resume)
+    return finish(folder, summary)
+
+
+def plan(
+    recipe: "Recipe", out: Path | None, seeds: Sequence[int], flops: float | None, resume: bool
+) -> None:
+    from fedsdr.cli.plan import dry_run
+
+    dry_run(recipe, out, seeds, flops, resume)
+
+
+def needed(out: Path | None, dry_run: bool) -> Path:
+    """The run folder, which only a dry run can do without."""
+    if out is None and not dry_run:
+        raise typer.BadParameter("Missing option '--out' (only --dry-run needs none).")
+    return out or Path()
 
 
 def reproduce(

@@ -15,6 +15,16 @@ from fedsdr.quiet import quiet_libraries
 RecipePath = Annotated[Path, typer.Argument(help="A TOML recipe; see recipes/.")]
 RunFolder = Annotated[Path, typer.Argument(help="A finished run or comparison.")]
 Out = Annotated[Path, typer.Option(help="The run folder. A folder in use is never written over.")]
+OutOrNone = Annotated[
+    Path | None, typer.Option("--out", help="The run folder. One in use is never written over.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print what it would take; load and write nothing.")
+]
+Flops = Annotated[
+    float | None,
+    typer.Option(help="With --dry-run: operations a second, instead of measuring this device."),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in --out.")]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", help="Override a key, e.g. --set federation.rounds=4")

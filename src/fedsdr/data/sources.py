@@ -14,7 +14,7 @@ from fedsdr.data.layouts import records
 from fedsdr.data.records import Record
 from fedsdr.data.rows import Cells, Places, Row, RowError, convert_all, kind
 from fedsdr.errors import UserError
-from fedsdr.sections import Source
+from fedsdr.sections import HUB, Source
 
 Table = tuple[Places, list[Row]]
 SUFFIXES: Final[Mapping[str, str]] = {
@@ -71,6 +71,8 @@ def read_rows(source: Source) -> Table:
 
 def _format(path: Path, wanted: str) -> str:
     """The format's name, once it is sure that `path` may have it."""
+    if str(path).startswith(HUB):
+        return "hub"
     try:
         exists, folder = path.exists(), path.is_dir()
     except OSError as error:
@@ -233,12 +235,7 @@ def _read_datasets(path: Path, encoding: str) -> Table:
         loaded = datasets.load_from_disk(str(path))
         if isinstance(loaded, datasets.DatasetDict):
             loaded = _train_split(path, loaded)
-        labels = {
-            name: feature
-            for name, feature in loaded.features.items()
-            if isinstance(feature, datasets.ClassLabel)
-        }
-        rows = [{**row, **_class_names(row, labels)} for row in loaded]
+        rows = _labelled(loaded)
     except UserError:
         raise
     except Exception as error:  # it documents none, and raises those of pyarrow and the system
@@ -246,6 +243,35 @@ def _read_datasets(path: Path, encoding: str) -> Table:
             f"cannot read {path} as a `datasets` folder ({error}): save one with save_to_disk"
         ) from error
     return Places(path, "row"), list(enumerate(rows, start=1))
+
+
+def _read_hub(path: Path, encoding: str) -> Table:
+    """Rows of the split "train" of a data set by name, from the hub or its local cache."""
+    del encoding
+    import datasets
+
+    name = str(path).removeprefix(HUB)
+    try:
+        rows = _labelled(datasets.load_dataset(name, split="train"))
+    except Exception as error:  # those of the hub, of pyarrow and of the system
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"cannot load the split 'train' of the data set {name!r} ({reason}): check name and "
+            "connection, or give the path of local files of the same fields"
+        ) from error
+    return Places(path, "row"), list(enumerate(rows, start=1))
+
+
+def _labelled(loaded: Any) -> list[Cells]:
+    """Rows of a `datasets.Dataset`, class labels by name."""
+    import datasets
+
+    labels = {
+        name: feature
+        for name, feature in loaded.features.items()
+        if isinstance(feature, datasets.ClassLabel)
+    }
+    return [{**row, **_class_names(row, labels)} for row in loaded]
 
 
 def _train_split(path: Path, splits: Mapping[str, Any]) -> Any:
@@ -270,4 +296,5 @@ READERS: Final[Mapping[str, Callable[[Path, str], Table]]] = {
     "json": _read_json,
     "csv": _read_csv,
     "datasets": _read_datasets,
+    "hub": _read_hub,
 }

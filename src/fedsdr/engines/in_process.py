@@ -10,6 +10,7 @@ from fedsdr.data.template import Example
 from fedsdr.engines.workbench import Workbench
 from fedsdr.progress import Reporter
 from fedsdr.sections import Recipe
+from fedsdr.training.annealing import Annealing
 from fedsdr.training.local import LocalTrainer
 from fedsdr.training.rounds import Participant
 from fedsdr.training.store import ClientStore
@@ -61,6 +62,9 @@ class InProcess:
             weight_decay=local.weight_decay,
             pad=self.bench.base.pad,
             smoothing_rank=self.recipe.lora.smoothing_rank,
+            micro_batch=local.micro_batch,
+            annealing=Annealing(local.schedule, local.final_lr, self.recipe.federation.rounds),
+            checkpointing=self.recipe.model.gradient_checkpointing,
         )
 
     def commit(self, round: int, cohort: Sequence[str]) -> None:

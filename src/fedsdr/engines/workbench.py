@@ -18,6 +18,7 @@ from fedsdr.errors import UserError
 from fedsdr.evaluate.loss import LossEvaluator
 from fedsdr.metrics import Metrics
 from fedsdr.model.base import BaseModel, fingerprint
+from fedsdr.model.checkpointing import check_checkpointing
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.model.peft_format import AdapterSettings, target_modules
 from fedsdr.progress import Reporter
@@ -44,8 +45,10 @@ class Workbench:
     ) -> None:
         """`evaluator` builds another judge than held-out loss (the lab's)."""
         self.base, self.clients = base, list(clients)
+        if recipe.model.gradient_checkpointing:
+            check_checkpointing(base.model)
         self.max_length = min(recipe.model.max_length, base.context)
-        self.fingerprint = fingerprint(base.model)
+        self.fingerprint, self.description = fingerprint(base.model), base.description
         lora = recipe.lora
         self.model = TwoStreamModel(base.model, lora.targets, lora.rank, lora.alpha)
         self.raw = {client.name: self.tokenise(client.name, client.train) for client in clients}

@@ -94,6 +94,13 @@ def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: P
     files.write_folder(folder, write)
 
 
+def save_outline(world: World, options: PretrainOptions, folder: Path) -> None:
+    """The base model's configuration and tokenizer, without weights."""
+    tokenizer = build_tokenizer(world)
+    _config(options, tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
     """A word-level tokenizer of about 220 words with a chat template."""
     specials = ["<pad>", "<unk>", "<end>", "<ask>", "<answer>"]

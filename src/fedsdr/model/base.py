@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from fedsdr.data.records import Turn
 from fedsdr.data.template import ChatFormat
 from fedsdr.errors import UserError
+from fedsdr.model.fit import check_fits
+from fedsdr.model.quantised import check_quantisation, keep_differentiable, loading_options
 
 UNBOUNDED: Final = 2**20  # tokens, for models whose positions are computed and not stored
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -31,19 +33,45 @@ class BaseModel:
         return self.chat.end_of_turn
 
     @property
+    def description(self) -> dict[str, str | int]:
+        """What was loaded, and where to: for people, and for a run's record."""
+        config = getattr(self.model.config, "quantization_config", None)
+        return {
+            "parameters": self.model.num_parameters(),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "quantisation": "none" if config is None else str(config.quantization_method()),
+            "device": str(self.model.device),
+        }
+
+    @property
     def context(self) -> int:
         """The number of positions that the model was made for."""
         return int(getattr(self.model.config, "max_position_embeddings", None) or UNBOUNDED)
 
 
 def load_base(
-    path: str, template: str = "auto", dtype: str = "float32", device: str = "auto"
+    path: str,
+    template: str = "auto",
+    dtype: str = "float32",
+    device: str = "auto",
+    quantisation: str = "none",
+    memory_check: bool = True,
 ) -> BaseModel:
-    """Load a model folder or hub name onto a device, frozen and in evaluation mode."""
-    tokenizer = _load_tokenizer(path)
+    """Load a model folder or hub name onto a device, frozen and in evaluation mode.
+
+    Weights come from safetensors files alone: a pickle would run its author's code.
+    """
+    tokenizer = load_tokenizer(path)
+    place = choose_device(device)
+    if memory_check:
+        check_fits(path, choose_dtype(dtype, place), quantisation, place)
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
-            path, dtype=DTYPES[dtype], output_loading_info=True
+            path,
+            dtype=choose_dtype(dtype, place),
+            output_loading_info=True,
+            use_safetensors=True,
+            **loading_options(quantisation, choose_dtype(dtype, place), place),
         )
     except Exception as error:  # transformers and safetensors raise what they like
         raise UserError(f"cannot load a causal language model from {path!r}: {error}") from error
@@ -54,17 +82,27 @@ def load_base(
         )
     model.requires_grad_(False)
     model.eval()
-    model.to(choose_device(device))
+    if quantisation == "none":
+        model.to(place)
+    else:  # it is there already
+        keep_differentiable(model)
     return BaseModel(model, ChatFormat(tokenizer, template), path)
 
 
-def check_model(path: str, template: str = "auto", device: str = "auto") -> None:
+def check_model(
+    path: str, template: str = "auto", device: str = "auto", quantisation: str = "none"
+) -> None:
     """Raise the errors of `load_base` that cost little, before any work starts."""
     choose_device(device)
-    ChatFormat(_load_tokenizer(path), template).prompt_text((Turn("user", "Hello"),))
+    check_quantisation(quantisation)
+    ChatFormat(load_tokenizer(path), template).prompt_text((Turn("user", "Hello"),))
     folder = Path(path)
-    weights = ("*.safetensors", "*.safetensors.index.json", "*.bin")
-    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in weights):
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        if pickles := sorted(path.name for path in folder.glob("*.bin")):
+            raise UserError(
+                f"model.path = {path!r} holds its weights as {pickles[0]}, a pickle, which is "
+                "never loaded: save them as safetensors (model.save_pretrained does)"
+            )
         raise UserError(
             f"model.path = {path!r} holds no weights: expected model.safetensors beside config.json"
         )
@@ -72,7 +110,7 @@ def check_model(path: str, template: str = "auto", device: str = "auto") -> None
 
 def load_chat(path: str, template: str = "auto") -> ChatFormat:
     """A model folder's tokenizer and template, without its weights."""
-    return ChatFormat(_load_tokenizer(path), template)
+    return ChatFormat(load_tokenizer(path), template)
 
 
 def context_of(path: str) -> int:
@@ -81,7 +119,7 @@ def context_of(path: str) -> int:
     return int(getattr(config, "max_position_embeddings", None) or UNBOUNDED)
 
 
-def _load_tokenizer(path: str) -> Any:
+def load_tokenizer(path: str) -> Any:
     folder = Path(path)
     if path.startswith((".", "/", "~")) and not folder.is_dir():
         raise UserError(f"model.path = {path!r} is not a folder: give a Hugging Face model folder")
@@ -112,6 +150,14 @@ def choose_device(name: str) -> torch.device:
     except Exception as error:  # which it raises depends on how torch was built
         raise UserError(f"model.device = {name!r} cannot be used ({error}): use auto") from error
     return torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """ "auto" is bfloat16 on a GPU that computes in it, float32 elsewhere."""
+    if name != "auto":
+        return DTYPES[name]
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if fast else torch.float32
 
 
 def fingerprint(model: Any) -> str:

@@ -35,7 +35,7 @@ class Stream(StrEnum):
 
 
 class TwoStreamLinear(nn.Module):
-    """A frozen `nn.Linear` or GPT-2 `Conv1D` with two LoRA streams beside it.
+    """A frozen `nn.Linear`, quantised or not, or GPT-2 `Conv1D` with two LoRA streams beside it.
 
     A: (r, in) and B: (out, r) for each stream, float32 or the base's dtype if that is wider.
     The rank r of a stream is that of the adapter in it; alpha / rank scales all of them.
@@ -48,7 +48,7 @@ class TwoStreamLinear(nn.Module):
         self.active: tuple[Stream, ...] = ()
         weight = base.weight
         assert isinstance(weight, Tensor)
-        outputs, inputs = weight.shape[::-1] if isinstance(base, Conv1D) else weight.shape
+        outputs, inputs = layer_shape(base)
         dtype = torch.promote_types(weight.dtype, torch.float32)
 
         def zeros(rows: int, columns: int) -> nn.ParameterDict:
@@ -175,6 +175,14 @@ class TwoStreamModel:
         self._layers = {}
         model: nn.Module = self.model
         return model
+
+
+def layer_shape(layer: nn.Module) -> tuple[int, int]:
+    """(out, in) of a linear layer, which the packed weight of a quantised one does not show."""
+    if isinstance(layer, Conv1D):
+        return layer.weight.shape[1], layer.weight.shape[0]
+    assert isinstance(layer, nn.Linear)
+    return layer.out_features, layer.in_features
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:

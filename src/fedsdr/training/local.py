@@ -15,7 +15,9 @@ from fedsdr.data.batches import IGNORE, Batch, collate, shuffled
 from fedsdr.data.template import Example
 from fedsdr.errors import UserError
 from fedsdr.metrics import Mean
+from fedsdr.model.checkpointing import recomputed
 from fedsdr.model.lora import Stream, TwoStreamModel
+from fedsdr.training.annealing import CONSTANT, Annealing
 from fedsdr.training.correction import Correction
 
 
@@ -43,6 +45,8 @@ class LocalTrainer:
 
     examples: the client's tokenised records for each kind of target, tokenised once.
     smoothing_rank: of a fresh S, where it is another than R's.
+    micro_batch: records in memory at a time; a batch's gradient is the same whatever it is.
+    annealing: of the stages' learning rates. checkpointing: of gradients, to save memory.
     The optimiser is fresh in each stage of each round, as in OpenFedLLM.
     """
 
@@ -59,11 +63,16 @@ class LocalTrainer:
         weight_decay: float,
         pad: int,
         smoothing_rank: int | None = None,
+        micro_batch: int | None = None,
+        annealing: Annealing = CONSTANT,
+        checkpointing: bool = False,
     ) -> None:
         self.model, self.examples = model, examples
         self.client, self.round, self.seed = client, round, seed
         self.batch_size, self.clip, self.weight_decay = batch_size, clip, weight_decay
         self.pad, self.smoothing_rank = pad, smoothing_rank
+        self.micro_batch = micro_batch or batch_size
+        self.annealing, self.checkpointing = annealing, checkpointing
 
     def __call__(self, stage: Stage) -> Fitted:
         """Train one stream as the stage asks (`fedsdr.algorithms.contract.Fit`)."""
@@ -123,7 +132,7 @@ class LocalTrainer:
         factors = "AB" if stage.factors == "both" else stage.factors
         parameters = self.model.train_only(stream, factors)
         optimiser = torch.optim.AdamW(
-            parameters.values(), lr=stage.schedule.lr, weight_decay=self.weight_decay, fused=True
+            parameters.values(), lr=self._rate(stage), weight_decay=self.weight_decay, fused=True
         )
         correction = Correction(stage, parameters)
         examples = self.examples[stage.targets]
@@ -133,15 +142,12 @@ class LocalTrainer:
         for step in range(stage.schedule.steps):
             alone = _falls_alone(step, stage.alone)
             self.model.activate(*(s for s in company if not alone or s != Stream.SMOOTH))
-            chosen = [examples[i] for i in next(batches)]
-            batch = collate(chosen, self.pad).to(self.model.device)
-            loss = summed_loss(self.model.model, batch)
-            (loss / batch.response_tokens).backward()  # type: ignore[no-untyped-call]
+            loss = self._backward([examples[i] for i in next(batches)])
             correction.apply()
             norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), self.clip))
             optimiser.step()
             optimiser.zero_grad()
-            total = total.merge(Mean(float(loss.detach()), batch.response_tokens))
+            total = total.merge(loss)
             # An infinite norm would be clipped to a step of nothing, and nothing be learnt.
             for name, value in (("loss", total.sum), ("gradient's norm", norm)):
                 if not math.isfinite(value):
@@ -149,10 +155,26 @@ class LocalTrainer:
         self.model.train_only(None)
         return total, correction.mean_gradient(self.model.read(stream))
 
+    def _backward(self, chosen: Sequence[Example]) -> Mean:
+        """Add the gradient of the batch's mean loss, part by part; returns the loss."""
+        starts = range(0, len(chosen), self.micro_batch)
+        parts = [collate(chosen[i : i + self.micro_batch], self.pad) for i in starts]
+        tokens = sum(part.response_tokens for part in parts)
+        total = 0.0
+        with recomputed(self.model.model, self.checkpointing):
+            for part in parts:
+                loss = summed_loss(self.model.model, part.to(self.model.device))
+                (loss / tokens).backward()  # type: ignore[no-untyped-call]
+                total += float(loss.detach())
+        return Mean(total, tokens)
+
+    def _rate(self, stage: Stage) -> float:
+        return self.annealing.rate(stage.schedule.lr, self.round)
+
     def _diverged(self, what: str, stage: Stage, step: int) -> UserError:
         return UserError(
             f"the {what} at client {self.client!r}, round {self.round}, stage "
-            f"{stage.name!r}, step {step}, with learning rate {stage.schedule.lr}: "
+            f"{stage.name!r}, step {step}, with learning rate {self._rate(stage)}: "
             "lower the learning rate (local.rectify_lr, local.smooth_lr)"
         )
 

@@ -1,0 +1,108 @@
+"""`--dry-run`: the plan of a run, printed; nothing is loaded and nothing is written."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fedsdr.estimate.hardware import Hardware, measure
+from fedsdr.estimate.memory import Memory
+from fedsdr.estimate.plan import MethodPlan, RunPlan, estimate_run
+from fedsdr.folders import check_folder
+from fedsdr.model.base import choose_device, choose_dtype
+from fedsdr.sections import Recipe
+from fedsdr.setting import plan_folder, prepare
+
+
+def dry_run(
+    recipe: Recipe, out: Path | None, seeds: Sequence[int], flops: float | None, resume: bool
+) -> None:
+    """Check all that a run would check but the weights, and print what it would take."""
+    setting = prepare(recipe, weights=False)
+    if out is not None:
+        check_folder(out, recipe, resume)
+    device = choose_device(recipe.model.device)
+    hardware = (
+        measure(device, choose_dtype(recipe.model.dtype, device))
+        if flops is None
+        else Hardware("as given", flops, float("inf"))
+    )
+    with plan_folder(recipe) as path:
+        plan = estimate_run(recipe, setting.clients, hardware, path=path)
+    print_plan(plan, Console(), len(seeds))
+
+
+def print_plan(plan: RunPlan, console: Console, runs: int = 1) -> None:
+    model = plan.model
+    console.print(
+        f"model: {model.path}, {model.parameters:,} parameters, {model.dtype}"
+        f"{'' if model.quantisation == 'none' else ', ' + model.quantisation}, on {model.device}"
+        f"\nLoRA: {model.adapted} layers, {model.lora:,} parameters a stream",
+        highlight=False,
+    )
+    clients = Table("client", "samples", "tokens", "response tokens", "left out", "held out")
+    for each in plan.clients:
+        numbers = (each.samples, each.tokens, each.response_tokens, each.left_out, each.held_out)
+        clients.add_row(each.name, *(f"{number:,}" for number in numbers))
+    console.print(clients)
+    rewrites = plan.rewrites
+    if any(each.distils for each in plan.methods):
+        console.print(
+            f"rewriting, once: {rewrites.requests:,} requests, {rewrites.prompt_tokens:,} tokens, "
+            f"about {rewrites.tokens:,} tokens written, {hours(rewrites.hours)} (an attempt writes "
+            f"at most {rewrites.most_tokens:,}; a record has at most {rewrites.attempts})",
+            highlight=False,
+        )
+    console.print(_methods(plan.methods))
+    console.print(_memory(plan.memory), highlight=False)
+    console.print(
+        f"in all: {hours(plan.hours)}" + (f" a seed, for {runs} seeds" if runs > 1 else ""),
+        highlight=False,
+    )
+    for note in plan.assumptions:
+        console.print(f"- {note}", highlight=False, style="dim")
+
+
+def _methods(methods: Sequence[MethodPlan]) -> Table:
+    """Bytes as sent / received: by one client in round 1, by all clients in all rounds."""
+    table = Table("method", "rounds", "steps", "tokens", "PFLOP", "a client", "in all", "time")
+    for each in methods:
+        sent = each.traffic
+        table.add_row(
+            each.name, str(each.rounds), f"{each.steps:,}", f"{each.tokens:,}",
+            f"{(each.flops + each.evaluation_flops) / 1e15:.2g}",
+            f"{size(sent.upload)} / {size(sent.download)}",
+            f"{size(sent.bytes_up)} / {size(sent.bytes_down)}", hours(each.hours),
+        )  # fmt: skip
+    return table
+
+
+def _memory(memory: Memory) -> str:
+    parts = {
+        "weights": memory.weights,
+        "adapters": memory.adapters,
+        "gradients and optimiser": memory.optimiser,
+        "activations": memory.activations,
+        "logits": memory.logits,
+        "cache of rewriting": memory.cache,
+    }
+    listed = ", ".join(f"{k} {'unknown' if v is None else size(v)}" for k, v in parts.items())
+    return f"memory: {size(memory.peak)} at the peak ({listed})"
+
+
+def size(count: float) -> str:
+    """Bytes with a binary prefix, three digits."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} TiB"
+
+
+def hours(count: float | None) -> str:
+    if count is None:
+        return "time unknown"
+    if count >= 1:
+        return f"{count:.3g} h"
+    return f"{count * 60:.2g} min" if count * 60 >= 1 else f"{count * 3600:.2g} s"

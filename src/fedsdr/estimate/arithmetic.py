@@ -1,0 +1,78 @@
+"""Floating-point operations of a causal language model with LoRA on a frozen base.
+
+A matrix product costs 2 operations for each weight and token, forward; its backward pass costs
+as much again for the gradient of the input, and as much for that of the weight (Kaplan et al.
+2020, arXiv 2001.08361, Sec. 2.1: 2 N forward, 6 N with the backward pass). A frozen weight needs no
+gradient, so a base of N weights costs 4 N a token and not 6 N (6 N again with gradient
+checkpointing, which repeats the forward pass); a trained adapter costs 6, a frozen one beside
+it 4. Attention over T tokens of width d costs 4 T d a layer and token forward, 12 T d with the
+backward pass. What is saved below the first adapted layer, where nothing needs a gradient, is
+counted as if it were not.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedsdr.model.lora import linear_layers
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """matrix: N, weights of matrix products that a token passes through, the head among them.
+    attention: the sum of attention widths d over the layers. adapter: one stream's weights."""
+
+    matrix: int
+    attention: int
+    adapter: int
+
+    def forward(self, tokens: float, length: float) -> float:
+        """Of `tokens` tokens of the base model in texts of `length` tokens."""
+        return tokens * (2 * self.matrix + 4 * length * self.attention)
+
+    def training(
+        self, tokens: float, length: float, frozen: float = 0.0, again: bool = False
+    ) -> float:
+        """Of a step on `tokens` tokens; `frozen`: streams beside the trained one, in the mean;
+        again: with gradient checkpointing."""
+        passes = 3 if again else 2
+        base = passes * 2 * self.matrix + (passes + 1) * 4 * length * self.attention
+        streams = (6 + 2 * again) * self.adapter + passes * 2 * frozen * self.adapter
+        return tokens * (base + streams)
+
+
+def arithmetic(model: Any, adapter: int) -> Arithmetic:
+    """Of an outline (`fedsdr.model.outline`), before it carries any stream."""
+    config = model.config.get_text_config()
+    head = model.get_output_embeddings()
+    matrix = sum(_weight(layer).numel() for layer in [*linear_layers(model).values(), head])
+    experts = sum(p.numel() for p in expert_weights(model))
+    matrix += int(experts * used_share(config))
+    heads = config.num_attention_heads
+    width = heads * int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return Arithmetic(matrix, width * config.num_hidden_layers, adapter)
+
+
+def _weight(layer: nn.Module) -> torch.Tensor:
+    weight = layer.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
+
+
+def expert_weights(model: nn.Module) -> list[nn.Parameter]:
+    """The experts of a mixture: weights of three dimensions, (experts, out, in)."""
+    return [parameter for parameter in model.parameters() if parameter.dim() == 3]
+
+
+def used_share(config: Any) -> float:
+    """The share of the experts that a token passes through."""
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    used = getattr(config, "num_experts_per_tok", None)
+    return used / experts if used and experts else 1.0
+
+
+def decoding_steps(limits: list[int], batch: int) -> list[int]:
+    """How many tokens each batch writes: as many as its longest row."""
+    return [max(limits[i : i + batch]) for i in range(0, len(limits), batch)]

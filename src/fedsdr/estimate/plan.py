@@ -1,0 +1,294 @@
+"""The plan of a run: samples, bytes, steps, arithmetic, memory and hours of every method."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from fedsdr.adapters import Adapter, layers
+from fedsdr.data.records import ClientData
+from fedsdr.estimate.arithmetic import Arithmetic, arithmetic, decoding_steps, expert_weights
+from fedsdr.estimate.hardware import Hardware
+from fedsdr.estimate.memory import Memory, cache_bytes, held_activations
+from fedsdr.estimate.tokens import CHARACTERS, ClientPlan, Counter, client_plan
+from fedsdr.estimate.traffic import Cohorts, Traffic, stages, traffic
+from fedsdr.methods import method, own_name
+from fedsdr.model.base import UNBOUNDED, choose_device, choose_dtype
+from fedsdr.model.lora import TwoStreamModel
+from fedsdr.model.outline import outline, weight_bytes
+from fedsdr.sections import Recipe
+from fedsdr.training.rounds import cohort_size, present, sample_clients
+
+SECONDS_AN_HOUR = 3600
+UTILISATION = 0.4  # of the measured rate of matrix products, that a training step reaches
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """parameters: of the base. adapted: layers with LoRA. lora: one stream's parameters."""
+
+    path: str
+    parameters: int
+    adapted: int
+    lora: int
+    dtype: str
+    quantisation: str
+    device: str
+    weights: int  # bytes
+
+
+@dataclass(frozen=True)
+class Rewrites:
+    """Distillation, once for all methods: requests, their prompts' tokens, the tokens written
+    if rewrites are as long as their references, and the most that one attempt and all attempts
+    can write."""
+
+    requests: int
+    prompt_tokens: int
+    tokens: int
+    most_tokens: int
+    attempts: int
+    flops: float
+    hours: float | None
+
+
+@dataclass(frozen=True)
+class MethodPlan:
+    """One method. tokens: trained on, padding included. flops: of training and evaluation."""
+
+    name: str
+    rounds: int
+    steps: int
+    tokens: int
+    flops: float
+    evaluation_flops: float
+    traffic: Traffic
+    distils: bool
+    hours: float | None
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run takes, by the assumptions that it lists."""
+
+    model: ModelPlan
+    clients: tuple[ClientPlan, ...]
+    rewrites: Rewrites
+    methods: tuple[MethodPlan, ...]
+    memory: Memory
+    hardware: Hardware | None
+    assumptions: tuple[str, ...]
+
+    @property
+    def hours(self) -> float | None:
+        """Of the whole run; None without a hardware."""
+        if self.hardware is None:
+            return None
+        distils = any(each.distils for each in self.methods)
+        rewriting = (self.rewrites.hours or 0.0) if distils else 0.0
+        return rewriting + sum(each.hours or 0.0 for each in self.methods)
+
+
+def estimate_run(
+    recipe: Recipe,
+    clients: Sequence[ClientData],
+    hardware: Hardware | None = None,
+    utilisation: float = UTILISATION,
+    path: str | None = None,
+) -> RunPlan:
+    """The plan of a recipe's own method and its baselines, without loading any weight.
+
+    clients: as `fedsdr.data.partition.build_clients` gives them. hardware: for hours. path: of the
+    model folder, where it is not the recipe's (the lab's). Raises `UserError` for a model whose
+    configuration is not here.
+    """
+    place = path or recipe.model.path
+    device = choose_device(recipe.model.device)
+    dtype = choose_dtype(recipe.model.dtype, device)
+    base = outline(place)
+    two = TwoStreamModel(copy.copy(base), recipe.lora.targets, recipe.lora.rank, recipe.lora.alpha)
+    with torch.device("meta"):
+        first = two.blank()
+    lora = sum(tensor.numel() for tensor in first.values())
+    two.detach()
+    model = ModelPlan(
+        place, base.num_parameters(), len(layers(first)), lora, str(dtype).removeprefix("torch."),
+        recipe.model.quantisation, str(device),
+        weight_bytes(base, dtype, recipe.model.quantisation),
+    )  # fmt: skip
+    context = int(getattr(base.config, "max_position_embeddings", None) or UNBOUNDED)
+    most = min(recipe.model.max_length, context)
+    counter = Counter(recipe, place)
+    plans = tuple(client_plan(client, counter, recipe, most, context) for client in clients)
+    work = arithmetic(base, lora)
+    timer = Timer(hardware, utilisation, model.weights)
+    chosen = [(name, method(name, recipe)) for name in recipe.baselines]
+    methods = tuple(
+        method_plan(name, each, plans, first, work, timer)
+        for name, each in [*chosen, (own_name(recipe), recipe)]
+    )
+    attempts = max(each.distill.attempts for each in [recipe, *(each for _, each in chosen)])
+    rewrites = rewrites_plan(recipe, plans, attempts, work, timer)
+    memory = memory_plan(recipe, base, plans, model, dtype, any(m.distils for m in methods))
+    notes = assumptions(recipe, base, counter, plans, memory, methods, timer)
+    return RunPlan(model, plans, rewrites, methods, memory, hardware, notes)
+
+
+@dataclass(frozen=True)
+class Timer:
+    """Turns operations into hours; None without a hardware."""
+
+    hardware: Hardware | None
+    utilisation: float
+    weights: int
+
+    def computing(self, flops: float) -> float | None:
+        if self.hardware is None:
+            return None
+        return flops / (self.hardware.flops * self.utilisation) / SECONDS_AN_HOUR
+
+    def decoding(self, flops: float, steps: int) -> float | None:
+        """A step reads all weights once, however few tokens it writes."""
+        reading = 0.0 if self.hardware is None else self.weights * steps / self.hardware.bandwidth
+        hours = self.computing(flops)
+        return None if hours is None else max(hours, reading / SECONDS_AN_HOUR)
+
+
+def cohorts_of(recipe: Recipe, names: Sequence[str]) -> Cohorts:
+    """Who takes part in each round, as the run itself will draw it."""
+    own = recipe.federation
+    if own.pooled:
+        return [["all"]] * own.rounds
+    return [
+        sample_clients(
+            present(names, own.late, own.late_round, t), own.participation, recipe.seed, t
+        )
+        for t in range(1, own.rounds + 1)
+    ]
+
+
+def method_plan(
+    name: str,
+    recipe: Recipe,
+    clients: Sequence[ClientPlan],
+    first: Adapter,
+    work: Arithmetic,
+    timer: Timer,
+) -> MethodPlan:
+    own, names = recipe.federation, [client.name for client in clients]
+    cohorts = cohorts_of(recipe, names)
+    padded = {client.name: client.padded for client in clients}
+    padded["all"] = fmean(padded.values())
+    many = cohort_size(len(names), own.participation) if own.pooled else 1
+    asked = stages(recipe, first) if own.rounds else []
+    batch_size, again = recipe.local.batch_size, recipe.model.gradient_checkpointing
+    steps, tokens, flops = 0, 0.0, 0.0
+    for client in (client for cohort in cohorts for client in cohort):
+        for stage in asked:
+            beside = (1 - stage.alone) * (stage.private is not None and stage.trains == "R")
+            beside += stage.trains == "S" and (stage.shared or stage.own) is not None
+            count = stage.schedule.steps * many
+            steps += count
+            tokens += count * padded[client]
+            length = padded[client] / batch_size
+            flops += work.training(count * padded[client], length, beside, again)
+    judged = 2 if own.rounds else 1
+    judged += max(0, (own.rounds - 1) // recipe.evaluate.every) if recipe.evaluate.every else 0
+    judged += recipe.evaluate.personal and own.rounds > 0
+    held_out = sum(client.held_out_tokens for client in clients)
+    evaluation = judged * work.forward(held_out, recipe.model.max_length / 2)
+    return MethodPlan(
+        name, own.rounds, steps, round(tokens), flops, evaluation,
+        traffic(recipe, first, cohorts), own.targets != "raw" and own.rounds > 0,
+        timer.computing(flops + evaluation),
+    )  # fmt: skip
+
+
+def rewrites_plan(
+    recipe: Recipe, clients: Sequence[ClientPlan], attempts: int, work: Arithmetic, timer: Timer
+) -> Rewrites:
+    asked = [request for client in clients for request in client.rewriting]
+    prompts = sum(request.prompt for request in asked)
+    tokens = sum(min(request.reference, request.limit) for request in asked)
+    flops = sum(work.forward(r.prompt + r.reference, r.prompt + r.reference / 2) for r in asked)
+    steps = 0
+    for client in clients:
+        lengths = sorted((r.prompt, r.limit, r.reference) for r in client.rewriting)
+        steps += sum(decoding_steps([each[2] for each in lengths], recipe.distill.batch_size))
+    return Rewrites(
+        len(asked), prompts, tokens, sum(r.limit for r in asked), attempts,
+        flops, timer.decoding(flops, steps),
+    )  # fmt: skip
+
+
+def memory_plan(
+    recipe: Recipe,
+    base: Any,
+    clients: Sequence[ClientPlan],
+    model: ModelPlan,
+    dtype: torch.dtype,
+    distils: bool,
+) -> Memory:
+    local, lora = recipe.local, recipe.lora
+    rows = min(local.micro_batch or local.batch_size, local.batch_size)
+    length = max(client.longest for client in clients)
+    two = TwoStreamModel(base.to(dtype), lora.targets, lora.rank, lora.alpha)
+    held = held_activations(two, rows, length, recipe.model.gradient_checkpointing)
+    longest = max((r.prompt + r.limit for c in clients for r in c.rewriting), default=0)
+    rewritten = recipe.distill.batch_size * longest if distils else 0
+    logits = rows * length * base.config.get_text_config().vocab_size
+    return Memory(
+        weights=model.weights,
+        adapters=3 * 4 * model.lora,  # R, S and what is folded, float32
+        optimiser=3 * 4 * model.lora,
+        activations=held,
+        logits=logits * (dtype.itemsize + 4),
+        cache=cache_bytes(base.config, rewritten, dtype),
+    )
+
+
+def assumptions(
+    recipe: Recipe,
+    base: Any,
+    counter: Counter,
+    clients: Sequence[ClientPlan],
+    memory: Memory,
+    methods: Sequence[MethodPlan],
+    timer: Timer,
+) -> tuple[str, ...]:
+    """What the numbers of a plan rest on, a sentence each."""
+    notes = [
+        "parameters, adapters and bytes sent are exact; so is who takes part in which round",
+        "training costs 4 N operations a token, N the weights of matrix products: the base is "
+        "frozen, so 2 N forward and 2 N for the inputs' gradient (Kaplan et al. 2020, Sec. 2.1), "
+        "and more for adapters and attention",
+        "a batch is as long as its longest record, and rewrites are as long as raw responses",
+        "each record is rewritten once; refused ones are tried again, up to distill.attempts",
+        "activations are those of the longest batch, attention in its plain form: fused kernels "
+        "keep less",
+        "memory of the allocator, of libraries and of the server's copies of adapters is not "
+        "counted",
+    ]
+    if counter.chat is None:
+        notes.append(f"no tokenizer in the model folder: a token is {CHARACTERS} characters")
+    if memory.activations is None:
+        notes.append("this architecture cannot be traced: activations are missing from memory")
+    if expert_weights(base):
+        notes.append(
+            "a mixture of experts: experts are single tensors and no linear layers, so LoRA "
+            "adapts attention (and what else is linear), not the experts"
+        )
+    if not all(each.traffic.exact for each in methods):
+        notes.append("what is folded grows with every round: its downloads are the most possible")
+    if left := sum(client.left_out for client in clients):
+        notes.append(f"{left} records do not fit into model.max_length and are left out")
+    if timer.hardware is not None:
+        notes.append(
+            f"training and rewriting reach {timer.utilisation:.0%} of the rate of matrix "
+            f"products ({timer.hardware.flops / 1e12:.3g} TFLOP/s: {timer.hardware.name}); a step "
+            "of rewriting reads all weights once from memory"
+        )
+    return tuple(notes)

@@ -1,0 +1,116 @@
+"""How long records are in tokens: by the model's own tokenizer, or guessed without one."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from fedsdr import seeds
+from fedsdr.data.batches import shuffled
+from fedsdr.data.records import ClientData, Record
+from fedsdr.data.template import ChatFormat
+from fedsdr.distill.rewrite import rewriting_job
+from fedsdr.errors import UserError
+from fedsdr.model.base import load_tokenizer
+from fedsdr.sections import Distill, Recipe
+
+CHARACTERS = 4  # of English text to a token, where there is no tokenizer to ask
+BATCHES = 64  # drawn to learn how much padding a client's batches have
+
+
+@dataclass(frozen=True)
+class Rewriting:
+    """One rewriting request, in tokens: its prompt, the reference, and the most it may write."""
+
+    prompt: int
+    reference: int
+    limit: int
+
+
+class Counter:
+    """Counts tokens; `chat` is None where the model folder has no tokenizer."""
+
+    def __init__(self, recipe: Recipe, path: str) -> None:
+        folder = Path(path)
+        there = not folder.is_dir() or any(folder.glob("*token*")) or any(folder.glob("vocab*"))
+        self.chat = ChatFormat(load_tokenizer(path), recipe.model.template) if there else None
+
+    def example(self, record: Record, most: int) -> tuple[int, int] | None:
+        """Tokens of prompt and response as they are trained on, None where they do not fit."""
+        if self.chat is not None:
+            example = self.chat.encode(record, record.response, most)
+            return None if example is None else (len(example.prompt), len(example.response))
+        prompt = sum(_guess(turn.text) for turn in record.prompt)
+        return None if prompt >= most else (prompt, min(_guess(record.response), most - prompt))
+
+    def rewriting(self, record: Record, options: Distill) -> Rewriting:
+        if self.chat is not None:
+            job = rewriting_job(self.chat, record, options, 0, 0)
+            reference = len(self.chat.response_ids(record.response))
+            return Rewriting(len(job.prompt), reference, job.limit)
+        reference = _guess(record.response)
+        limit = max(options.min_tokens, math.ceil(options.max_ratio * reference))
+        prompt = _guess(options.prompt) + sum(_guess(t.text) for t in record.prompt) + reference
+        return Rewriting(prompt, reference, limit)
+
+
+def _guess(text: str) -> int:
+    return math.ceil(len(text) / CHARACTERS)
+
+
+@dataclass(frozen=True)
+class ClientPlan:
+    """One client, in tokens.
+
+    samples: records that it trains on; left_out: those that are too long.
+    tokens, response_tokens: of one pass over the samples. padded: of a mean batch, with padding.
+    longest: of its samples. rewriting: its requests, but for those too long for the model.
+    """
+
+    name: str
+    samples: int
+    left_out: int
+    held_out: int
+    tokens: int
+    response_tokens: int
+    padded: float
+    longest: int
+    held_out_tokens: int
+    rewriting: tuple[Rewriting, ...]
+
+
+def client_plan(
+    client: ClientData, counter: Counter, recipe: Recipe, most: int, context: int
+) -> ClientPlan:
+    found = [counter.example(record, most) for record in client.train]
+    pairs = [pair for pair in found if pair is not None]
+    if not pairs:
+        raise UserError(
+            f"client {client.name!r}: no record fits into {most} tokens: raise model.max_length, "
+            "as far as the model's context allows"
+        )
+    lengths = [sum(pair) for pair in pairs]
+    judged = [counter.example(r, most) for r in client.held_out[: recipe.evaluate.limit]]
+    requests = [counter.rewriting(record, recipe.distill) for record in client.train]
+    return ClientPlan(
+        name=client.name,
+        samples=len(pairs),
+        left_out=len(found) - len(pairs),
+        held_out=len(client.held_out),
+        tokens=sum(lengths),
+        response_tokens=sum(response for _, response in pairs),
+        padded=padded_batch(lengths, recipe.local.batch_size, client.name),
+        longest=max(lengths, default=0),
+        held_out_tokens=sum(sum(pair) for pair in judged if pair is not None),
+        rewriting=tuple(r for r in requests if r.prompt + r.limit <= context),
+    )
+
+
+def padded_batch(lengths: Sequence[int], size: int, client: str) -> float:
+    """Mean tokens of a batch, all its records as long as the longest of them."""
+    if not lengths:
+        return 0.0
+    batches = shuffled(len(lengths), size, seeds.generator(0, "estimate", client))
+    drawn = [[lengths[i] for i in next(batches)] for _ in range(BATCHES)]
+    return fmean(max(batch) * len(batch) for batch in drawn)

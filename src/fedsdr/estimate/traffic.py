@@ -1,0 +1,92 @@
+"""What a method sends: the algorithm itself, run on tensors that have shapes and no memory."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fedsdr.adapters import Adapter, Private, layers, rank_of, resized, select, size_in_bytes
+from fedsdr.algorithms.compose import build_algorithm, choose
+from fedsdr.algorithms.contract import ClientState, Fitted, Round, Stage
+from fedsdr.metrics import Mean
+from fedsdr.sections import Recipe
+
+Cohorts = Sequence[Sequence[str]]  # who takes part, round by round
+PHASES = 2  # an algorithm's uploads repeat after so many rounds (RoLoRA's take turns)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes: of one client in round 1, and of all clients in all rounds.
+
+    exact: whether the downloads are exact, or the most that they can be (what exact aggregation
+        folds into the base grows with the ranks of what clients send).
+    """
+
+    upload: int
+    download: int
+    bytes_up: int
+    bytes_down: int
+    exact: bool
+
+
+def traffic(recipe: Recipe, first: Adapter, cohorts: Cohorts) -> Traffic:
+    """Of a method with adapters like `first`, tensors on the meta device.
+
+    S is no part of it: two streams send what a single LoRA sends.
+    """
+    algorithm = build_algorithm(recipe)
+    place = "cpu" if recipe.lora.ranks else "meta"  # smaller ranks are cut from values: zeros
+    first = {key: torch.zeros(t.shape, dtype=t.dtype, device=place) for key, t in first.items()}
+    with torch.device(place):
+        state = algorithm.init(first)
+        forms = [algorithm.uploads(state, Round(n + 1, 0)) for n in range(PHASES)]
+        sizes: dict[int | None, list[int]] = {None: [size_in_bytes(form) for form in forms]}
+        for rank in {*recipe.lora.ranks.values()}:
+            sizes[rank] = [size_in_bytes(resized(form, rank)) for form in forms]
+        down = size_in_bytes(algorithm.broadcast(state))
+    ranks: Mapping[str, int] = recipe.lora.ranks
+    up = sum(
+        sizes[ranks.get(client)][t % PHASES]
+        for t, cohort in enumerate(cohorts)
+        for client in cohort
+    )
+    folds = choose(recipe, "federation.lora_aggregation").has("folds")
+    grown = _folded(recipe, first, cohorts) if folds else [0] * len(cohorts)
+    total = sum((down + more) * len(cohort) for more, cohort in zip(grown, cohorts, strict=True))
+    return Traffic(sizes[None][0], down, up, total, exact=not folds)
+
+
+def _folded(recipe: Recipe, first: Adapter, cohorts: Cohorts) -> list[int]:
+    """The most bytes that the folded part can have in each round: ranks add up to full rank."""
+    sizes, rank = [], 0
+    shapes = [(first[p + ".lora_A.weight"], first[p + ".lora_B.weight"]) for p in layers(first)]
+    for cohort in cohorts:
+        numbers = (min(rank, a.shape[1], b.shape[0]) * (a.shape[1] + b.shape[0]) for a, b in shapes)
+        sizes.append(sum(numbers) * shapes[0][0].element_size())
+        rank += sum(recipe.lora.ranks.get(client, recipe.lora.rank) for client in cohort)
+        rank += recipe.lora.rank  # of the mean that is taken off (FedEx)
+    return sizes
+
+
+def stages(recipe: Recipe, first: Adapter) -> list[Stage]:
+    """What a client is asked to train in a round: its half, run on layers of one channel."""
+    algorithm = build_algorithm(recipe)
+    small = {
+        key: torch.ones(1, t.shape[1]) if key.endswith("B.weight") else torch.ones(t.shape[0], 1)
+        for key, t in first.items()
+    }
+    asked: list[Stage] = []
+
+    def fit(stage: Stage) -> Fitted:
+        asked.append(stage)
+        sent = stage.shared or {}
+        whole = resized(small, rank_of(sent)) if sent else small
+        shared = select(whole, lambda key: key in sent)
+        own = Private(select(whole, lambda key: key not in sent))
+        still = Private(whole)
+        return Fitted(1, Mean(0.0, 1.0), still, still, shared, own, dict(shared))
+
+    shared = algorithm.broadcast(algorithm.init(small))
+    algorithm.client(shared, ClientState(), fit, Round(1, 0))
+    return asked
