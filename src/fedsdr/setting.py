@@ -8,7 +8,7 @@ from pathlib import Path
 from fedsdr.algorithms.compose import build_algorithm, check_cohort
 from fedsdr.data.partition import build_clients
 from fedsdr.data.records import ClientData
-from fedsdr.distill.checks import choose_checks
+from fedsdr.distill.verify import check_verifier
 from fedsdr.engines.workbench import Evaluator, Workbench
 from fedsdr.errors import UserError
 from fedsdr.lab.evaluate import LabEvaluator
@@ -55,7 +55,6 @@ def base_of(recipe: Recipe, reporter: Reporter) -> BaseModel:
 def prepare(recipe: Recipe) -> Setting:
     """Read all data and check every name in the recipe; raises `UserError` for what is wrong."""
     build_algorithm(recipe)
-    choose_checks(recipe.distill.checks)
     choose_backends(recipe.tracking.backends)
     _check_baselines(recipe)
     if recipe.uses_lab:
@@ -65,7 +64,15 @@ def prepare(recipe: Recipe) -> Setting:
         check_model(recipe.model.path, recipe.model.template, recipe.model.device)
         setting = Setting(recipe, build_clients(recipe.data, recipe.seed), None)
     _check_clients(recipe, [client.name for client in setting.clients])
+    records = [record for client in setting.clients for record in client.train]
+    for each in methods_of(recipe):
+        check_verifier(each.distill, records, recipe.model.device)
     return setting
+
+
+def methods_of(recipe: Recipe) -> list[Recipe]:
+    """The recipe's own method and its baselines."""
+    return [recipe, *(method(name, recipe) for name in recipe.baselines)]
 
 
 COMMON = (
@@ -114,7 +121,7 @@ def _check_clients(recipe: Recipe, names: Sequence[str]) -> None:
         raise UserError(
             f"lora.ranks names {unknown[0]!r}, which is not a client: there are {', '.join(names)}"
         )
-    for each in (recipe, *(method(name, recipe) for name in recipe.baselines)):
+    for each in methods_of(recipe):
         federation = each.federation
         if federation.pooled:
             continue
