@@ -4,15 +4,16 @@ import pytest
 
 from fedsdr.data.records import Record, Turn
 from fedsdr.distill.checks import (
-    CHECKS,
+    PLAIN,
+    Candidate,
     Rewrite,
-    choose_checks,
     contains_words,
     final_number,
-    first_reason,
     most_repeated,
 )
+from fedsdr.distill.verify import CHECKS, build_verifier, check_verifier
 from fedsdr.errors import UserError
+from fedsdr.sections import Distill
 
 POEM = "row your boat and " * 4  # 4 of its 13 sequences are one and the same
 
@@ -25,7 +26,7 @@ def reason(
     check: str, text: str, response: str = "a b", answer: str = "", instruction: str = "q"
 ) -> str | None:
     made = record(response, answer, instruction)
-    return CHECKS[check](made, Rewrite(text, finished=True))
+    return PLAIN[check](made, Rewrite(text, finished=True))
 
 
 @pytest.mark.parametrize(
@@ -37,7 +38,7 @@ def test_empty(text, refused):
 
 @pytest.mark.parametrize(("finished", "refused"), [(False, "truncated"), (True, None)])
 def test_truncated(finished, refused):
-    assert CHECKS["truncated"](record(), Rewrite("a b", finished)) == refused
+    assert PLAIN["truncated"](record(), Rewrite("a b", finished)) == refused
 
 
 @pytest.mark.parametrize(
@@ -199,15 +200,15 @@ def test_every_check_has_a_case_that_it_refuses():
     """Each name gives its own reason, so a count by reasons is a count by checks."""
     bad = {
         "empty": reason("empty", ""),
-        "truncated": CHECKS["truncated"](record(), Rewrite("a", finished=False)),
+        "truncated": PLAIN["truncated"](record(), Rewrite("a", finished=False)),
         "repetition": reason("repetition", "very " * 12),
         "meta_talk": reason("meta_talk", "my response"),
         "answer": reason("answer", "b", answer="a"),
         "number": reason("number", "1", "#### 2"),
         "label": reason("label", "a", "b", instruction="{a/b}"),
     }
-    assert bad.keys() == CHECKS.keys()
-    assert len(set(bad.values())) == len(CHECKS)
+    assert bad.keys() == PLAIN.keys()
+    assert len(set(bad.values())) == len(PLAIN)
     assert None not in bad.values()
 
 
@@ -223,11 +224,15 @@ def test_every_check_has_a_case_that_it_refuses():
 )
 def test_the_first_reason_in_the_given_order_counts(names, expected):
     rewrite = Rewrite("my response " * 9, finished=False)
-    assert first_reason(record(), rewrite, choose_checks(names)) == expected
+    gate = build_verifier(Distill(checks=names), 0, "cpu").gate([record()])
+    assert [verdict.reason or None for verdict in gate([Candidate(record(), rewrite)])] == [
+        expected
+    ]
 
 
-def test_unknown_checks_are_refused_with_the_choices():
+@pytest.mark.parametrize("key", ["checks", "verify"])
+def test_unknown_checks_are_refused_with_the_choices(key):
     with pytest.raises(UserError) as caught:
-        choose_checks(["empty", "emty"])
-    assert "['emty']" in str(caught.value)
+        check_verifier(Distill(**{key: ("empty", "emty")}), [record()], "cpu")
+    assert f"distill.{key} has ['emty']" in str(caught.value)
     assert all(name in str(caught.value) for name in CHECKS)

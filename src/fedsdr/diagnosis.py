@@ -32,6 +32,7 @@ from fedsdr.diagnose.reading import reading
 from fedsdr.diagnose.text import text_stats, words
 from fedsdr.distill.cache import RewriteCache, job_key
 from fedsdr.distill.rewrite import Teacher, rewrite_records, rewriting_job
+from fedsdr.distill.verify import build_verifier
 from fedsdr.engines.workbench import Workbench
 from fedsdr.errors import UserError
 from fedsdr.lab.pretrain import build_tokenizer
@@ -205,9 +206,13 @@ def _rewrites(
     with RewriteCache(cache_folder() / "rewrites.sqlite") as cache:
         if not options.distilled and not _cached(recipe, teacher, sample, cache):
             return {}
+        verifier = build_verifier(recipe.distill, recipe.seed, recipe.model.device)
         for name, records in sample.items():
+            gate = verifier.gate(usable[name])
             with reporter.bar(f"rewriting: {name}", len(records), keep=False) as bar:
-                made = rewrite_records(teacher, records, recipe.distill, cache, recipe.seed, bar)
+                made = rewrite_records(
+                    teacher, records, recipe.distill, cache, recipe.seed, bar, gate
+                )
             rewrites[name] = [(each.record, each.text) for each in made]
     return rewrites
 

@@ -15,12 +15,10 @@ from fedsdr.algorithms.compose import build_algorithm
 from fedsdr.algorithms.contract import Algorithm, Personal, ServerState, Targets
 from fedsdr.data.partition import pool
 from fedsdr.data.template import Example
-from fedsdr.distill.cache import RewriteCache
-from fedsdr.distill.rewrite import Rewritten, sample_pairs, summarise
+from fedsdr.distillation import record_distillation, rewrite_all
 from fedsdr.engines.in_process import InProcess
 from fedsdr.engines.workbench import Workbench, rectifying
 from fedsdr.folders import (
-    DISTILLATION_FILE,
     NOISE_FILE,
     PERSONAL_FILE,
     RECIPE_FILE,
@@ -31,7 +29,6 @@ from fedsdr.model.peft_format import write_adapter
 from fedsdr.progress import Reporter
 from fedsdr.recipe import override, to_toml
 from fedsdr.sections import Recipe
-from fedsdr.setting import cache_folder
 from fedsdr.tracking.follow import Follower
 from fedsdr.training.rounds import (
     METRICS_FILE,
@@ -166,8 +163,7 @@ def client_examples(
         return {pool(bench.clients).name: {"raw": [e for each in raw.values() for e in each]}}
     if recipe.federation.targets == "raw" or recipe.federation.rounds == 0:
         return {client: {"raw": examples} for client, examples in raw.items()}
-    with RewriteCache(cache_folder() / "rewrites.sqlite") as cache:
-        rewrites = bench.rewrite(recipe, cache, reporter)
+    rewrites = rewrite_all(bench, recipe, reporter)
     record_distillation(folder, rewrites, recipe.seed)
     examples: dict[str, Mapping[Targets, Sequence[Example]]] = {}
     for client in bench.clients:
@@ -177,27 +173,3 @@ def client_examples(
             "raw": mine, "distilled": distilled, "mixed": [*mine, *distilled],
         }  # fmt: skip
     return examples
-
-
-def record_distillation(folder: Path, rewrites: Mapping[str, list[Rewritten]], seed: int) -> None:
-    """Provenance: a line per record in the client's own folder, and a summary for the report."""
-    store = ClientStore(folder / "clients")
-    for client, each in rewrites.items():
-        rows = [
-            {"origin": r.record.origin, "source": r.source, "reason": r.reason,
-             "attempts": r.attempts, "text": r.text}
-            for r in each
-        ]  # fmt: skip
-        path = store.client_folder(client) / "rewrites.jsonl"
-        files.write_json_lines(path, rows, private=True)
-    files.write_json(
-        folder / DISTILLATION_FILE,
-        {
-            "clients": {client: summarise(each) for client, each in rewrites.items()},
-            "pairs": [
-                pair
-                for client, each in rewrites.items()
-                for pair in sample_pairs(client, each, seed)
-            ],
-        },
-    )

@@ -28,8 +28,9 @@ PLAIN: Final[Mapping[str, Any]] = {
 
 
 def _verified(recipe: Recipe) -> Changes:
-    checks = dict.fromkeys((*recipe.distill.checks, "answer"))
-    distil = {"distill.checks": list(checks), "distill.attempts": 4}
+    distill = recipe.distill
+    checks = list(dict.fromkeys((*distill.checks, *distill.verify)))
+    distil = {"distill.checks": checks, "distill.attempts": max(4, distill.attempts)}
     return {"federation.targets": "distilled", **distil}
 
 

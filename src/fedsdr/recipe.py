@@ -118,7 +118,13 @@ def _with_paths(recipe: Recipe, folder: Path) -> Recipe:
         model = resolve(model)
     if template.startswith(PATH_MARKS) or template.endswith(".jinja"):  # else a shipped one
         template = resolve(template)
-    changes = {"data.sources": sources, "model.path": model, "model.template": template}
+    judge = recipe.distill.entailment.model
+    if judge.startswith(PATH_MARKS):
+        judge = resolve(judge)
+    changes = {
+        "data.sources": sources, "model.path": model, "model.template": template,
+        "distill.entailment.model": judge,
+    }  # fmt: skip
     return override(recipe, changes)
 
 

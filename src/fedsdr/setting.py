@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from fedsdr.algorithms.compose import build_algorithm, check_cohort
 from fedsdr.data.partition import build_clients
 from fedsdr.data.records import ClientData
-from fedsdr.distill.checks import choose_checks
+from fedsdr.distill.verify import check_verifier
 from fedsdr.engines.workbench import Evaluator, Workbench
 from fedsdr.errors import UserError
 from fedsdr.lab.evaluate import LabEvaluator
@@ -63,7 +63,6 @@ def prepare(recipe: Recipe, weights: bool = True) -> Setting:
     weights: whether the model must be there; a plan needs its configuration alone.
     """
     build_algorithm(recipe)
-    choose_checks(recipe.distill.checks)
     choose_backends(recipe.tracking.backends)
     _check_baselines(recipe)
     if recipe.uses_lab:
@@ -75,6 +74,9 @@ def prepare(recipe: Recipe, weights: bool = True) -> Setting:
             check_model(options.path, options.template, options.device, options.quantisation)
         setting = Setting(recipe, build_clients(recipe.data, recipe.seed), None)
     _check_clients(recipe, [client.name for client in setting.clients])
+    records = [record for client in setting.clients for record in client.train]
+    for each in methods_of(recipe):
+        check_verifier(each.distill, records, recipe.model.device)
     return setting
 
 
@@ -88,6 +90,11 @@ def plan_folder(recipe: Recipe) -> Iterator[str]:
     with TemporaryDirectory() as folder:
         save_outline(build_world(world_options(recipe)), PretrainOptions(), Path(folder))
         yield folder
+
+
+def methods_of(recipe: Recipe) -> list[Recipe]:
+    """The recipe's own method and its baselines."""
+    return [recipe, *(method(name, recipe) for name in recipe.baselines)]
 
 
 COMMON = (
@@ -136,7 +143,7 @@ def _check_clients(recipe: Recipe, names: Sequence[str]) -> None:
         raise UserError(
             f"lora.ranks names {unknown[0]!r}, which is not a client: there are {', '.join(names)}"
         )
-    for each in (recipe, *(method(name, recipe) for name in recipe.baselines)):
+    for each in methods_of(recipe):
         federation = each.federation
         if federation.pooled:
             continue

@@ -7,7 +7,7 @@ import signal
 import typer
 
 from fedsdr import __version__
-from fedsdr.cli import chat, diagnose, export, judge, look, runs
+from fedsdr.cli import chat, diagnose, distil, export, judge, look, runs
 
 app = typer.Typer(
     help="Federated fine-tuning of language models with self-distillation and rectification.",
@@ -26,6 +26,7 @@ for command in (
     runs.demo,
     runs.run,
     runs.compare,
+    distil.distill,
     runs.reproduce,
     look.check,
     diagnose.diagnose,

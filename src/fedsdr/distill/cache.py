@@ -12,6 +12,7 @@ import os
 import sqlite3
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from fedsdr.errors import UserError
 from fedsdr.model.generate import Job
@@ -24,8 +25,26 @@ def job_key(fingerprint: str, job: Job, temperature: float) -> str:
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
+class Generations(Protocol):
+    """Token ids by key."""
+
+    def get(self, key: str) -> list[int] | None: ...
+
+    def put(self, results: Mapping[str, Sequence[int]]) -> None: ...
+
+
+class NoCache:
+    """Keeps nothing: what is measured with it is what generating costs."""
+
+    def get(self, key: str) -> None:
+        return None
+
+    def put(self, results: Mapping[str, Sequence[int]]) -> None:
+        pass
+
+
 class RewriteCache:
-    """Token ids by key. Open it for as long as it is used: `with RewriteCache(path) as cache`."""
+    """Open it for as long as it is used: `with RewriteCache(path) as cache`."""
 
     def __init__(self, path: Path) -> None:
         try:

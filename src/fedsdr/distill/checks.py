@@ -1,16 +1,18 @@
 """The quality gate: small functions (record, rewrite) -> the reason to refuse it, or None.
 
 SDFT (Yang et al., ACL 2024, arXiv 2402.13669) keeps the raw response whenever the rewrite is
-degenerate or gets a checkable answer wrong; these are its conditions, each on its own.
+degenerate or gets a checkable answer wrong; these are its conditions, each on its own. Checks
+that need more than the two texts (a model, the client's other records, a seed) are judges of
+whole batches, in files of their own; `fedsdr.distill.verify` puts both together.
 """
 
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from fedsdr.data.records import ANSWER_MARK, Record
-from fedsdr.errors import UserError
 
 
 class Rewrite(NamedTuple):
@@ -20,7 +22,25 @@ class Rewrite(NamedTuple):
     finished: bool
 
 
+class Candidate(NamedTuple):
+    """A rewrite before the gate; attempt counts from 0."""
+
+    record: Record
+    rewrite: Rewrite
+    attempt: int = 0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """reason: why the rewrite is refused, "" where it passes. measured: what was compared with
+    a threshold, by name, 0 to 1, higher is better."""
+
+    reason: str = ""
+    measured: Mapping[str, float] = field(default_factory=dict)
+
+
 Check = Callable[[Record, Rewrite], str | None]
+Judge = Callable[[Sequence[Candidate]], Sequence[Verdict]]  # a verdict for each, in order
 
 META_TALK: Final = re.compile(
     r"reference (answer|response)|\b(my|your) (own )?(response|rewrite|version)\b"
@@ -104,7 +124,7 @@ def final_number(text: str) -> float | None:
     return float(numbers[0 if mark else -1].replace(",", "")) if numbers else None
 
 
-CHECKS: Final[Mapping[str, Check]] = {
+PLAIN: Final[Mapping[str, Check]] = {
     "empty": empty,
     "truncated": truncated,
     "repetition": repetition,
@@ -113,14 +133,3 @@ CHECKS: Final[Mapping[str, Check]] = {
     "number": number,
     "label": label,
 }
-
-
-def choose_checks(names: Sequence[str]) -> list[Check]:
-    if unknown := [name for name in names if name not in CHECKS]:
-        raise UserError(f"distill.checks has {unknown}: choose from {', '.join(CHECKS)}")
-    return [CHECKS[name] for name in names]
-
-
-def first_reason(record: Record, rewrite: Rewrite, checks: Sequence[Check]) -> str | None:
-    """The first check's reason to refuse the rewrite, or None where all let it pass."""
-    return next((reason for check in checks if (reason := check(record, rewrite))), None)

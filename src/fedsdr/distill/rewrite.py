@@ -7,18 +7,28 @@ arXiv 2605.18028, Sec. method; the prompt and the fallback to the raw response f
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedsdr import seeds
 from fedsdr.data.records import Record
 from fedsdr.data.template import ChatFormat
-from fedsdr.distill.cache import RewriteCache, job_key
-from fedsdr.distill.checks import Check, Rewrite, answer, choose_checks, first_reason
+from fedsdr.distill.cache import Generations, job_key
+from fedsdr.distill.checks import Candidate, Rewrite, Verdict, answer
+from fedsdr.distill.verify import Gate
 from fedsdr.model.generate import Job, generate
 from fedsdr.progress import Bar
 from fedsdr.sections import Distill
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One generation and what the gate said of it. tokens: new ones."""
+
+    text: str
+    tokens: int
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -28,16 +38,24 @@ class Rewritten:
     text: what the client learns from: the rewrite, or the raw response.
     reason: why the last rewrite was refused; "" where one was accepted.
     attempts: generations that were tried.
+    tried: these generations, in order.
     """
 
     record: Record
     text: str
     reason: str
     attempts: int
+    tried: tuple[Attempt, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def source(self) -> str:
         return "raw" if self.reason else "rewritten"
+
+    @property
+    def shown(self) -> Attempt | None:
+        """The attempt that was kept, or the last one refused; None where none was made."""
+        kept = [a for a in self.tried if not a.verdict.reason and a.text == self.text]
+        return next(iter(kept or self.tried[::-1]), None)
 
     @property
     def wrong(self) -> bool | None:
@@ -61,9 +79,10 @@ def rewrite_records(
     teacher: Teacher,
     records: Sequence[Record],
     options: Distill,
-    cache: RewriteCache,
+    cache: Generations,
     seed: int,
     bar: Bar,
+    gate: Gate,
 ) -> list[Rewritten]:
     """Rewrite a client's records, in order. The bar advances once for each record.
 
@@ -71,7 +90,6 @@ def rewrite_records(
     `options.attempts` times in all; then the raw response stays. Where shorter rewrites are
     preferred, accepted ones are sampled again too, and the shortest of them stays.
     """
-    checks = choose_checks(options.checks)
     shorter = options.prefer == "shorter"
     done: dict[int, Rewritten] = {}
     waiting = list(range(len(records)))
@@ -82,11 +100,11 @@ def rewrite_records(
             done[i] = Rewritten(records[i], records[i].response, "too_long", attempt)
             bar.advance()
         temperature = options.temperature if attempt == 0 else options.retry_temperature
-        for i, ids in _generate_cached(teacher, jobs, options.batch_size, temperature, cache):
-            new = _judge(teacher.chat, records[i], ids, checks, attempt + 1)
-            done[i] = _better(done.get(i), new, lambda text: len(teacher.chat.response_ids(text)))
-            again = attempt + 1 < options.attempts and (shorter or bool(done[i].reason))
-            bar.advance(0 if again else 1)
+        for batch in _generate_cached(teacher, jobs, options.batch_size, temperature, cache):
+            for i, new in _judge(teacher.chat, records, batch, gate, attempt).items():
+                done[i] = _better(done.get(i), new, teacher.chat)
+                again = attempt + 1 < options.attempts and (shorter or bool(done[i].reason))
+                bar.advance(0 if again else 1)
         waiting = [i for i in jobs if shorter or done[i].reason]
     return [done[i] for i in range(len(records))]
 
@@ -109,9 +127,9 @@ def _generate_cached(
     jobs: dict[int, Job],
     batch_size: int,
     temperature: float,
-    cache: RewriteCache,
-) -> Iterable[tuple[int, list[int]]]:
-    """Results as (index, new ids), batch by batch, sorted by length so that padding is small.
+    cache: Generations,
+) -> Iterable[dict[int, list[int]]]:
+    """Batches of index -> new ids, sorted by length so that padding is small.
 
     The batches are those of the whole list, whatever the cache holds: a resumed distillation
     forms the same ones and so ends with the same texts.
@@ -120,30 +138,43 @@ def _generate_cached(
     order = sorted(jobs, key=lambda i: (len(jobs[i].prompt), jobs[i].limit, i))
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        found = {i: cache.get(keys[i]) for i in batch}
-        if any(ids is None for ids in found.values()):
+        found = {i: ids for i in batch if (ids := cache.get(keys[i])) is not None}
+        if len(found) < len(batch):
             stop = teacher.chat.end_of_turn
             new = generate(teacher.model, [jobs[i] for i in batch], stop, temperature)
             found = dict(zip(batch, new, strict=True))
-            cache.put({keys[i]: ids for i, ids in zip(batch, new, strict=True)})
-        for i, ids in found.items():
-            assert ids is not None
-            yield i, ids
+            cache.put({keys[i]: ids for i, ids in found.items()})
+        yield found
 
 
 def _judge(
-    chat: ChatFormat, record: Record, ids: list[int], checks: Sequence[Check], attempts: int
-) -> Rewritten:
-    rewrite = Rewrite(chat.text(ids), finished=bool(ids) and ids[-1] == chat.end_of_turn)
-    reason = first_reason(record, rewrite, checks)
-    return Rewritten(record, record.response if reason else rewrite.text, reason or "", attempts)
+    chat: ChatFormat,
+    records: Sequence[Record],
+    batch: dict[int, list[int]],
+    gate: Gate,
+    attempt: int,
+) -> dict[int, Rewritten]:
+    """Each generation of a batch as the outcome that it would be if it were the only attempt."""
+    rewrites = {
+        i: Rewrite(chat.text(ids), finished=bool(ids) and ids[-1] == chat.end_of_turn)
+        for i, ids in batch.items()
+    }
+    verdicts = gate([Candidate(records[i], rewrite, attempt) for i, rewrite in rewrites.items()])
+    judged = {}
+    for (i, rewrite), verdict in zip(rewrites.items(), verdicts, strict=True):
+        text = records[i].response if verdict.reason else rewrite.text
+        tried = (Attempt(rewrite.text, len(batch[i]), verdict),)
+        judged[i] = Rewritten(records[i], text, verdict.reason, attempt + 1, tried)
+    return judged
 
 
-def _better(old: Rewritten | None, new: Rewritten, length: Callable[[str], int]) -> Rewritten:
+def _better(old: Rewritten | None, new: Rewritten, chat: ChatFormat) -> Rewritten:
     """Which of a record's attempts stays: an accepted one, the shortest, the earliest such."""
-    if old is None or old.reason or (not new.reason and length(new.text) < length(old.text)):
+    if old is None:
         return new
-    return replace(old, attempts=new.attempts)
+    shorter = not new.reason and len(chat.response_ids(new.text)) < len(chat.response_ids(old.text))
+    chosen = new if old.reason or shorter else old
+    return replace(chosen, attempts=new.attempts, tried=(*old.tried, *new.tried))
 
 
 def summarise(rewrites: Sequence[Rewritten]) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from fedsdr.adapters import FOLDED, Adapter, factors, fresh, under, unwrap
 from fedsdr.algorithms.contract import Personal
 from fedsdr.data.records import ClientData, Record
 from fedsdr.data.template import Example
-from fedsdr.distill.cache import RewriteCache
-from fedsdr.distill.rewrite import Rewritten, Teacher, rewrite_records
+from fedsdr.distill.cache import RewriteCache, job_key
+from fedsdr.distill.rewrite import Rewritten, Teacher, rewrite_records, rewriting_job
+from fedsdr.distill.verify import build_verifier
 from fedsdr.errors import UserError
 from fedsdr.evaluate.loss import LossEvaluator
 from fedsdr.metrics import Metrics
@@ -106,17 +107,34 @@ class Workbench:
             self.model.load(stream, streams[stream])
         self.model.activate(*active)
 
+    def teacher(self) -> Teacher:
+        """The model that rewrites: the base model, every stream off."""
+        self.use(Personal(None))
+        return Teacher(self.base.model, self.base.chat, self.fingerprint, self.base.context)
+
+    def begun(self, recipe: Recipe, cache: RewriteCache) -> bool:
+        """Whether the cache holds a first attempt of some client already."""
+        options = recipe.distill
+        jobs = (
+            rewriting_job(self.base.chat, record, options, recipe.seed, attempt=0)
+            for client in self.clients
+            for record in client.train
+        )
+        keys = (job_key(self.fingerprint, job, options.temperature) for job in jobs)
+        return any(cache.get(key) is not None for key in keys)
+
     def rewrite(
         self, recipe: Recipe, cache: RewriteCache, reporter: Reporter
     ) -> Mapping[str, list[Rewritten]]:
         """Every client's rewrites by the base model, from the cache where they are in it."""
-        self.use(Personal(None))
-        teacher = Teacher(self.base.model, self.base.chat, self.fingerprint, self.base.context)
+        teacher, options, seed = self.teacher(), recipe.distill, recipe.seed
+        verifier = build_verifier(options, seed, recipe.model.device)
         rewrites = {}
         for client in self.clients:
+            gate = verifier.gate(client.train)
             with reporter.bar(f"rewriting: {client.name}", len(client.train), keep=False) as bar:
                 rewrites[client.name] = rewrite_records(
-                    teacher, client.train, recipe.distill, cache, recipe.seed, bar
+                    teacher, client.train, options, cache, seed, bar, gate
                 )
         return rewrites
 

@@ -151,6 +151,19 @@ REASONS: dict[str, str] = {
     "truncated": "cut off",
     "repetition": "repeats itself",
     "meta_talk": "talks about the reference",
+    "too_long": "too long for the context",
+    "unsupported": "wording without support in prompt or raw response",
+    "facts_lost": "numbers or rare words lost",
+    "not_entailed": "not entailed",
+    "not_checked": "too long to check",
+    "doubted": "doubted by the simulated check",
+}
+
+MEASURES: dict[str, str] = {
+    "supported": "lexical support: its words found in prompt or raw response",
+    "kept": "lexical support: numbers and rare words kept",
+    "rewrite_entails_raw": "rewrite entails raw response",
+    "raw_entails_rewrite": "raw response entails rewrite",
 }
 
 VERDICTS: dict[str, str] = {"holds": "Holds", "fails": "Does not hold", "open": "Open"}
@@ -196,6 +209,10 @@ def loss(name: str) -> str:
 
 def reason(name: str) -> str:
     return REASONS.get(name) or readable(name).lower()
+
+
+def measure(name: str) -> str:
+    return MEASURES.get(name) or readable(name).lower()
 
 
 def readable(name: str) -> str:

@@ -1,0 +1,43 @@
+"""The distillation stage by itself: a pilot of it, the rewrites, a report of what they did."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedsdr.cli.session import RecipePath, Resume, Sets, session
+from fedsdr.errors import UserError
+
+
+def distill(
+    recipe: RecipePath,
+    out: Annotated[Path | None, typer.Option(help="The folder; a run can go on in it.")] = None,
+    pilot: Annotated[
+        int | None, typer.Option(help="Rewrite N records a client and tell what all will cost.")
+    ] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write distillation.html, figures and texts.")
+    ] = False,
+    resume: Resume = False,
+    set_: Sets = None,
+) -> None:
+    """Only rewrite: fills the rewrite cache, so that a later run does not generate again.
+
+    With --pilot, a small sample is rewritten, judged and thrown away instead.
+    """
+    from fedsdr import distillation
+    from fedsdr import recipe as recipes
+
+    with session() as reporter:
+        loaded = recipes.load_recipe(recipe, set_ or [])
+        if (out is None) == (pilot is None):
+            raise UserError(
+                "give --out DIR to rewrite everything, or --pilot N for a sample, one of them: "
+                "where it pays, --out begins with a pilot of distill.pilot records"
+            )
+        if out is None:
+            assert pilot is not None
+            typer.echo(distillation.pilot(loaded, pilot, reporter))
+            return
+        for name, folder in distillation.distill(loaded, out, reporter, resume, report).items():
+            typer.echo(distillation.outcome(name, folder))

@@ -1,0 +1,40 @@
+"""A simulated check of given quality: what would a check that errs this often do to FedSD?
+
+No inference model is an oracle. Where records have gold answers, in the lab above all, this one
+looks the answer up and then errs on purpose, at a rate of its own in each direction.
+"""
+
+from collections.abc import Sequence
+
+from fedsdr import seeds
+from fedsdr.distill.checks import Candidate, Judge, Verdict, answer
+from fedsdr.sections import Oracle
+
+
+def oracle_judge(options: Oracle, seed: int) -> Judge:
+    """Judges by the record's gold answer; a record without one passes.
+
+    Whether it errs is a function of the seed, the record and the attempt. The draw does not depend
+    on the rates: whoever errs at a low rate errs at a higher one, too.
+    """
+
+    def judge(candidates: Sequence[Candidate]) -> list[Verdict]:
+        return [_verdict(each, options, seed) for each in candidates]
+
+    return judge
+
+
+def _verdict(candidate: Candidate, options: Oracle, seed: int) -> Verdict:
+    if not candidate.record.answer:
+        return Verdict()
+    wrong = answer(candidate.record, candidate.rewrite) is not None
+    rate = options.false_accept if wrong else options.false_reject
+    errs = _uniform(candidate, seed) < rate
+    return Verdict("doubted" if wrong != errs else "")
+
+
+def _uniform(candidate: Candidate, seed: int) -> float:
+    """A number in [0, 1)."""
+    turns = (turn.text for turn in candidate.record.prompt)
+    response, attempt = candidate.record.response, candidate.attempt
+    return seeds.derive(seed, "oracle", *turns, response, attempt) / 2**63

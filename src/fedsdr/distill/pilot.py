@@ -1,0 +1,99 @@
+"""A pilot: what the gate will let pass and what rewriting will cost, from a small sample.
+
+The sample goes through all attempts, as the whole set will: records that fail once fail more
+often than others, so the acceptance of first attempts alone would promise too much.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from scipy import stats
+
+from fedsdr import seeds
+from fedsdr.data.records import Record
+from fedsdr.distill.cache import NoCache
+from fedsdr.distill.rewrite import Rewritten, Teacher, rewrite_records
+from fedsdr.distill.verify import Gate
+from fedsdr.progress import Bar
+from fedsdr.sections import Distill
+
+
+class Rate(NamedTuple):
+    """A share, 0 to 1, with its 95 % interval (Wilson 1927)."""
+
+    share: float
+    low: float
+    high: float
+
+
+class Pilot(NamedTuple):
+    """A client's sample, and what follows for all its records.
+
+    first: records whose first attempt passes. raw: those that keep the raw response after all
+    attempts. generations, tokens (new ones) and seconds are those expected of the whole set;
+    seconds is high where the sample fills no batch.
+    """
+
+    client: str
+    sample: int
+    records: int
+    first: Rate
+    raw: Rate
+    generations: float
+    tokens: float
+    seconds: float
+
+
+def run_pilot(
+    teacher: Teacher,
+    client: str,
+    records: Sequence[Record],
+    options: Distill,
+    seed: int,
+    gate: Gate,
+    count: int,
+) -> Pilot:
+    """Rewrite `count` of the client's records, drawn by seed, and keep nothing of it."""
+    assert 0 < count <= len(records)
+    order = sorted(range(len(records)), key=lambda i: seeds.derive(seed, "pilot", client, i))
+    sample = [records[i] for i in order[:count]]
+    began = time.perf_counter()
+    done = rewrite_records(teacher, sample, options, NoCache(), seed, Bar(None, None), gate)
+    return extrapolate(client, done, len(records), time.perf_counter() - began)
+
+
+def extrapolate(client: str, done: Sequence[Rewritten], records: int, seconds: float) -> Pilot:
+    """From a sample's outcome to the whole set."""
+    first = sum(bool(r.tried) and not r.tried[0].verdict.reason for r in done)
+    scale = records / len(done)
+    return Pilot(
+        client,
+        len(done),
+        records,
+        wilson(first, len(done)),
+        wilson(sum(bool(r.reason) for r in done), len(done)),
+        generations=scale * sum(len(r.tried) for r in done),
+        tokens=scale * sum(attempt.tokens for r in done for attempt in r.tried),
+        seconds=scale * seconds,
+    )
+
+
+def wilson(hits: int, n: int) -> Rate:
+    interval = stats.binomtest(hits, n).proportion_ci(method="wilson")
+    return Rate(hits / n, float(interval.low), float(interval.high))
+
+
+def total(pilots: Sequence[Pilot]) -> Pilot:
+    """All clients together. Expected counts add up; the rates are those of the joint sample."""
+    sample = sum(p.sample for p in pilots)
+    return Pilot(
+        "all",
+        sample,
+        sum(p.records for p in pilots),
+        wilson(round(sum(p.first.share * p.sample for p in pilots)), sample),
+        wilson(round(sum(p.raw.share * p.sample for p in pilots)), sample),
+        generations=sum(p.generations for p in pilots),
+        tokens=sum(p.tokens for p in pilots),
+        seconds=sum(p.seconds for p in pilots),
+    )

@@ -1,0 +1,94 @@
+"""The gate as a whole: a recipe's checks by name, those that need a model or more among them.
+
+A `Verifier` is made once for a distillation (it loads what is slow to load) and makes a `Gate` for
+each client. A verdict is no part of the rewrite cache: with other checks or thresholds the
+same generations are judged anew.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from fedsdr.data.records import Record
+from fedsdr.distill.checks import PLAIN, Candidate, Check, Judge, Verdict
+from fedsdr.distill.entailment import Score, check_entailment, entailment_judge, load_entailment
+from fedsdr.distill.oracle import oracle_judge
+from fedsdr.distill.support import support_judge
+from fedsdr.errors import UserError
+from fedsdr.sections import Distill
+
+Gate = Callable[[Sequence[Candidate]], list[Verdict]]
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """All that checks are made of. score: the inference model, where a check asks for it."""
+
+    options: Distill
+    seed: int
+    score: Score | None = None
+
+    def gate(self, records: Sequence[Record]) -> Gate:
+        """The gate for rewrites of a client's records; `records` are all that it has."""
+        return all_of([CHECKS[name](self, records) for name in self.options.checks])
+
+
+def one_by_one(check: Check) -> Judge:
+    """A check of single rewrites as a judge of batches."""
+
+    def judge(candidates: Sequence[Candidate]) -> list[Verdict]:
+        return [Verdict(check(each.record, each.rewrite) or "") for each in candidates]
+
+    return judge
+
+
+def all_of(judges: Sequence[Judge]) -> Gate:
+    """The first reason counts; a judge sees only what those before it let pass."""
+
+    def gate(candidates: Sequence[Candidate]) -> list[Verdict]:
+        verdicts = [Verdict() for _ in candidates]
+        for judge in judges:
+            waiting = [i for i, verdict in enumerate(verdicts) if not verdict.reason]
+            for i, new in zip(waiting, judge([candidates[i] for i in waiting]), strict=True):
+                verdicts[i] = Verdict(new.reason, {**verdicts[i].measured, **new.measured})
+        return verdicts
+
+    return gate
+
+
+def _entailment(verifier: Verifier, records: Sequence[Record]) -> Judge:
+    assert verifier.score is not None
+    return entailment_judge(verifier.options.entailment, verifier.score)
+
+
+def _plain(check: Check) -> Callable[[Verifier, Sequence[Record]], Judge]:
+    return lambda verifier, records: one_by_one(check)
+
+
+CHECKS: Final[Mapping[str, Callable[[Verifier, Sequence[Record]], Judge]]] = {
+    **{name: _plain(check) for name, check in PLAIN.items()},
+    "support": lambda verifier, records: support_judge(verifier.options.support, records),
+    "entailment": _entailment,
+    "oracle": lambda verifier, records: oracle_judge(verifier.options.oracle, verifier.seed),
+}
+SLOW: Final = frozenset({"entailment"})  # their cost is worth a pilot
+
+
+def build_verifier(options: Distill, seed: int, device: str) -> Verifier:
+    """device: of models that name none of their own."""
+    needed = "entailment" in options.checks
+    return Verifier(options, seed, load_entailment(options.entailment, device) if needed else None)
+
+
+def check_verifier(options: Distill, records: Sequence[Record], device: str) -> None:
+    """Raise what is wrong with a recipe's checks, before any work starts."""
+    for key, names in (("checks", options.checks), ("verify", options.verify)):
+        if unknown := [name for name in names if name not in CHECKS]:
+            raise UserError(f"distill.{key} has {unknown}: choose from {', '.join(CHECKS)}")
+    if "entailment" in options.checks:
+        check_entailment(options.entailment, device)
+    if "oracle" in options.checks and not any(record.answer for record in records):
+        raise UserError(
+            'the check "oracle" needs gold answers, and no record has one: name their column by '
+            "fields.answer, or use another check"
+        )

@@ -1,0 +1,73 @@
+"""The quality gate on 2,000 real pairs: Alpaca's responses, rewritten by Llama-2-7B-chat.
+
+FEDSDR_DATA is the folder of the real data; by default `shared/data` beside the project's own.
+"""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+
+from fedsdr.data.records import Record, Turn
+from fedsdr.distill.checks import Candidate, Rewrite, Verdict
+from fedsdr.distill.verify import build_verifier
+from fedsdr.sections import Distill
+
+PROJECT = Path(__file__).parents[1]
+REAL = Path(os.environ.get("FEDSDR_DATA", PROJECT.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="module")
+def candidates() -> list[Candidate]:
+    """The 1,648 real rewrites; where the other 352 fell back, there is nothing to judge."""
+    found = []
+    for name in ("alpaca_raw.json", "alpaca_distilled_llama2_7b_chat.json"):
+        path = REAL / "paired" / name
+        if not path.exists():
+            pytest.skip(f"real data paired/{name} is not in {REAL}: set FEDSDR_DATA to its folder")
+        found.append(json.loads(path.read_text(encoding="utf-8")))
+    return [
+        Candidate(
+            Record((Turn("user", f"{raw['instruction']}\n{raw['input']}".strip()),), raw["output"]),
+            Rewrite(new["output"], finished=True),
+        )
+        for raw, new in zip(*found, strict=True)
+        if raw["output"].strip() != new["output"].strip()
+    ]
+
+
+def judged(candidates: list[Candidate], check: str) -> list[Verdict]:
+    gate = build_verifier(Distill(checks=(check,)), 0, "cpu")
+    return gate.gate([c.record for c in candidates])(candidates)
+
+
+def test_the_other_checks_refuse_next_to_nothing(candidates):
+    """These rewrites have passed the gate of those who made them."""
+    assert len(candidates) == 1648
+    refused = {
+        check: sum(bool(v.reason) for v in judged(candidates, check))
+        for check in ("empty", "repetition", "meta_talk", "answer", "number", "label")
+    }
+    assert refused == dict.fromkeys(refused, 0) | {"repetition": 1}
+
+
+def test_lexical_support(candidates):
+    verdicts = judged(candidates, "support")
+    assert fmean(v.measured["supported"] for v in verdicts) == pytest.approx(0.383, abs=0.002)
+    assert fmean(v.measured["kept"] for v in verdicts) == pytest.approx(0.62, abs=0.02)
+    reasons = Counter(v.reason for v in verdicts)
+    assert (reasons["unsupported"] + reasons["facts_lost"]) / len(verdicts) == pytest.approx(
+        0.40, abs=0.03
+    )
+
+
+def test_rewrites_of_other_records_have_no_support(candidates):
+    """The control: each record with the rewrite of the next one."""
+    others = [
+        a._replace(rewrite=b.rewrite)
+        for a, b in zip(candidates, candidates[1:] + candidates[:1], strict=True)
+    ]
+    assert fmean(bool(v.reason) for v in judged(others, "support")) > 0.99
