@@ -52,6 +52,7 @@ TOP = ours(
     "export",
     "diagnosis",
     "judge",
+    "benchmarking",
 )
 
 # part of the package -> what it must not import

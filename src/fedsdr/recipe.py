@@ -114,7 +114,10 @@ def _with_paths(recipe: Recipe, folder: Path) -> Recipe:
         model = resolve(model)
     if template.startswith(PATH_MARKS) or template.endswith(".jinja"):  # else a shipped one
         template = resolve(template)
+    benchmarks = recipe.evaluate.benchmark_data
     changes = {"data.sources": sources, "model.path": model, "model.template": template}
+    if benchmarks is not None:
+        changes["evaluate.benchmark_data"] = resolve(benchmarks)
     return override(recipe, changes)
 
 

@@ -2,15 +2,16 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedsdr.algorithms.compose import build_algorithm, check_cohort
 from fedsdr.data.partition import build_clients
 from fedsdr.data.records import ClientData
 from fedsdr.distill.checks import choose_checks
-from fedsdr.engines.workbench import Evaluator, Workbench
+from fedsdr.engines.workbench import Benchmarks, Evaluator, Workbench
 from fedsdr.errors import UserError
+from fedsdr.evaluate.benchmarks.table import Chosen, choose
 from fedsdr.lab.evaluate import LabEvaluator
 from fedsdr.lab.pretrain import PretrainOptions, base_model_folder
 from fedsdr.lab.world import World, WorldOptions, build_world
@@ -35,11 +36,20 @@ class Setting:
     recipe: Recipe
     clients: list[ClientData]
     world: World | None
+    benchmarks: tuple[Chosen, ...] = ()
 
     def workbench(self, reporter: Reporter) -> Workbench:
         """Load the model and tokenise the records."""
         evaluator = None if self.world is None else _lab_evaluator(self.world)
-        return Workbench(self.recipe, base_of(self.recipe, reporter), self.clients, evaluator)
+        base = base_of(self.recipe, reporter)
+        suite = self._suite(base, reporter) if self.benchmarks else None
+        return Workbench(self.recipe, base, self.clients, evaluator, suite)
+
+    def _suite(self, base: BaseModel, reporter: Reporter) -> Benchmarks:
+        from fedsdr.evaluate.benchmarks.harness import Options, Suite
+
+        options = Options(limit=self.recipe.evaluate.benchmark_limit)
+        return Suite(self.benchmarks, base, options, reporter)
 
 
 def base_of(recipe: Recipe, reporter: Reporter) -> BaseModel:
@@ -65,7 +75,14 @@ def prepare(recipe: Recipe) -> Setting:
         check_model(recipe.model.path, recipe.model.template, recipe.model.device)
         setting = Setting(recipe, build_clients(recipe.data, recipe.seed), None)
     _check_clients(recipe, [client.name for client in setting.clients])
-    return setting
+    return replace(setting, benchmarks=_benchmarks(recipe))
+
+
+def _benchmarks(recipe: Recipe) -> tuple[Chosen, ...]:
+    names, data = recipe.evaluate.benchmarks, recipe.evaluate.benchmark_data
+    if not names:
+        return ()
+    return tuple(choose(names, Path(data) if data else None, "evaluate.benchmarks"))
 
 
 COMMON = (
@@ -76,6 +93,7 @@ COMMON = (
     "lab.",
     "evaluate.limit",
     "tracking.",
+    "evaluate.benchmark",
 )  # made once for all
 
 

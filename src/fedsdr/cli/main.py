@@ -6,7 +6,7 @@ import signal
 import typer
 
 from fedsdr import __version__
-from fedsdr.cli import chat, diagnose, export, judge, look, runs
+from fedsdr.cli import chat, diagnose, evaluate, export, judge, look, runs
 
 app = typer.Typer(
     help="Federated fine-tuning of language models with self-distillation and rectification.",
@@ -36,6 +36,7 @@ for command in (
     version,
 ):
     app.command()(command)
+app.command("eval")(evaluate.evaluate)
 
 
 def main() -> None:

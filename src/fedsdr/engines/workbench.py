@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from fedsdr import seeds
-from fedsdr.adapters import FOLDED, Adapter, factors, fresh, under, unwrap
+from fedsdr.adapters import FOLDED, Adapter, factor_of, factors, fresh, under, unwrap
 from fedsdr.algorithms.contract import Personal
 from fedsdr.data.records import ClientData, Record
 from fedsdr.data.template import Example
@@ -32,6 +32,12 @@ class Evaluator(Protocol):
     def personal_model(self, client: str) -> Metrics: ...
 
 
+class Benchmarks(Protocol):
+    """Puts public benchmarks to the model as it stands, called `model` in progress bars."""
+
+    def scores(self, model: str) -> Metrics: ...
+
+
 class Workbench:
     """Everything heavy, made once from a recipe's model, lora and data."""
 
@@ -41,9 +47,11 @@ class Workbench:
         base: BaseModel,
         clients: Sequence[ClientData],
         evaluator: Callable[[BaseModel], Evaluator] | None = None,
+        benchmarks: Benchmarks | None = None,
     ) -> None:
         """`evaluator` builds another judge than held-out loss (the lab's)."""
-        self.base, self.clients = base, list(clients)
+        self.base, self.clients, self.benchmarks = base, list(clients), benchmarks
+        self._base_scores: Metrics | None = None
         self.max_length = min(recipe.model.max_length, base.context)
         self.fingerprint = fingerprint(base.model)
         lora = recipe.lora
@@ -102,6 +110,17 @@ class Workbench:
         for stream in active:
             self.model.load(stream, streams[stream])
         self.model.activate(*active)
+
+    def benchmark(self, deployed: Adapter, name: str) -> Metrics:
+        """The benchmarks' scores of a global model; every method's first one is the base model,
+        which is asked once."""
+        assert self.benchmarks is not None
+        self.use(Personal(deployed))
+        if any(bool(tensor.any()) for key, tensor in deployed.items() if factor_of(key) != "A"):
+            return self.benchmarks.scores(name)
+        if self._base_scores is None:
+            self._base_scores = self.benchmarks.scores("base")
+        return self._base_scores
 
     def rewrite(
         self, recipe: Recipe, cache: RewriteCache, reporter: Reporter
