@@ -17,13 +17,12 @@ from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 
 from fedsdr.data.records import Turn
 from fedsdr.errors import UserError
 from fedsdr.evaluate.benchmarks.results import Question, Result
 from fedsdr.evaluate.benchmarks.subject import Benchmark, Subject
-from fedsdr.evaluate.benchmarks.table import HUB, Chosen
+from fedsdr.evaluate.benchmarks.table import HUB, Chosen, task_manager
 from fedsdr.metrics import Mean, Metrics
 from fedsdr.model.base import BaseModel
 from fedsdr.progress import Bar, Reporter
@@ -282,7 +281,7 @@ def _questions(
 def hub_tasks(name: str) -> dict[str, Any]:
     """One of lm-eval's own tasks, or the tasks of one of its groups; fetches their data."""
     try:
-        tasks: dict[str, Any] = TaskManager().load([name])["tasks"]
+        tasks: dict[str, Any] = task_manager().load([name])["tasks"]
     except Exception as error:  # whatever the hub, `datasets` or a task's own code raises
         raise UserError(
             f"cannot load lm-eval's task {name!r}: {error}: "

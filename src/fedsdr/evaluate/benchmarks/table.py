@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from fedsdr.errors import UserError
 from fedsdr.evaluate.benchmarks.bbh import BBH
@@ -75,10 +76,16 @@ def need_lm_eval() -> None:
         ) from error
 
 
-def _check_hub(names: Sequence[str], key: str) -> None:
+@cache
+def task_manager() -> Any:
+    """lm-eval's index of its own tasks; making it takes seconds."""
     from lm_eval.tasks import TaskManager
 
-    known = TaskManager().all_tasks
+    return TaskManager()
+
+
+def _check_hub(names: Sequence[str], key: str) -> None:
+    known = task_manager().all_tasks
     for name in names:
         if name not in known:
             near = [task for task in known if name[:4].lower() in task.lower()][:8]
