@@ -53,6 +53,7 @@ TOP = ours(
     "diagnosis",
     "judge",
     "distillation",
+    "benchmarking",
 )
 
 # part of the package -> what it must not import

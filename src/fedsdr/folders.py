@@ -5,6 +5,7 @@ DIR/metrics.jsonl  distillation.json  checkpoint.safetensors  personal.json  res
 DIR/global/  clients/<id>/  tensorboard/<method>/
 DIR/clients/<id>/private/   S, beside the global R or the client's own
 DIR/clients/<id>/personal/  the client's own R, in methods that have one
+DIR/benchmarks/   what `fedsdr eval` found (fedsdr.benchmarking)
 DIR/baselines/<name>/   recipe.toml and the last two lines again, for each baseline
 """
 
@@ -24,6 +25,7 @@ PERSONAL_FILE = "personal.json"  # each client's own model, judged on its own da
 NOISE_FILE = "noise.json"  # the secret seed of differential privacy, readable by its owner alone
 RESULT_FILE = "result.json"  # a finished method's final metrics
 SUMMARY_FILE = "summary.json"
+BENCHMARKS = "benchmarks"
 REPORT_FILE = "report.html"  # the last thing that a run writes
 
 

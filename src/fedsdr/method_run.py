@@ -32,6 +32,7 @@ from fedsdr.sections import Recipe
 from fedsdr.tracking.follow import Follower
 from fedsdr.training.rounds import (
     METRICS_FILE,
+    Periodic,
     RoundOptions,
     cohort_size,
     finite,
@@ -69,11 +70,23 @@ def run_method(
         recipe.seed, federation.rounds, federation.participation, recipe.evaluate.every, secret,
         federation.late, federation.late_round,
     )  # fmt: skip
+    benchmark = Periodic(
+        recipe.evaluate.benchmark_every, lambda deployed: bench.benchmark(deployed, name)
+    )
     first = bench.first_adapter(recipe.seed)
     with follower or nullcontext() as tracking:
         observe = tracking.row if tracking else nobody
         state = run_rounds(
-            algorithm, engine, first, options, evaluate, folder, reporter, name, observe
+            algorithm,
+            engine,
+            first,
+            options,
+            evaluate,
+            folder,
+            reporter,
+            name,
+            observe,
+            benchmark if bench.benchmarks else None,
         )
         result = finish_method(bench, recipe, folder, algorithm, state, engine)
         if tracking:

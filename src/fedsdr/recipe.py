@@ -118,13 +118,15 @@ def _with_paths(recipe: Recipe, folder: Path) -> Recipe:
         model = resolve(model)
     if template.startswith(PATH_MARKS) or template.endswith(".jinja"):  # else a shipped one
         template = resolve(template)
-    judge = recipe.distill.entailment.model
+    judge, benchmarks = recipe.distill.entailment.model, recipe.evaluate.benchmark_data
     if judge.startswith(PATH_MARKS):
         judge = resolve(judge)
     changes = {
         "data.sources": sources, "model.path": model, "model.template": template,
         "distill.entailment.model": judge,
     }  # fmt: skip
+    if benchmarks is not None:
+        changes["evaluate.benchmark_data"] = resolve(benchmarks)
     return override(recipe, changes)
 
 

@@ -314,12 +314,19 @@ class Evaluate(Section):
     personal: whether clients' own models are evaluated too, at the end.
     limit: at most this many held-out records of a client.
     aggregation_error: whether each round measures how far the deployed model is from the ideal
-        mean of the clients' products B A (costs the memory of the adapted weights)."""
+        mean of the clients' products B A (costs the memory of the adapted weights).
+    benchmarks: public benchmarks for the global model along training (docs/benchmarks.md), with
+        the folder of their files, the rounds between evaluations (0: only before the first and
+        after the last) and at most so many questions of each subject."""
 
     every: Annotated[int, Field(ge=0)] = 5
     personal: bool = True
     limit: Positive = 200
     aggregation_error: bool = False
+    benchmarks: tuple[str, ...] = ()
+    benchmark_data: str | None = None
+    benchmark_every: Annotated[int, Field(ge=0)] = 0
+    benchmark_limit: Positive | None = None
 
 
 class Tracking(Section):

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,8 +11,9 @@ from fedsdr.algorithms.compose import build_algorithm, check_cohort
 from fedsdr.data.partition import build_clients
 from fedsdr.data.records import ClientData
 from fedsdr.distill.verify import check_verifier
-from fedsdr.engines.workbench import Evaluator, Workbench
+from fedsdr.engines.workbench import Benchmarks, Evaluator, Workbench
 from fedsdr.errors import UserError
+from fedsdr.evaluate.benchmarks.table import Chosen, choose
 from fedsdr.lab.evaluate import LabEvaluator
 from fedsdr.lab.pretrain import PretrainOptions, base_model_folder, save_outline
 from fedsdr.lab.world import World, WorldOptions, build_world
@@ -37,11 +38,20 @@ class Setting:
     recipe: Recipe
     clients: list[ClientData]
     world: World | None
+    benchmarks: tuple[Chosen, ...] = ()
 
     def workbench(self, reporter: Reporter) -> Workbench:
         """Load the model and tokenise the records."""
         evaluator = None if self.world is None else _lab_evaluator(self.world)
-        return Workbench(self.recipe, base_of(self.recipe, reporter), self.clients, evaluator)
+        base = base_of(self.recipe, reporter)
+        suite = self._suite(base, reporter) if self.benchmarks else None
+        return Workbench(self.recipe, base, self.clients, evaluator, suite)
+
+    def _suite(self, base: BaseModel, reporter: Reporter) -> Benchmarks:
+        from fedsdr.evaluate.benchmarks.harness import Options, Suite
+
+        options = Options(limit=self.recipe.evaluate.benchmark_limit)
+        return Suite(self.benchmarks, base, options, reporter)
 
 
 def base_of(recipe: Recipe, reporter: Reporter) -> BaseModel:
@@ -77,7 +87,14 @@ def prepare(recipe: Recipe, weights: bool = True) -> Setting:
     records = [record for client in setting.clients for record in client.train]
     for each in methods_of(recipe):
         check_verifier(each.distill, records, recipe.model.device)
-    return setting
+    return replace(setting, benchmarks=_benchmarks(recipe))
+
+
+def _benchmarks(recipe: Recipe) -> tuple[Chosen, ...]:
+    names, data = recipe.evaluate.benchmarks, recipe.evaluate.benchmark_data
+    if not names:
+        return ()
+    return tuple(choose(names, Path(data) if data else None, "evaluate.benchmarks"))
 
 
 @contextmanager
@@ -105,6 +122,7 @@ COMMON = (
     "lab.",
     "evaluate.limit",
     "tracking.",
+    "evaluate.benchmark",
 )  # made once for all
 
 

@@ -7,7 +7,7 @@ import signal
 import typer
 
 from fedsdr import __version__
-from fedsdr.cli import chat, diagnose, distil, export, judge, look, runs
+from fedsdr.cli import chat, diagnose, distil, evaluate, export, judge, look, runs
 
 app = typer.Typer(
     help="Federated fine-tuning of language models with self-distillation and rectification.",
@@ -38,6 +38,7 @@ for command in (
     version,
 ):
     app.command()(command)
+app.command("eval")(evaluate.evaluate)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from fedsdr import seeds
-from fedsdr.adapters import FOLDED, Adapter, factors, fresh, under, unwrap
+from fedsdr.adapters import FOLDED, Adapter, factor_of, factors, fresh, under, unwrap
 from fedsdr.algorithms.contract import Personal
 from fedsdr.data.records import ClientData, Record
 from fedsdr.data.template import Example
@@ -34,6 +34,12 @@ class Evaluator(Protocol):
     def personal_model(self, client: str) -> Metrics: ...
 
 
+class Benchmarks(Protocol):
+    """Puts public benchmarks to the model as it stands, called `model` in progress bars."""
+
+    def scores(self, model: str) -> Metrics: ...
+
+
 class Workbench:
     """Everything heavy, made once from a recipe's model, lora and data."""
 
@@ -43,9 +49,11 @@ class Workbench:
         base: BaseModel,
         clients: Sequence[ClientData],
         evaluator: Callable[[BaseModel], Evaluator] | None = None,
+        benchmarks: Benchmarks | None = None,
     ) -> None:
         """`evaluator` builds another judge than held-out loss (the lab's)."""
-        self.base, self.clients = base, list(clients)
+        self.base, self.clients, self.benchmarks = base, list(clients), benchmarks
+        self._base_scores: Metrics | None = None
         if recipe.model.gradient_checkpointing:
             check_checkpointing(base.model)
         self.max_length = min(recipe.model.max_length, base.context)
@@ -122,6 +130,17 @@ class Workbench:
         )
         keys = (job_key(self.fingerprint, job, options.temperature) for job in jobs)
         return any(cache.get(key) is not None for key in keys)
+
+    def benchmark(self, deployed: Adapter, name: str) -> Metrics:
+        """The benchmarks' scores of a global model; every method's first one is the base model,
+        which is asked once."""
+        assert self.benchmarks is not None
+        self.use(Personal(deployed))
+        if any(bool(tensor.any()) for key, tensor in deployed.items() if factor_of(key) != "A"):
+            return self.benchmarks.scores(name)
+        if self._base_scores is None:
+            self._base_scores = self.benchmarks.scores("base")
+        return self._base_scores
 
     def rewrite(
         self, recipe: Recipe, cache: RewriteCache, reporter: Reporter

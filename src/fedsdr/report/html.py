@@ -5,7 +5,16 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fedsdr.files import write_text
-from fedsdr.report import charts, clients, judgements, palette, rewrites, sections, tables
+from fedsdr.report import (
+    benchmarks,
+    charts,
+    clients,
+    judgements,
+    palette,
+    rewrites,
+    sections,
+    tables,
+)
 from fedsdr.report.load import Material, load
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -42,6 +51,7 @@ def render(material: Material) -> str:
         claims=sections.claims(material),
         scores=sections.scores(material, styles),
         clients=clients.table(material, styles),
+        benchmarks=benchmarks.table(material.benchmarks),
         plane=charts.plane(material, styles),
         curves=charts.curves(material, styles),
         losses=charts.losses(material, styles),

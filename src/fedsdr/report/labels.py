@@ -81,6 +81,19 @@ METRICS: dict[str, Metric] = {
     ),
 }
 
+BENCHMARKS: dict[str, str] = {
+    "mmlu": "MMLU",
+    "bbh": "BBH",
+    "drop": "DROP",
+    "crass": "CRASS",
+    "gsm8k": "GSM8K",
+    "truthfulqa": "TruthfulQA",
+}
+METRICS |= {
+    name: Metric(label, "%", "higher", f"Score on {label}, a public benchmark.")
+    for name, label in BENCHMARKS.items()
+}
+
 METHODS: dict[str, Method] = {
     "base": Method("Base model", "base", "The model before any training."),
     "fedavg": Method("FedAvg on raw data", "FedAvg", "Averages adapters trained on raw responses."),

@@ -55,6 +55,16 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Benchmarks:
+    """What `fedsdr eval` wrote; other: the run that `against` compares with."""
+
+    results: tuple[Mapping[str, Any], ...] = ()
+    interval: str = ""
+    other: str = ""
+    against: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
 class Material:
     """All that a report shows. Methods are in the order of `labels.METHODS`."""
 
@@ -69,6 +79,7 @@ class Material:
     recipe: str
     environment: Mapping[str, Any]
     judgings: tuple[Mapping[str, Any], ...] = ()
+    benchmarks: Benchmarks = Benchmarks()
 
 
 def load(folder: Path) -> Material:
@@ -99,6 +110,20 @@ def load(folder: Path) -> Material:
         recipe=_first_text(places, "recipe.toml"),
         environment=_first_json(places, "environment.json") or {},
         judgings=judgements.load(folder),
+        benchmarks=_benchmarks(folder / "benchmarks"),
+    )
+
+
+def _benchmarks(folder: Path) -> Benchmarks:
+    found, against = (
+        read_json(path) if (path := folder / name).exists() else {}
+        for name in ("summary.json", "against.json")
+    )
+    return Benchmarks(
+        tuple(found.get("results") or ()),
+        str(found.get("interval", "")),
+        str(against.get("name", "")),
+        tuple(against.get("results") or ()),
     )
 
 

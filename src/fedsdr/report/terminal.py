@@ -1,6 +1,6 @@
 """The summary of a run as a table in the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from rich import box
@@ -66,3 +66,56 @@ def _cell(estimate: Mapping[str, Any] | None, interval: bool) -> str:
     if estimate["low"] is None or not interval:
         return text
     return f"{text} ± {estimate['mean'] - estimate['low']:.1f}"
+
+
+def print_benchmarks(summary: Mapping[str, Any], console: Console | None = None) -> None:
+    """Scores in percent with standard errors, and differences with their intervals in points."""
+    console = console or Console()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in ("model", "task", "metric", "questions", "score", "to the base model"):
+        table.add_column(column, no_wrap=column != "to the base model")
+    for row in summary["results"]:
+        for metric, found in row["metrics"].items():
+            error = "" if found["stderr"] is None else f" ± {100 * found['stderr']:.1f}"
+            table.add_row(
+                row["model"], row["task"], metric, str(row["questions"]),
+                f"{100 * found['mean']:.1f}{error}", _points(row.get("to_base"), metric),
+            )  # fmt: skip
+    console.print(table)
+    for note in shortened(summary["results"]):
+        console.print(note, highlight=False, markup=False)
+    against = summary.get("against", {"results": []})
+    for row in against["results"]:
+        for metric in row["differences"]:
+            console.print(
+                f"{row['model']}, {row['task']} {metric}, against {against['name']}: "
+                f"{_points(row['differences'], metric)}",
+                highlight=False, markup=False,
+            )  # fmt: skip
+
+
+def shortened(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How many prompts were made shorter, in words; models with the same numbers in one line."""
+    models: dict[str, list[str]] = {}
+    for row in results:
+        count, shots, words = row["questions"], row["settings"]["shots"], []
+        if fewer := row["fewer_shots"]:
+            words.append(f"{fewer} of {count} prompts hold fewer than {shots} shots, to fit")
+        if cut := row["cut"]:
+            words.append(
+                f"{cut} of {count} questions are too long even so and lose their beginning"
+            )
+        if words:
+            models.setdefault(f"{row['task']}: {'; '.join(words)}", []).append(row["model"])
+    return [f"{words} ({', '.join(names)})." for words, names in models.items()]
+
+
+def _points(differences: Mapping[str, Any] | str | None, metric: str) -> str:
+    """A paired difference in percentage points, with its interval."""
+    if differences is None or isinstance(differences, str):
+        return differences or ""
+    found = differences[metric]
+    text = f"{100 * found['mean']:+.1f}"
+    if found["low"] is None:
+        return text
+    return f"{text} ({100 * found['low']:+.1f} to {100 * found['high']:+.1f})"

@@ -69,6 +69,13 @@ def nobody(row: Mapping[str, Any]) -> None:
     """The observer who is not there."""
 
 
+class Periodic(NamedTuple):
+    """A further evaluation with a period of its own, in rounds, as `RoundOptions.every`."""
+
+    every: int
+    evaluate: Evaluation
+
+
 def cohort_size(clients: int, share: float) -> int:
     """max(1, ceil(share x K)): how many of K clients take part in a round."""
     # 0.07 x 100 is a little more than 7 in floating point, but 7 are meant.
@@ -104,6 +111,7 @@ def run_rounds(
     reporter: Reporter,
     name: str,
     observe: Observer = nobody,
+    benchmark: Periodic | None = None,
 ) -> ServerState:
     """Run, or go on with, all rounds; returns the final server state.
 
@@ -111,10 +119,11 @@ def run_rounds(
     "eval"}; round 0 is the evaluation before training. observe: is told each committed line, after
     a resume those from before as well.
     """
+    due = [Periodic(options.every, evaluate), *([benchmark] if benchmark else [])]
     saved = load_checkpoint(folder)
     done, state = saved if saved else (0, algorithm.init(first))
     if saved is None:
-        row = {"round": 0, "eval": finite(evaluate(algorithm.deployed(state)), 0)}
+        row = {"round": 0, **_evaluations(algorithm.deployed(state), due, 0, options.rounds)}
         files.write_json_lines(folder / METRICS_FILE, [row])
         save_checkpoint(folder, 0, state)
     else:
@@ -128,8 +137,7 @@ def run_rounds(
             cohort = sample_clients(there, options.participation, options.seed, round)
             own = Round(round, seeds.derive(options.secret, "server", round))
             state, row = run_round(algorithm, engine, state, own, cohort)
-            if _is_evaluated(round, options):
-                row["eval"] = finite(evaluate(algorithm.deployed(state)), round)
+            row |= _evaluations(algorithm.deployed(state), due, round, options.rounds)
             files.append_json_line(folder / METRICS_FILE, row)
             save_checkpoint(folder, round, state)
             engine.commit(round, cohort)
@@ -183,8 +191,21 @@ def round_seconds(began: float) -> float:
     return float(f"{time.perf_counter() - began:.4g}")
 
 
-def _is_evaluated(round: int, options: RoundOptions) -> bool:
-    return round == options.rounds or (options.every > 0 and round % options.every == 0)
+def _evaluations(
+    deployed: Adapter, periodic: Sequence[Periodic], round: int, rounds: int
+) -> dict[str, Any]:
+    """{"eval": all metrics that are due after a round}; {} where none is."""
+    due = [each for each in periodic if _is_due(round, rounds, each.every)]
+    if not due:
+        return {}
+    found: dict[str, float] = {}
+    for each in due:
+        found |= finite(each.evaluate(deployed), round)
+    return {"eval": found}
+
+
+def _is_due(round: int, rounds: int, every: int) -> bool:
+    return round in (0, rounds) or (every > 0 and round % every == 0)
 
 
 def _forget_uncommitted(path: Path, done: int) -> list[dict[str, Any]]:

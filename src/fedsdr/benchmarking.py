@@ -1,0 +1,222 @@
+"""`fedsdr eval`: benchmarks on the models of a finished run, or on a plain model folder.
+
+OUT/MODEL/TASK.json and .jsonl   one result (`fedsdr.evaluate.benchmarks.results`)
+OUT/summary.json                 all results of OUT with their paired differences to the base model
+OUT/against.json                 paired differences to another run's results
+
+OUT is `benchmarks/` of the run folder. Pairs of model and benchmark that are done already are not
+evaluated again, so an interrupted evaluation goes on where it stopped.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+from urllib.parse import unquote
+
+from fedsdr import files
+from fedsdr.errors import UserError
+from fedsdr.evaluate.benchmarks import results
+from fedsdr.evaluate.benchmarks.results import Result
+from fedsdr.evaluate.benchmarks.table import Chosen, choose
+from fedsdr.folders import BENCHMARKS, RECIPE_FILE
+from fedsdr.model.base import BaseModel, check_model, load_base
+from fedsdr.progress import Reporter
+from fedsdr.trained import BASE, CLIENT, Models, open_run
+
+SUMMARY_FILE: Final = "summary.json"
+AGAINST_FILE: Final = "against.json"
+ALL: Final = "all"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `fedsdr eval` was asked. target: a run folder, or a model folder, which needs `out`.
+
+    models: names as in `fedsdr.trained`; () is the base and every global model, ("all",) every
+    model. against: a run folder, or a folder of results, to compare with.
+    """
+
+    target: Path
+    tasks: Sequence[str]
+    data: Path | None = None
+    models: Sequence[str] = ()
+    out: Path | None = None
+    against: Path | None = None
+    limit: int | None = None
+    chat: bool = False
+    bos: bool | None = None
+    batch_size: int = 8
+
+
+class Opened(Protocol):
+    """A base model that can be made into others by name."""
+
+    @property
+    def base(self) -> BaseModel: ...
+
+    def use(self, name: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A model folder without a run: the base model alone."""
+
+    base: BaseModel
+
+    def use(self, name: str) -> None:
+        assert name == BASE
+
+
+def benchmark(request: Request, reporter: Reporter) -> dict[str, Any]:
+    """Evaluate what is not done yet, and write summary.json; returns it, with `against` in it.
+
+    Raises `UserError` for whatever is wrong before anything is written.
+    """
+    for value, name in ((request.limit, "--limit"), (request.batch_size, "--batch-size")):
+        if value is not None and value < 1:
+            raise UserError(f"{name} {value}: expected at least 1")
+    out, names = _place(request), _names(request)
+    others = _results_folder(request.against) if request.against else None
+    chosen = choose(request.tasks, request.data)
+    evaluate(request, chosen, names, out, reporter)
+    summary = summarise(out)
+    if others is not None:
+        summary["against"] = compare(out, others, request, names)
+        files.write_json(out / AGAINST_FILE, summary["against"])
+    return summary
+
+
+def _place(request: Request) -> Path:
+    if request.out:
+        return request.out
+    if (request.target / RECIPE_FILE).is_file():
+        return request.target / BENCHMARKS
+    if (request.target / "config.json").is_file():
+        raise UserError(f"{request.target} is a model folder: say by --out where results go")
+    raise UserError(
+        f"{request.target} is neither a run folder (with {RECIPE_FILE}) nor a model folder "
+        "(with config.json)"
+    )
+
+
+def _names(request: Request) -> list[str]:
+    """The models to evaluate; raises for one that is not there."""
+    if (request.target / RECIPE_FILE).is_file():
+        run = open_run(request.target)
+        known = list(dict.fromkeys(run.model_names()))
+    else:
+        check_model(str(request.target.absolute()))
+        known = [BASE]
+    if list(request.models) == [ALL]:
+        return known
+    if unknown := [name for name in request.models if name not in known]:
+        raise UserError(
+            f"--models: {request.target} has no model {unknown[0]!r}: choose from "
+            f"{', '.join(known)}, or {ALL}"
+        )
+    chosen = list(dict.fromkeys(request.models))
+    return chosen or [name for name in known if CLIENT not in name]
+
+
+def _open(request: Request, reporter: Reporter) -> Opened:
+    if (request.target / RECIPE_FILE).is_file():
+        return Models(open_run(request.target), reporter)
+    return Plain(load_base(str(request.target.absolute())))
+
+
+def evaluate(
+    request: Request, chosen: Sequence[Chosen], names: Sequence[str], out: Path, reporter: Reporter
+) -> None:
+    """One model in memory for all; a pair's result is written as soon as it is there."""
+    from fedsdr.evaluate.benchmarks.harness import Options, Suite
+
+    models = _open(request, reporter)
+    options = Options(request.limit, request.chat, request.bos, request.batch_size)
+    suite = Suite(chosen, models.base, options, reporter)
+    todo = {name: _missing(out, name, chosen, suite.settings) for name in names}
+    with reporter.bar("evaluating", sum(map(len, todo.values()))) as bar:
+        for name, tasks in todo.items():
+            if tasks:
+                models.use(name)
+            for task in tasks:
+                results.write(out, suite.run(task, name))
+                bar.advance()
+
+
+def _missing(out: Path, model: str, chosen: Sequence[Chosen], settings: Any) -> list[str]:
+    """The benchmarks that a model has not done; raises where one was done in another way."""
+    missing = []
+    for task in (each.name for each in chosen):
+        done, asked = results.read(out, model, task), settings(task)
+        if done is None:
+            missing.append(task)
+        elif changed := [key for key in asked if asked[key] != done.settings.get(key)]:
+            key = changed[0]
+            raise UserError(
+                f"{results.place(out, model, task)} was evaluated with {key} = "
+                f"{done.settings.get(key)}, not {asked[key]}: give another --out, or the same "
+                "options"
+            )
+    return missing
+
+
+def stored(out: Path) -> list[Result]:
+    """All results in a folder: the base model first, then by name, tasks in order of name."""
+    paths = sorted(out.glob("*/*.json"), key=lambda p: (unquote(p.parent.name) != BASE, p))
+    found = [results.read(out, unquote(p.parent.name), unquote(p.stem)) for p in paths]
+    return [result for result in found if result is not None]
+
+
+def summarise(out: Path) -> dict[str, Any]:
+    """Write and return summary.json: every result, and its difference to the base model's."""
+    everything = stored(out)
+    base = {result.task: result for result in everything if result.model == BASE}
+    rows = []
+    for result in everything:
+        row = result.summary()
+        reference = base.get(result.task)
+        if reference is not None and reference is not result:
+            row["to_base"] = _differences(result, reference)
+        rows.append(row)
+    summary = {"interval": INTERVAL, "results": rows}
+    files.write_json(out / SUMMARY_FILE, summary)
+    return summary
+
+
+INTERVAL: Final = "95 % interval of the paired t statistic over the questions"
+
+
+def _differences(a: Result, b: Result) -> dict[str, Any] | str:
+    """Metric by metric; or in words why there are none."""
+    try:
+        return {metric: results.paired(a, b, metric) for metric in a.metrics}
+    except UserError as error:
+        return str(error)
+
+
+def compare(out: Path, others: Path, request: Request, names: Sequence[str]) -> dict[str, Any]:
+    """Differences of this run's models to those of the same name in another folder of results."""
+    rows = []
+    for name in names:
+        for task in request.tasks:
+            mine, other = results.read(out, name, task), results.read(others, name, task)
+            if mine is not None and other is not None:
+                differences = {m: results.paired(mine, other, m) for m in mine.metrics}
+                rows.append({"model": name, "task": task, "differences": differences})
+    if not rows:
+        raise UserError(
+            f"{others} has no result for {', '.join(names)} on {', '.join(request.tasks)}: "
+            "evaluate that run first, with the same options"
+        )
+    return {"name": str(request.against), "interval": INTERVAL, "results": rows}
+
+
+def _results_folder(against: Path) -> Path:
+    folder = against / BENCHMARKS if (against / RECIPE_FILE).is_file() else against
+    if not any(folder.glob("*/*.json")):
+        raise UserError(
+            f"--against {against} holds no results: run fedsdr eval on it first, with the same "
+            "tasks and options"
+        )
+    return folder

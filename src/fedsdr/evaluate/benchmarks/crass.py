@@ -1,0 +1,65 @@
+"""CRASS (Frohberg and Binder 2022, arXiv 2112.11941): counterfactual questions, 3 shots."""
+
+from pathlib import Path
+from typing import Final
+
+from fedsdr.errors import UserError
+from fedsdr.evaluate.benchmarks.folder import enough, find, read_lines
+from fedsdr.evaluate.benchmarks.subject import (
+    LETTERS,
+    Benchmark,
+    Row,
+    Subject,
+    lettered,
+    likeliest,
+)
+
+FILES: Final = ("crass/test.jsonl", "crass.jsonl")
+SHOTS: Final = "crass/dev.jsonl"
+FIELDS: Final = ("premise", "question", "options", "answer")
+LAYOUT: Final = (
+    "crass/test.jsonl (or crass.jsonl) with the fields premise, question, options (a list) and "
+    "answer (one of them); the shots from crass/dev.jsonl, or else the first rows"
+)
+
+
+def read(data: Path, shots: int) -> list[Subject]:
+    path = find(data, FILES, LAYOUT)
+    rows = _rows(path)
+    if (data / SHOTS).exists():
+        examples = _rows(data / SHOTS)[:shots]
+        if len(examples) < shots:
+            raise UserError(f"{data / SHOTS} has {len(examples)} rows: expected {shots} shots")
+        return [Subject("crass", examples, rows)]
+    return [Subject("crass", *enough(path, rows, shots))]
+
+
+def _rows(path: Path) -> list[Row]:
+    rows = read_lines(path, FIELDS)
+    for number, row in enumerate(rows, start=1):
+        options = row["options"]
+        if not isinstance(options, list) or not 2 <= len(options) <= len(LETTERS):
+            raise UserError(f"{path}, row {number}: options must be a list of 2 to {len(LETTERS)}")
+        if row["answer"] not in options:
+            raise UserError(f"{path}, row {number}: the answer is not one of the options")
+    return [{key: row[key] for key in FIELDS} for row in rows]
+
+
+def _answer(row: Row) -> int:
+    return int(row["options"].index(row["answer"]))
+
+
+CRASS: Final = Benchmark(
+    line="counterfactual questions; the letter of the highest likelihood counts",
+    source="Frohberg and Binder 2022; prompts as in declare-lab/instruct-eval",
+    shots=3,
+    layout=LAYOUT,
+    metrics=("acc",),
+    read=read,
+    prompt=lambda row: lettered(
+        f"{row['premise'].strip()} {row['question'].strip()}", row["options"]
+    ),
+    target=_answer,
+    score=lambda row, said: likeliest(row, said, _answer(row)),
+    choices=lambda row: list(LETTERS[: len(row["options"])]),
+)

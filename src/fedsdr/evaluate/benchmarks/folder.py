@@ -1,0 +1,63 @@
+"""Reading a benchmark's files, with errors that say what was expected where."""
+
+import csv
+import gzip
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedsdr.errors import UserError
+
+
+def find(data: Path, names: Iterable[str], layout: str) -> Path:
+    """The first of `names` that is there."""
+    for name in names:
+        if (data / name).exists():
+            return data / name
+    raise UserError(f"{data} lacks {' or '.join(names)}: expected {layout}")
+
+
+def read_csv(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
+    """The rows of a CSV file with a header; texts such as "NA" stay texts."""
+    with _reading(path), open(path, encoding="utf-8-sig", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    return checked(path, rows, columns)
+
+
+def read_lines(path: Path, fields: Iterable[str]) -> list[dict[str, Any]]:
+    """The objects of a JSONL file, which may be gzipped."""
+    with _reading(path):
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        rows = [json.loads(line) for line in raw.decode("utf-8").splitlines() if line.strip()]
+    return checked(path, rows, fields)
+
+
+def checked(path: Path, rows: Any, fields: Iterable[str]) -> list[Any]:
+    """The same rows; raises unless there are some and each is an object with all `fields`."""
+    if not isinstance(rows, list) or not rows:
+        raise UserError(f"{path} holds no rows")
+    for number, row in enumerate(rows, start=1):
+        lacking = [f for f in fields if not isinstance(row, dict) or row.get(f) is None]
+        if lacking:
+            raise UserError(
+                f"{path}, row {number}: lacks {lacking[0]!r}; expected {', '.join(fields)}"
+            )
+    return rows
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns what goes wrong while a file is read into `UserError`."""
+    try:
+        yield
+    except (OSError, ValueError, EOFError, csv.Error) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+def enough(path: Path, rows: list[Any], shots: int) -> tuple[list[Any], list[Any]]:
+    """(shots, questions) of a file that holds both: the first rows are the shots."""
+    if len(rows) <= shots:
+        raise UserError(f"{path} has {len(rows)} rows: expected more than its {shots} shots")
+    return rows[:shots], rows[shots:]

@@ -1,0 +1,57 @@
+"""MMLU (Hendrycks et al. 2021, arXiv 2009.03300): 57 subjects, four options, 5 shots."""
+
+from pathlib import Path
+from typing import Final
+
+from fedsdr.errors import UserError
+from fedsdr.evaluate.benchmarks.folder import find, read_csv
+from fedsdr.evaluate.benchmarks.subject import Benchmark, Subject, lettered, likeliest
+
+OPTIONS: Final = ("choice0", "choice1", "choice2", "choice3")
+LAYOUT: Final = (
+    "mmlu/dev/SUBJECT_dev.csv and mmlu/test/SUBJECT_test.csv, each with the header "
+    "question,choice0,choice1,choice2,choice3,answer (answer: 0 to 3)"
+)
+
+
+def read(data: Path, shots: int) -> list[Subject]:
+    tests = sorted(find(data, ["mmlu/test"], LAYOUT).glob("*_test.csv"))
+    if not tests:
+        raise UserError(f"{data / 'mmlu/test'} holds no *_test.csv: expected {LAYOUT}")
+    return [_subject(data, path.name.removesuffix("_test.csv"), path, shots) for path in tests]
+
+
+def _subject(data: Path, name: str, test: Path, shots: int) -> Subject:
+    dev = find(data, [f"mmlu/dev/{name}_dev.csv"], LAYOUT)
+    # Two spaces, as in the original's format_subject.
+    about = f"The following are multiple choice questions (with answers) about  {_words(name)}."
+    examples = _rows(dev)[:shots]
+    if len(examples) < shots:
+        raise UserError(f"{dev} has {len(examples)} rows: expected {shots} shots")
+    return Subject(name, examples, _rows(test), about + "\n\n")
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    rows = read_csv(path, ("question", *OPTIONS, "answer"))
+    for number, row in enumerate(rows, start=1):
+        if row["answer"] not in ("0", "1", "2", "3"):
+            raise UserError(f"{path}, row {number}: answer = {row['answer']!r}, expected 0 to 3")
+    return rows
+
+
+MMLU: Final = Benchmark(
+    line="four options; the letter of the highest likelihood counts",
+    source="Hendrycks et al. 2021; prompts as in declare-lab/instruct-eval",
+    shots=5,
+    layout=LAYOUT,
+    metrics=("acc",),
+    read=read,
+    prompt=lambda row: lettered(row["question"], [row[key] for key in OPTIONS]),
+    target=lambda row: int(row["answer"]),
+    score=lambda row, said: likeliest(row, said, int(row["answer"])),
+    choices=lambda row: ["A", "B", "C", "D"],
+)

@@ -1,0 +1,133 @@
+"""What a model scored on a benchmark, question by question, and where that is kept.
+
+FOLDER/MODEL/TASK.jsonl  a line a question: id, hash, scores, shots, cut
+FOLDER/MODEL/TASK.json   settings and means; written last, so a pair that has it is finished
+
+The scores of single questions are what makes paired comparisons possible later. What models
+wrote is not kept: a client's own model may repeat what it was trained on.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from fedsdr import files
+from fedsdr.errors import UserError
+from fedsdr.evaluate.intervals import Estimate, paired_difference
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Question:
+    """id: SUBJECT/NUMBER. hash: of its content. scores: metric -> value, 0 to 1 in all shipped
+    benchmarks. shots: worked examples in its prompt (None: not known). cut: whether the prompt
+    lost its beginning, since even without shots it was longer than the model's context."""
+
+    id: str
+    hash: str
+    scores: Mapping[str, float]
+    shots: int | None
+    cut: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """One model on one benchmark; the first metric is the headline."""
+
+    model: str
+    task: str
+    settings: Settings
+    questions: tuple[Question, ...]
+
+    @property
+    def metrics(self) -> list[str]:
+        return list(self.questions[0].scores)
+
+    def values(self, metric: str) -> list[float]:
+        return [question.scores[metric] for question in self.questions]
+
+    def summary(self) -> dict[str, Any]:
+        """Means over questions with standard errors; and over subjects, where there are several."""
+        shots = self.settings["shots"]
+        return {
+            "model": self.model,
+            "task": self.task,
+            "settings": dict(self.settings),
+            "questions": len(self.questions),
+            "fewer_shots": sum(q.shots is not None and q.shots < shots for q in self.questions),
+            "cut": sum(q.cut for q in self.questions),
+            "metrics": {metric: self._metric(metric) for metric in self.metrics},
+        }
+
+    def _metric(self, metric: str) -> dict[str, Any]:
+        subjects: dict[str, list[float]] = defaultdict(list)
+        for question in self.questions:
+            subjects[question.id.rpartition("/")[0]].append(question.scores[metric])
+        means = {name: math.fsum(each) / len(each) for name, each in subjects.items()}
+        values = self.values(metric)
+        found = {"mean": math.fsum(values) / len(values), "stderr": standard_error(values)}
+        if len(means) > 1:
+            found["subject_mean"] = math.fsum(means.values()) / len(means)
+        return {**found, "subjects": means}
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Of the mean, the questions taken as a sample; None for a single one."""
+    n = len(values)
+    if n < 2:
+        return None
+    mean = math.fsum(values) / n
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
+
+
+def paired(a: Result, b: Result, metric: str) -> Estimate:
+    """Mean of a - b over the same questions, with the 95 % interval of the paired t statistic.
+
+    Raises `UserError` where the two were not asked the same questions in the same way.
+    """
+    if changed := [k for k in a.settings if a.settings[k] != b.settings.get(k)]:
+        key = changed[0]
+        raise UserError(
+            f"{a.task}: {a.model} and {b.model} cannot be paired: {key} is {a.settings[key]} "
+            f"against {b.settings.get(key)}: evaluate both with the same options"
+        )
+    if [(q.id, q.hash) for q in a.questions] != [(q.id, q.hash) for q in b.questions]:
+        raise UserError(
+            f"{a.task}: {a.model} and {b.model} cannot be paired: they were not asked the same "
+            "questions: evaluate both on the same data folder"
+        )
+    return paired_difference(a.values(metric), b.values(metric))
+
+
+def place(folder: Path, model: str, task: str) -> Path:
+    """The file of a result; names are quoted, for they may hold colons and slashes."""
+    return folder / quote(model, safe="") / f"{quote(task, safe='')}.json"
+
+
+def write(folder: Path, result: Result) -> None:
+    path = place(folder, result.model, result.task)
+    files.write_json_lines(path.with_suffix(".jsonl"), [asdict(q) for q in result.questions])
+    files.write_json(path, result.summary())
+
+
+def read(folder: Path, model: str, task: str) -> Result | None:
+    """A finished result, or None."""
+    path = place(folder, model, task)
+    if not path.exists():
+        return None
+    rows = files.read_json_lines(path.with_suffix(".jsonl"))
+    try:
+        summary = files.read_json(path)
+        questions = tuple(Question(**row) for row in rows)
+        complete = len(questions) == summary["questions"]
+        result = Result(model, task, summary["settings"], questions)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a result of fedsdr eval: delete it") from error
+    if not complete or not questions:
+        raise UserError(f"{path} and its .jsonl do not fit each other: delete both")
+    return result

@@ -1,0 +1,65 @@
+"""What a benchmark is: subjects, each with worked examples (shots) and questions, all in memory.
+
+The files are read here and not by `datasets`, so that nothing is cached and nothing is fetched.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+Row = Mapping[str, Any]
+Scores = dict[str, float]
+LETTERS: Final = "ABCDEFGH"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One part of a benchmark that has shots of its own.
+
+    shots: the worked examples, in the order in which they stand in the prompt.
+    introduction: what stands before the shots, with its line ends.
+    """
+
+    name: str
+    shots: Sequence[Row]
+    questions: Sequence[Row]
+    introduction: str = ""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """How a benchmark is read, asked and scored.
+
+    source: whose prompt format it is. layout: what its files are called, below the user's folder.
+    metrics: the first one is the headline. read: the subjects in a folder; raises `UserError`.
+    prompt: a question as it is asked; shots are asked the same way and answered after a space.
+    target: the answer's text, or its index where there are choices.
+    score: from what the model said, a text, or the log-likelihood of each choice in nats.
+    choices: the continuations that are compared; None where the model writes its answer.
+    until, tokens: where a written answer ends, and its most tokens.
+    """
+
+    line: str
+    source: str
+    shots: int
+    layout: str
+    metrics: tuple[str, ...]
+    read: Callable[[Path, int], list[Subject]]
+    prompt: Callable[[Row], str]
+    target: Callable[[Row], str | int]
+    score: Callable[[Row, Any], Scores]
+    choices: Callable[[Row], list[str]] | None = None
+    until: tuple[str, ...] = ("\n",)
+    tokens: int = 32
+
+
+def lettered(question: str, options: Sequence[str]) -> str:
+    """A question with its options, a letter each, as Hendrycks et al. wrote them."""
+    lines = [f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False)]
+    return "\n".join([question, *lines, "Answer:"])
+
+
+def likeliest(row: Row, likelihoods: Sequence[float], answer: int) -> Scores:
+    """Accuracy: whether the right choice has the highest log-likelihood (the first of equals)."""
+    return {"acc": float(max(range(len(likelihoods)), key=likelihoods.__getitem__) == answer)}

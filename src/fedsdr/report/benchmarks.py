@@ -1,0 +1,81 @@
+"""What `fedsdr eval` found: scores with standard errors, and paired differences."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedsdr.report import labels, text
+from fedsdr.report.load import Benchmarks
+from fedsdr.report.tables import Cell
+from fedsdr.report.terminal import shortened
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model's score on one metric of a benchmark."""
+
+    model: str
+    benchmark: str
+    metric: str
+    questions: str
+    score: Cell
+    difference: Cell
+
+
+@dataclass(frozen=True)
+class Table:
+    """notes: which prompts were made shorter. against: the same models of another run."""
+
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+    interval: str
+    other: str
+    against: tuple[Row, ...]
+
+
+def table(found: Benchmarks) -> Table | None:
+    """None where nothing was evaluated."""
+    if not found.results:
+        return None
+    return Table(
+        tuple(row for each in found.results for row in _rows(each, each.get("to_base"))),
+        tuple(shortened(found.results)),
+        found.interval,
+        found.other,
+        tuple(
+            Row(each["model"], _name(each["task"]), metric, "", Cell(""), _points(estimate))
+            for each in found.against
+            for metric, estimate in each["differences"].items()
+        ),
+    )
+
+
+def _rows(found: Mapping[str, Any], to_base: Any) -> list[Row]:
+    return [
+        Row(
+            found["model"],
+            _name(found["task"]),
+            metric,
+            text.fixed(found["questions"], 0),
+            Cell(text.fixed(100 * score["mean"]), _error(score["stderr"])),
+            _points(to_base[metric] if isinstance(to_base, Mapping) else None),
+        )
+        for metric, score in found["metrics"].items()
+    ]
+
+
+def _name(task: str) -> str:
+    return labels.BENCHMARKS.get(task, task)
+
+
+def _error(error: float | None) -> str:
+    return "" if error is None else f"\N{PLUS-MINUS SIGN} {text.fixed(100 * error)}"
+
+
+def _points(estimate: Mapping[str, Any] | None) -> Cell:
+    """A difference in percentage points; below it its interval."""
+    if estimate is None:
+        return Cell(text.EN_DASH)
+    low, high = estimate["low"], estimate["high"]
+    span = "" if low is None else text.span(100 * low, 100 * high)
+    return Cell(text.signed(100 * estimate["mean"]), span)

@@ -1,0 +1,419 @@
+"""Benchmarks against independent computations: prompts, likelihoods, generation, scores."""
+
+import gzip
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lm_eval.api.model import LM
+from lm_eval.evaluator import evaluate
+from scipy import stats
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+import models
+import tiny
+from fedsdr.data.template import ChatFormat
+from fedsdr.errors import UserError
+from fedsdr.evaluate.benchmarks import results
+from fedsdr.evaluate.benchmarks.drop import score as drop_score
+from fedsdr.evaluate.benchmarks.gsm8k import score as gsm8k_score
+from fedsdr.evaluate.benchmarks.harness import Options, StreamLM, Suite
+from fedsdr.evaluate.benchmarks.results import Question, Result
+from fedsdr.evaluate.benchmarks.table import TASKS, choose
+from fedsdr.evaluate.benchmarks.truthfulqa import score as truthfulqa_score
+from fedsdr.model.base import BaseModel, load_base
+from fedsdr.model.lora import Stream, TwoStreamModel
+from fedsdr.progress import silent
+
+EVAL = Path(os.environ.get("FEDSDR_EVAL", Path(__file__).parents[2] / "shared" / "eval"))
+ANSWERS = "ABCD"
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tiny.write_rows(path, rows)
+
+
+def write_mmlu(folder: Path, subject: str, part: str, count: int) -> None:
+    words = tiny.WORDS
+    lines = ["question,choice0,choice1,choice2,choice3,answer"]
+    for i in range(count):
+        picked = [words[(3 * i + j * (i + 2)) % len(words)] for j in range(5)]
+        lines.append(f"{' '.join(picked[:2])} {part},{','.join(picked[1:])},{i % 4}")
+    path = folder / "mmlu" / part / f"{subject}_{part}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small files in the layout of every benchmark."""
+    folder = tmp_path_factory.mktemp("eval")
+    for subject in ("red_birds", "cats"):
+        write_mmlu(folder, subject, "dev", 5)
+        write_mmlu(folder, subject, "test", 4)
+    for name in ("sees", "likes"):
+        rows = [{"input": f"{name} the cat {i}", "target": f"({ANSWERS[i % 4]})"} for i in range(7)]
+        path = folder / "bbh" / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"canary": "", "examples": rows}), encoding="utf-8")
+    rows = [
+        {"context": f"Passage: cat {i}.\nQuestion: which {i}?\nAnswer:", "completion": "",
+         "ref_text": f"cat {i}|{i} dogs"}
+        for i in range(6)
+    ]  # fmt: skip
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "drop_v0_dev.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    write(
+        folder / "crass" / "test.jsonl",
+        [
+            {"premise": f"A cat {i}.", "question": "What if?", "options": ["red", "blue", "green"],
+             "answer": ["green", "red", "blue"][i % 3]}
+            for i in range(6)
+        ],
+    )  # fmt: skip
+    for part, count in (("train", 5), ("test", 3)):
+        write(
+            folder / "gsm8k" / f"{part}.jsonl",
+            [
+                {"question": f"{part} {i}?", "answer": f"It is {i}.\n#### {1000 + i:,}"}
+                for i in range(count)
+            ],
+        )
+    (folder / "TruthfulQA.csv").write_text(
+        "Type,Question,Best Answer,Correct Answers,Incorrect Answers\n"
+        "x,Is red a cat?,No,No; It is not a cat.,Yes; It is\n"
+        "x,Is a bird near?,Yes,Yes,No; not near\n",
+        encoding="utf-8",
+    )
+    return folder
+
+
+def base_of(family: str = "llama", streams: bool = False, **changes: Any) -> BaseModel:
+    """A tiny base model of strong random weights, with two active random streams if asked."""
+    model = models.make(family)
+    for key, value in changes.items():
+        setattr(model.config, key, value)
+    base = BaseModel(model, ChatFormat(tokenizer()), "tiny")
+    if streams:
+        two = TwoStreamModel(model, "all-linear", 3, 6.0)
+        for seed, stream in enumerate((Stream.RECTIFY, Stream.SMOOTH), start=1):
+            two.load(stream, models.random_adapter(two.read(stream), seed))
+        two.activate(Stream.RECTIFY, Stream.SMOOTH)
+    return base
+
+
+def tokenizer(bos: bool = False) -> Any:
+    """Of the same size as that of `models`, for words of the questions here."""
+    words = [*models.SPECIALS, *"A B C D (A) (B) Answer: cat A. B. C. D. No. Yes.".split()]
+    words += [*tiny.WORDS, *(word for word in models.WORDS if word not in tiny.WORDS)]
+    core = Tokenizer(WordLevel({w: i for i, w in enumerate(dict.fromkeys(words[:60]))}, "<unk>"))
+    core.pre_tokenizer = WhitespaceSplit()
+    if bos:
+        core.post_processor = TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", models.IDS["bos_token_id"])]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="<end>", pad_token="<pad>",
+        unk_token="<unk>", chat_template=models.CHAT,
+    )  # fmt: skip
+
+
+def suite(data: Path, tasks: list[str], base: BaseModel, **options: Any) -> Suite:
+    return Suite(choose(tasks, data), base, Options(**options), silent())
+
+
+# Prompts and scores, against plain transformers
+
+
+def mmlu_prompt(folder: Path, subject: str, question: str, shots: int) -> str:
+    """instruct-eval's prompt, written out once more."""
+    lines = (folder / f"mmlu/dev/{subject}_dev.csv").read_text().splitlines()[1:]
+    text = "The following are multiple choice questions (with answers) about "
+    text += "".join(" " + part for part in subject.split("_")) + ".\n\n"
+
+    def example(line: str) -> str:
+        asked, *options, _ = line.split(",")
+        body = "".join(f"\n{ANSWERS[j]}. {option}" for j, option in enumerate(options))
+        return f"{asked}{body}\nAnswer:"
+
+    for line in lines[:shots]:
+        text += f"{example(line)} {ANSWERS[int(line[-1])]}\n\n"
+    return text + example(question)
+
+
+def small_context(tokens: int) -> dict[str, int]:
+    return {"max_position_embeddings": tokens}
+
+
+@pytest.mark.parametrize(("family", "streams"), [("llama", True), ("gpt2", True), ("qwen", False)])
+def test_mmlu_is_what_plain_transformers_computes(data, family, streams):
+    base = base_of(family, streams, **small_context(512))
+    if family == "gpt2":
+        base = base_of(family, streams)  # learnt positions: 128 and no more
+    asked = suite(data, ["mmlu"], base, batch_size=3)
+    result = asked.run("mmlu", "tiny")
+    tokens, expected = tokenizer(), {}
+    for subject in ("cats", "red_birds"):
+        lines = (data / f"mmlu/test/{subject}_test.csv").read_text().splitlines()[1:]
+        for i, line in enumerate(lines):
+            for shots in range(5, -1, -1):
+                prompt = mmlu_prompt(data, subject, line, shots)
+                ids = tokens(prompt + " A")["input_ids"]
+                if len(ids) <= base.context + 1:
+                    break
+            assert prompt in asked.tasks["mmlu"][f"mmlu_{subject}"].used
+            logits = models.logits(base.model, torch.tensor([tokens(prompt)["input_ids"]]))
+            letters = [tokens(letter)["input_ids"][-1] for letter in ANSWERS]
+            best = int(logits[0, -1, letters].argmax())
+            expected[f"{subject}/{i}"] = (float(best == int(line[-1])), shots)
+    assert len({score for score, _ in expected.values()}) == 2
+    assert {q.id: (q.scores["acc"], q.shots) for q in result.questions} == expected
+
+
+def test_likelihoods_are_those_of_the_two_stream_model(data):
+    """Batched and padded by lm-eval, one by one by hand."""
+    base = base_of(streams=True, **small_context(512))
+    asked = suite(data, ["truthfulqa"], base, batch_size=4)
+    asked.run("truthfulqa", "tiny")
+    tokens = tokenizer()
+    for instance in next(iter(asked.tasks["truthfulqa"].values())).instances:
+        context, continuation = instance.args
+        before = tokens(context)["input_ids"]
+        ids = tokens(context + continuation)["input_ids"]
+        logits = models.logits(base.model, torch.tensor([ids[:-1]])).log_softmax(-1)[0]
+        by_hand = sum(float(logits[i - 1, ids[i]]) for i in range(len(before), len(ids)))
+        assert instance.resps[0][0] == pytest.approx(by_hand, abs=1e-4)
+
+
+def test_generation_is_greedy_and_padded_rows_do_not_differ(data):
+    base = base_of(streams=True, **small_context(512))
+    asked = suite(data, ["bbh"], base, batch_size=3)
+    asked.run("bbh", "tiny")
+    tokens = tokenizer()
+    for task in asked.tasks["bbh"].values():
+        assert len(task.instances) == 4  # of 7, 3 are shots
+        for instance in task.instances:
+            ids = tokens(instance.args[0])["input_ids"]
+            new: list[int] = []
+            while len(new) < 32 and tokens.eos_token_id not in new:
+                logits = models.logits(base.model, torch.tensor([ids + new]))
+                new.append(int(logits[0, -1].argmax()))
+            text = tokens.decode(new, skip_special_tokens=True)
+            assert instance.resps[0].strip() == text.strip()
+
+
+def test_bbh_prompts_have_the_first_three_examples_in_order(data):
+    asked = suite(data, ["bbh"], base_of(**small_context(512)))
+    asked.run("bbh", "tiny")
+    shots = "".join(f"sees the cat {i}\nAnswer: ({ANSWERS[i]})\n\n" for i in range(3))
+    expected = [f"{shots}sees the cat {i}\nAnswer:" for i in range(3, 7)]
+    assert list(asked.tasks["bbh"]["bbh_sees"].used) == expected
+
+
+# An oracle and its opposite
+
+
+class Oracle(LM):
+    """Answers every question of lm-eval's tasks right, or, if not `right`, wrong."""
+
+    def __init__(self, right: bool) -> None:
+        super().__init__()
+        self.right = right
+
+    def loglikelihood(self, requests: Any) -> list[tuple[float, bool]]:
+        return [(0.0 if self._wanted(r) == self.right else -99.0, False) for r in requests]
+
+    def _wanted(self, request: Any) -> bool:
+        doc = request.doc
+        if "Best Answer" in doc:
+            return request.idx < 1 + len(doc["Correct Answers"].split(";"))
+        gold = doc["options"].index(doc["answer"]) if "premise" in doc else int(doc["answer"])
+        return bool(request.idx == gold)
+
+    def generate_until(self, requests: Any) -> list[str]:
+        return [self._text(request.doc) if self.right else "wrong" for request in requests]
+
+    def _text(self, doc: Any) -> str:
+        return str(doc.get("target") or doc.get("ref_text", "").split("|")[-1] or doc["answer"])
+
+    def loglikelihood_rolling(self, requests: Any) -> list[float]:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("right", [True, False])
+@pytest.mark.filterwarnings("ignore")  # lm-eval's own
+def test_an_oracle_scores_one_and_its_opposite_zero(data, task, right):
+    asked = suite(data, [task], base_of(**small_context(512)))
+    found = evaluate(Oracle(right), {"tasks": asked.tasks[task], "groups": {}}, bootstrap_iters=0)
+    for name, samples in found["samples"].items():
+        assert samples, name
+        for sample in samples:
+            scores = {metric: sample[metric] for metric in TASKS[task].metrics}
+            assert scores == dict.fromkeys(scores, pytest.approx(float(right), abs=1e-9))
+
+
+@pytest.mark.parametrize(
+    ("said", "gold", "exact", "f1"),
+    [
+        ("The Cats.", "cats", 1.0, 1.0),  # case, article, full stop
+        ("two black cats", "black cats", 0.0, 0.8),  # P 2/3, R 1
+        ("50.60", "50.6|49.7", 1.0, 1.0),  # numbers by value
+        ("49.7", "50.6|49.7", 1.0, 1.0),  # the best of the answers
+        ("5 yards", "4 yards", 0.0, 0.0),  # another number: no credit for the unit
+        ("yards", "4 yards", 0.0, 0.0),
+        ("red dog", "blue cat", 0.0, 0.0),
+        ("18-24", "18 24", 1.0, 1.0),  # hyphens part words
+        ("", "cat", 0.0, 0.0),
+    ],
+)
+def test_drop_by_hand(said, gold, exact, f1):
+    scores = drop_score({"ref_text": gold}, said)
+    assert (scores["exact"], scores["f1"]) == (exact, pytest.approx(f1, abs=0.005))
+
+
+@pytest.mark.parametrize(
+    ("said", "strict", "flexible"),
+    [
+        ("so 18.\n#### 18", 1.0, 1.0),
+        ("#### 18.", 1.0, 1.0),
+        ("it is $18", 0.0, 1.0),
+        ("#### 17 or 18", 0.0, 1.0),
+        ("nothing", 0.0, 0.0),
+    ],
+)
+def test_gsm8k_by_hand(said, strict, flexible):
+    scores = gsm8k_score({"answer": "x\n#### 18"}, said)
+    assert scores == {"strict": strict, "flexible": flexible}
+
+
+def test_truthfulqa_by_hand():
+    row = {"Best Answer": "a", "Correct Answers": "a; b", "Incorrect Answers": "c"}
+    log = [float(torch.tensor(p).log()) for p in (0.2, 0.2, 0.1, 0.3)]
+    scores = truthfulqa_score(row, log)
+    assert scores == {"mc1": 0.0, "mc2": pytest.approx(0.5)}
+
+
+# Context, special tokens, chat template
+
+
+def test_shots_are_left_out_until_a_prompt_fits_and_a_longer_question_is_counted(data):
+    full = suite(data, ["mmlu"], base_of(**small_context(512))).run("mmlu", "tiny")
+    assert {(q.shots, q.cut) for q in full.questions} == {(5, False)}
+    half = suite(data, ["mmlu"], base_of(**small_context(60))).run("mmlu", "tiny")
+    assert all(0 < (q.shots or 0) < 5 and not q.cut for q in half.questions)
+    summary = half.summary()
+    assert (summary["fewer_shots"], summary["cut"]) == (8, 0)
+    none = suite(data, ["mmlu"], base_of(**small_context(12))).run("mmlu", "tiny")
+    assert {(q.shots, q.cut) for q in none.questions} == {(0, True)}
+    assert none.summary()["cut"] == 8
+
+
+@pytest.mark.parametrize(
+    ("chat", "bos", "starts"),
+    [
+        (False, None, True), (False, True, True), (False, False, False),
+        (True, None, False), (True, True, True), (True, False, False),
+    ],
+)  # fmt: skip
+def test_special_tokens_are_put_before_prompts_as_asked(chat, bos, starts):
+    base = BaseModel(models.make("llama"), ChatFormat(tokenizer(bos=True)), "tiny")
+    lm = StreamLM(base, Options(chat=chat, bos=bos), silent())
+    assert lm.puts_bos is starts
+    before, after = lm._encode_pair("a b", " c")
+    assert (before[0] == models.IDS["bos_token_id"]) is starts
+    assert len(before + after) == 3 + starts
+    assert base.chat.tokenizer.pad_token == "<pad>"
+
+
+def test_a_chat_template_gets_the_shots_as_turns(data):
+    asked = suite(data, ["bbh"], base_of(**small_context(512)), chat=True)
+    asked.run("bbh", "tiny")
+    shots = "".join(
+        f"<ask> sees the cat {i}\nAnswer: <answer> ({ANSWERS[i]}) <end> " for i in range(3)
+    )
+    prompts = list(asked.tasks["bbh"]["bbh_sees"].used)
+    assert prompts[0] == f"{shots}<ask> sees the cat 3\nAnswer: <answer> "
+
+
+# Pairs
+
+
+def result(values: list[float], model: str = "a", **settings: Any) -> Result:
+    questions = tuple(
+        Question(f"s{i % 2}/{i}", f"h{i}", {"acc": v}, 3, False) for i, v in enumerate(values)
+    )
+    return Result(model, "mmlu", {"shots": 3, "limit": None, **settings}, questions)
+
+
+def test_paired_differences_and_errors_are_those_of_scipy():
+    a, b = [1.0, 0, 1, 1, 0, 1, 1], [0.0, 0, 1, 0, 1, 0, 1]
+    found = results.paired(result(a), result(b), "acc")
+    interval = stats.ttest_rel(a, b).confidence_interval(0.95)
+    assert (found["n"], found["mean"]) == (7, pytest.approx(2 / 7))
+    assert (found["low"], found["high"]) == (
+        pytest.approx(interval.low), pytest.approx(interval.high),
+    )  # fmt: skip
+    assert results.standard_error(a) == pytest.approx(stats.sem(a))
+    assert results.standard_error([1.0]) is None
+    assert results.paired(result([1.0]), result([0.0]), "acc")["low"] is None
+
+
+def test_what_was_asked_otherwise_is_not_paired():
+    with pytest.raises(UserError, match="limit is None against 5: evaluate both with the same"):
+        results.paired(result([1.0, 0.0]), result([1.0, 0.0], limit=5), "acc")
+    with pytest.raises(UserError, match="not asked the same questions"):
+        results.paired(result([1.0, 0.0]), result([1.0]), "acc")
+
+
+def test_a_result_is_read_as_it_was_written(tmp_path):
+    mine = result([1.0, 0.0, 0.0], "fedavg/client:anna")
+    assert results.read(tmp_path, mine.model, "mmlu") is None
+    results.write(tmp_path, mine)
+    assert results.read(tmp_path, mine.model, "mmlu") == mine
+    metric = mine.summary()["metrics"]["acc"]
+    assert metric["mean"] == pytest.approx(1 / 3)
+    assert metric["subjects"] == {"s0": 0.5, "s1": 0.0}
+    assert metric["subject_mean"] == 0.25
+    path = results.place(tmp_path, mine.model, "mmlu").with_suffix(".jsonl")
+    path.write_text(path.read_text().split("\n")[0] + "\n")
+    with pytest.raises(UserError, match="do not fit each other: delete both"):
+        results.read(tmp_path, mine.model, "mmlu")
+
+
+# Real files and a real model
+
+
+@pytest.mark.skipif(not EVAL.is_dir(), reason=f"needs the benchmarks' files in {EVAL}")
+def test_real_files_hold_what_they_should():
+    found = {c.name: c for c in choose(["mmlu", "bbh", "drop", "truthfulqa"], EVAL)}
+    counts = {n: (len(c.subjects), sum(len(s.questions) for s in c.subjects))
+              for n, c in found.items()}  # fmt: skip
+    assert counts["mmlu"] == (57, 14042)
+    assert counts["bbh"] == (27, 6511 - 27 * 3)
+    assert counts["truthfulqa"] == (1, 790)
+    assert 9400 < counts["drop"][1] < 9536
+
+
+WEIGHTS = EVAL.parent / "weights" / "tinystories-656k"
+
+
+@pytest.mark.skipif(not (EVAL.is_dir() and WEIGHTS.is_dir()), reason=f"needs {EVAL}, {WEIGHTS}")
+def test_a_real_model_on_real_questions(monkeypatch):
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("asks the network"))
+    asked = suite(EVAL, ["truthfulqa", "drop"], load_base(str(WEIGHTS)), limit=3)
+    found = [asked.run(task, "base").summary() for task in ("truthfulqa", "drop")]
+    assert [each["questions"] for each in found] == [3, 3]
+    assert 0 < found[0]["metrics"]["mc2"]["mean"] < 1
+    assert found[1]["fewer_shots"] == 3
+    for tasks in asked.tasks.values():
+        assert all(each.dataset["questions"].cache_files == [] for each in tasks.values())

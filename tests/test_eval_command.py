@@ -1,0 +1,274 @@
+"""`fedsdr eval`: the models of a run, resuming, comparing, the report, and users' mistakes."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lm_eval.tasks
+import pytest
+from lm_eval.tasks import TaskManager
+from safetensors.torch import load_file, save_file
+
+import tiny
+from fedsdr import benchmarking
+from fedsdr.benchmarking import Request, benchmark
+from fedsdr.errors import UserError
+from fedsdr.evaluate.benchmarks import harness
+from fedsdr.evaluate.benchmarks.table import task_manager
+from fedsdr.files import read_json, read_json_lines
+from fedsdr.folders import BENCHMARKS
+from fedsdr.model.peft_format import WEIGHTS
+from fedsdr.progress import silent
+from fedsdr.recipe import load_recipe
+from fedsdr.run import run
+from test_benchmarks import data as data
+from test_cli_errors import assert_told, invoke, snapshot
+
+OWN = ["base", "fedavg", "global"]
+CLIENTS = [f"client:{name}" for name in tiny.CLIENTS]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run whose adapters are large enough to change answers."""
+    place = tmp_path_factory.mktemp("run")
+    path = tiny.setting(place, federation={"rounds": 1}, evaluate={"every": 0})
+    run(load_recipe(path, ["baselines=['fedavg']"]), place / "out", silent())
+    for weights in (place / "out").rglob(WEIGHTS):
+        found = load_file(weights)
+        save_file({key: 30 * tensor for key, tensor in found.items()}, weights)
+    return place / "out"
+
+
+def request(folder: Path, data: Path, out: Path, **options: Any) -> Request:
+    return Request(folder, ["crass", "truthfulqa"], data, out=out, **options)
+
+
+def test_models_are_those_of_the_run_and_paired_with_the_base(folder, data, tmp_path):
+    summary = benchmark(request(folder, data, tmp_path / "b", models=["all"]), silent())
+    rows = {(row["model"], row["task"]): row for row in summary["results"]}
+    names = [*OWN, *CLIENTS]
+    assert set(rows) == {(name, task) for name in names for task in ("crass", "truthfulqa")}
+    assert all(("to_base" in row) == (row["model"] != "base") for row in rows.values())
+    means = {row["metrics"]["mc2"]["mean"] for (_, t), row in rows.items() if t == "truthfulqa"}
+    assert len(means) == len(names)  # six models, six different likelihoods
+    mine = rows["global", "truthfulqa"]
+    assert mine["to_base"]["mc2"]["mean"] == pytest.approx(
+        mine["metrics"]["mc2"]["mean"] - rows["base", "truthfulqa"]["metrics"]["mc2"]["mean"]
+    )
+    assert read_json(tmp_path / "b" / "summary.json") == summary
+
+
+def test_an_interrupted_evaluation_keeps_what_is_done(folder, data, tmp_path, monkeypatch):
+    asked: list[tuple[str, str]] = []
+    real = harness.Suite.run
+
+    def watched(self: Any, task: str, model: str) -> Any:
+        asked.append((model, task))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return real(self, task, model)
+
+    monkeypatch.setattr(harness.Suite, "run", watched)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark(request(folder, data, tmp_path), silent())
+    summary = benchmark(request(folder, data, tmp_path), silent())
+    pairs = [(m, t) for m in OWN for t in ("crass", "truthfulqa")]
+    assert asked == [*pairs[:3], *pairs[2:]]
+    assert len(summary["results"]) == 6
+    with pytest.raises(UserError, match=r"with limit = None, not 1: give another --out"):
+        benchmark(request(folder, data, tmp_path, limit=1), silent())
+
+
+def test_two_runs_are_compared_question_by_question(folder, data, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    benchmark(request(folder, data, two, models=["base", "global"]), silent())
+    path = two / "global" / "crass.jsonl"
+    rows = read_json_lines(path)
+    for row in rows:
+        row["scores"]["acc"] = 1.0
+    tiny.write_rows(path, rows)
+    options = {"models": ["global", "fedavg"], "against": two}
+    summary = benchmark(request(folder, data, one, **options), silent())
+    found = {(row["model"], row["task"]): row["differences"]
+             for row in summary["against"]["results"]}  # fmt: skip
+    assert set(found) == {("global", "crass"), ("global", "truthfulqa")}
+    mine = read_json(one / "global" / "crass.json")["metrics"]["acc"]["mean"]
+    assert found["global", "crass"]["acc"]["mean"] == pytest.approx(mine - 1.0)
+    assert found["global", "truthfulqa"]["mc2"]["mean"] == 0.0
+    assert read_json(one / "against.json") == summary["against"]
+
+
+def test_the_command_writes_into_the_run_and_its_report(folder, data):
+    before = (folder / "report.html").read_text()
+    assert 'id="benchmarks"' not in before
+    code, said = invoke("eval", folder, "--tasks", "crass", "--data", data, "--limit", 2)
+    assert (code, "error" in said) == (0, False)
+    assert sorted(p.name for p in (folder / BENCHMARKS).iterdir()) == [*OWN, "summary.json"]
+    page = (folder / "report.html").read_text()
+    assert 'id="benchmarks"' in page
+    assert "CRASS" in page
+    assert "paired t statistic" in page
+
+
+def test_a_plain_model_folder(folder, data, tmp_path):
+    model = folder.parent / "model"
+    summary = benchmark(Request(model, ["crass"], data, out=tmp_path), silent())
+    assert [row["model"] for row in summary["results"]] == ["base"]
+    with pytest.raises(UserError, match="is a model folder: say by --out"):
+        benchmark(Request(model, ["crass"], data), silent())
+
+
+@pytest.fixture
+def few_tasks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Of lm-eval's own tasks only one is indexed, for all of them take half a minute."""
+    place = Path(str(lm_eval.tasks.__file__)).parent / "sciq"
+    few = TaskManager(include_path=str(place), include_defaults=False)
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda: few)
+    task_manager.cache_clear()
+    yield
+    task_manager.cache_clear()
+
+
+# Along training
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedex", "flora", "local"])
+def test_benchmarks_along_training(data, tmp_path, monkeypatch, method):
+    labels: list[str] = []
+    real = harness.Suite.run
+    monkeypatch.setattr(
+        harness.Suite, "run",
+        lambda self, task, model: labels.append(model) or real(self, task, model),
+    )  # fmt: skip
+    path = tiny.setting(
+        tmp_path,
+        federation={"rounds": 4, "targets": "raw"},
+        evaluate={"every": 3, "benchmarks": ["crass"], "benchmark_data": str(data),
+                  "benchmark_every": 2, "benchmark_limit": 3},
+    )  # fmt: skip
+    overrides = [] if method == "fedavg" else [f"baselines=['{method}']"]
+    run(load_recipe(path, overrides), tmp_path / "out", silent())
+    rows = read_json_lines(tmp_path / "out" / "metrics.jsonl")
+    assert [row["round"] for row in rows if "crass" in row.get("eval", {})] == [0, 2, 4]
+    assert [row["round"] for row in rows if "loss" in row.get("eval", {})] == [0, 3, 4]
+    assert rows[0]["eval"]["crass"] in [pytest.approx(100 * k / 3) for k in range(4)]
+    assert labels.count("base") == 1  # every method starts from it
+    assert labels.count("fedavg") == 2
+    assert "CRASS" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "parts"),
+    [
+        ({"benchmarks": ["mnlu"]}, ["evaluate.benchmarks: 'mnlu' is not known", "mmlu, bbh, "]),
+        ({"benchmarks": ["mmlu"]}, ["mmlu: no data folder", "mmlu/dev/SUBJECT_dev.csv"]),
+        ({"benchmarks": ["drop"], "benchmark_data": "nowhere"}, ["nowhere is not a folder"]),
+        ({"benchmarks": ["bbh"], "benchmark_data": "."}, ["lacks bbh: expected bbh/TASK.json"]),
+        ({"benchmark_limit": 0}, ["evaluate.benchmark_limit = 0", "greater than 0"]),
+    ],
+)
+def test_recipes_are_checked_before_any_work(tmp_path, evaluate, parts):
+    path = tiny.setting(tmp_path, evaluate=evaluate)
+    code, said = invoke("run", path, "--out", tmp_path / "out")
+    assert_told(code, said, parts)
+    assert not (tmp_path / "out").exists()
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["--tasks", "mnlu"], ["--tasks: 'mnlu' is not known", "mmlu, bbh, drop, crass", "hub:"]),
+        (["--tasks", ","], ["--tasks names no benchmark", "mmlu"]),
+        (["--tasks", "bbh,bbh"], ["names 'bbh' twice"]),
+        (["--tasks", "mmlu"], ["no data folder was given", "SUBJECT_test.csv"]),
+        (["--tasks", "crass", "--data", "nowhere"], ["nowhere is not a folder", "premise"]),
+        (["--tasks", "crass", "--limit", "0"], ["--limit 0: expected at least 1"]),
+        (["--tasks", "crass", "--batch-size", "0"], ["--batch-size 0"]),
+        (["--tasks", "crass", "--models", "base,x"], ["no model 'x'", "global", "or all"]),
+        (["--tasks", "crass", "--against", "nowhere"], ["--against nowhere holds no results"]),
+        (["--tasks", "hub:sciqq"], ["no task 'sciqq'; near it: sciq"]),
+    ],
+)
+@pytest.mark.usefixtures("few_tasks")
+def test_mistakes(folder, tmp_path, monkeypatch, args, parts):
+    monkeypatch.chdir(tmp_path)
+    before = snapshot(folder)
+    code, said = invoke("eval", folder, *args, "--out", tmp_path / "out")
+    assert_told(code, said, parts)
+    assert not (tmp_path / "out").exists()
+    assert snapshot(folder) == before
+
+
+def test_what_is_neither_run_nor_model(tmp_path, data):
+    code, said = invoke("eval", tmp_path, "--tasks", "crass", "--data", data)
+    assert_told(code, said, ["is neither a run folder", "recipe.toml", "config.json"])
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "parts"),
+    [
+        ("crass.jsonl", "", ["holds no rows"]),
+        ("crass.jsonl", "{", ["cannot read", "crass.jsonl"]),
+        ("crass.jsonl", '{"premise": "a"}\n', ["row 1: lacks 'question'; expected premise"]),
+        (
+            "crass.jsonl",
+            '{"premise": "a", "question": "b", "options": ["c", "d"], "answer": "e"}\n',
+            ["row 1: the answer is not one of the options"],
+        ),
+    ],
+)
+def test_files_that_are_wrong(folder, tmp_path, file, content, parts):
+    (tmp_path / file).write_text(content)
+    args = ("eval", folder, "--tasks", "crass", "--data", tmp_path, "--out", tmp_path / "o")
+    assert_told(*invoke(*args), parts)
+
+
+def test_a_file_with_too_few_rows_for_its_shots(folder, data, tmp_path):
+    lines = (data / "crass" / "test.jsonl").read_text().splitlines()[:3]
+    (tmp_path / "crass.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="3 rows: expected more than its 3 shots"):
+        benchmark(Request(folder, ["crass"], tmp_path, out=tmp_path / "o"), silent())
+
+
+def test_without_lm_eval(folder, data, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    args = ("eval", folder, "--tasks", "crass", "--data", data, "--out", tmp_path / "o")
+    assert_told(*invoke(*args), ["pip install 'fedsdr[eval]'"])
+
+
+# lm-eval's own tasks, their data from a stand-in for the hub
+
+
+@pytest.mark.usefixtures("few_tasks")
+@pytest.mark.filterwarnings("ignore")  # lm-eval's own
+def test_a_task_of_lm_eval_itself(folder, tmp_path, monkeypatch):
+    import datasets
+
+    rows = [{"question": f"the cat {i}", "distractor1": "red", "distractor2": "green",
+             "distractor3": "blue", "correct_answer": "cat", "support": "the cat"}
+            for i in range(4)]  # fmt: skip
+    table = datasets.Dataset.from_list(rows)
+    monkeypatch.setattr(
+        datasets, "load_dataset",
+        lambda **_: {"train": table, "validation": table, "test": table},
+    )  # fmt: skip
+    summary = benchmark(Request(folder, ["hub:sciq"], out=tmp_path, limit=3), silent())
+    assert [row["model"] for row in summary["results"]] == OWN
+    for row in summary["results"]:
+        assert row["questions"] == 3
+        assert {"acc", "acc_norm"} <= row["metrics"].keys()
+        assert "to_base" in row or row["model"] == "base"
+
+    def unreachable(**_: Any) -> None:
+        raise ConnectionError("no hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(UserError, match=r"cannot load lm-eval's task 'sciq': no hub"):
+        benchmark(Request(folder, ["hub:sciq"], out=tmp_path / "o", limit=3), silent())
+    assert json.loads((tmp_path / "summary.json").read_text())["interval"] == benchmarking.INTERVAL
