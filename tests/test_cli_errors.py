@@ -338,7 +338,8 @@ def test_a_report_of_no_run(tmp_path):
     ("local", "lora", "parts"),
     [
         ({"rectify_lr": 9.0, "smooth_lr": 9.0}, {"alpha": 1e38}, ["the gradient's norm became"]),
-        ({"weight_decay": 1e20}, {}, ["the loss became nan", "round 1", "learning rate 0.02"]),
+        # Which of the two is no number first depends on the processor's arithmetic.
+        ({"weight_decay": 1e20}, {}, [" became nan", "round 1", "learning rate 0.02"]),
         (
             {"weight_decay": 1e38, "rectify_lr": 9.0, "rectify_steps": 1, "smooth_steps": 1},
             {},

@@ -204,7 +204,7 @@ def test_paths_are_taken_from_the_recipes_folder(write, monkeypatch, given, expe
     wanted = expected.format(folder=folder, parent=folder.parent)
     monkeypatch.chdir("/")
     assert load_recipe(path).data.sources[0].path == wanted
-    if given[0] in "./~$":
+    if given[0] in "./~$" and given != "${FEDSDR_UNSET:-}a":  # which is the hub name "a"
         moved = source("a") | {"model": {"path": given}}
         assert load_recipe(write(moved)).model.path == wanted
 
