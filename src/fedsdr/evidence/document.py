@@ -12,6 +12,7 @@ from fedsdr.evidence.chapters.boosters import boosters
 from fedsdr.evidence.chapters.flattening import flattening
 from fedsdr.evidence.chapters.heterogeneity import heterogeneity
 from fedsdr.evidence.chapters.paradox import paradox
+from fedsdr.evidence.chapters.pareto import pareto
 from fedsdr.evidence.chapters.real_text import real_text
 from fedsdr.evidence.chapters.rivals import rivals
 from fedsdr.evidence.plan import EXPERIMENTS, QUICK, planned
@@ -33,6 +34,7 @@ CHAPTERS: Final = {
     "paradox": paradox,
     "rivals": rivals,
     "ablations": ablations,
+    "pareto": pareto,
     "heterogeneity": heterogeneity,
 }
 

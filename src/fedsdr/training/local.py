@@ -17,6 +17,7 @@ from fedsdr.errors import UserError
 from fedsdr.metrics import Mean
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.training.correction import Correction
+from fedsdr.training.teacher import Teacher
 
 
 def response_loss(model: torch.nn.Module, batch: Batch) -> Mean:
@@ -126,6 +127,7 @@ class LocalTrainer:
             parameters.values(), lr=stage.schedule.lr, weight_decay=self.weight_decay, fused=True
         )
         correction = Correction(stage, parameters)
+        teacher = self._teacher(stage, company) if stage.distil else None
         examples = self.examples[stage.targets]
         draw = seeds.generator(self.seed, "batches", stage.name, self.round, self.client)
         batches = shuffled(len(examples), self.batch_size, draw)
@@ -135,7 +137,7 @@ class LocalTrainer:
             self.model.activate(*(s for s in company if not alone or s != Stream.SMOOTH))
             chosen = [examples[i] for i in next(batches)]
             batch = collate(chosen, self.pad).to(self.model.device)
-            loss = summed_loss(self.model.model, batch)
+            loss = teacher.summed_loss(batch) if teacher else summed_loss(self.model.model, batch)
             (loss / batch.response_tokens).backward()  # type: ignore[no-untyped-call]
             correction.apply()
             norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), self.clip))
@@ -148,6 +150,11 @@ class LocalTrainer:
                     raise self._diverged(f"{name} became {value}", stage, step + 1)
         self.model.train_only(None)
         return total, correction.mean_gradient(self.model.read(stream))
+
+    def _teacher(self, stage: Stage, company: tuple[Stream, ...]) -> Teacher:
+        assert stage.trains == "R", "it is R that learns from the client's own model"
+        s = adapters.unwrap(stage.private)
+        return Teacher(self.model, self._rectifying(stage), s, Stream.FOLDED in company)
 
     def _diverged(self, what: str, stage: Stage, step: int) -> UserError:
         return UserError(
