@@ -38,11 +38,10 @@ def pareto(results: Results) -> Chapter:
 
 def _once(cells: Cells) -> Cells:
     """Cells of equal content under the first of their names."""
-    found: Cells = {}
+    names: dict[str, str] = {}
     for name, cell in cells.items():
-        if cell.key not in {other.key for other in found.values()}:
-            found[name] = cell
-    return found
+        names.setdefault(cell.key, name)
+    return {name: cells[name] for name in names.values()}
 
 
 def _points(results: Results, cells: Cells, metrics: tuple[str, str]) -> Points:
