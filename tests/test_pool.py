@@ -83,4 +83,4 @@ def test_an_error_ends_the_workers_at_once():
     with pytest.raises(KeyError, match="no"):
         fail_beside_a_sleeper()
     assert time.monotonic() - began < 50  # and not the sleeper's 60
-    assert not active_children()
+    wait_until(lambda: not active_children(), "the sleeper is left")
