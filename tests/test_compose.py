@@ -3,6 +3,7 @@
 import itertools
 import re
 import tomllib
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -20,6 +21,7 @@ from fedsdr.methods import method, own_name
 from fedsdr.recipe import differences, override, parse_recipe
 from fedsdr.sections import Lora, Model, Privacy, Recipe
 from playing import build, recipe
+from test_two_shared_streams import REFUSED, shared
 
 LAB = Recipe(model=Model(path="lab"))
 
@@ -54,9 +56,11 @@ def test_choices_that_exclude_each_other(name, sections, parts):
 
 def test_the_examples_above_show_every_exclusion():
     shown = set()
-    for name, sections, _ in EXCLUDED:
+    examples = [partial(build, name, **sections) for name, sections, _ in EXCLUDED]
+    examples += [partial(shared, **{key: value}) for key, value in REFUSED]
+    for example in examples:
         with pytest.raises(UserError) as caught:
-            build(name, **sections)
+            example()
         told = str(caught.value)
         pieces = [re.split(r"\{\w+\}", message) for *_, message in EXCLUSIONS]
         shown |= {i for i, each in enumerate(pieces) if all(piece in told for piece in each)}

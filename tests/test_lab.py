@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +12,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fedsdr import seeds
 from fedsdr.data.records import Turn
 from fedsdr.data.template import ChatFormat
+from fedsdr.errors import UserError
+from fedsdr.evidence.plan import base_recipe
 from fedsdr.lab import pretrain
 from fedsdr.lab.evaluate import LIMIT, Answer, LabEvaluator
-from fedsdr.lab.pretrain import Corpus, PretrainOptions, base_model_folder, build_tokenizer
+from fedsdr.lab.pretrain import (
+    Corpus,
+    PretrainOptions,
+    _believed,
+    base_model_folder,
+    build_tokenizer,
+)
 from fedsdr.lab.world import (
     BASE_STYLE,
     CLIENT_ATTRIBUTES,
@@ -34,6 +43,7 @@ from fedsdr.lab.world import (
 )
 from fedsdr.metrics import Mean
 from fedsdr.progress import silent
+from fedsdr.recipe import override
 from models import make
 
 TINY = PretrainOptions(hidden=16, layers=1, heads=2, steps=3, batch_size=4)
@@ -439,3 +449,47 @@ def test_training_is_deterministic_and_learns():
         return float(pretrain.summed_loss(model, batch).detach())
 
     assert loss(longer) < 0.9 * loss(first)
+
+
+# Unequal clients
+
+
+@pytest.mark.parametrize("clients", [6, 10, 13, 20])
+def test_equal_shares_are_by_turns(clients):
+    """As without the option: the facts of a kind go round its clients."""
+    facts = build_world(WorldOptions(seed=1, entities=17, clients=clients)).facts
+    for attribute in {fact.attribute for fact in facts if fact.client is not None}:
+        owners = [fact.client for fact in facts if fact.attribute == attribute]
+        kind = sorted({*owners})
+        assert owners == [kind[number % len(kind)] for number in range(17)]
+
+
+@pytest.mark.parametrize(
+    ("clients", "imbalance", "sizes"),
+    [
+        (10, 9.0, [72, 8]),
+        (15, 4.0, [46, 23, 11]),  # 4/7, 2/7 and 1/7 of 80
+        (10, 1e9, [79, 1]),  # nobody is left without
+    ],
+)
+def test_clients_of_one_kind_can_hold_unequal_shares(clients, imbalance, sizes):
+    options = WorldOptions(seed=1, entities=80, clients=clients, imbalance=imbalance)
+    world, even = build_world(options), build_world(replace(options, imbalance=1.0))
+    for kind in range(5):
+        found = [len(world.of_client(k)) for k in range(kind, clients, 5)]
+        assert sum(found) == 80
+        assert found == pytest.approx(sizes, abs=1)
+    facts = [replace(fact, client=None) for fact in world.facts]
+    assert facts == [replace(fact, client=None) for fact in even.facts]
+
+
+def test_who_holds_what_does_not_change_the_base_model():
+    options = WorldOptions(seed=1, clients=10)
+    assert _believed(options) == _believed(replace(options, clients=50, imbalance=3.0, alpha=0.5))
+    assert _believed(options) != _believed(replace(options, stubbornness=0.1))
+
+
+@pytest.mark.parametrize("more", [{"clients": 5}, {"clients": 10, "alpha": 0.5}])
+def test_unequal_shares_need_clients_of_one_kind(more):
+    with pytest.raises(UserError, match="between clients of one kind"):
+        override(base_recipe(), {f"lab.{key}": v for key, v in {"imbalance": 2, **more}.items()})

@@ -307,6 +307,63 @@ def test_batches_depend_on_client_round_and_seed(changes):
     assert not same(trainer(new_model(), **changes)(stage).shared, wanted)
 
 
+# --- A stage that learns from the client's own model
+
+
+@pytest.mark.parametrize("targets", ["raw", "distilled"])
+@pytest.mark.parametrize("shared", [adapter(1), BESIDE_FOLD], ids=["R", "R and what is folded"])
+def test_consolidating_is_a_plain_loop_of_distillation(shared, targets):
+    """W0 + R0 + S teaches W0 + R: KL over the response tokens, written out, on a plain model."""
+    stage = Stage("consolidate", "R", SHORT, shared, private=PRIVATE, targets=targets, distil=True)
+    fitted = trainer(new_model())(stage)
+    base = make("llama", dtype=torch.float64)
+    weights = {name: p.detach() for name, p in base.named_parameters()}
+    r0, s, folded = factors(shared), unwrap(PRIVATE), under(shared, FOLDED)
+    trained = {key: tensor.clone().requires_grad_() for key, tensor in r0.items()}
+    optimiser = torch.optim.AdamW(trained.values(), lr=1e-2, weight_decay=DECAY, foreach=False)
+    draw = seeds.generator(SEED, "batches", "consolidate", 2, "a")
+    total, tokens = 0.0, 0
+    for indices in itertools.islice(shuffled(len(DATA[targets]), 3, draw), SHORT.steps):
+        batch = [DATA[targets][i] for i in indices]
+        loss, count = torch.zeros(()), 0
+        for example in batch:
+            ids = torch.tensor([example.prompt + example.response])
+            first = len(example.prompt) - 1
+            p, q = (
+                functional_call(base, with_adapters(weights, parts), (ids,))
+                .logits[0, first:-1].float().softmax(-1)
+                for parts in ([r0, s, folded], [trained, folded])
+            )  # fmt: skip
+            loss = loss + (p.detach() * (p.detach() / q).log()).sum()
+            count += len(example.response)
+        gradients = torch.autograd.grad(loss / count, list(trained.values()))
+        length = math.sqrt(sum(float(g.square().sum()) for g in gradients))
+        for tensor, gradient in zip(trained.values(), gradients, strict=True):
+            tensor.grad = gradient * min(1.0, TIGHT / length)
+        optimiser.step()
+        total, tokens = total + float(loss.detach()), tokens + count
+    assert fitted.loss.sum == pytest.approx(total, rel=1e-3)
+    assert fitted.loss.weight == tokens
+    close(fitted.shared, {k: t.detach() for k, t in trained.items()}, tolerance=1e-3)
+    assert max(float((fitted.shared[k] - r0[k]).abs().max()) for k in r0) > 0.02
+
+
+def with_adapters(weights: Adapter, parts: list[Adapter]) -> Adapter:
+    changed = dict(weights)
+    for part in parts:
+        for path in {key.rpartition(".lora_")[0] for key in part}:
+            product = part[path + B_SUFFIX] @ part[path + A_SUFFIX]
+            changed[path + ".weight"] = changed[path + ".weight"] + 2.0 * product
+    return changed
+
+
+def test_without_anything_in_s_teacher_and_student_are_one_model():
+    nothing = Private({key: torch.zeros_like(t) for key, t in adapter(2).items()})
+    stage = Stage("consolidate", "R", Schedule(1, 1e-2), adapter(1), private=nothing, distil=True)
+    assert trainer(new_model())(stage).loss.value == pytest.approx(0.0, abs=1e-6)
+    assert trainer(new_model())(replace(stage, private=PRIVATE)).loss.value > 0.01
+
+
 # --- Fresh streams
 
 

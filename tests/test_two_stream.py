@@ -155,6 +155,45 @@ def test_the_streams_can_learn_from_each_others_data():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", [*ANY_R, "scaffold+ditto", "fedprox", "feddpa"])
+def test_consolidation_goes_on_from_the_rectified_r_and_is_what_is_sent(name):
+    """Beside the same S, with the same corrections; what of R is whose does not change."""
+    local = LOCAL.model_copy(update={"consolidate_steps": 4, "consolidate_lr": 0.05})
+    played = play(build(f"fedsdr+{name}", local=local))
+    asked = [
+        (s, f) for s, f in zip(played.stages, played.fits, strict=True) if s.name != "personal"
+    ]
+    assert len(asked) == 3 * 3 * len(CLIENTS)
+    for (rectify, rectified), (stage, fitted) in zip(asked[1::3], asked[2::3], strict=True):
+        assert (stage.name, stage.trains, stage.distil, stage.alone) == (
+            "consolidate",
+            "R",
+            True,
+            0,
+        )
+        assert stage.schedule == Schedule(4, 0.05)
+        assert stage.private is rectify.private
+        assert (stage.pull, stage.shift, stage.factors) == (
+            rectify.pull, rectify.shift, rectify.factors,
+        )  # fmt: skip
+        assert same_bits(fitted.before, rectified.after)
+    assert not same_bits(played.server, play(build(f"fedsdr+{name}")).server) or name == "local"
+    if name == "fedavg":
+        change = played.updates[0].change
+        sent = {key: asked[2][1].shared[key] - asked[1][0].shared[key] for key in change}
+        assert furthest(change, sent) == 0
+    assert all("loss/consolidate" in update.metrics for update in played.updates)
+
+
+def test_without_an_s_there_is_no_teacher():
+    """R first, in the first round."""
+    some = {"order": "rectify_first", "consolidation": Schedule(2, 0.1)}
+    toy, state = stages_of(streams(**some), ClientState())
+    assert [stage.name for stage in toy.stages] == ["rectify", "smooth"]
+    again, _ = stages_of(streams(**some), state, 2)
+    assert [stage.name for stage in again.stages] == ["rectify", "consolidate", "smooth"]
+
+
 def test_a_personal_model_is_the_global_one_with_the_kept_stream():
     algorithm = streams()
     played = play(algorithm)

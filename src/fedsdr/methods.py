@@ -55,6 +55,16 @@ CHOICES: Final[Mapping[str, str]] = {
 }
 
 
+# What its targets add to the name of a recipe's own method; the last is no name to choose by.
+NAMED: Final[Mapping[str, list[str]]] = {
+    "raw": [],
+    "distilled": ["fedsd"],
+    "mixed": ["mixed"],
+    "two_stream": ["fedsdr"],
+    "two_shared_streams": ["fedsdr_shared"],
+}
+
+
 def method(name: str, recipe: Recipe) -> Recipe:
     """The recipe of a named method or variant, everything else as in `recipe`."""
     changes = flat(recipe.variants[name]) if name in recipe.variants else _changes(name, recipe)
@@ -84,8 +94,7 @@ def own_name(recipe: Recipe) -> str:
     """The name of the recipe's own method: its choices, those that are plain left out."""
     federation = recipe.federation
     parts = ["central"] if federation.pooled else []
-    named = {"raw": [], "distilled": ["fedsd"], "mixed": ["mixed"], "two_stream": ["fedsdr"]}
-    parts += named[federation.targets]
+    parts += NAMED[federation.targets]
     for key, plain in PLAIN.items():
         chosen = getattr(federation, key.rpartition(".")[2])
         if chosen != plain and chosen in CHOICES:

@@ -117,7 +117,17 @@ class Lab(Section):
     stubbornness: Share = 0.5
     style_overlap: Share = 0.1
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    imbalance: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
     pretrain_steps: Positive = 1500
+
+    @model_validator(mode="after")
+    def _imbalance_has_somewhere_to_be(self) -> "Lab":
+        if self.imbalance > 1 and (self.alpha is not None or self.clients <= 5):
+            raise ValueError(
+                f"imbalance = {self.imbalance} is between clients of one kind: it needs more than "
+                "5 clients, and no alpha, which deals the facts by itself"
+            )
+        return self
 
 
 class Entailment(Section):
@@ -221,7 +231,8 @@ class Federation(Section):
         shared, and what their mean is.
     targets: what clients learn from: the "raw" responses, the "distilled" ones (FedSD), both in
         one stream ("mixed"; a response that was not rewritten counts twice), or "two_stream"
-        (FedSDR).
+        (FedSDR); "two_shared_streams" is an ablation that uploads S too, and so gives up the
+        privacy of it.
     personalisation, robust, compression: transforms around these.
     participation: share of the clients that take part in a round (at least one).
     late: share of the clients, the last ones by order and at least one if any, that take part
@@ -231,7 +242,7 @@ class Federation(Section):
 
     algorithm: str = "fedavg"
     lora_aggregation: str = "factors"
-    targets: Literal["raw", "distilled", "mixed", "two_stream"] = "two_stream"
+    targets: Literal["raw", "distilled", "mixed", "two_stream", "two_shared_streams"] = "two_stream"
     personalisation: str = "none"
     robust: str = "none"
     compression: str = "none"
@@ -276,6 +287,8 @@ class Local(Section):
         "keep", 0 starts from a weight of zero.
     stage_order: "rectify_first" trains R first, beside the S of the last round, and then S.
     smoothing_targets, rectify_targets: what S and R learn from.
+    consolidate_steps: of a third stage, 0 for none, in which R alone learns what the client's own
+        model, R with S, predicts (`fedsdr.training.teacher`), at the words of consolidate_targets.
 
     micro_batch: records in memory at a time: a batch of more is worked off in parts, with the
         same gradient.
@@ -298,6 +311,9 @@ class Local(Section):
     stage_order: Literal["smooth_first", "rectify_first"] = "smooth_first"
     smoothing_targets: Literal["distilled", "raw"] = "distilled"
     rectify_targets: Literal["raw", "distilled"] = "raw"
+    consolidate_steps: Annotated[int, Field(ge=0)] = 0
+    consolidate_lr: LearningRate = 3e-4
+    consolidate_targets: Literal["raw", "distilled"] = "raw"
     clip: Annotated[float, Field(gt=0)] = 1.0
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 

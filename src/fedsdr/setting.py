@@ -184,6 +184,7 @@ def world_options(recipe: Recipe) -> WorldOptions:
         stubbornness=lab.stubbornness,
         style_overlap=lab.style_overlap,
         alpha=lab.alpha,
+        imbalance=lab.imbalance,
     )
 
 

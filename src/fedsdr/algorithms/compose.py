@@ -101,7 +101,9 @@ def read_options(name: str, given: Mapping[str, Any]) -> Options:
 def rectify_targets(recipe: Recipe) -> Targets:
     """What R learns from, and personal adapters with it."""
     targets = recipe.federation.targets
-    return recipe.local.rectify_targets if targets == "two_stream" else targets
+    if targets == "two_stream" or targets == "two_shared_streams":
+        return recipe.local.rectify_targets
+    return targets
 
 
 def smoothing(recipe: Recipe) -> Smoothing:
@@ -115,6 +117,10 @@ def smoothing(recipe: Recipe) -> Smoothing:
         order=local.stage_order,
         smooth_on=local.smoothing_targets,
         rectify_on=local.rectify_targets,
+        consolidation=Schedule(local.consolidate_steps, local.consolidate_lr)
+        if local.consolidate_steps
+        else None,
+        consolidate_on=local.consolidate_targets,
     )
 
 
@@ -142,6 +148,17 @@ def _sends_nothing(recipe: Recipe, chosen: Chosen) -> bool:
     return chosen["algorithm"].has("sends nothing")
 
 
+def _rank_of_its_own(recipe: Recipe, chosen: Chosen) -> bool:
+    return recipe.lora.smoothing_rank not in (None, recipe.lora.rank)
+
+
+def _other_course(recipe: Recipe, chosen: Chosen) -> bool:
+    """S not kept, S trained last, or R consolidated."""
+    local = recipe.local
+    plain = local.smoothing_state == "keep" and local.stage_order == "smooth_first"
+    return not plain or local.consolidate_steps > 0
+
+
 def _is(key: str, *names: str) -> Callable[[Recipe, Chosen], bool]:
     return lambda recipe, chosen: chosen[key].name in names
 
@@ -153,6 +170,8 @@ def _has(key: str, trait: str) -> Callable[[Recipe, Chosen], bool]:
 def _not(test: Callable[[Recipe, Chosen], bool]) -> Callable[[Recipe, Chosen], bool]:
     return lambda recipe, chosen: not test(recipe, chosen)
 
+
+_S_IS_SHARED: Final = "{targets} uploads S too, which is no longer private, as an ablation; "
 
 # (a test, a test that must not hold at the same time, what to tell the user)
 EXCLUSIONS: Final = (
@@ -170,6 +189,30 @@ EXCLUSIONS: Final = (
             "compression": "none",
             "mode": "none",
         }.items()
+    ),
+    *(
+        (
+            _is("targets", "two_shared_streams"),
+            test,
+            _S_IS_SHARED + message,
+        )
+        for test, message in (
+            (_sends_nothing, "{algorithm} sends nothing: choose fedavg"),
+            (
+                _not(_is("lora_aggregation", "factors")),
+                "set federation.lora_aggregation to 'factors', not {lora_aggregation}",
+            ),
+            (_not(_is("personalisation", "none")), "set federation.personalisation to 'none'"),
+            (_not(_is("robust", "none")), "set federation.robust to 'none', not {robust}"),
+            (_not(_is("compression", "none")), "set federation.compression to 'none'"),
+            (_not(_is("mode", "none")), "set privacy.mode to 'none', not {mode}"),
+            (_rank_of_its_own, "leave lora.smoothing_rank out"),
+            (
+                _other_course,
+                "set local.smoothing_state to 'keep', stage_order to 'smooth_first' and "
+                "consolidate_steps to 0",
+            ),
+        )
     ),
     (
         _has("lora_aggregation", "fresh each round"),

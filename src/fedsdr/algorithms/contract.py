@@ -87,6 +87,8 @@ class Stage:
     fade: factor on the weight B A of an S to be trained, before its first step.
     targets: what responses to learn from.
     alone: share of the batches in which S is left out.
+    distil: R, without S, learns what W0 + R + S predicts at the targets' words, R as it is before
+        the first step (`fedsdr.training.teacher`), instead of the words themselves.
     factors: the factors of R to be trained; the other is frozen.
     pull, shift: corrections of the gradient g of R before it is clipped: g + pull + shift.
     mean_gradient: whether `Fitted.gradient` is asked for.
@@ -101,6 +103,7 @@ class Stage:
     fade: float = 1.0
     targets: Targets = "raw"
     alone: float = 0.0
+    distil: bool = False
     factors: Factors = "both"
     pull: Pull | None = None
     shift: Adapter | None = None

@@ -39,6 +39,7 @@ from fedsdr.algorithms.robust.krum import Krum, krum
 from fedsdr.algorithms.robust.median import median
 from fedsdr.algorithms.robust.trimmed_mean import TrimmedMean, trimmed_mean
 from fedsdr.algorithms.scaffold import Scaffold, scaffold
+from fedsdr.algorithms.two_shared_streams import two_shared_streams
 from fedsdr.algorithms.two_stream import two_stream
 
 
@@ -201,6 +202,11 @@ TARGETS: Final[Mapping[str, Row]] = {
         two_stream,
         "FedSDR: R learns the responses, a private S the rewrites",
         "Ren et al. 2026, arXiv 2605.18028",
+    ),
+    "two_shared_streams": Row(
+        two_shared_streams,
+        "FedSDR with S uploaded too: an ablation, no longer private",
+        "ablation of arXiv 2605.18028",
     ),
 }
 

@@ -8,7 +8,8 @@ arXiv 2605.18028, Sec. method. In round t, client k, starting from the global R^
 
 Stages 2 and 3, and the whole server half, are the inner algorithm's: it trains what it takes for
 its only adapter, and this transform puts S beside it. Options exchange the order of the stages, or
-what each learns from.
+what each learns from, or have R consolidated between 2 and 3: without S, it learns from what it
+predicts with S.
 """
 
 from collections.abc import Callable
@@ -46,6 +47,11 @@ class Smoothing:
         round, whatever becomes of that S afterwards, and beside none in the first; then S, in
         joint context on top of the R that this client has just trained.
     smooth_on, rectify_on: what S and R learn from.
+    consolidation: the stage in which W0 + R learns from W0 + R + S (`fedsdr.training.teacher`);
+        none if not given. It shares R's corrections, and goes beside the S that R was
+        rectified beside. consolidate_on: the responses at whose words it learns. Raw ones lead
+        up to each word by true ones, so that teacher and student are asked what follows the
+        truth; rewrites, by words of which some are false.
     """
 
     schedule: Schedule
@@ -56,6 +62,8 @@ class Smoothing:
     order: Literal["smooth_first", "rectify_first"] = "smooth_first"
     smooth_on: Targets = "distilled"
     rectify_on: Targets = "raw"
+    consolidation: Schedule | None = None
+    consolidate_on: Targets = "raw"
 
 
 def two_stream(inner: Algorithm, options: Smoothing) -> Algorithm:
@@ -68,18 +76,24 @@ def two_stream(inner: Algorithm, options: Smoothing) -> Algorithm:
         first = options.order == "smooth_first"
         smoothed = smooth(inner.personal(shared, state), s, fit, options) if first else None
         done: list[tuple[Stage, Fitted]] = []
+        losses: dict[str, Mean] = {}
 
         def rectify(stage: Stage) -> Fitted:
             beside = smoothed.after if smoothed else s
             stage = replace(stage, private=beside, targets=options.rectify_on, alone=options.alone)
-            done.append((stage, fit(stage)))
-            return done[-1][1]
+            fitted = fit(stage)
+            if beside is not None and options.consolidation is not None:
+                after = fit(consolidating(stage, fitted, options.consolidation, options))
+                losses["loss/consolidate"] = after.loss
+                fitted = replace(fitted, after=after.after, shared=after.shared, own=after.own)
+            done.append((stage, fitted))
+            return fitted
 
         update, state = inner.client(shared, state, rectify, round)
         stage, rectified = done[-1]
         smoothed = smoothed or smooth(trained(stage, rectified), s, fit, options)
         conflicts = conflict(rectified, smoothed)
-        metrics = {**update.metrics, "loss/smooth": smoothed.loss, **conflicts}
+        metrics = {**update.metrics, **losses, "loss/smooth": smoothed.loss, **conflicts}
         return replace(update, metrics=metrics), state.keep(SMOOTHING, smoothed.after)
 
     def personal(shared: Adapter, state: ClientState) -> Personal:
@@ -92,6 +106,22 @@ def trained(stage: Stage, fitted: Fitted) -> Personal:
     """R as a stage has left it, what is folded included."""
     shared = None if stage.shared is None else {**stage.shared, **fitted.shared}
     return Personal(shared, fitted.own)
+
+
+def consolidating(stage: Stage, rectified: Fitted, schedule: Schedule, options: Smoothing) -> Stage:
+    """The stage after `stage`: R goes on from there, with W0 + R + S as its teacher."""
+    r = trained(stage, rectified)
+    return replace(
+        stage,
+        name="consolidate",
+        schedule=schedule,
+        shared=r.shared,
+        own=r.own,
+        targets=options.consolidate_on,
+        alone=0.0,
+        distil=True,
+        mean_gradient=False,
+    )
 
 
 def smooth(r: Personal, s: Private | None, fit: Fit, options: Smoothing) -> Fitted:

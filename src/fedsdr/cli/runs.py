@@ -102,20 +102,26 @@ def needed(out: Path | None, dry_run: bool) -> Path:
 def reproduce(
     out: Out = Path("runs/evidence"),
     seeds: Annotated[str, typer.Option(help="Comma-separated, e.g. 0,1,2,3,4")] = "",
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer experiments, two seeds.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A first look in ten minutes: fewer cells, two seeds.")
+    ] = False,
     only: Annotated[str, typer.Option(help="Comma-separated experiments, instead of all.")] = "",
     jobs: Annotated[int, typer.Option(min=1, help="Processes at a time.")] = 2,
 ) -> None:
     """Test the paper's claims on the lab and write evidence.md with its figures.
 
-    What is done already in --out is not done again. The full form takes hours.
+    What is done already in --out is not done again. The full form takes hours. --quick runs
+    FedAvg and FedYogi on raw data and on rewrites, local training on either, FedSDR and its
+    literal form, verified FedSD, raw and rewritten data mixed, FedDPA and Ditto: no sweeps, and
+    two seeds are too few for a verdict.
     """
     from fedsdr.evidence.document import choose_experiments
     from fedsdr.evidence.document import reproduce as run_all
 
-    with session() as reporter:
+    with session("go on with the same command") as reporter:
         chosen = parse_seeds(seeds or ("0,1" if quick else "0,1,2,3,4"))
-        document = run_all(out, chosen, choose_experiments(only, quick), jobs, reporter)
+        names = choose_experiments(only, quick)
+        document = run_all(out, chosen, names, jobs, reporter, quick)
     typer.echo(f"\nevidence: {document}")
 
 

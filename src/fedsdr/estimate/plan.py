@@ -195,6 +195,7 @@ def method_plan(
             tokens += count * padded[client]
             length = padded[client] / batch_size
             flops += work.training(count * padded[client], length, beside, again)
+            flops += stage.distil * work.forward(count * padded[client], length)  # the teacher
     judged = 2 if own.rounds else 1
     judged += max(0, (own.rounds - 1) // recipe.evaluate.every) if recipe.evaluate.every else 0
     judged += recipe.evaluate.personal and own.rounds > 0

@@ -6,14 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import TABLEAU_COLORS
 from matplotlib.figure import Figure as Canvas
 
 from fedsdr import files
 from fedsdr.evaluate.intervals import Estimate
 
 LEAST_SEEDS = 3  # with fewer, an interval is too uncertain itself to decide anything
+MANY_NAMES = 6  # more do not fit among the lines
+# Twenty lines that can be told apart.
+LINES = cycler(linestyle=["-", "--"]) * cycler(color=list(TABLEAU_COLORS.values()))
 Draw = Callable[[Axes], None]
 
 
@@ -82,14 +87,22 @@ class Figure:
         """NAME.svg and, beside it, NAME.csv."""
         canvas = Canvas(figsize=(5.2 * len(self.panels), 3.8), layout="constrained")
         FigureCanvasAgg(canvas)
+        longest = 0
         for draw, axes in zip(
             self.panels, canvas.subplots(1, len(self.panels), squeeze=False)[0], strict=True
         ):
+            axes.set_prop_cycle(LINES)
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
             draw(axes)
-            if names := axes.get_legend_handles_labels()[1]:
-                axes.legend(fontsize=7, ncols=1 + len(names) // 8)
+            names = axes.get_legend_handles_labels()[1]
+            if len(names) > MANY_NAMES:
+                under = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
+                axes.legend(fontsize=6, **under)
+                longest = max(longest, len(names))
+            elif names:
+                axes.legend(fontsize=7)
+        canvas.set_figheight(3.8 + 0.075 * longest)  # two names side by side below the axes
         image = io.BytesIO()
         canvas.savefig(image, format="svg", metadata={"Date": None})
         files.write_text(folder / f"{self.name}.svg", image.getvalue().decode())

@@ -12,6 +12,7 @@ from fedsdr.evidence.chapters.boosters import boosters
 from fedsdr.evidence.chapters.flattening import flattening
 from fedsdr.evidence.chapters.heterogeneity import heterogeneity
 from fedsdr.evidence.chapters.paradox import paradox
+from fedsdr.evidence.chapters.pareto import pareto
 from fedsdr.evidence.chapters.real_text import real_text
 from fedsdr.evidence.chapters.rivals import rivals
 from fedsdr.evidence.plan import EXPERIMENTS, QUICK, planned
@@ -33,27 +34,37 @@ CHAPTERS: Final = {
     "paradox": paradox,
     "rivals": rivals,
     "ablations": ablations,
+    "pareto": pareto,
     "heterogeneity": heterogeneity,
 }
 
 
 def choose_experiments(only: str, quick: bool) -> list[str]:
-    """The experiments named, separated by commas; without names those of the form."""
-    names = only.split(",") if only else [*(QUICK if quick else EXPERIMENTS)]
-    if unknown := [name for name in names if name not in EXPERIMENTS]:
-        raise UserError(f"--only names {unknown[0]!r}: choose from {', '.join(EXPERIMENTS)}")
+    """The experiments named, separated by commas; without names all of the form."""
+    known = QUICK if quick else EXPERIMENTS
+    names = only.split(",") if only else [*known]
+    if unknown := [name for name in names if name not in known]:
+        form = " of --quick" if quick else ""
+        raise UserError(f"--only names {unknown[0]!r}: choose from {', '.join(known)}{form}")
     return [name for name in EXPERIMENTS if name in names]
 
 
 def reproduce(
-    out: Path, seeds: Sequence[int], names: Sequence[str], jobs: int, reporter: Reporter
+    out: Path,
+    seeds: Sequence[int],
+    names: Sequence[str],
+    jobs: int,
+    reporter: Reporter,
+    quick: bool = False,
 ) -> Path:
     """Run the cells that are not done and write the document; returns its path."""
-    run_cells(planned(names), seeds, out, jobs, reporter)
-    return write_document(out, seeds, names)
+    run_cells(planned(names, quick), seeds, out, jobs, reporter)
+    return write_document(out, seeds, names, quick)
 
 
-def write_document(out: Path, seeds: Sequence[int], names: Sequence[str]) -> Path:
+def write_document(
+    out: Path, seeds: Sequence[int], names: Sequence[str], quick: bool = False
+) -> Path:
     """The document of whatever is finished in `out`."""
     results = Results(out, seeds)
     written = [*(CHAPTERS[name](results) for name in names), real_text(results)]
@@ -61,7 +72,8 @@ def write_document(out: Path, seeds: Sequence[int], names: Sequence[str]) -> Pat
         for figure in chapter.figures:
             figure.write(out / FIGURES)
     files.write_text(out / FIGURES / CELLS, every_cell(results, names).csv())
-    only = "" if len(names) == len(EXPERIMENTS) else f" --only {','.join(names)}"
+    everything = len(names) == len(QUICK if quick else EXPERIMENTS)
+    only = (" --quick" if quick else "") + ("" if everything else f" --only {','.join(names)}")
     head = [
         "# Evidence",
         "The paper's claims (arXiv 2605.18028), tested on the embedded lab. Written by",

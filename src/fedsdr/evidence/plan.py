@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import resources
 from typing import Any, Final
 
@@ -23,11 +24,20 @@ MAIN: Final = ("fedavg", "fedsd", "fedsdr")
 STUBBORNNESS: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
 ALPHAS: Final = (0.05, 0.5, 5.0, 100.0)
 CLIENTS: Final = (2, 10, 20)
+PARTICIPATION: Final = (0.1, 0.25, 0.5)  # of twenty clients; all of them is among `CLIENTS`
+STAGES: Final = (2, 5)  # after how many rounds, beside the last, personal models are judged
 LITERAL: Final[Changes] = {
     "local.smoothing_context": "joint",
     "local.smoothing_state": "keep",
     "local.rectify_alone": 0.0,
 }
+
+
+SHARED_S: Final[Changes] = {
+    "federation.targets": "two_shared_streams",
+    "local.smoothing_state": "keep",
+}
+CONSOLIDATED: Final[Changes] = {"local.consolidate_steps": 10, "local.consolidate_lr": 3e-3}
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ class Cell:
         common = override(base_recipe(), {**self.world, "seed": seed})
         return override(method(self.method, common), self.changes)
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The name of its folder: the method, and a digest of all that is not a default."""
         text = json.dumps(self.recipe(0).model_dump(mode="json", exclude_defaults=True))
@@ -88,9 +98,20 @@ def paradox() -> Cells:
 
 
 def rivals() -> Cells:
-    """4a. FedSDR against the others."""
+    """4a. FedSDR against the others, and at equal compute."""
     names = (*MAIN, "fedsd_verified", "mixed", "feddpa", "ditto", "local", "flexlora", "fedex")
-    return {name: Cell(name) for name in names} | {"fedsdr+fedex": Cell("fedsdr+fedex")}
+    longer = {"local.rectify_steps": 20}
+    more = {"fedsdr+fedex": Cell("fedsdr+fedex"), "fedavg, 20 steps": Cell("fedavg", longer)}
+    return {name: Cell(name) for name in names} | more
+
+
+def pareto() -> Cells:
+    """4c. Personal models along training: the same runs, stopped earlier."""
+    return {
+        f"{name} {rounds}": Cell(name, {"federation.rounds": rounds})
+        for name in (*MAIN, "fedsd_verified", "feddpa", "ditto")
+        for rounds in (*STAGES, 10)
+    }
 
 
 def ablations() -> Cells:
@@ -98,6 +119,7 @@ def ablations() -> Cells:
     half = {"local.rectify_steps": 5, "local.smooth_steps": 5}
     swapped = {"local.smoothing_targets": "raw", "local.rectify_targets": "distilled"}
     verified = {"distill.checks": ["empty", "truncated", "repetition", "meta_talk", "answer"]}
+    never = {"local.rectify_alone": 0.0}
     changed: dict[str, Changes] = {
         "fedsdr": {},
         "as the equations say": LITERAL,
@@ -115,10 +137,28 @@ def ablations() -> Cells:
         "data swapped": swapped,
         "R on verified rewrites, S on raw": {**swapped, **verified, "distill.attempts": 4},
         "S on verified rewrites": {**verified, "distill.attempts": 4},
-    }
+        "literal, S reset": {**LITERAL, "local.smoothing_state": "reset"},
+        "literal, R alone 0.5": {**LITERAL, "local.rectify_alone": 0.5},
+        "S aggregated too": {**SHARED_S, "local.smoothing_context": "base"},
+        "S aggregated too, literal": {**SHARED_S, **LITERAL},
+        "consolidated": CONSOLIDATED,
+        "consolidated, R alone 0": {**CONSOLIDATED, **never},
+        "consolidated on rewrites, R alone 0": {
+            **CONSOLIDATED, **never, "local.consolidate_targets": "distilled",
+        },
+        "consolidated, S on verified rewrites, R alone 0": {
+            **CONSOLIDATED, **never, **verified, "distill.attempts": 4,
+        },
+    }  # fmt: skip
     cells = {name: Cell("fedsdr", changes) for name, changes in changed.items()}
     split = {"lora.rank": 8, "lora.alpha": 16.0}
     cells["rank 8 + 8 (FedAvg's parameters)"] = Cell("fedsdr", world=split)
+    uneven = {"lora.rank": 12, "lora.smoothing_rank": 4, "lora.alpha": 24.0}
+    cells["rank 12 + 4 (FedAvg's parameters)"] = Cell("fedsdr", world=uneven)
+    # What is left of FedSDR without one of its streams are other methods, cell for cell.
+    cells["R only (FedAvg)"] = Cell("fedavg")
+    cells["S only, shared (FedSD)"] = Cell("fedsd")
+    cells["S only, at home (local, on rewrites)"] = Cell("fedsd+local")
     shorter = {"distill.prefer": "shorter"}
     cells["FedSD verified, shorter preferred"] = Cell("fedsd_verified", shorter)
     return cells
@@ -136,6 +176,15 @@ def heterogeneity() -> Cells:
         cells[f"{name} 20 % of 10"] = Cell(name, some, {"lab.clients": 10})
         late = {"federation.late": 0.4, "federation.late_round": 5}
         cells[f"{name} two of five late"] = Cell(name, late)
+        never = {"federation.late": 0.4, "federation.late_round": 10}
+        cells[f"{name} two of five never"] = Cell(name, never)
+        for share in PARTICIPATION:
+            part = {"federation.participation": share}
+            cells[f"{name} {100 * share:g} % of 20"] = Cell(name, part, {"lab.clients": 20})
+        some = {"federation.participation": 0.2}
+        cells[f"{name} 20 % of 50"] = Cell(name, some, {"lab.clients": 50})
+        unequal = {"lab.clients": 10, "lab.imbalance": 9.0}
+        cells[f"{name} unequal"] = Cell(name, world=unequal)
     return cells
 
 
@@ -144,13 +193,26 @@ EXPERIMENTS: Final = {
     "flattening": flattening,
     "rivals": rivals,
     "ablations": ablations,
+    "pareto": pareto,
     "paradox": paradox,
     "heterogeneity": heterogeneity,
 }
-QUICK: Final = ("boosters", "flattening", "rivals")
+# Of each experiment what a first look needs: ten minutes for two seeds on two cores.
+QUICK: Final = {
+    "boosters": ("fedavg", "fedsd+fedavg", "fedyogi", "fedsd+fedyogi"),
+    "flattening": ("local", "fedsd+local", "fedavg 2", "fedsd 2", "fedavg 10", "fedsd 10"),
+    "paradox": tuple(f"{name} 0.5" for name in (*MAIN, "fedsd_verified")),
+    "rivals": (*MAIN, "fedsd_verified", "mixed", "feddpa", "ditto"),
+    "ablations": ("fedsdr", "as the equations say"),
+}
 
 
-def planned(names: Iterable[str]) -> list[Cell]:
+def planned(names: Iterable[str], quick: bool = False) -> list[Cell]:
     """The cells of these experiments, each once, in the order of the experiments."""
-    cells = [cell for name in names for cell in EXPERIMENTS[name]().values()]
+    cells = [
+        cell
+        for name in names
+        for called, cell in EXPERIMENTS[name]().items()
+        if not quick or called in QUICK.get(name, ())
+    ]
     return list({cell.key: cell for cell in cells}.values())

@@ -4,18 +4,15 @@ A cell is a method's folder, `cells/KEY/seed-N`, written by `fedsdr.method_run`,
 evidence asks for in `evidence.json`. A finished cell is left alone; one that was killed goes on.
 """
 
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from pathlib import Path
-
-import torch
 
 from fedsdr import files
 from fedsdr.evidence.measure import EVIDENCE_FILE, measure
 from fedsdr.evidence.plan import Cell
+from fedsdr.evidence.pool import workers
 from fedsdr.method_run import run_method
 from fedsdr.progress import Reporter, silent
 from fedsdr.quiet import quiet_libraries
@@ -33,34 +30,27 @@ def cell_folder(out: Path, cell: Cell, seed: int) -> Path:
 def run_cells(
     cells: Sequence[Cell], seeds: Sequence[int], out: Path, jobs: int, reporter: Reporter
 ) -> None:
-    """Run what is not done yet, seed by seed, `jobs` groups at a time."""
+    """Run what is not done yet, group by group, `jobs` at a time; neighbours differ in their seed,
+    so that no two processes begin with the base model of one world."""
     groups = [
         (seed, [(cell_folder(out, cell, seed), cell) for cell in group])
-        for seed in seeds
         for group in groups_of(cells)
+        for seed in seeds
     ]
     folders = [folder for _, tasks in groups for folder, _ in tasks]
     waiting = [(seed, todo) for seed, tasks in groups if (todo := unfinished(tasks))]
     with reporter.bar("evidence: cells", len(folders)) as bar:
         bar.advance(shown := len(folders) - sum(len(tasks) for _, tasks in waiting))
-        with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_alone) as pool:
+        with workers(jobs) as pool:
             futures = [pool.submit(run_group, seed, tasks) for seed, tasks in waiting]
             left: set[Future[None]] = set(futures)
             while left:
                 done, left = wait(left, timeout=1.0, return_when=FIRST_EXCEPTION)
                 for future in done:
-                    if error := future.exception():
-                        pool.shutdown(wait=False, cancel_futures=True)
-                        raise error
+                    future.result()
                 finished = sum((folder / EVIDENCE_FILE).exists() for folder in folders)
                 bar.advance(finished - shown)
                 shown = finished
-
-
-def _alone() -> None:
-    """One thread for each process: so many small models gain nothing from more."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
 
 
 def unfinished(tasks: Iterable[Task]) -> list[Task]:

@@ -12,7 +12,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from tokenizers import Tokenizer
@@ -75,12 +75,14 @@ def base_model_folder(
     return folder
 
 
+DEALT: Final = ("alpha", "imbalance")  # options of who holds what
+
+
 def _believed(options: WorldOptions) -> dict[str, Any]:
     """What of a world its base model depends on: all but who holds the facts."""
     kinds = min(options.clients, len(CLIENT_ATTRIBUTES))
     known = asdict(replace(options, clients=kinds))
-    del known["alpha"]
-    return known
+    return {key: value for key, value in known.items() if key not in DEALT}
 
 
 def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

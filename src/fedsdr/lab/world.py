@@ -62,6 +62,8 @@ class WorldOptions:
         Dirichlet(alpha), the largest to the client that is named after it (or one of them): near
         0 attributes are exclusive, as they are without alpha, and a large alpha is an even
         mixture. Facts and base model are the same in any case.
+    imbalance: of the clients of one kind, how many times as many facts the first holds as the
+        last, the others in geometric steps between; 1 is equal shares.
     """
 
     seed: int = 0
@@ -71,6 +73,7 @@ class WorldOptions:
     stubbornness: float = 0.5
     style_overlap: float = 0.1
     alpha: float | None = None
+    imbalance: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -147,15 +150,40 @@ def build_world(options: WorldOptions) -> World:
     kinds = CLIENT_ATTRIBUTES[: options.clients]
     facts = []
     for attribute in (*kinds, *GENERAL_ATTRIBUTES):
-        owners = [k for k in range(options.clients) if client_name(k).startswith(attribute)]
+        kind = [k for k in range(options.clients) if client_name(k).startswith(attribute)]
+        owners = _shared_out(kind, len(names), options.imbalance)
         for number, entity in enumerate(names):
             memory = _value(draw)
             changed = bool(owners) and float(torch.rand(1, generator=draw)) < options.changed
             truth = _other_value(draw, memory) if changed else memory
-            owner = owners[number % len(owners)] if owners else None
+            owner = owners[number] if owners else None
             facts.append(Fact(entity, attribute, memory, truth, owner))
     owned = facts if options.alpha is None else _dealt(facts, options, options.alpha)
     return World(options, tuple(owned))
+
+
+def _shared_out(kind: Sequence[int], entities: int, imbalance: float) -> list[int]:
+    """Who of the clients of a kind holds each entity: whoever lacks most of its share, by turns.
+
+    Everybody holds one at least (there are no fewer entities than clients).
+    """
+    if not kind:
+        return []
+    steps = max(len(kind) - 1, 1)
+    shares = [imbalance ** (-place / steps) for place in range(len(kind))]
+    held = [0] * len(kind)
+    owners = []
+    for number in range(entities):
+        lacks = [
+            (number + 1) * share / sum(shares) - has
+            for share, has in zip(shares, held, strict=True)
+        ]
+        empty = [place for place, has in enumerate(held) if not has]
+        due = empty if len(empty) >= entities - number else range(len(kind))
+        place = max(due, key=lambda place: lacks[place])
+        held[place] += 1
+        owners.append(kind[place])
+    return owners
 
 
 def _dealt(facts: Sequence[Fact], options: WorldOptions, alpha: float) -> list[Fact]:

@@ -149,6 +149,7 @@ PARTS: dict[str, str] = {
     "fedsd": "FedSD",
     "fedsd_verified": "FedSD verified",
     "fedsdr": "FedSDR",
+    "fedsdr_shared": "FedSDR, S shared",
     "mixed": "raw + rewrites",
     "central": "centralised",
 }
@@ -156,6 +157,7 @@ PARTS: dict[str, str] = {
 LOSSES: dict[str, str] = {
     "loss/rectify": "Training loss of R, the shared stream",
     "loss/smooth": "Training loss of S, the private stream",
+    "loss/consolidate": "Divergence of R alone from R with S",
     "loss/personal": "Training loss of the personal adapters",
 }
 

@@ -1,7 +1,7 @@
 """The local trainer: one stage of one client, on the resident two-stream model."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -19,6 +19,7 @@ from fedsdr.model.checkpointing import recomputed
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.training.annealing import CONSTANT, Annealing
 from fedsdr.training.correction import Correction
+from fedsdr.training.teacher import Teacher
 
 
 def response_loss(model: torch.nn.Module, batch: Batch) -> Mean:
@@ -135,6 +136,7 @@ class LocalTrainer:
             parameters.values(), lr=self._rate(stage), weight_decay=self.weight_decay, fused=True
         )
         correction = Correction(stage, parameters)
+        summed = self._teacher(stage, company).summed_loss if stage.distil else self._summed_loss
         examples = self.examples[stage.targets]
         draw = seeds.generator(self.seed, "batches", stage.name, self.round, self.client)
         batches = shuffled(len(examples), self.batch_size, draw)
@@ -142,7 +144,7 @@ class LocalTrainer:
         for step in range(stage.schedule.steps):
             alone = _falls_alone(step, stage.alone)
             self.model.activate(*(s for s in company if not alone or s != Stream.SMOOTH))
-            loss = self._backward([examples[i] for i in next(batches)])
+            loss = self._backward([examples[i] for i in next(batches)], summed)
             correction.apply()
             norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), self.clip))
             optimiser.step()
@@ -155,21 +157,32 @@ class LocalTrainer:
         self.model.train_only(None)
         return total, correction.mean_gradient(self.model.read(stream))
 
-    def _backward(self, chosen: Sequence[Example]) -> Mean:
-        """Add the gradient of the batch's mean loss, part by part; returns the loss."""
+    def _summed_loss(self, batch: Batch) -> Tensor:
+        return summed_loss(self.model.model, batch)
+
+    def _backward(self, chosen: Sequence[Example], summed: Callable[[Batch], Tensor]) -> Mean:
+        """Add the gradient of the batch's mean loss, part by part; returns the loss.
+
+        summed: the loss, added up over the response tokens of a part.
+        """
         starts = range(0, len(chosen), self.micro_batch)
         parts = [collate(chosen[i : i + self.micro_batch], self.pad) for i in starts]
         tokens = sum(part.response_tokens for part in parts)
         total = 0.0
         with recomputed(self.model.model, self.checkpointing):
             for part in parts:
-                loss = summed_loss(self.model.model, part.to(self.model.device))
+                loss = summed(part.to(self.model.device))
                 (loss / tokens).backward()  # type: ignore[no-untyped-call]
                 total += float(loss.detach())
         return Mean(total, tokens)
 
     def _rate(self, stage: Stage) -> float:
         return self.annealing.rate(stage.schedule.lr, self.round)
+
+    def _teacher(self, stage: Stage, company: tuple[Stream, ...]) -> Teacher:
+        assert stage.trains == "R", "it is R that learns from the client's own model"
+        s = adapters.unwrap(stage.private)
+        return Teacher(self.model, self._rectifying(stage), s, Stream.FOLDED in company)
 
     def _diverged(self, what: str, stage: Stage, step: int) -> UserError:
         return UserError(

@@ -118,7 +118,7 @@ def front(results: Results, name: str, cells: Cells) -> Figure:
         runs = [results.curve(cell, seed) for seed in results.done(cell)]
         if runs and results.has(cell, "client_facts"):
             ways[method] = [
-                (_mean(step, "client_facts"), _mean(step, "general"))
+                (mean_of(step, "client_facts"), mean_of(step, "general"))
                 for step in zip(*runs, strict=True)
             ]
 
@@ -138,5 +138,5 @@ def front(results: Results, name: str, cells: Cells) -> Figure:
     return Figure(f"front-{name}", caption, [draw], data)
 
 
-def _mean(rows: Sequence[Mapping[str, float]], metric: str) -> float:
+def mean_of(rows: Sequence[Mapping[str, float]], metric: str) -> float:
     return sum(row[metric] for row in rows) / len(rows)

@@ -1,0 +1,111 @@
+"""An ablation that gives privacy up: FedSDR whose S is aggregated too.
+
+Both streams are trained as in FedSDR (`fedsdr.algorithms.two_stream`), but S is no client's own: it
+is broadcast, its change is uploaded under the prefix `SHARED`, and the server takes the mean, as
+FedAvg does. The deployed model is W0 + R + S, and so is everybody's. What S tells of a client is
+then sent like R; arXiv 2605.18028 keeps it at home for that reason. It can be had by
+`federation.targets = "two_shared_streams"` alone, and by no method's name.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from fedsdr import seeds
+from fedsdr.adapters import (
+    FOLDED,
+    Adapter,
+    Private,
+    add,
+    fresh,
+    no_sum,
+    prefixed,
+    select,
+    subtract,
+    under,
+)
+from fedsdr.algorithms.contract import (
+    Algorithm,
+    ClientState,
+    Fit,
+    Fitted,
+    Personal,
+    Round,
+    ServerState,
+    Stage,
+    Update,
+)
+from fedsdr.algorithms.two_stream import Smoothing, conflict
+
+SHARED = "smoothing/"
+
+
+def two_shared_streams(inner: Algorithm, options: Smoothing) -> Algorithm:
+    """`inner` on raw data with a second stream beside it, trained on rewrites and averaged."""
+
+    def init(first: Adapter) -> ServerState:
+        # Another A than R's, or the streams would begin in one subspace; B is zero.
+        state = inner.init(first)
+        s = fresh(first, seeds.generator(0, "shared smoothing stream"))
+        return replace(state, memory={**state.memory, SHARED: s})
+
+    def client(
+        sent: Adapter, state: ClientState, fit: Fit, round: Round
+    ) -> tuple[Update, ClientState]:
+        shared, s = without(sent), under(sent, SHARED)
+        smoothed = smooth(inner.personal(shared, state), s, fit, options)
+        done: list[Fitted] = []
+
+        def rectify(stage: Stage) -> Fitted:
+            beside = Private(smoothed.shared)  # what a stage has beside R is private elsewhere
+            stage = replace(stage, private=beside, targets=options.rectify_on, alone=options.alone)
+            done.append(fit(stage))
+            return done[-1]
+
+        update, state = inner.client(shared, state, rectify, round)
+        moved = prefixed(subtract(smoothed.shared, s), SHARED)
+        conflicts = conflict(done[-1], smoothed)
+        metrics = {**update.metrics, "loss/smooth": smoothed.loss, **conflicts}
+        return replace(update, change={**update.change, **moved}, metrics=metrics), state
+
+    def fold(folds: Any, update: Update) -> Any:
+        ours, theirs = folds
+        s = ours.plus(under(update.change, SHARED), update.weight)
+        return s, inner.add(theirs, replace(update, change=without(update.change)))
+
+    def finish(state: ServerState, folds: Any, round: Round) -> ServerState:
+        ours, theirs = folds
+        s = state.memory[SHARED]
+        after = inner.finish(state, theirs, round)
+        return replace(after, memory={**after.memory, SHARED: add(s, ours.mean(like=s))})
+
+    def with_s(state: ServerState, adapter: Adapter, prefix: str) -> Adapter:
+        return {**adapter, **prefixed(state.memory[SHARED], prefix)}
+
+    def personal(sent: Adapter, state: ClientState) -> Personal:
+        mine = inner.personal(without(sent), state)
+        both = {**(mine.shared or {}), **prefixed(under(sent, SHARED), FOLDED)}
+        return mine._replace(shared=both)
+
+    return inner._replace(
+        init=init,
+        broadcast=lambda state: with_s(state, inner.broadcast(state), SHARED),
+        deployed=lambda state: with_s(state, inner.deployed(state), FOLDED),
+        client=client,
+        start=lambda state, round: (no_sum(state.memory[SHARED]), inner.start(state, round)),
+        add=fold,
+        finish=finish,
+        uploads=lambda state, round: with_s(state, inner.uploads(state, round), SHARED),
+        personal=personal,
+    )
+
+
+def smooth(r: Personal, s: Adapter, fit: Fit, options: Smoothing) -> Fitted:
+    """Stage 1: S is trained as any shared adapter is, R frozen beside it or off."""
+    beside = prefixed(r.shared or {}, FOLDED) if options.context == "joint" else {}
+    stage = Stage("smooth", "R", options.schedule, {**s, **beside}, targets=options.smooth_on)
+    return fit(stage)
+
+
+def without(sent: Adapter) -> Adapter:
+    """What is sent, but for S."""
+    return select(sent, lambda key: not key.startswith(SHARED))

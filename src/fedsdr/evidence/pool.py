@@ -1,0 +1,48 @@
+"""Worker processes that never outlive the one that started them.
+
+Whatever ends that one, its workers end too: after an error or Ctrl-C it stops them; killed, it
+cannot, and they find within a second that they have another parent. Cells go on where they were.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import active_children, get_context
+
+SECONDS = 0.5  # between two looks at the parent
+
+
+@contextmanager
+def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of `jobs` processes of one thread each."""
+    before = {*active_children()}
+    start, told = _begin, (os.getpid(),)
+    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=start, initargs=told) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in {*active_children()} - before:
+                worker.terminate()
+            raise
+
+
+def _begin(parent: int) -> None:
+    """In a worker: leave Ctrl-C to the parent and live no longer than it; use one thread, since
+    so many small models gain nothing from more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_live_with, args=(parent,), daemon=True).start()
+    import torch  # here, so that a worker watches its parent while this takes its time
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
+
+def _live_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(SECONDS)
+    os._exit(1)

@@ -1,0 +1,48 @@
+"""What a client's own model W0 + R + S knows, as targets for the R that all will share.
+
+Knowledge distillation (Hinton et al. 2015, arXiv 1503.02531, at temperature 1) on the client's own
+records. Both read the same prompt c, x and response y; R0 is R as the stage found it:
+
+    L = (1 / N) sum_i sum_t KL( p_{R0,S}(. | c_i, x_i, y_i<t) || p_R(. | c_i, x_i, y_i<t) )
+
+over the N response tokens of a batch. The words y themselves are no targets, only what they are
+conditioned on.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fedsdr.adapters import Adapter
+from fedsdr.data.batches import IGNORE, Batch
+from fedsdr.model.lora import Stream, TwoStreamModel
+from fedsdr.products import stack
+
+
+class Teacher:
+    """W0 + R0 + S, beside a student W0 + R in one model.
+
+    R0 and S lie together in the slot of S, as one frozen adapter, so that R can move.
+    """
+
+    def __init__(self, model: TwoStreamModel, r: Adapter, s: Adapter, folded: bool) -> None:
+        """`folded`: whether a folded part of R is in the model, which both have."""
+        self.model = model
+        common = (Stream.FOLDED,) if folded else ()
+        self.teaching, self.learning = (Stream.SMOOTH, *common), (Stream.RECTIFY, *common)
+        model.load(Stream.SMOOTH, stack([(r, 1.0), (s, 1.0)]))
+
+    def summed_loss(self, batch: Batch) -> Tensor:
+        """KL of the student from the teacher, summed over the batch's response tokens."""
+        self.model.activate(*self.teaching)
+        with torch.no_grad():
+            wanted = response_logits(self.model.model, batch).log_softmax(-1)
+        self.model.activate(*self.learning)
+        found = response_logits(self.model.model, batch).log_softmax(-1)
+        return functional.kl_div(found, wanted, reduction="sum", log_target=True)
+
+
+def response_logits(model: torch.nn.Module, batch: Batch) -> Tensor:
+    """Logits that predict the response tokens, one after another: (N, V)."""
+    logits: Tensor = model(input_ids=batch.ids, attention_mask=batch.mask).logits  # (B, T, V)
+    return logits[:, :-1][batch.labels[:, 1:] != IGNORE].float()

@@ -1,0 +1,130 @@
+"""The ablation that uploads S too: what it sends and deploys, and that nobody gets it unasked."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from fedsdr.adapters import FOLDED, prefixed, subtract, under, unwrap, weighted_mean
+from fedsdr.algorithms.aggregation.folding import whole
+from fedsdr.algorithms.compose import build_algorithm
+from fedsdr.algorithms.contract import Algorithm, ClientState, Round, check_update
+from fedsdr.algorithms.table import ALGORITHMS
+from fedsdr.algorithms.two_shared_streams import SHARED
+from fedsdr.errors import UserError
+from fedsdr.methods import CHOICES, METHODS, own_name
+from fedsdr.recipe import override
+from playing import LOCAL, build, dense, furthest, play, recipe, same_bits
+from tiny import CLIENTS, RECORDS, ToyClient, random_adapter
+
+KEY = {"federation.targets": "two_shared_streams"}
+SENDING = [name for name in ALGORITHMS if name != "local"]
+
+
+def shared(name: str = "fedavg", **changes: Any) -> Algorithm:
+    it = override(recipe(f"fedsdr+{name}" if name != "fedavg" else "fedsdr"), {**KEY, **changes})
+    return build_algorithm(it, sum(RECORDS.values()))
+
+
+@pytest.mark.parametrize("context", ["joint", "base"])
+def test_both_streams_are_sent_and_averaged(context):
+    algorithm = shared(**{"local.smoothing_context": context})
+    state = algorithm.init(random_adapter("first"))
+    sent, s0 = algorithm.broadcast(state), state.memory[SHARED]
+    fold, learnt = algorithm.start(state, Round(1, 0)), []
+    for name in CLIENTS:
+        toy = ToyClient(name)
+        update, kept = algorithm.client(sent, ClientState(), toy, Round(1, 0))
+        smooth, rectify = toy.stages
+        assert same_bits(unwrap(rectify.private), toy.fits[0].shared)
+        beside = under(smooth.shared or {}, FOLDED)
+        assert same_bits(beside, state.adapter if context == "joint" else {})
+        assert (smooth.targets, rectify.targets, rectify.alone) == ("distilled", "raw", 0.5)
+        assert furthest(under(update.change, SHARED), subtract(toy.fits[0].shared, s0)) == 0
+        assert same_bits(kept, ClientState()), "nothing is left for the client to keep"
+        check_update(name, update, algorithm.uploads(state, Round(1, 0)), algorithm.ranks)
+        fold = algorithm.add(fold, update)
+        learnt.append((toy.fits[0].shared, update.weight))
+    after = algorithm.finish(state, fold, Round(1, 0))
+    assert furthest(after.memory[SHARED], weighted_mean(learnt)) < 1e-12
+
+
+def test_the_model_of_all_has_both_streams():
+    algorithm = shared()
+    played = play(algorithm)
+    r, s = dense(played.server.adapter), dense(played.server.memory[SHARED])
+    deployed = dense(whole(algorithm.deployed(played.server)))
+    assert all(torch.allclose(deployed[path], r[path] + s[path]) for path in r)
+    mine = algorithm.personal(algorithm.broadcast(played.server), played.clients["ben"])
+    assert same_bits(mine.shared, algorithm.deployed(played.server))
+    assert (mine.own, mine.private) == (None, None)
+
+
+def test_the_first_model_is_the_base_model_and_the_streams_begin_apart():
+    algorithm, first = shared(), random_adapter("first")
+    state = algorithm.init(first)
+    plain = {k: t for k, t in algorithm.deployed(state).items() if not k.startswith(FOLDED)}
+    assert same_bits(plain, first)
+    s = state.memory[SHARED]
+    assert not any(weight.any() for weight in dense(s).values())
+    assert all(float((s[key] - first[key]).abs().max()) > 0.1 for key in s if "lora_A" in key)
+
+
+@pytest.mark.parametrize("name", SENDING)
+def test_r_is_the_inner_algorithms(name):
+    """S that takes no steps changes nothing of R; and what R learns is learnt as before."""
+    quiet = shared(name, **{"local.rectify_alone": 1.0})
+    plain = build(name)
+    assert furthest(play(quiet).server.adapter, play(plain).server.adapter) < 1e-12
+    assert furthest(play(shared(name)).server.adapter, play(plain).server.adapter) > 1e-3
+
+
+@pytest.mark.parametrize("name", SENDING)
+def test_the_order_of_clients_and_repetition_do_not_matter(name):
+    forwards, again = play(shared(name)), play(shared(name))
+    backwards = play(shared(name), CLIENTS[::-1])
+    assert same_bits(forwards.server, again.server)
+    assert furthest(forwards.server.memory[SHARED], backwards.server.memory[SHARED]) < 1e-10
+
+
+@pytest.mark.parametrize("name", [*METHODS, *CHOICES])
+def test_no_method_uploads_s_by_its_name(name):
+    """Nor does any that is put together from names, S being uploaded by one row alone."""
+    assert recipe(name).federation.targets != "two_shared_streams"
+    if name != "local":
+        for update in play(build(f"fedsdr+{name}" if name in CHOICES else name), rounds=1).updates:
+            assert not [key for key in update.change if key.startswith(SHARED)]
+
+
+def test_it_is_not_called_fedsdr():
+    assert own_name(override(recipe("fedsdr"), KEY)) == "fedsdr_shared"
+    with pytest.raises(UserError, match="not known"):
+        recipe("fedsdr_shared")
+
+
+REFUSED = [
+    ("federation.lora_aggregation", "flexlora"),
+    ("federation.personalisation", "ditto"),
+    ("federation.robust", "median"),
+    ("federation.compression", "int8"),
+    ("federation.algorithm", "local"),
+    ("privacy.mode", "central"),
+    ("lora.smoothing_rank", 4),
+    ("local.smoothing_state", "reset"),
+    ("local.stage_order", "rectify_first"),
+    ("local.consolidate_steps", 3),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), REFUSED)
+def test_it_keeps_no_company(key, value):
+    assert LOCAL.smoothing_state == "keep"
+    with pytest.raises(UserError, match="exclude each other: 'two_shared_streams' uploads S too"):
+        shared(**{key: value})
+
+
+def test_its_upload_is_twice_as_large():
+    first = random_adapter("first")
+    algorithm = shared()
+    wanted = {**first, **prefixed(first, SHARED)}
+    assert algorithm.uploads(algorithm.init(first), Round(1, 0)).keys() == wanted.keys()
