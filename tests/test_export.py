@@ -4,6 +4,7 @@ import json
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,6 @@ from fedsdr.cli.main import app
 from fedsdr.data.records import Turn
 from fedsdr.errors import UserError
 from fedsdr.export.adapter import exported
-from fedsdr.export.merge import check_mergeable
 from fedsdr.export.write import Choice, export
 from fedsdr.files import read_json, read_json_lines
 from fedsdr.folders import RESULT_FILE
@@ -170,12 +170,20 @@ def test_a_merged_model_is_rounded_once(home, exports, tmp_path):
     assert read_json(tmp_path / "b" / "config.json")["dtype"] == "bfloat16"
 
 
-def test_a_quantised_base_exports_adapters_alone(home):
-    model = models.make("llama")
-    check_mergeable(model)
-    model.config.quantization_config = {"load_in_4bit": True}
+def test_a_quantised_base_exports_adapters_alone(home, tmp_path):
+    done = open_run(home / "llama")
+    quantised = done.recipe.model.model_copy(update={"quantisation": "nf4"})
+    done = replace(done, recipe=done.recipe.model_copy(update={"model": quantised}))
     with pytest.raises(UserError, match=r"quantised.*without --merge"):
-        check_mergeable(model)
+        export(done, Choice(merged=True), tmp_path / "merged", silent())
+    assert not (tmp_path / "merged").exists()
+    export(done, Choice(), tmp_path / "adapter", silent())
+
+
+def test_a_merged_model_has_the_dtype_that_its_base_was_loaded_in(home, tmp_path):
+    assert open_run(home / "llama").recipe.model.dtype == "auto"
+    export(open_run(home / "llama"), Choice(merged=True), tmp_path / "m", silent())
+    assert read_json(tmp_path / "m" / "config.json")["dtype"] == "float32"
 
 
 # Privacy

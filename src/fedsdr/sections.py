@@ -382,6 +382,11 @@ class Recipe(Section):
     def uses_lab(self) -> bool:
         return self.model.path == "lab"
 
+    @property
+    def dtype(self) -> str:
+        """`model.dtype`; the lab's numbers are float32's on any device, unless one is asked for."""
+        return "float32" if self.uses_lab and self.model.dtype == "auto" else self.model.dtype
+
     @model_validator(mode="after")
     def _data_from_somewhere(self) -> "Recipe":
         if self.uses_lab and self.data.sources:

@@ -62,7 +62,7 @@ def base_of(recipe: Recipe, reporter: Reporter) -> BaseModel:
         pretrain = PretrainOptions(steps=recipe.lab.pretrain_steps)
         path = str(base_model_folder(world, pretrain, cache_folder(), reporter))
     return load_base(
-        path, options.template, options.dtype, options.device, options.quantisation,
+        path, options.template, recipe.dtype, options.device, options.quantisation,
         options.memory_check,
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from fedsdr.cli.holdings import listed, print_holdings
 from fedsdr.cli.session import RecipePath, Sets, session
@@ -31,8 +32,10 @@ def diagnose(
     """Show who holds what, how heterogeneous it is, and what that suggests, before any training."""
     from fedsdr import diagnosis
     from fedsdr import recipe as recipes
+    from fedsdr.cli.plan import costs, plan_of, print_costs
     from fedsdr.folders import check_folder
     from fedsdr.report.diagnosis import write_diagnosis
+    from fedsdr.setting import prepare
 
     with session() as reporter:
         loaded = recipes.load_recipe(recipe, set_ or [])
@@ -42,8 +45,12 @@ def diagnose(
             distilled = -1  # an option that is given must ask for something
         options = diagnosis.Options(gradients, distilled or 0, rewrites, not no_model)
         found = diagnosis.diagnose(loaded, options, reporter)
+        plan = plan_of(prepare(loaded, weights=False))
+        found["costs"] = costs(plan)
         page = None if out is None else write_diagnosis(out, found)
     show(found)
+    typer.echo("\nWhat a run would take:")
+    print_costs(plan, Console())
     if page is not None:
         typer.echo(f"\ndiagnosis: {page}")
 

@@ -9,6 +9,9 @@ import typer
 from fedsdr import __version__
 from fedsdr.cli import chat, diagnose, distil, evaluate, export, judge, look, runs
 
+# It gives advice when imported, which is when the work begins; in processes of our own too.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
 app = typer.Typer(
     help="Federated fine-tuning of language models with self-distillation and rectification.",
     no_args_is_help=True,
@@ -44,7 +47,6 @@ app.command("eval")(evaluate.evaluate)
 def main() -> None:
     """Status 0: done, 2: the user's mistake, 130: interrupted, 1: a defect of ours."""
     signal.signal(signal.SIGINT, _leave)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it gives advice when imported
     app()
 
 

@@ -1,7 +1,9 @@
 """`--dry-run`: the plan of a run, printed; nothing is loaded and nothing is written."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,7 +14,7 @@ from fedsdr.estimate.plan import MethodPlan, RunPlan, estimate_run
 from fedsdr.folders import check_folder
 from fedsdr.model.base import choose_device, choose_dtype
 from fedsdr.sections import Recipe
-from fedsdr.setting import plan_folder, prepare
+from fedsdr.setting import Setting, plan_folder, prepare
 
 
 def dry_run(
@@ -22,15 +24,20 @@ def dry_run(
     setting = prepare(recipe, weights=False)
     if out is not None:
         check_folder(out, recipe, resume)
+    print_plan(plan_of(setting, flops), Console(), len(seeds))
+
+
+def plan_of(setting: Setting, flops: float | None = None) -> RunPlan:
+    """flops: operations a second, instead of measuring this device."""
+    recipe = setting.recipe
     device = choose_device(recipe.model.device)
     hardware = (
-        measure(device, choose_dtype(recipe.model.dtype, device))
+        measure(device, choose_dtype(recipe.dtype, device))
         if flops is None
         else Hardware("as given", flops, float("inf"))
     )
     with plan_folder(recipe) as path:
-        plan = estimate_run(recipe, setting.clients, hardware, path=path)
-    print_plan(plan, Console(), len(seeds))
+        return estimate_run(recipe, setting.clients, hardware, path=path)
 
 
 def print_plan(plan: RunPlan, console: Console, runs: int = 1) -> None:
@@ -46,14 +53,13 @@ def print_plan(plan: RunPlan, console: Console, runs: int = 1) -> None:
         numbers = (each.samples, each.tokens, each.response_tokens, each.left_out, each.held_out)
         clients.add_row(each.name, *(f"{number:,}" for number in numbers))
     console.print(clients)
-    rewrites = plan.rewrites
-    if any(each.distils for each in plan.methods):
-        console.print(
-            f"rewriting, once: {rewrites.requests:,} requests, {rewrites.prompt_tokens:,} tokens, "
-            f"about {rewrites.tokens:,} tokens written, {hours(rewrites.hours)} (an attempt writes "
-            f"at most {rewrites.most_tokens:,}; a record has at most {rewrites.attempts})",
-            highlight=False,
-        )
+    print_costs(plan, console, runs)
+
+
+def print_costs(plan: RunPlan, console: Console, runs: int = 1) -> None:
+    """What rewriting and each method take, in bytes, memory and hours."""
+    if distilling := _rewriting(plan):
+        console.print(distilling, highlight=False)
     console.print(_methods(plan.methods))
     console.print(_memory(plan.memory), highlight=False)
     console.print(
@@ -64,18 +70,25 @@ def print_plan(plan: RunPlan, console: Console, runs: int = 1) -> None:
         console.print(f"- {note}", highlight=False, style="dim")
 
 
+METHOD_COLUMNS = ("method", "rounds", "steps", "tokens", "PFLOP", "a client", "in all", "time")
+
+
 def _methods(methods: Sequence[MethodPlan]) -> Table:
-    """Bytes as sent / received: by one client in round 1, by all clients in all rounds."""
-    table = Table("method", "rounds", "steps", "tokens", "PFLOP", "a client", "in all", "time")
+    table = Table(*METHOD_COLUMNS)
     for each in methods:
-        sent = each.traffic
-        table.add_row(
-            each.name, str(each.rounds), f"{each.steps:,}", f"{each.tokens:,}",
-            f"{(each.flops + each.evaluation_flops) / 1e15:.2g}",
-            f"{size(sent.upload)} / {size(sent.download)}",
-            f"{size(sent.bytes_up)} / {size(sent.bytes_down)}", hours(each.hours),
-        )  # fmt: skip
+        table.add_row(*_method(each))
     return table
+
+
+def _method(plan: MethodPlan) -> list[str]:
+    """Bytes as sent / received: by one client in round 1, by all clients in all rounds."""
+    sent = plan.traffic
+    return [
+        plan.name, str(plan.rounds), f"{plan.steps:,}", f"{plan.tokens:,}",
+        f"{(plan.flops + plan.evaluation_flops) / 1e15:.2g}",
+        f"{size(sent.upload)} / {size(sent.download)}",
+        f"{size(sent.bytes_up)} / {size(sent.bytes_down)}", hours(plan.hours),
+    ]  # fmt: skip
 
 
 def _memory(memory: Memory) -> str:
@@ -89,6 +102,29 @@ def _memory(memory: Memory) -> str:
     }
     listed = ", ".join(f"{k} {'unknown' if v is None else size(v)}" for k, v in parts.items())
     return f"memory: {size(memory.peak)} at the peak ({listed})"
+
+
+def _rewriting(plan: RunPlan) -> str:
+    """Nothing where no method distils."""
+    rewrites = plan.rewrites
+    if not any(each.distils for each in plan.methods):
+        return ""
+    return (
+        f"rewriting, once: {rewrites.requests:,} requests, {rewrites.prompt_tokens:,} tokens, "
+        f"about {rewrites.tokens:,} tokens written, {hours(rewrites.hours)} (an attempt writes "
+        f"at most {rewrites.most_tokens:,}; a record has at most {rewrites.attempts})"
+    )
+
+
+def costs(plan: RunPlan) -> dict[str, Any]:
+    """The plan with its numbers, and in words for a page."""
+    words = [_rewriting(plan), _memory(plan.memory), f"in all: {hours(plan.hours)}"]
+    return {
+        "plan": asdict(plan),
+        "words": [*filter(None, words), *plan.assumptions],
+        "columns": list(METHOD_COLUMNS),
+        "methods": [_method(each) for each in plan.methods],
+    }
 
 
 def size(count: float) -> str:

@@ -107,7 +107,7 @@ def estimate_run(
     """
     place = path or recipe.model.path
     device = choose_device(recipe.model.device)
-    dtype = choose_dtype(recipe.model.dtype, device)
+    dtype = choose_dtype(recipe.dtype, device)
     base = outline(place)
     two = TwoStreamModel(copy.copy(base), recipe.lora.targets, recipe.lora.rank, recipe.lora.alpha)
     with torch.device("meta"):

@@ -7,11 +7,12 @@ from transformers.pytorch_utils import Conv1D
 
 from fedsdr.adapters import A_SUFFIX, B_SUFFIX, Adapter, layers
 from fedsdr.errors import UserError
+from fedsdr.sections import Recipe
 
 
-def check_mergeable(model: Any) -> None:
+def check_mergeable(recipe: Recipe) -> None:
     """Raise `UserError` where the weights are quantised: a sum could not be written back."""
-    if getattr(model.config, "quantization_config", None) is not None:
+    if recipe.model.quantisation != "none":
         raise UserError(
             "the base model is quantised, so nothing can be merged into its weights: export the "
             "adapter (without --merge), or merge into the unquantised base with PEFT"
@@ -25,7 +26,7 @@ def merge(model: Any, adapter: Adapter, scaling: float, dtype: torch.dtype) -> N
     The sum is taken in float32 (or the weights' own dtype if that is wider) and rounded once.
     Layers keep their orientation: GPT-2's Conv1D has (in, out).
     """
-    check_mergeable(model)
+    assert getattr(model.config, "quantization_config", None) is None
     for path in layers(adapter):
         layer = model.get_submodule(path)
         wide = torch.promote_types(layer.weight.dtype, torch.float32)

@@ -45,12 +45,14 @@ def export(run: Finished, choice: Choice, out: Path, reporter: Reporter) -> Arte
     if choice.dtype and choice.dtype not in DTYPES:
         raise UserError(f"--dtype {choice.dtype!r}: choose from {', '.join(DTYPES)}")
     adapter, settings = exported(run, choice.model)
+    if choice.merged:
+        check_mergeable(run.recipe)
     _, client = run.place(choice.model)
     where, settings = settings.base_model, _renamed(settings, choice.base)
     if choice.merged:
         base = base_of(run.recipe, reporter)
-        check_mergeable(base.model)
-        model, chat, dtype = base.model, base.chat, choice.dtype or run.recipe.model.dtype
+        model, chat = base.model, base.chat
+        dtype = choice.dtype or str(model.dtype).removeprefix("torch.")
         merge(model, adapter, settings.alpha / settings.rank, DTYPES[dtype])
         _stop_at(model, chat)
     else:
