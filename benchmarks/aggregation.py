@@ -26,7 +26,8 @@ from fedsdr.adapters import Adapter, fresh
 from fedsdr.algorithms.compose import build_algorithm
 from fedsdr.algorithms.contract import Algorithm, Round, ServerState, Update, check_update
 from fedsdr.methods import method
-from fedsdr.sections import Model, Recipe
+from fedsdr.sections.model import Model
+from fedsdr.sections.recipe import Recipe
 
 WIDTH, HIDDEN, KV, BLOCKS, RANK = 576, 1536, 192, 30, 16
 LAYERS = {

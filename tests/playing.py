@@ -20,7 +20,9 @@ from fedsdr.algorithms.contract import (
     check_update,
 )
 from fedsdr.methods import method
-from fedsdr.sections import Local, Model, Recipe
+from fedsdr.sections.local import Local
+from fedsdr.sections.model import Model
+from fedsdr.sections.recipe import Recipe
 from tiny import CLIENTS, RECORDS, ToyClient, random_adapter
 
 ROUNDS = 3

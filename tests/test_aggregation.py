@@ -38,7 +38,7 @@ from fedsdr.algorithms.fedavg import fedavg
 from fedsdr.errors import UserError
 from fedsdr.metrics import Mean
 from fedsdr.products import rotate
-from fedsdr.sections import Evaluate
+from fedsdr.sections.evaluate import Evaluate
 from playing import SETUP, Played, build, furthest, play, same_bits, step
 from tiny import CLIENTS, RECORDS, SHAPES, random_adapter
 

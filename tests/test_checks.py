@@ -13,7 +13,7 @@ from fedsdr.distill.checks import (
 )
 from fedsdr.distill.verify import CHECKS, build_verifier, check_verifier
 from fedsdr.errors import UserError
-from fedsdr.sections import Distill
+from fedsdr.sections.distill import Distill
 
 POEM = "row your boat and " * 4  # 4 of its 13 sequences are one and the same
 

@@ -19,7 +19,9 @@ from fedsdr.cli.main import app
 from fedsdr.errors import UserError
 from fedsdr.methods import method, own_name
 from fedsdr.recipe import differences, override, parse_recipe
-from fedsdr.sections import Lora, Model, Privacy, Recipe
+from fedsdr.sections.federation import Privacy
+from fedsdr.sections.model import Lora, Model
+from fedsdr.sections.recipe import Recipe
 from playing import build, recipe
 from test_two_shared_streams import REFUSED, shared
 

@@ -37,7 +37,8 @@ from fedsdr.algorithms.table import (
 )
 from fedsdr.errors import UserError
 from fedsdr.metrics import Mean
-from fedsdr.sections import Evaluate, Privacy
+from fedsdr.sections.evaluate import Evaluate
+from fedsdr.sections.federation import Privacy
 from fedsdr.training.checkpoint import load_checkpoint, save_checkpoint
 from fedsdr.training.store import ClientStore
 from playing import LOCAL, ROUNDS, build, dense, furthest, play, same_bits, tensors

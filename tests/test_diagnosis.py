@@ -29,7 +29,7 @@ from fedsdr.diagnose.heterogeneity import (
 )
 from fedsdr.diagnose.holdings import holdings, normalised
 from fedsdr.diagnose.reading import reading
-from fedsdr.sections import Source
+from fedsdr.sections.data import Source
 from models import start_adapter
 from test_diagnose import EXAMPLES, PAD, new_model
 

@@ -14,7 +14,7 @@ import pytest
 from fedsdr.data.records import Record, Turn
 from fedsdr.distill.checks import Candidate, Rewrite, Verdict
 from fedsdr.distill.verify import build_verifier
-from fedsdr.sections import Distill
+from fedsdr.sections.distill import Distill
 
 PROJECT = Path(__file__).parents[1]
 REAL = Path(os.environ.get("FEDSDR_DATA", PROJECT.parent / "shared" / "data"))

@@ -25,7 +25,7 @@ from fedsdr.distill.entailment import (
 )
 from fedsdr.distill.verify import build_verifier
 from fedsdr.errors import UserError
-from fedsdr.sections import Distill, Entailment
+from fedsdr.sections.distill import Distill, Entailment
 
 LABELS = {0: "CONTRADICTION", 1: "neutral", 2: "Entailment"}
 PAIRS = [

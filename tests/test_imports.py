@@ -58,6 +58,22 @@ TOP = ours(
 
 # part of the package -> what it must not import
 FORBIDDEN: dict[str, set[str]] = {
+    "sections": OUTSIDE
+    | TOP
+    | {"torch"}
+    | ours(
+        "algorithms",
+        "data",
+        "diagnose",
+        "distill",
+        "engines",
+        "evaluate",
+        "lab",
+        "model",
+        "recipe",
+        "report",
+        "training",
+    ),
     "algorithms": OUTSIDE
     | TOP
     | ours(

@@ -22,7 +22,7 @@ from fedsdr.method_run import run_method
 from fedsdr.methods import method
 from fedsdr.progress import silent
 from fedsdr.recipe import parse_recipe
-from fedsdr.sections import Recipe
+from fedsdr.sections.recipe import Recipe
 from fedsdr.setting import prepare
 from fedsdr.training.checkpoint import load_checkpoint
 

@@ -11,7 +11,7 @@ from fedsdr.data.records import Record, Turn
 from fedsdr.data.rows import Places
 from fedsdr.data.sources import read_source
 from fedsdr.errors import UserError
-from fedsdr.sections import Source
+from fedsdr.sections.data import Source
 
 ALPACA = [
     {"instruction": "Add.", "input": "1 2", "output": "3"},

@@ -16,7 +16,7 @@ from fedsdr.method_run import noise_seed
 from fedsdr.progress import silent
 from fedsdr.recipe import load_recipe, override
 from fedsdr.run import run
-from fedsdr.sections import Recipe
+from fedsdr.sections.recipe import Recipe
 from fedsdr.training import rounds
 
 NOISY = {

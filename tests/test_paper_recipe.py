@@ -13,7 +13,7 @@ from fedsdr.data.sources import read_source
 from fedsdr.errors import UserError
 from fedsdr.progress import Reporter
 from fedsdr.run import run
-from fedsdr.sections import Source
+from fedsdr.sections.data import Source
 from tiny import model_folder, rows, word_tokenizer
 
 RECIPES = Path(__file__).parent.parent / "recipes"

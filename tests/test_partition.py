@@ -22,7 +22,7 @@ from fedsdr.data.partition import (
 )
 from fedsdr.data.records import ClientData, Record, Turn
 from fedsdr.errors import UserError
-from fedsdr.sections import Data, Source, Split
+from fedsdr.sections.data import Data, Source, Split
 
 
 def record(number: int, category: str = "") -> Record:

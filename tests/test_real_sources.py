@@ -15,7 +15,7 @@ from fedsdr.data.partition import build_clients, describe
 from fedsdr.data.records import Record
 from fedsdr.data.sources import read_rows, read_source
 from fedsdr.errors import UserError
-from fedsdr.sections import Data, Source, Split
+from fedsdr.sections.data import Data, Source, Split
 
 PROJECT = Path(__file__).parents[1]
 REAL = Path(os.environ.get("FEDSDR_DATA", PROJECT.parent / "shared" / "data"))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fedsdr.errors import UserError
 from fedsdr.methods import METHODS, method, own_name
 from fedsdr.recipe import differences, load_recipe, override, parse_recipe, to_toml
-from fedsdr.sections import Recipe
+from fedsdr.sections.recipe import Recipe
 
 LAB: dict[str, Any] = {"model": {"path": "lab"}}
 ROOT = Path(__file__).parents[1]

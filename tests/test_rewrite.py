@@ -25,7 +25,7 @@ from fedsdr.errors import UserError
 from fedsdr.model.base import fingerprint
 from fedsdr.model.generate import Job
 from fedsdr.progress import Bar
-from fedsdr.sections import Distill
+from fedsdr.sections.distill import Distill
 from models import make, tokenizer
 
 PROMPT = "{instruction} reference {response} rewrite"

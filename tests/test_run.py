@@ -25,7 +25,7 @@ from fedsdr.methods import method
 from fedsdr.progress import silent
 from fedsdr.recipe import load_recipe, override, parse_recipe
 from fedsdr.run import compare, demo, run
-from fedsdr.sections import Recipe
+from fedsdr.sections.recipe import Recipe
 from fedsdr.setting import Setting, prepare
 
 # PEFT asks for an attribute that transformers is about to rename.

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedsdr.data.records import Record, Turn
 from fedsdr.data.sources import read_source
 from fedsdr.errors import UserError
-from fedsdr.sections import Source
+from fedsdr.sections.data import Source
 
 ALPACA = [
     {"instruction": "Add.", "input": "1 2", "output": "3"},

@@ -12,7 +12,7 @@ from fedsdr.distill.verify import all_of, build_verifier, check_verifier
 from fedsdr.errors import UserError
 from fedsdr.methods import method
 from fedsdr.recipe import parse_recipe
-from fedsdr.sections import Distill, Oracle, Support
+from fedsdr.sections.distill import Distill, Oracle, Support
 
 
 def record(response: str = "x", instruction: str = "q", answer: str = "") -> Record:

@@ -38,7 +38,8 @@ from fedsdr.errors import UserError
 from fedsdr.lab.pretrain import build_tokenizer
 from fedsdr.model.base import UNBOUNDED, context_of, load_chat
 from fedsdr.progress import Reporter
-from fedsdr.sections import Recipe, Source
+from fedsdr.sections.data import Source
+from fedsdr.sections.recipe import Recipe
 from fedsdr.setting import Setting, cache_folder, prepare
 
 SMALL: Final = 10**9  # bytes of weights that are loaded without being asked for

@@ -15,7 +15,7 @@ from fedsdr.errors import UserError
 from fedsdr.folders import DISTILLATION_FILE, check_folder, claim_folder, method_folders
 from fedsdr.progress import Reporter
 from fedsdr.report.distillation import write_client_page, write_overview
-from fedsdr.sections import Recipe
+from fedsdr.sections.recipe import Recipe
 from fedsdr.setting import cache_folder, prepare
 from fedsdr.training.store import ClientStore
 

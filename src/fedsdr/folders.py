@@ -15,7 +15,7 @@ from fedsdr import files
 from fedsdr.errors import UserError
 from fedsdr.methods import method, own_name
 from fedsdr.recipe import differences, load_recipe, to_toml
-from fedsdr.sections import Recipe
+from fedsdr.sections.recipe import Recipe
 
 RECIPE_FILE = "recipe.toml"
 ENVIRONMENT_FILE = "environment.json"

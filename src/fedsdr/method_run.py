@@ -28,7 +28,7 @@ from fedsdr.metrics import Metrics, merge_all, values
 from fedsdr.model.peft_format import write_adapter
 from fedsdr.progress import Reporter
 from fedsdr.recipe import override, to_toml
-from fedsdr.sections import Recipe
+from fedsdr.sections.recipe import Recipe
 from fedsdr.tracking.follow import Follower
 from fedsdr.training.rounds import (
     METRICS_FILE,

@@ -12,7 +12,7 @@ from typing import Any, Final
 from fedsdr.algorithms.table import TABLES
 from fedsdr.errors import UserError
 from fedsdr.recipe import flat, override
-from fedsdr.sections import Recipe
+from fedsdr.sections.recipe import Recipe
 
 Changes = Mapping[str, Any]
 

@@ -14,7 +14,8 @@ import tomli_w
 from pydantic import ValidationError
 
 from fedsdr.errors import UserError
-from fedsdr.sections import HUB, Recipe, Source
+from fedsdr.sections.data import HUB, Source
+from fedsdr.sections.recipe import Recipe
 
 VARIABLE: Final = re.compile(r"\$(?:(?P<plain>\w+)|\{(?P<braced>\w+)(?::-(?P<default>[^}]*))?\})")
 PATH_MARKS = (".", "/", "~", "$")  # how a path begins that is not a plain name

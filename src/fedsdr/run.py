@@ -24,7 +24,7 @@ from fedsdr.folders import (
 from fedsdr.method_run import run_method
 from fedsdr.progress import Reporter
 from fedsdr.recipe import load_recipe
-from fedsdr.sections import Recipe
+from fedsdr.sections.recipe import Recipe
 from fedsdr.setting import prepare
 from fedsdr.summary import summarise_runs
 from fedsdr.tracking.follow import Follower, tracked

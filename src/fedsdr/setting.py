@@ -21,7 +21,7 @@ from fedsdr.methods import CHOICES, METHODS, method, own_name
 from fedsdr.model.base import BaseModel, check_model, load_base
 from fedsdr.progress import Reporter
 from fedsdr.recipe import differences, override
-from fedsdr.sections import Recipe
+from fedsdr.sections.recipe import Recipe
 from fedsdr.tracking.table import choose as choose_backends
 from fedsdr.training.rounds import cohort_size, present
 

@@ -17,7 +17,7 @@ from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.model.peft_format import WEIGHTS, read_adapter
 from fedsdr.progress import Reporter
 from fedsdr.recipe import load_recipe
-from fedsdr.sections import Recipe
+from fedsdr.sections.recipe import Recipe
 from fedsdr.setting import base_of
 
 BASE: Final = "base"

@@ -11,7 +11,7 @@ from fedsdr.algorithms.privacy import Privacy
 from fedsdr.algorithms.table import TABLES, Row
 from fedsdr.algorithms.two_stream import Smoothing
 from fedsdr.errors import UserError
-from fedsdr.sections import Recipe
+from fedsdr.sections.recipe import Recipe
 
 
 class Choice(NamedTuple):

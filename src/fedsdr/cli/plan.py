@@ -13,7 +13,7 @@ from fedsdr.estimate.memory import Memory
 from fedsdr.estimate.plan import MethodPlan, RunPlan, estimate_run
 from fedsdr.folders import check_folder
 from fedsdr.model.base import choose_device, choose_dtype
-from fedsdr.sections import Recipe
+from fedsdr.sections.recipe import Recipe
 from fedsdr.setting import Setting, plan_folder, prepare
 
 

@@ -23,7 +23,7 @@ from fedsdr.cli.session import (
 )
 
 if TYPE_CHECKING:
-    from fedsdr.sections import Recipe
+    from fedsdr.sections.recipe import Recipe
 
 
 def demo(

@@ -11,7 +11,7 @@ from typing import Any, Final
 from fedsdr.data.records import ANSWER_MARK, Record, Role, Turn
 from fedsdr.data.rows import Cells, Places, Row, RowError, convert_all, kind
 from fedsdr.errors import UserError
-from fedsdr.sections import Source
+from fedsdr.sections.data import Source
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from fedsdr import seeds
 from fedsdr.data.records import ClientData, Record
 from fedsdr.data.sources import read_source
 from fedsdr.errors import UserError
-from fedsdr.sections import Data, Split
+from fedsdr.sections.data import Data, Split
 
 Shares = dict[str, list[Record]]  # client name -> its records
 

@@ -14,7 +14,7 @@ from fedsdr.data.layouts import records
 from fedsdr.data.records import Record
 from fedsdr.data.rows import Cells, Places, Row, RowError, convert_all, kind
 from fedsdr.errors import UserError
-from fedsdr.sections import HUB, Source
+from fedsdr.sections.data import HUB, Source
 
 Table = tuple[Places, list[Row]]
 SUFFIXES: Final[Mapping[str, str]] = {

@@ -19,7 +19,7 @@ from fedsdr.data.records import Record
 from fedsdr.distill.checks import Candidate, Judge, Verdict
 from fedsdr.errors import UserError
 from fedsdr.model.base import choose_device
-from fedsdr.sections import Entailment
+from fedsdr.sections.distill import Entailment
 
 KEY: Final = "distill.entailment"
 

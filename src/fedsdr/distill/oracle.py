@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from fedsdr import seeds
 from fedsdr.distill.checks import Candidate, Judge, Verdict, answer
-from fedsdr.sections import Oracle
+from fedsdr.sections.distill import Oracle
 
 
 def oracle_judge(options: Oracle, seed: int) -> Judge:

@@ -16,7 +16,7 @@ from fedsdr.distill.cache import NoCache
 from fedsdr.distill.rewrite import Rewritten, Teacher, rewrite_records
 from fedsdr.distill.verify import Gate
 from fedsdr.progress import Bar
-from fedsdr.sections import Distill
+from fedsdr.sections.distill import Distill
 
 
 class Rate(NamedTuple):

@@ -19,7 +19,7 @@ from fedsdr.distill.checks import Candidate, Rewrite, Verdict, answer
 from fedsdr.distill.verify import Gate
 from fedsdr.model.generate import Job, generate
 from fedsdr.progress import Bar
-from fedsdr.sections import Distill
+from fedsdr.sections.distill import Distill
 
 
 @dataclass(frozen=True)

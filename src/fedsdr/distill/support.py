@@ -14,7 +14,7 @@ from typing import Final
 
 from fedsdr.data.records import Record
 from fedsdr.distill.checks import Candidate, Judge, Verdict
-from fedsdr.sections import Support
+from fedsdr.sections.distill import Support
 
 TERM: Final = re.compile(
     r"(?P<number>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)(?!\w)|\w+",

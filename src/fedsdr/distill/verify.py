@@ -15,7 +15,7 @@ from fedsdr.distill.entailment import Score, check_entailment, entailment_judge,
 from fedsdr.distill.oracle import oracle_judge
 from fedsdr.distill.support import support_judge
 from fedsdr.errors import UserError
-from fedsdr.sections import Distill
+from fedsdr.sections.distill import Distill
 
 Gate = Callable[[Sequence[Candidate]], list[Verdict]]
 

@@ -9,7 +9,7 @@ from fedsdr.algorithms.contract import Algorithm, ClientState, Round, Targets
 from fedsdr.data.template import Example
 from fedsdr.engines.workbench import Workbench
 from fedsdr.progress import Reporter
-from fedsdr.sections import Recipe
+from fedsdr.sections.recipe import Recipe
 from fedsdr.training.annealing import Annealing
 from fedsdr.training.local import LocalTrainer
 from fedsdr.training.rounds import Participant

@@ -23,7 +23,7 @@ from fedsdr.model.checkpointing import check_checkpointing
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.model.peft_format import AdapterSettings, target_modules
 from fedsdr.progress import Reporter
-from fedsdr.sections import Recipe
+from fedsdr.sections.recipe import Recipe
 
 
 class Evaluator(Protocol):

@@ -19,7 +19,7 @@ from fedsdr.methods import method, own_name
 from fedsdr.model.base import UNBOUNDED, choose_device, choose_dtype
 from fedsdr.model.lora import TwoStreamModel
 from fedsdr.model.outline import outline, weight_bytes
-from fedsdr.sections import Recipe
+from fedsdr.sections.recipe import Recipe
 from fedsdr.training.rounds import cohort_size, present, sample_clients
 
 SECONDS_AN_HOUR = 3600

@@ -13,7 +13,8 @@ from fedsdr.data.template import ChatFormat
 from fedsdr.distill.rewrite import rewriting_job
 from fedsdr.errors import UserError
 from fedsdr.model.base import load_tokenizer
-from fedsdr.sections import Distill, Recipe
+from fedsdr.sections.distill import Distill
+from fedsdr.sections.recipe import Recipe
 
 CHARACTERS = 4  # of English text to a token, where there is no tokenizer to ask
 BATCHES = 64  # drawn to learn how much padding a client's batches have

@@ -9,7 +9,7 @@ from fedsdr.adapters import Adapter, Private, layers, rank_of, resized, select, 
 from fedsdr.algorithms.compose import build_algorithm, choose
 from fedsdr.algorithms.contract import ClientState, Fitted, Round, Stage
 from fedsdr.metrics import Mean
-from fedsdr.sections import Recipe
+from fedsdr.sections.recipe import Recipe
 
 Cohorts = Sequence[Sequence[str]]  # who takes part, round by round
 PHASES = 2  # an algorithm's uploads repeat after so many rounds (RoLoRA's take turns)

@@ -16,7 +16,7 @@ from fedsdr.lab.evaluate import LabEvaluator
 from fedsdr.method_run import client_examples
 from fedsdr.model.peft_format import read_adapter
 from fedsdr.progress import silent
-from fedsdr.sections import Recipe
+from fedsdr.sections.recipe import Recipe
 from fedsdr.setting import Setting
 from fedsdr.training.checkpoint import load_checkpoint
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from fedsdr.methods import method
 from fedsdr.recipe import load_recipe, override
-from fedsdr.sections import Recipe
+from fedsdr.sections.recipe import Recipe
 
 Changes = Mapping[str, Any]
 

@@ -17,7 +17,7 @@ from fedsdr.method_run import run_method
 from fedsdr.progress import Reporter, silent
 from fedsdr.quiet import quiet_libraries
 from fedsdr.recipe import flat
-from fedsdr.sections import Recipe
+from fedsdr.sections.recipe import Recipe
 from fedsdr.setting import COMMON, prepare
 
 Task = tuple[Path, Cell]

@@ -16,7 +16,7 @@ from fedsdr import __version__, files
 from fedsdr.folders import PARTITION_FILE, PERSONAL_FILE, RECIPE_FILE, RESULT_FILE
 from fedsdr.recipe import load_recipe
 from fedsdr.report import labels
-from fedsdr.sections import Recipe
+from fedsdr.sections.recipe import Recipe
 from fedsdr.trained import Finished
 
 

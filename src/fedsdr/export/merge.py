@@ -7,7 +7,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedsdr.adapters import A_SUFFIX, B_SUFFIX, Adapter, layers
 from fedsdr.errors import UserError
-from fedsdr.sections import Recipe
+from fedsdr.sections.recipe import Recipe
 
 
 def check_mergeable(recipe: Recipe) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from fedsdr.data.rows import Cells, RowError, convert_all, kind
 from fedsdr.data.sources import read_rows
 from fedsdr.errors import UserError
-from fedsdr.sections import Source
+from fedsdr.sections.data import Source
 
 TEXTS: Final = ("question", "instruction", "prompt")  # fields that may hold a question's text
 REFERENCES: Final = "reference*.jsonl"  # beside question.jsonl, as FastChat lays them out

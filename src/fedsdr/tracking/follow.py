@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from fedsdr.progress import Reporter
 from fedsdr.recipe import flat
-from fedsdr.sections import Recipe
+from fedsdr.sections.recipe import Recipe
 from fedsdr.tracking.contract import Tracked, Tracker
 from fedsdr.tracking.table import Backend
 
