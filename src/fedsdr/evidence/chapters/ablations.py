@@ -73,7 +73,8 @@ def _differences(results: Results, cells: Cells) -> Table:
         if not results.done(own, cell):
             continue
         moved = [shown(results.difference(cell, own, m), sign=True) for m in COMPARED]
-        equal = results.at_equal_facts(cell, own)
+        shared = results.has(cell, "client_facts")  # there is a global model
+        equal = results.at_equal_facts(cell, own) if shared else None
         kept = shown(equal[0], sign=True) if equal else ""
         rows.append([name, *moved, kept, _cosine(results, cell)])
     names = [(GLOBAL | PERSONAL)[metric] for metric in COMPARED]

@@ -100,7 +100,10 @@ def lines(
                 if each == metric:
                     _line(axes, label(method).short, points)
             if log:
+                levels = sorted({x for points in found.values() for x, _ in points})
                 axes.set_xscale("log")
+                axes.set_xticks(levels, [f"{x:g}" for x in levels])
+                axes.minorticks_off()
             axes.set_xlabel(axis)
             axes.set_title(titles[metric], loc="left", fontsize=10)
 
