@@ -19,7 +19,7 @@ from fedsdr.evidence.measure import EVIDENCE_FILE
 from fedsdr.evidence.plan import EXPERIMENTS, QUICK, Cell, planned
 from fedsdr.evidence.results import Results, win_rate
 from fedsdr.evidence.runner import cell_folder, groups_of, run_cells, run_group
-from fedsdr.lab.world import CLIENT_ATTRIBUTES
+from fedsdr.lab.world import CLIENT_ATTRIBUTES, client_name
 from fedsdr.progress import silent
 from fedsdr.recipe import override
 from test_lab_family import TABLES
@@ -182,6 +182,7 @@ def fake(folder: Path, number: float) -> None:
     scores = {name: number + i for i, name in enumerate(facts)}
     own = {f"personal_{name}": value for name, value in scores.items()}
     write(folder / "result.json", scores | own)
+    write(folder / "personal.json", {client_name(k): scores for k in range(10)})
     rows: list[Any] = [{"round": r, "eval": {k: v * r for k, v in scores.items()}} for r in (0, 2)]
     rows[1]["train"] = {"conflict/cosine": 0.1}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

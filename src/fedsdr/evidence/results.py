@@ -11,7 +11,7 @@ from fedsdr.evaluate.intervals import Estimate, estimate, paired_difference
 from fedsdr.evidence.measure import EVIDENCE_FILE
 from fedsdr.evidence.plan import Cell
 from fedsdr.evidence.runner import cell_folder
-from fedsdr.folders import DISTILLATION_FILE, RESULT_FILE
+from fedsdr.folders import DISTILLATION_FILE, PERSONAL_FILE, RESULT_FILE
 from fedsdr.training.rounds import METRICS_FILE
 
 EXTRA: Final = ("response_loss", "gradients_first", "gradients_last", "transfer_gap")
@@ -82,6 +82,15 @@ class Results:
         """(true, words) of the global model's answer to every held-out question."""
         found = files.read_json(self.folder(cell, seed) / EVIDENCE_FILE)["answers"]
         return [(bool(true), int(words)) for true, words in found]
+
+    def transfer(self, cell: Cell, seed: int) -> Mapping[str, Mapping[str, float]]:
+        """Clients' own models on each other's records (`fedsdr.diagnose.transfer`), if measured."""
+        found = files.read_json(self.folder(cell, seed) / EVIDENCE_FILE)
+        return dict(found.get("transfer", {}))
+
+    def clients(self, cell: Cell, seed: int) -> Mapping[str, Mapping[str, float]]:
+        """Each client's own model, judged on its own records."""
+        return dict(files.read_json(self.folder(cell, seed) / PERSONAL_FILE))
 
     def distillation(self, cell: Cell, seed: int) -> Mapping[str, Any]:
         return dict(files.read_json(self.folder(cell, seed) / DISTILLATION_FILE))

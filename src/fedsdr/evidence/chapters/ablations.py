@@ -2,8 +2,8 @@
 
 from fedsdr.evaluate.intervals import estimate
 from fedsdr.evidence import plan
-from fedsdr.evidence.chapter import Chapter, Claim, Condition, Table, shown
-from fedsdr.evidence.chapters.shared import GLOBAL, PERSONAL, front, overview
+from fedsdr.evidence.chapter import Chapter, Claim, Condition, Figure, Table, shown
+from fedsdr.evidence.chapters.shared import GLOBAL, PERSONAL, along_rounds, front, overview
 from fedsdr.evidence.plan import Cell, Cells
 from fedsdr.evidence.results import Results
 
@@ -13,6 +13,22 @@ COMPARED = ("client_facts", "general", "hallucination", *PERSONAL)
 def ablations(results: Results) -> Chapter:
     cells = plan.ablations()
     own, literal = cells["fedsdr"], cells["as the equations say"]
+    remedies = {
+        "S reset": "literal, S reset",
+        "R alone in half of the batches": "literal, R alone 0.5",
+    }
+    remedied = [
+        Condition(f"{metric}, {what} - literal form", results.difference(cells[n], literal, metric))
+        for what, n in (*remedies.items(), ("the default", "fedsdr"))
+        for metric in ("general", "client_facts")
+    ]
+    taught = [
+        Condition(
+            f"{metric}, consolidated - not, R never alone",
+            results.difference(cells["consolidated, R alone 0"], cells["R alone 0"], metric),
+        )
+        for metric in ("client_facts", "general")
+    ]
     stable = [
         Condition(f"{metric}, literal form - default", results.difference(literal, own, metric))
         for metric in ("general", "client_facts")
@@ -22,13 +38,32 @@ def ablations(results: Results) -> Chapter:
         "Each row changes one choice of the shipped default. Differences are to the default, "
         "paired by seed; the cosine is that of the two streams' weight updates in a round, below "
         "zero where each undoes the other.",
-        [Claim("The literal form of the equations is better than the shipped default", stable)],
+        [
+            Claim("The literal form of the equations is better than the shipped default", stable),
+            Claim(
+                "Each of the default's choices makes the literal form's global model better",
+                remedied,
+            ),
+            Claim("R can be taught by W0 + R + S what S has learnt, at no loss", taught),
+        ],
         [
             ("Difference to the default", _differences(results, cells)),
             ("Absolute", overview(results, cells, GLOBAL | PERSONAL)),
         ],
-        [front(results, "ablations", cells)],
+        [_conflict(results, cells), front(results, "ablations", cells)],
     )
+
+
+def _conflict(results: Results, cells: Cells) -> Figure:
+    """When the streams fall out, and which single change makes up for it."""
+    names = ("fedsdr", "as the equations say", "literal, S reset", "literal, R alone 0.5", "S kept")
+    shown_as = {
+        "conflict/cosine": "cosine of the streams' weight updates",
+        "norm/R": "norm of R's weight",
+        "norm/S": "norm of S's weight",
+    }
+    caption = "The two streams round by round, means over clients; bands are 95 % intervals."
+    return along_rounds(results, "conflict", caption, {n: cells[n] for n in names}, shown_as)
 
 
 def _differences(results: Results, cells: Cells) -> Table:
@@ -38,7 +73,8 @@ def _differences(results: Results, cells: Cells) -> Table:
         if not results.done(own, cell):
             continue
         moved = [shown(results.difference(cell, own, m), sign=True) for m in COMPARED]
-        equal = results.at_equal_facts(cell, own)
+        shared = results.has(cell, "client_facts")  # there is a global model
+        equal = results.at_equal_facts(cell, own) if shared else None
         kept = shown(equal[0], sign=True) if equal else ""
         rows.append([name, *moved, kept, _cosine(results, cell)])
     names = [(GLOBAL | PERSONAL)[metric] for metric in COMPARED]

@@ -1,7 +1,7 @@
 """Manifold flattening: do rewrites bring the clients' texts, gradients and models together?"""
 
-import json
 from collections.abc import Callable, Mapping
+from statistics import fmean
 from typing import Final
 
 from matplotlib.axes import Axes
@@ -12,11 +12,10 @@ from fedsdr.evaluate.intervals import Estimate, estimate, paired_difference
 from fedsdr.evidence import plan
 from fedsdr.evidence.chapter import Chapter, Claim, Condition, Draw, Figure, Table, shown
 from fedsdr.evidence.chapters.shared import NUMBERS, numbers
+from fedsdr.evidence.chapters.texts import Texts, raw, rewritten
 from fedsdr.evidence.plan import Cell
 from fedsdr.evidence.results import Results
-from fedsdr.setting import prepare
 
-Texts = dict[str, list[str]]  # client -> its responses
 ROUNDS: Final = (2, 5, 10)
 MAPPED: Final = 60  # responses of each client on the map
 
@@ -64,22 +63,8 @@ def flattening(results: Results) -> Chapter:
             ),
         ],
         [("Texts, gradients, transfer", _table(results, measured))],
-        [_cosines(results), *_maps(texts)],
+        [_cosines(results), *_transfers(results), *_maps(texts)],
     )
-
-
-def raw(cell: Cell, seed: int) -> Texts:
-    clients = prepare(cell.recipe(seed)).clients
-    return {client.name: [record.response for record in client.train] for client in clients}
-
-
-def rewritten(results: Results, cell: Cell, seed: int) -> Texts:
-    folders = sorted((results.folder(cell, seed) / "clients").iterdir())
-    files = {folder.name: folder / "rewrites.jsonl" for folder in folders}
-    return {
-        name: [json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines()]
-        for name, file in files.items()
-    }
 
 
 def _thinned(clients: Texts) -> Clients:
@@ -160,6 +145,52 @@ def _cosines(results: Results) -> Figure:
     rows = [[method, str(r), *numbers(e)] for method, points in found.items() for r, e in points]
     data = Table(["method", "round", *NUMBERS], rows)
     return Figure("gradients", "Mean cosine between the gradients of clients.", [draw], data)
+
+
+def _transfers(results: Results) -> list[Figure]:
+    """Held-out loss of each client's own model on each client's records, a matrix a side."""
+    cells = {"raw": plan.flattening()["local"], "rewritten": plan.flattening()["fedsd+local"]}
+    found = {side: _mean_matrix(results, cell) for side, cell in cells.items()}
+    if not all(found.values()):
+        return []
+    most = max(
+        loss for matrix in found.values() for row in matrix.values() for loss in row.values()
+    )
+
+    def panel(side: str) -> Draw:
+        def draw(axes: Axes) -> None:
+            matrix = found[side]
+            axes.grid(visible=False)
+            axes.imshow([[*row.values()] for row in matrix.values()], vmin=0, vmax=most)
+            axes.set_xticks(range(len(matrix)), matrix, fontsize=7)
+            axes.set_yticks(range(len(matrix)), matrix, fontsize=7)
+            for y, row in enumerate(matrix.values()):
+                for x, loss in enumerate(row.values()):
+                    colour = "black" if loss > most / 2 else "white"
+                    axes.text(x, y, f"{loss:.1f}", ha="center", va="center", color=colour)
+            axes.set_xlabel("judged on the raw responses of")
+            axes.set_title(f"trained alone on {side} responses of", loc="left", fontsize=10)
+
+        return draw
+
+    rows = [
+        [side, trained, judged, f"{loss:.4g}"]
+        for side, matrix in found.items()
+        for trained, row in matrix.items()
+        for judged, loss in row.items()
+    ]
+    caption = "Loss of each client's own model on each client's held-out records, in nats a token."
+    data = Table(["side", "trained_on", "judged_on", "loss"], rows)
+    return [Figure("transfer", caption, [panel("raw"), panel("rewritten")], data)]
+
+
+def _mean_matrix(results: Results, cell: Cell) -> dict[str, dict[str, float]]:
+    """Means over seeds."""
+    matrices = [m for seed in results.done(cell) if (m := results.transfer(cell, seed))]
+    return {
+        trained: {judged: fmean(m[trained][judged] for m in matrices) for judged in row}
+        for trained, row in (matrices[0] if matrices else {}).items()
+    }
 
 
 def _maps(texts: Mapping[int, tuple[Texts, Texts]]) -> list[Figure]:

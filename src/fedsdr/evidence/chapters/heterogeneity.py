@@ -1,33 +1,150 @@
-"""Who holds what, how many there are, and who comes when."""
+"""Who holds what, how many there are, how many take part, and who comes when."""
 
+from statistics import fmean
+from typing import Final
+
+from fedsdr.evaluate.intervals import Estimate, estimate
 from fedsdr.evidence import plan
-from fedsdr.evidence.chapter import Chapter, Claim, Condition
+from fedsdr.evidence.chapter import Chapter, Claim, Condition, Figure, Table, shown
 from fedsdr.evidence.chapters.shared import GLOBAL, PERSONAL, overview, sweep
-from fedsdr.evidence.plan import ALPHAS, CLIENTS, MAIN, Cell
+from fedsdr.evidence.plan import ALPHAS, CLIENTS, MAIN, PARTICIPATION, Cell, Cells
 from fedsdr.evidence.results import Results
+from fedsdr.report.labels import method as label
+from fedsdr.setting import prepare
+from fedsdr.training.rounds import present
+
+SCORES: Final = ("client_facts", "general")
+NEWCOMERS: Final = {"two of five late": "half of the rounds", "two of five never": "no round"}
 
 
 def heterogeneity(results: Results) -> Chapter:
     cells = plan.heterogeneity()
-    mixed = {m: [cells[f"{m} alpha {alpha:g}"] for alpha in ALPHAS] for m in MAIN}
-    few, *more = CLIENTS
-    counted = {
-        m: [cells[f"{m} clients {few}"], Cell(m), *(cells[f"{m} clients {k}"] for k in more)]
-        for m in MAIN
-    }
     kept = [
-        Condition(f"general, fedsd - fedavg, alpha {alpha:g}", results.difference(a, b, "general"))
-        for alpha, a, b in zip(ALPHAS, mixed["fedsd"], mixed["fedavg"], strict=True)
+        Condition(
+            f"general, fedsd - fedavg, alpha {alpha:g}",
+            results.difference(
+                cells[f"fedsd alpha {alpha:g}"], cells[f"fedavg alpha {alpha:g}"], "general"
+            ),
+        )
+        for alpha in ALPHAS
     ]
     return Chapter(
         "Heterogeneity and scale",
         "Facts dealt to five clients by Dirichlet(alpha), from almost exclusive to uniform (styles "
-        "stay the clients' own); 2 to 20 clients; two of ten in a round; two of five clients that "
-        "join after half of the rounds.",
-        [Claim("FedSD keeps more general knowledge than FedAvg at any heterogeneity", kept)],
-        [("All cells", overview(results, cells, GLOBAL | PERSONAL))],
+        "stay the clients' own); 2 to 20 clients, and 50 of which a fifth take part in each round; "
+        "10 to 100 % of 20 clients; two clients of each kind, one with nine times as many facts; "
+        "two of five clients that join after half of the rounds, or never do: such a client has "
+        "the global model and no S.",
         [
-            sweep(results, "heterogeneity", "alpha", ALPHAS, mixed, log=True),
-            sweep(results, "clients", "clients", (few, 5, *more), counted, log=True),
+            Claim("FedSD keeps more general knowledge than FedAvg at any heterogeneity", kept),
+            Claim(
+                "A client that never took part is served better by FedSDR's global model, without "
+                "an S, than by FedAvg's",
+                [_cold(results, cells, metric) for metric in SCORES],
+            ),
         ],
+        [
+            ("Newcomers' own models", _newcomers(results, cells)),
+            ("Large and small clients' own models", _sizes(results, cells)),
+            ("All cells", overview(results, cells, GLOBAL | PERSONAL)),
+        ],
+        _figures(results, cells),
     )
+
+
+def _figures(results: Results, cells: Cells) -> list[Figure]:
+    few, *more = CLIENTS
+    full = 20  # clients
+    mixed = {m: [cells[f"{m} alpha {alpha:g}"] for alpha in ALPHAS] for m in MAIN}
+    counted = {
+        m: [cells[f"{m} clients {few}"], Cell(m), *(cells[f"{m} clients {k}"] for k in more)]
+        for m in MAIN
+    }
+    partly = {
+        m: [
+            *(cells[f"{m} {100 * share:g} % of {full}"] for share in PARTICIPATION),
+            cells[f"{m} clients {full}"],
+        ]
+        for m in MAIN
+    }
+    shares = [100 * share for share in (*PARTICIPATION, 1.0)]
+    return [
+        sweep(results, "heterogeneity", "alpha", ALPHAS, mixed, log=True),
+        sweep(results, "clients", "clients", (few, 5, *more), counted, log=True),
+        sweep(results, "participation", "percent of 20 clients in a round", shares, partly),
+    ]
+
+
+def _late(cell: Cell, seed: int) -> tuple[list[str], list[str]]:
+    """Names of the clients that are there from the first round, and of the others."""
+    recipe = cell.recipe(seed)
+    names = [client.name for client in prepare(recipe).clients]
+    there = present(names, recipe.federation.late, recipe.federation.late_round, 1)
+    return [*there], [name for name in names if name not in there]
+
+
+def _of_clients(results: Results, cell: Cell, seed: int, names: list[str], metric: str) -> float:
+    scores = results.clients(cell, seed)
+    return fmean(scores[name][metric] for name in names)
+
+
+def _cold(results: Results, cells: Cells, metric: str) -> Condition:
+    a, b = cells["fedsdr two of five never"], cells["fedavg two of five never"]
+    differences = []
+    for seed in results.done(a, b):
+        _, new = _late(a, seed)
+        one, other = (_of_clients(results, cell, seed, new, metric) for cell in (a, b))
+        differences.append(one - other)
+    return Condition(f"{metric}, FedSDR - FedAvg", estimate(differences) if differences else None)
+
+
+def _newcomers(results: Results, cells: Cells) -> Table:
+    """Means of own models over those who were there from the first round, and over the others."""
+    rows = []
+    for method in MAIN:
+        for when, rounds in NEWCOMERS.items():
+            cell = cells[f"{method} {when}"]
+            seeds = results.done(cell)
+            if not seeds:
+                continue
+            sides = {seed: _late(cell, seed) for seed in seeds}
+            means = [
+                estimate(
+                    [_of_clients(results, cell, s, sides[s][side], metric) for s in seeds]
+                )
+                for side in (0, 1)
+                for metric in SCORES
+            ]  # fmt: skip
+            rows.append([label(method).short, rounds, *map(shown, means), str(len(seeds))])
+    columns = [f"{who}: {GLOBAL[metric]}" for who in ("founders", "newcomers") for metric in SCORES]
+    return Table(["method", "newcomers took part in", *columns, "seeds"], rows)
+
+
+def _sizes(results: Results, cells: Cells) -> Table:
+    """Of the clients of one kind, the one that holds most facts and the one that holds fewest."""
+    rows = []
+    for method in MAIN:
+        cell = cells[f"{method} unequal"]
+        if seeds := results.done(cell):
+            sizes = [_by_size(cell, seed) for seed in seeds]
+            means: list[Estimate] = [
+                estimate(
+                    [
+                        _of_clients(results, cell, seed, size[side], metric)
+                        for seed, size in zip(seeds, sizes, strict=True)
+                    ]
+                )
+                for side in (0, 1)
+                for metric in SCORES
+            ]
+            rows.append([label(method).short, *map(shown, means), str(len(seeds))])
+    columns = [f"{who}: {GLOBAL[metric]}" for who in ("large", "small") for metric in SCORES]
+    return Table(["method", *columns, "seeds"], rows)
+
+
+def _by_size(cell: Cell, seed: int) -> tuple[list[str], list[str]]:
+    """Names of the clients with more, and with fewer records than the mean."""
+    records = {client.name: len(client.train) for client in prepare(cell.recipe(seed)).clients}
+    mean = fmean(records.values())
+    large = [name for name, count in records.items() if count > mean]
+    return large, [name for name in records if name not in large]

@@ -1,16 +1,22 @@
 """The Rewrite Paradox: how false rewrites come about, and how averaging broadcasts them."""
 
 from collections.abc import Mapping
-from typing import Any
+from statistics import fmean
+from typing import Any, Final
 
+from fedsdr.diagnose.text import text_stats
+from fedsdr.evaluate.crossing import crossing
 from fedsdr.evaluate.intervals import estimate
 from fedsdr.evidence import plan
 from fedsdr.evidence.chapter import Chapter, Claim, Condition, Table, shown
 from fedsdr.evidence.chapters.shared import GLOBAL, along_training, overview, sweep
-from fedsdr.evidence.plan import MAIN, STUBBORNNESS, Cells
+from fedsdr.evidence.chapters.texts import raw, rewritten
+from fedsdr.evidence.plan import MAIN, STUBBORNNESS, Cell, Cells
 from fedsdr.evidence.results import Results
+from fedsdr.report.labels import method as label
 
-METHODS = (*MAIN, "fedsd_verified")
+METHODS: Final = (*MAIN, "fedsd_verified")
+TURNS: Final = (("fedsd", "fedavg"), ("fedsd", "fedsdr"), ("fedsdr", "fedavg"))
 
 
 def paradox(results: Results) -> Chapter:
@@ -52,7 +58,11 @@ def paradox(results: Results) -> Chapter:
                 ],
             ),
         ],
-        [("Rewrites", _rewrites(results, cells)), ("All cells", overview(results, cells, GLOBAL))],
+        [
+            ("Rewrites", _rewrites(results, cells)),
+            ("Where the order of two methods turns", _crossings(results, cells)),
+            ("All cells", overview(results, cells, GLOBAL)),
+        ],
         [
             sweep(
                 results, "stubbornness", "stubbornness", STUBBORNNESS,
@@ -63,16 +73,55 @@ def paradox(results: Results) -> Chapter:
     )  # fmt: skip
 
 
+def _crossings(results: Results, cells: Cells) -> Table:
+    """The stubbornness at which two methods know equally many client facts, between levels by a
+    straight line, seed by seed; seeds whose order never turns are counted, and left out."""
+    rows = []
+    for a, b in TURNS:
+        found = []
+        seeds = results.done(*(cells[f"{m} {level}"] for m in (a, b) for level in STUBBORNNESS))
+        for seed in seeds:
+            ahead = [
+                results.metrics(cells[f"{a} {level}"], seed)["client_facts"]
+                - results.metrics(cells[f"{b} {level}"], seed)["client_facts"]
+                for level in STUBBORNNESS
+            ]
+            found.append(crossing(STUBBORNNESS, ahead))
+        turned = [x for x in found if x is not None]
+        where = shown(estimate(turned), 2) if turned else ""
+        names = f"{label(a).short} falls behind {label(b).short}"
+        rows.append([names, where, f"{len(turned)} of {len(seeds)}"])
+    return Table(["client facts", "at stubbornness", "seeds that turn"], rows)
+
+
 def _rewrites(results: Results, cells: Cells) -> Table:
     """How many rewrites are false, and how long they are, at each level."""
     rows = []
     for level in STUBBORNNESS:
         cell = cells[f"fedsd {level}"]
-        found = [_summary(results.distillation(cell, seed)) for seed in results.done(cell)]
+        seeds = results.done(cell)
+        found = [
+            _summary(results.distillation(cell, seed)) | _style(results, cell, seed)
+            for seed in seeds
+        ]
         if found:
             numbers = (shown(estimate([each[key] for each in found])) for key in found[0])
             rows.append([f"{level:g}", *numbers])
-    return Table(["stubbornness", "false rewrites, %", "words, raw", "words, rewritten"], rows)
+    kinds = ("words", "with a filler, %", "repetitive, %")
+    sides = [f"{kind}, {side}" for kind in kinds for side in ("raw", "rewritten")]
+    return Table(["stubbornness", "false rewrites, %", *sides], rows)
+
+
+def _style(results: Results, cell: Cell, seed: int) -> dict[str, float]:
+    """Responses with a filler and repetitive ones, in percent, by means over clients."""
+    sides = (raw(cell, seed), rewritten(results, cell, seed))
+    before, after = ([text_stats(texts) for texts in side.values()] for side in sides)
+    return {
+        "filler before": 100 * fmean(stats.filler for stats in before),
+        "filler after": 100 * fmean(stats.filler for stats in after),
+        "repetitive before": 100 * fmean(stats.repetitive for stats in before),
+        "repetitive after": 100 * fmean(stats.repetitive for stats in after),
+    }
 
 
 def _summary(distillation: Mapping[str, Any]) -> dict[str, float]:

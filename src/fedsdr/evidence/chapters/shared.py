@@ -56,6 +56,19 @@ def sweep(
     return lines(name, caption, axis, found, metrics, log)
 
 
+def along_rounds(
+    results: Results, name: str, caption: str, cells: Cells, metrics: Mapping[str, str]
+) -> Figure:
+    """Training metrics round by round, with what each is called."""
+    found = {}
+    for method, cell in cells.items():
+        for metric in metrics:
+            runs = [results.training(cell, seed, metric) for seed in results.done(cell)]
+            rounds = enumerate(zip(*runs, strict=True) if runs else (), 1)
+            found[method, metric] = [(float(r), estimate(values)) for r, values in rounds]
+    return lines(name, caption, "round", found, list(metrics), titles=metrics)
+
+
 def along_training(results: Results, name: str, cells: Cells, metrics: Sequence[str]) -> Figure:
     """Global models round by round."""
     found = {}
@@ -71,7 +84,13 @@ def along_training(results: Results, name: str, cells: Cells, metrics: Sequence[
 
 
 def lines(
-    name: str, caption: str, axis: str, found: Points, metrics: Sequence[str], log: bool = False
+    name: str,
+    caption: str,
+    axis: str,
+    found: Points,
+    metrics: Sequence[str],
+    log: bool = False,
+    titles: Mapping[str, str] = GLOBAL,
 ) -> Figure:
     """A panel a metric, a line a method, and the numbers as data."""
 
@@ -81,9 +100,12 @@ def lines(
                 if each == metric:
                     _line(axes, label(method).short, points)
             if log:
+                levels = sorted({x for points in found.values() for x, _ in points})
                 axes.set_xscale("log")
+                axes.set_xticks(levels, [f"{x:g}" for x in levels])
+                axes.minorticks_off()
             axes.set_xlabel(axis)
-            axes.set_title(GLOBAL[metric], loc="left", fontsize=10)
+            axes.set_title(titles[metric], loc="left", fontsize=10)
 
         return draw
 
