@@ -15,7 +15,7 @@ from fedsdr.run import compare, run
 from fedsdr.setting import prepare
 from fedsdr.trained import Models, open_run
 
-BASELINES = ["fedavg", "fedex", "fedsa", "ditto", "local"]
+BASELINES = ["base", "fedavg", "fedex", "fedsa", "ditto", "local"]
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ class Finished:
         names = [BASE]
         for method, folder in self.methods.items():
             own = method == self.own
-            if (folder / GLOBAL / WEIGHTS).exists():
+            if method != BASE and (folder / GLOBAL / WEIGHTS).exists():  # a baseline, too
                 names.append(GLOBAL if own else method)
             names += [CLIENT + c if own else f"{method}/{CLIENT}{c}" for c in personal(folder)]
         return names
