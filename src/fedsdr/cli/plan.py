@@ -83,10 +83,11 @@ def _methods(methods: Sequence[MethodPlan]) -> Table:
 def _method(plan: MethodPlan) -> list[str]:
     """Bytes as sent / received: by one client in round 1, by all clients in all rounds."""
     sent = plan.traffic
+    one = f"{size(sent.upload)} / {size(sent.download)}" if plan.rounds else "-"
     return [
         plan.name, str(plan.rounds), f"{plan.steps:,}", f"{plan.tokens:,}",
         f"{(plan.flops + plan.evaluation_flops) / 1e15:.2g}",
-        f"{size(sent.upload)} / {size(sent.download)}",
+        one,
         f"{size(sent.bytes_up)} / {size(sent.bytes_down)}", hours(plan.hours),
     ]  # fmt: skip
 

@@ -20,7 +20,7 @@ from fedsdr.report.svg import canvas, settings, to_svg
 
 Found = Mapping[str, Any]
 Rows = list[list[Any]]
-CELL: Final = 46.0
+CELL: Final = 105.0  # at most; a figure is as wide as its column, and so are its letters
 NUMBERED: Final = 12  # clients on a heat map that has room for numbers
 POSITIVE, NEGATIVE = palette.styles(["fedsd"])["fedsd"], palette.styles(["fedavg"])["fedavg"]
 
