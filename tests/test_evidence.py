@@ -218,11 +218,13 @@ def test_the_document_has_a_chapter_an_experiment_and_all_verdicts(tmp_path):
         assert (tmp_path / "evidence" / f"{figure.name}.csv").exists()
         assert f"evidence/{figure.name}.svg" in text
     assert "nan" not in text
+    assert "Not finished" not in text
 
 
 def test_an_unfinished_folder_gives_a_document_too(tmp_path):
     text = write_document(tmp_path, [0], [*EXPERIMENTS]).read_text()
     assert "**open**" in text
+    assert f"**Not finished: 0 of {len(ALL)} cells**" in text
 
 
 def test_experiments_are_chosen_by_name_in_the_order_of_the_plan():

@@ -79,6 +79,7 @@ def write_document(
         "The paper's claims (arXiv 2605.18028), tested on the embedded lab. Written by",
         f"```\nfedsdr reproduce{only} --seeds {','.join(map(str, seeds))}\n```",
         HOW_TO_READ,
+        *_missing(results, names),
         f"What each cell measured, seed by seed: [{CELLS}]({FIGURES}/{CELLS}).",
         "## Verdicts",
         _verdicts(written),
@@ -101,6 +102,19 @@ def every_cell(results: Results, names: Sequence[str]) -> Table:
                 if "/" not in metric
             ]
     return Table(["cell", "seed", "metric", "value"], rows)
+
+
+def _missing(results: Results, names: Sequence[str]) -> list[str]:
+    """That not everything has been run yet, if so."""
+    cells = planned(names)
+    asked, done = len(cells) * len(results.seeds), sum(len(results.done(c)) for c in cells)
+    if asked == done:
+        return []
+    return [
+        f"**Not finished: {done} of {asked} cells** (a method in a world, with one seed) had been "
+        "run when this was written; the same command goes on with the others. Rows show how many "
+        "seeds they have, and what has none is left out."
+    ]
 
 
 def _verdicts(written: Sequence[Chapter]) -> str:

@@ -101,7 +101,7 @@ def rivals() -> Cells:
     """4a. FedSDR against the others, and at equal compute."""
     names = (*MAIN, "fedsd_verified", "mixed", "feddpa", "ditto", "local", "flexlora", "fedex")
     longer = {"local.rectify_steps": 20}
-    more = {"fedsdr+fedex": Cell("fedsdr+fedex"), "fedavg, 20 steps": Cell("fedavg", longer)}
+    more = {"fedsdr+fedex": Cell("fedsdr+fedex"), "FedAvg, 20 steps": Cell("fedavg", longer)}
     return {name: Cell(name) for name in names} | more
 
 
