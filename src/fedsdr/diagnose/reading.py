@@ -140,7 +140,7 @@ def _apart(found: Found) -> list[str]:
         f"{sentence} Where styles conflict like this on the lab, FedAvg on raw responses lost "
         "general knowledge and FedSD kept more of it at equal rounds (+11 points, three seeds) "
         "but learnt fewer facts; at equal facts the difference could not be told from zero under "
-        "FedAvg, and was large under FedAdam and FedYogi (+48 to +50). The lab is a toy: it says "
+        "FedAvg, and was large under FedAdam and FedYogi (+44). The lab is a toy: it says "
         "what can happen, not how large it is for your model. Words also differ because subjects "
         "do, which rewriting does not and should not change."
     ]
