@@ -77,7 +77,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
         patch.setattr(InProcess, "run_round", watch_updates)
         patch.setattr(ClientStore, "save", watch_states)
         patch.setattr(rewrite, "generate", generate)
-        recipe = override(load_recipe(recipe_file), {"baselines": ["fedsd", *PERSONAL]})
+        more = {"tracking.backends": ["tensorboard"], "local.consolidate_steps": 1}
+        recipe = override(load_recipe(recipe_file), {"baselines": ["fedsd", *PERSONAL], **more})
         run(recipe, folder / "out", silent())
     assert str(model) == recipe.model.path
     return Watched(folder / "out", folder / "cache", sent, kept)
@@ -150,6 +151,7 @@ def test_no_number_of_a_private_adapter_is_in_a_servers_file(watched):
     wanted = windows(watched.private)
     files = served(watched.out)
     names = {path.name for path in files}
+    assert any("tensorboard" in path.parts for path in files)
     assert names >= {
         "checkpoint.safetensors", "adapter_model.safetensors", "metrics.jsonl", "summary.json",
         "result.json", "report.html", "distillation.json", "partition.json", "recipe.toml",
