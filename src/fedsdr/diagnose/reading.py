@@ -182,7 +182,7 @@ def _gradients(found: Found) -> list[str]:
         )
     return [
         f"{sentence}. Read it as a description: on the lab rewriting lowered this cosine at round "
-        "0 and raised it after two rounds, so the first gradient does not tell whether FedSD helps."
+        "0, whatever FedSD did later, so the first gradient does not tell whether it helps."
     ]
 
 
