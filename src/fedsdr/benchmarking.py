@@ -103,8 +103,7 @@ def _place(request: Request) -> Path:
 def _names(request: Request) -> list[str]:
     """The models to evaluate; raises for one that is not there."""
     if (request.target / RECIPE_FILE).is_file():
-        run = open_run(request.target)
-        known = list(dict.fromkeys(run.model_names()))
+        known = open_run(request.target).model_names()
     else:
         check_model(str(request.target.absolute()))
         known = [BASE]

@@ -30,17 +30,15 @@ from fedsdr.diagnose.maps import LEAST, response_map
 from fedsdr.diagnose.pairwise import Pairwise
 from fedsdr.diagnose.reading import reading
 from fedsdr.diagnose.text import text_stats, words
-from fedsdr.distill.cache import RewriteCache, job_key
-from fedsdr.distill.rewrite import Teacher, rewrite_records, rewriting_job
-from fedsdr.distill.verify import build_verifier
+from fedsdr.distill.cache import RewriteCache
+from fedsdr.distill.rewrite import begun
 from fedsdr.engines.workbench import Workbench
 from fedsdr.errors import UserError
-from fedsdr.lab.pretrain import build_tokenizer
-from fedsdr.model.base import UNBOUNDED, context_of, load_chat
+from fedsdr.model.base import context_of, load_chat
 from fedsdr.progress import Reporter
 from fedsdr.sections.data import Source
 from fedsdr.sections.recipe import Recipe
-from fedsdr.setting import Setting, cache_folder, prepare
+from fedsdr.setting import Setting, plan_folder, rewrite_cache
 
 SMALL: Final = 10**9  # bytes of weights that are loaded without being asked for
 SAMPLE: Final = 32  # records of each client whose gradients are taken
@@ -61,12 +59,11 @@ class Options:
     model: bool = True
 
 
-def diagnose(recipe: Recipe, options: Options, reporter: Reporter) -> dict[str, Any]:
-    """Everything, ready for JSON. Raises `UserError` for what is wrong, before any work."""
-    check_options(options)
-    setting = prepare(recipe)
+def diagnose(setting: Setting, options: Options, reporter: Reporter) -> dict[str, Any]:
+    """Everything, ready for JSON; options that `check_options` has passed."""
+    recipe = setting.recipe
     bench = setting.workbench(reporter) if _loads(recipe, options) else None
-    chat, context = (bench.base.chat, bench.base.context) if bench else _chat(setting)
+    chat, context = (bench.base.chat, bench.base.context) if bench else _chat(recipe)
     limit = min(recipe.model.max_length, context)
     held = holdings(setting.clients, chat, limit)
     _check_usable(held, limit)
@@ -90,6 +87,7 @@ def diagnose(recipe: Recipe, options: Options, reporter: Reporter) -> dict[str, 
 
 
 def check_options(options: Options) -> None:
+    """Raise `UserError` for what is wrong, before any work."""
     if options.gradients is not None and options.gradients < 1:
         raise UserError(
             f"--gradients {options.gradients}: give at least 1 record, or --no-model for none"
@@ -111,15 +109,13 @@ def _loads(recipe: Recipe, options: Options) -> bool:
 
 def _weights(folder: Path) -> float:
     """Bytes of a folder's weights; a hub name's are not known, and so not small."""
-    files = [file for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern)]
-    return sum(file.stat().st_size for file in files) or float("inf")
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) or float("inf")
 
 
-def _chat(setting: Setting) -> tuple[ChatFormat, int]:
-    if setting.world is not None:
-        return ChatFormat(build_tokenizer(setting.world)), UNBOUNDED
-    options = setting.recipe.model
-    return load_chat(options.path, options.template), context_of(options.path)
+def _chat(recipe: Recipe) -> tuple[ChatFormat, int]:
+    """How to talk to the model, and its context, without its weights."""
+    with plan_folder(recipe) as path:
+        return load_chat(path, recipe.model.template), context_of(path)
 
 
 def _check_usable(held: Sequence[Holding], limit: int) -> None:
@@ -201,32 +197,20 @@ def _rewrites(
     if bench is None:
         return {}
     sample = _sample(usable, options.distilled or options.gradients or SAMPLE, recipe.seed)
-    teacher = Teacher(bench.base.model, bench.base.chat, bench.fingerprint, bench.base.context)
-    bench.model.activate()
-    rewrites: Rewrites = {}
-    with RewriteCache(cache_folder() / "rewrites.sqlite") as cache:
-        if not options.distilled and not _cached(recipe, teacher, sample, cache):
+    with rewrite_cache() as cache:
+        if not options.distilled and not _cached(recipe, bench, sample, cache):
             return {}
-        verifier = build_verifier(recipe.distill, recipe.seed, recipe.model.device)
-        for name, records in sample.items():
-            gate = verifier.gate(usable[name])
-            with reporter.bar(f"rewriting: {name}", len(records), keep=False) as bar:
-                made = rewrite_records(
-                    teacher, records, recipe.distill, cache, recipe.seed, bar, gate
-                )
-            rewrites[name] = [(each.record, each.text) for each in made]
-    return rewrites
+        made = bench.rewrite(recipe, cache, reporter, sample)
+    return {name: [(each.record, each.text) for each in mine] for name, mine in made.items()}
 
 
 def _cached(
-    recipe: Recipe, teacher: Teacher, sample: Mapping[str, Sequence[Record]], cache: RewriteCache
+    recipe: Recipe, bench: Workbench, sample: Mapping[str, Sequence[Record]], cache: RewriteCache
 ) -> bool:
     """Whether the first attempt at every sampled record is in the cache."""
-    for record in (r for records in sample.values() for r in records):
-        job = rewriting_job(teacher.chat, record, recipe.distill, recipe.seed, 0)
-        if cache.get(job_key(teacher.fingerprint, job, recipe.distill.temperature)) is None:
-            return False
-    return True
+    teacher, options = bench.teacher(), recipe.distill
+    found = (begun(teacher, each, options, cache, recipe.seed) for each in sample.values())
+    return all(all(each) for each in found)
 
 
 def _from_file(path: Path, usable: Mapping[str, Sequence[Record]], seed: int) -> Rewrites:

@@ -8,7 +8,7 @@ from fedsdr.data.records import ClientData
 from fedsdr.diagnose.distilled import describe_all, describe_client
 from fedsdr.distill.cache import RewriteCache
 from fedsdr.distill.pilot import Pilot, run_pilot, total
-from fedsdr.distill.rewrite import Rewritten, sample_pairs, summarise
+from fedsdr.distill.rewrite import Rewritten, begun, sample_pairs, summarise
 from fedsdr.distill.verify import SLOW, build_verifier
 from fedsdr.engines.workbench import Workbench
 from fedsdr.errors import UserError
@@ -16,10 +16,9 @@ from fedsdr.folders import DISTILLATION_FILE, check_folder, claim_folder, method
 from fedsdr.progress import Reporter
 from fedsdr.report.distillation import write_client_page, write_overview
 from fedsdr.sections.recipe import Recipe
-from fedsdr.setting import cache_folder, prepare
+from fedsdr.setting import prepare, rewrite_cache
 from fedsdr.training.store import ClientStore
 
-CACHE_FILE = "rewrites.sqlite"
 FIGURES_FILE = "distillation_figures.json"
 
 
@@ -67,9 +66,8 @@ def distilling(recipe: Recipe, out: Path) -> list[tuple[str, Path, Recipe]]:
     """(name, folder, recipe) of the methods that rewrite, each kind of rewriting once."""
     stages: list[tuple[str, Path, Recipe]] = []
     for name, folder, each in reversed(method_folders(recipe, out)):
-        federation = each.federation
-        rewrites = federation.targets != "raw" and federation.rounds > 0
-        if rewrites and each.distill not in [other.distill for _, _, other in stages]:
+        seen = [other.distill for _, _, other in stages]
+        if each.federation.rewrites and each.distill not in seen:
             stages.append((name, folder, each))
     if not stages:
         federation = recipe.federation
@@ -85,11 +83,18 @@ def rewrite_all(
 ) -> Mapping[str, list[Rewritten]]:
     """Every client's rewrites; told beforehand what they will cost, if that is much."""
     options = recipe.distill
-    with RewriteCache(cache_folder() / CACHE_FILE) as cache:
+    with rewrite_cache() as cache:
         costly = options.attempts > 1 or not SLOW.isdisjoint(options.checks)
-        if options.pilot and costly and not bench.begun(recipe, cache):
+        if options.pilot and costly and not _begun(bench, recipe, cache):
             reporter.say(told(pilots(bench, recipe, options.pilot)))
         return bench.rewrite(recipe, cache, reporter)
+
+
+def _begun(bench: Workbench, recipe: Recipe, cache: RewriteCache) -> bool:
+    """Whether the cache holds a first attempt of some client already."""
+    teacher, options = bench.teacher(), recipe.distill
+    found = (begun(teacher, c.train, options, cache, recipe.seed) for c in bench.clients)
+    return any(any(each) for each in found)
 
 
 def pilots(bench: Workbench, recipe: Recipe, count: int) -> list[Pilot]:

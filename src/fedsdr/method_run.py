@@ -174,7 +174,7 @@ def client_examples(
     raw = bench.raw
     if recipe.federation.pooled:
         return {pool(bench.clients).name: {"raw": [e for each in raw.values() for e in each]}}
-    if recipe.federation.targets == "raw" or recipe.federation.rounds == 0:
+    if not recipe.federation.rewrites:
         return {client: {"raw": examples} for client, examples in raw.items()}
     rewrites = rewrite_all(bench, recipe, reporter)
     record_distillation(folder, rewrites, recipe.seed)

@@ -109,23 +109,23 @@ def _with_paths(recipe: Recipe, folder: Path) -> Recipe:
         except (OSError, ValueError, RuntimeError) as error:  # no such home folder, a null byte
             raise UserError(f"{text!r} is not a path: {error}") from error
 
+    def model_at(text: str) -> str:
+        """A folder, told by how it begins; anything else is a hub name, or "lab"."""
+        expanded = _expand(text) if text.startswith("$") else text
+        return resolve(expanded) if expanded.startswith(PATH_MARKS) else expanded
+
     sources = [
         source.model_dump() | {"path": resolve(source.path)} for source in recipe.data.sources
     ]
-    model, template = recipe.model.path, recipe.model.template
-    if model.startswith("$"):
-        model = _expand(model)
-    if model.startswith(PATH_MARKS):  # a folder; anything else is a hub name or "lab"
-        model = resolve(model)
+    template, benchmarks = recipe.model.template, recipe.evaluate.benchmark_data
     if template.startswith(PATH_MARKS) or template.endswith(".jinja"):  # else a shipped one
         template = resolve(template)
-    judge, benchmarks = recipe.distill.entailment.model, recipe.evaluate.benchmark_data
-    if judge.startswith(PATH_MARKS):
-        judge = resolve(judge)
     changes = {
-        "data.sources": sources, "model.path": model, "model.template": template,
-        "distill.entailment.model": judge,
-    }  # fmt: skip
+        "data.sources": sources,
+        "model.path": model_at(recipe.model.path),
+        "model.template": template,
+        "distill.entailment.model": model_at(recipe.distill.entailment.model),
+    }
     if benchmarks is not None:
         changes["evaluate.benchmark_data"] = resolve(benchmarks)
     return override(recipe, changes)

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from fedsdr.algorithms.compose import build_algorithm, check_cohort
 from fedsdr.data.partition import build_clients
 from fedsdr.data.records import ClientData
+from fedsdr.distill.cache import RewriteCache
 from fedsdr.distill.verify import check_verifier
 from fedsdr.engines.workbench import Benchmarks, Evaluator, Workbench
 from fedsdr.errors import UserError
@@ -29,6 +30,11 @@ from fedsdr.training.rounds import cohort_size, present
 def cache_folder() -> Path:
     """Where base models of the lab and rewrites are kept: $FEDSDR_CACHE, or ~/.cache/fedsdr."""
     return Path(os.environ.get("FEDSDR_CACHE") or Path.home() / ".cache" / "fedsdr")
+
+
+def rewrite_cache() -> RewriteCache:
+    """The cache of rewrites, to be closed by who opens it."""
+    return RewriteCache(cache_folder() / "rewrites.sqlite")
 
 
 @dataclass(frozen=True)
@@ -114,16 +120,10 @@ def methods_of(recipe: Recipe) -> list[Recipe]:
     return [recipe, *(method(name, recipe) for name in recipe.baselines)]
 
 
-COMMON = (
-    "seed",
-    "model.",
-    "lora.",
-    "data.",
-    "lab.",
-    "evaluate.limit",
-    "tracking.",
-    "evaluate.benchmark",
-)  # made once for all
+COMMON = (  # made once for all methods of a run
+    "seed", "model.", "lora.", "data.", "lab.", "tracking.",
+    "evaluate.limit", "evaluate.benchmark",
+)  # fmt: skip
 
 
 def _check_baselines(recipe: Recipe) -> None:

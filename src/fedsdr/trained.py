@@ -51,12 +51,15 @@ class Finished:
             names += [CLIENT + c if own else f"{method}/{CLIENT}{c}" for c in personal(folder)]
         return names
 
+    def check(self, name: str) -> None:
+        """Raise `UserError` where there is no model of this name."""
+        if name not in (names := self.model_names()):
+            raise UserError(f"{self.folder} has no model {name!r}: choose from {', '.join(names)}")
+
     def place(self, name: str) -> tuple[Path, str]:
-        """The folder of a model's method, and its client ("" for a global model)."""
-        if name not in self.model_names() or name == BASE:
-            raise UserError(
-                f"{self.folder} has no model {name!r}: choose from {', '.join(self.model_names())}"
-            )
+        """The folder of a trained model's method, and its client ("" for a global model)."""
+        self.check(name)
+        assert name != BASE, "the base model belongs to no method"
         method, is_client, client = name.rpartition(CLIENT)
         method = method.rstrip("/") if is_client else name
         return self.methods.get(method, self.methods[self.own]), client if is_client else ""

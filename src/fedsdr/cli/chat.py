@@ -21,7 +21,7 @@ def chat(
     from fedsdr.chat.conversation import Conversation, Manner
     from fedsdr.chat.terminal import HELP, converse, typed
     from fedsdr.errors import UserError
-    from fedsdr.trained import BASE, CLIENT, GLOBAL, Models, open_run
+    from fedsdr.trained import CLIENT, GLOBAL, Models, open_run
 
     def notice(text: str) -> None:
         typer.echo(text, err=True)
@@ -32,8 +32,7 @@ def chat(
             raise UserError(f"--client {client} and --model {model}: give one of them")
         run = open_run(folder)
         name = CLIENT + client if client else model or GLOBAL
-        if name != BASE:
-            run.place(name)  # before the model is loaded
+        run.check(name)  # before the model is loaded
         conversation = Conversation(
             Models(run, reporter), name, Manner(system, temperature, max_tokens, seed), notice
         )

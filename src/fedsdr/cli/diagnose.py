@@ -44,8 +44,10 @@ def diagnose(
         if distilled == 0:
             distilled = -1  # an option that is given must ask for something
         options = diagnosis.Options(gradients, distilled or 0, rewrites, not no_model)
-        found = diagnosis.diagnose(loaded, options, reporter)
-        plan = plan_of(prepare(loaded, weights=False))
+        diagnosis.check_options(options)
+        setting = prepare(loaded)
+        found = diagnosis.diagnose(setting, options, reporter)
+        plan = plan_of(setting)
         found["costs"] = costs(plan)
         page = None if out is None else write_diagnosis(out, found)
     show(found)

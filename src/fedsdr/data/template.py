@@ -112,6 +112,14 @@ class ChatFormat:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
+def nothing_fits(client: str, limit: int) -> UserError:
+    """What to say where `encode` has left a client no record."""
+    return UserError(
+        f"client {client!r}: no record fits into {limit} tokens: "
+        "raise model.max_length, as far as the model's context allows"
+    )
+
+
 def _without_system(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
     system, first, *rest = turns
     return (Turn("user", f"{system.text}\n\n{first.text}"), *rest)

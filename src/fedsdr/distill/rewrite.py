@@ -7,7 +7,7 @@ arXiv 2605.18028, Sec. method; the prompt and the fallback to the raw response f
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -107,6 +107,15 @@ def rewrite_records(
                 bar.advance(0 if again else 1)
         waiting = [i for i in jobs if shorter or done[i].reason]
     return [done[i] for i in range(len(records))]
+
+
+def begun(
+    teacher: Teacher, records: Sequence[Record], options: Distill, cache: Generations, seed: int
+) -> Iterator[bool]:
+    """For each record, whether the cache holds its first attempt."""
+    for record in records:
+        job = rewriting_job(teacher.chat, record, options, seed, attempt=0)
+        yield cache.get(job_key(teacher.fingerprint, job, options.temperature)) is not None
 
 
 def rewriting_job(

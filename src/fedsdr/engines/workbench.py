@@ -11,11 +11,10 @@ from fedsdr import seeds
 from fedsdr.adapters import FOLDED, Adapter, factor_of, factors, fresh, under, unwrap
 from fedsdr.algorithms.contract import Personal
 from fedsdr.data.records import ClientData, Record
-from fedsdr.data.template import Example
-from fedsdr.distill.cache import RewriteCache, job_key
-from fedsdr.distill.rewrite import Rewritten, Teacher, rewrite_records, rewriting_job
+from fedsdr.data.template import Example, nothing_fits
+from fedsdr.distill.cache import RewriteCache
+from fedsdr.distill.rewrite import Rewritten, Teacher, rewrite_records
 from fedsdr.distill.verify import build_verifier
-from fedsdr.errors import UserError
 from fedsdr.evaluate.loss import LossEvaluator
 from fedsdr.metrics import Metrics
 from fedsdr.model.base import BaseModel, fingerprint
@@ -85,10 +84,7 @@ class Workbench:
         ]
         examples = [example for example in encoded if example is not None]
         if records and not examples:
-            raise UserError(
-                f"client {client!r}: no record fits into {self.max_length} tokens: "
-                "raise model.max_length, as far as the model's context allows"
-            )
+            raise nothing_fits(client, self.max_length)
         return examples
 
     def _loss_evaluator(self, recipe: Recipe) -> LossEvaluator:
@@ -120,17 +116,6 @@ class Workbench:
         self.use(Personal(None))
         return Teacher(self.base.model, self.base.chat, self.fingerprint, self.base.context)
 
-    def begun(self, recipe: Recipe, cache: RewriteCache) -> bool:
-        """Whether the cache holds a first attempt of some client already."""
-        options = recipe.distill
-        jobs = (
-            rewriting_job(self.base.chat, record, options, recipe.seed, attempt=0)
-            for client in self.clients
-            for record in client.train
-        )
-        keys = (job_key(self.fingerprint, job, options.temperature) for job in jobs)
-        return any(cache.get(key) is not None for key in keys)
-
     def benchmark(self, deployed: Adapter, name: str) -> Metrics:
         """The benchmarks' scores of a global model; every method's first one is the base model,
         which is asked once."""
@@ -143,17 +128,25 @@ class Workbench:
         return self._base_scores
 
     def rewrite(
-        self, recipe: Recipe, cache: RewriteCache, reporter: Reporter
+        self,
+        recipe: Recipe,
+        cache: RewriteCache,
+        reporter: Reporter,
+        sample: Mapping[str, Sequence[Record]] | None = None,
     ) -> Mapping[str, list[Rewritten]]:
-        """Every client's rewrites by the base model, from the cache where they are in it."""
+        """Every client's rewrites by the base model, from the cache where they are in it.
+
+        sample: the records of each client to be rewritten, where not all are.
+        """
         teacher, options, seed = self.teacher(), recipe.distill, recipe.seed
         verifier = build_verifier(options, seed, recipe.model.device)
         rewrites = {}
         for client in self.clients:
+            records = client.train if sample is None else sample[client.name]
             gate = verifier.gate(client.train)
-            with reporter.bar(f"rewriting: {client.name}", len(client.train), keep=False) as bar:
+            with reporter.bar(f"rewriting: {client.name}", len(records), keep=False) as bar:
                 rewrites[client.name] = rewrite_records(
-                    teacher, client.train, options, cache, seed, bar, gate
+                    teacher, records, options, cache, seed, bar, gate
                 )
         return rewrites
 

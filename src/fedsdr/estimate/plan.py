@@ -16,11 +16,11 @@ from fedsdr.estimate.memory import Memory, cache_bytes, held_activations
 from fedsdr.estimate.tokens import CHARACTERS, ClientPlan, Counter, client_plan
 from fedsdr.estimate.traffic import Cohorts, Traffic, stages, traffic
 from fedsdr.methods import method, own_name
-from fedsdr.model.base import UNBOUNDED, choose_device, choose_dtype
+from fedsdr.model.base import choose_device, choose_dtype, positions
 from fedsdr.model.lora import TwoStreamModel
 from fedsdr.model.outline import outline, weight_bytes
 from fedsdr.sections.recipe import Recipe
-from fedsdr.training.rounds import cohort_size, present, sample_clients
+from fedsdr.training.rounds import RoundOptions, cohort_of, cohort_size, is_due
 
 SECONDS_AN_HOUR = 3600
 UTILISATION = 0.4  # of the measured rate of matrix products, that a training step reaches
@@ -119,7 +119,7 @@ def estimate_run(
         recipe.model.quantisation, str(device),
         weight_bytes(base, dtype, recipe.model.quantisation),
     )  # fmt: skip
-    context = int(getattr(base.config, "max_position_embeddings", None) or UNBOUNDED)
+    context = positions(base.config)
     most = min(recipe.model.max_length, context)
     counter = Counter(recipe, place)
     plans = tuple(client_plan(client, counter, recipe, most, context) for client in clients)
@@ -162,12 +162,11 @@ def cohorts_of(recipe: Recipe, names: Sequence[str]) -> Cohorts:
     own = recipe.federation
     if own.pooled:
         return [["all"]] * own.rounds
-    return [
-        sample_clients(
-            present(names, own.late, own.late_round, t), own.participation, recipe.seed, t
-        )
-        for t in range(1, own.rounds + 1)
-    ]
+    options = RoundOptions(
+        recipe.seed, own.rounds, own.participation, recipe.evaluate.every,
+        late=own.late, late_round=own.late_round,
+    )  # fmt: skip
+    return [cohort_of(names, options, t) for t in range(1, own.rounds + 1)]
 
 
 def method_plan(
@@ -196,14 +195,13 @@ def method_plan(
             length = padded[client] / batch_size
             flops += work.training(count * padded[client], length, beside, again)
             flops += stage.distil * work.forward(count * padded[client], length)  # the teacher
-    judged = 2 if own.rounds else 1
-    judged += max(0, (own.rounds - 1) // recipe.evaluate.every) if recipe.evaluate.every else 0
+    judged = sum(is_due(t, own.rounds, recipe.evaluate.every) for t in range(own.rounds + 1))
     judged += recipe.evaluate.personal and own.rounds > 0
     held_out = sum(client.held_out_tokens for client in clients)
     evaluation = judged * work.forward(held_out, recipe.model.max_length / 2)
     return MethodPlan(
         name, own.rounds, steps, round(tokens), flops, evaluation,
-        traffic(recipe, first, cohorts), own.targets != "raw" and own.rounds > 0,
+        traffic(recipe, first, cohorts), own.rewrites,
         timer.computing(flops + evaluation),
     )  # fmt: skip
 

@@ -9,10 +9,9 @@ from statistics import fmean
 from fedsdr import seeds
 from fedsdr.data.batches import shuffled
 from fedsdr.data.records import ClientData, Record
-from fedsdr.data.template import ChatFormat
+from fedsdr.data.template import ChatFormat, nothing_fits
 from fedsdr.distill.rewrite import rewriting_job
-from fedsdr.errors import UserError
-from fedsdr.model.base import load_tokenizer
+from fedsdr.model.base import has_tokenizer, load_tokenizer
 from fedsdr.sections.distill import Distill
 from fedsdr.sections.recipe import Recipe
 
@@ -34,7 +33,7 @@ class Counter:
 
     def __init__(self, recipe: Recipe, path: str) -> None:
         folder = Path(path)
-        there = not folder.is_dir() or any(folder.glob("*token*")) or any(folder.glob("vocab*"))
+        there = not folder.is_dir() or has_tokenizer(folder)
         self.chat = ChatFormat(load_tokenizer(path), recipe.model.template) if there else None
 
     def example(self, record: Record, most: int) -> tuple[int, int] | None:
@@ -87,10 +86,7 @@ def client_plan(
     found = [counter.example(record, most) for record in client.train]
     pairs = [pair for pair in found if pair is not None]
     if not pairs:
-        raise UserError(
-            f"client {client.name!r}: no record fits into {most} tokens: raise model.max_length, "
-            "as far as the model's context allows"
-        )
+        raise nothing_fits(client.name, most)
     lengths = [sum(pair) for pair in pairs]
     judged = [counter.example(r, most) for r in client.held_out[: recipe.evaluate.limit]]
     requests = [counter.rewriting(record, recipe.distill) for record in client.train]

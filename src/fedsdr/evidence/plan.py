@@ -25,14 +25,12 @@ STUBBORNNESS: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
 ALPHAS: Final = (0.05, 0.5, 5.0, 100.0)
 CLIENTS: Final = (2, 10, 20)
 PARTICIPATION: Final = (0.1, 0.25, 0.5)  # of twenty clients; all of them is among `CLIENTS`
-STAGES: Final = (2, 5)  # after how many rounds, beside the last, personal models are judged
+STAGES: Final = (2, 5)  # after how many rounds, beside the last, a run is looked at
 LITERAL: Final[Changes] = {
     "local.smoothing_context": "joint",
     "local.smoothing_state": "keep",
     "local.rectify_alone": 0.0,
 }
-
-
 SHARED_S: Final[Changes] = {
     "federation.targets": "two_shared_streams",
     "local.smoothing_state": "keep",
@@ -82,7 +80,7 @@ def flattening() -> Cells:
     """2. FedAvg and FedSD along training, and what local training on either gives."""
     cells = {"base": Cell("base"), "local": Cell("local"), "fedsd+local": Cell("fedsd+local")}
     for name in ("fedavg", "fedsd"):
-        for rounds in (2, 5):
+        for rounds in STAGES:
             cells[f"{name} {rounds}"] = Cell(name, {"federation.rounds": rounds})
         cells[f"{name} 10"] = Cell(name)
     return cells
@@ -126,7 +124,7 @@ def ablations() -> Cells:
         "joint smoothing": {"local.smoothing_context": "joint"},
         "S kept": {"local.smoothing_state": "keep"},
         "S decayed": {"local.smoothing_state": "decay"},
-        "R alone 0": {"local.rectify_alone": 0.0},
+        "R alone 0": never,
         "R alone 0.25": {"local.rectify_alone": 0.25},
         "R alone 0.75": {"local.rectify_alone": 0.75},
         "R alone 1 (FedAvg's R)": {"local.rectify_alone": 1.0},

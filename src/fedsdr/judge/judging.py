@@ -74,8 +74,8 @@ def check_plan(plan: Plan) -> None:
     spoilt judge.json."""
     judgings(plan.run.folder)
     for run, name in ((plan.run, plan.a), (plan.other, plan.b)):
-        if name is not None and name not in run.model_names():
-            run.place(name)  # says which models there are
+        if name is not None:
+            run.check(name)
     if plan.b is not None and plan.label_b == plan.a:
         raise UserError(f"A and B are the same model, {plan.a!r}: name two, by --a and --b")
     if plan.max_cost is not None and plan.prices.cost(0, 0) is None:

@@ -46,7 +46,7 @@ class BaseModel:
     @property
     def context(self) -> int:
         """The number of positions that the model was made for."""
-        return int(getattr(self.model.config, "max_position_embeddings", None) or UNBOUNDED)
+        return positions(self.model.config)
 
 
 def load_base(
@@ -116,7 +116,15 @@ def load_chat(path: str, template: str = "auto") -> ChatFormat:
 def context_of(path: str) -> int:
     """The number of positions that a model was made for, without loading its weights."""
     config = AutoConfig.from_pretrained(path)
+    return positions(config)
+
+
+def positions(config: Any) -> int:
     return int(getattr(config, "max_position_embeddings", None) or UNBOUNDED)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return any(folder.glob("*token*")) or any(folder.glob("vocab*"))
 
 
 def load_tokenizer(path: str) -> Any:
@@ -125,7 +133,7 @@ def load_tokenizer(path: str) -> Any:
         raise UserError(f"model.path = {path!r} is not a folder: give a Hugging Face model folder")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise UserError(f"model.path = {path!r} has no config.json: it is not a model folder")
-    if folder.is_dir() and not any(folder.glob("*token*")) and not any(folder.glob("vocab*")):
+    if folder.is_dir() and not has_tokenizer(folder):
         raise UserError(
             f"model.path = {path!r} has no tokenizer: save one into the folder with "
             "tokenizer.save_pretrained(...)"

@@ -1,13 +1,12 @@
 """What `fedsdr eval` found: scores with standard errors, and paired differences."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fedsdr.report import labels, text
 from fedsdr.report.load import Benchmarks
 from fedsdr.report.tables import Cell
-from fedsdr.report.terminal import shortened
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,22 @@ def table(found: Benchmarks) -> Table | None:
             for metric, estimate in each["differences"].items()
         ),
     )
+
+
+def shortened(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How many prompts were made shorter, in words; models with the same numbers in one line."""
+    models: dict[str, list[str]] = {}
+    for row in results:
+        count, shots, words = row["questions"], row["settings"]["shots"], []
+        if fewer := row["fewer_shots"]:
+            words.append(f"{fewer} of {count} prompts hold fewer than {shots} shots, to fit")
+        if cut := row["cut"]:
+            words.append(
+                f"{cut} of {count} questions are too long even so and lose their beginning"
+            )
+        if words:
+            models.setdefault(f"{row['task']}: {'; '.join(words)}", []).append(row["model"])
+    return [f"{words} ({', '.join(names)})." for words, names in models.items()]
 
 
 def _rows(found: Mapping[str, Any], to_base: Any) -> list[Row]:

@@ -1,13 +1,13 @@
 """The summary of a run as a table in the terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedsdr.report import judgements
+from fedsdr.report import benchmarks, judgements
 
 COLUMNS: Final = {
     "client_facts": "facts",
@@ -82,7 +82,7 @@ def print_benchmarks(summary: Mapping[str, Any], console: Console | None = None)
                 f"{100 * found['mean']:.1f}{error}", _points(row.get("to_base"), metric),
             )  # fmt: skip
     console.print(table)
-    for note in shortened(summary["results"]):
+    for note in benchmarks.shortened(summary["results"]):
         console.print(note, highlight=False, markup=False)
     against = summary.get("against", {"results": []})
     for row in against["results"]:
@@ -92,22 +92,6 @@ def print_benchmarks(summary: Mapping[str, Any], console: Console | None = None)
                 f"{_points(row['differences'], metric)}",
                 highlight=False, markup=False,
             )  # fmt: skip
-
-
-def shortened(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How many prompts were made shorter, in words; models with the same numbers in one line."""
-    models: dict[str, list[str]] = {}
-    for row in results:
-        count, shots, words = row["questions"], row["settings"]["shots"], []
-        if fewer := row["fewer_shots"]:
-            words.append(f"{fewer} of {count} prompts hold fewer than {shots} shots, to fit")
-        if cut := row["cut"]:
-            words.append(
-                f"{cut} of {count} questions are too long even so and lose their beginning"
-            )
-        if words:
-            models.setdefault(f"{row['task']}: {'; '.join(words)}", []).append(row["model"])
-    return [f"{words} ({', '.join(names)})." for words, names in models.items()]
 
 
 def _points(differences: Mapping[str, Any] | str | None, metric: str) -> str:

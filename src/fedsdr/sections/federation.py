@@ -36,6 +36,11 @@ class Federation(Section):
     late_round: Annotated[int, Field(ge=0)] = 0
     pooled: bool = False
 
+    @property
+    def rewrites(self) -> bool:
+        """Whether clients rewrite their responses before round 1."""
+        return self.targets != "raw" and self.rounds > 0
+
     @model_validator(mode="after")
     def _pooled_is_raw(self) -> "Federation":
         if self.pooled and self.targets != "raw":

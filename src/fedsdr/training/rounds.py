@@ -101,6 +101,12 @@ def sample_clients(clients: Sequence[str], share: float, seed: int, round: int) 
     return [clients[i] for i in sorted(chosen)]
 
 
+def cohort_of(clients: Sequence[str], options: RoundOptions, round: int) -> list[str]:
+    """Who takes part in a round, of those who can."""
+    there = present(clients, options.late, options.late_round, round)
+    return sample_clients(there, options.participation, options.seed, round)
+
+
 def run_rounds(
     algorithm: Algorithm,
     engine: Engine,
@@ -133,8 +139,7 @@ def run_rounds(
     with reporter.bar(f"{name}: rounds", options.rounds) as bar:
         bar.advance(done)
         for round in range(done + 1, options.rounds + 1):
-            there = present(engine.clients(), options.late, options.late_round, round)
-            cohort = sample_clients(there, options.participation, options.seed, round)
+            cohort = cohort_of(engine.clients(), options, round)
             own = Round(round, seeds.derive(options.secret, "server", round))
             state, row = run_round(algorithm, engine, state, own, cohort)
             row |= _evaluations(algorithm.deployed(state), due, round, options.rounds)
@@ -195,7 +200,7 @@ def _evaluations(
     deployed: Adapter, periodic: Sequence[Periodic], round: int, rounds: int
 ) -> dict[str, Any]:
     """{"eval": all metrics that are due after a round}; {} where none is."""
-    due = [each for each in periodic if _is_due(round, rounds, each.every)]
+    due = [each for each in periodic if is_due(round, rounds, each.every)]
     if not due:
         return {}
     found: dict[str, float] = {}
@@ -204,7 +209,8 @@ def _evaluations(
     return {"eval": found}
 
 
-def _is_due(round: int, rounds: int, every: int) -> bool:
+def is_due(round: int, rounds: int, every: int) -> bool:
+    """Whether there is an evaluation after a round; 0 is before the first."""
     return round in (0, rounds) or (every > 0 and round % every == 0)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Final
 
 from fedsdr.errors import UserError
-from fedsdr.evaluate.benchmarks.folder import enough, find, read_lines
+from fedsdr.evaluate.benchmarks.folder import enough, find, first, read_lines
 from fedsdr.evaluate.benchmarks.subject import (
     LETTERS,
     Benchmark,
@@ -27,10 +27,7 @@ def read(data: Path, shots: int) -> list[Subject]:
     path = find(data, FILES, LAYOUT)
     rows = _rows(path)
     if (data / SHOTS).exists():
-        examples = _rows(data / SHOTS)[:shots]
-        if len(examples) < shots:
-            raise UserError(f"{data / SHOTS} has {len(examples)} rows: expected {shots} shots")
-        return [Subject("crass", examples, rows)]
+        return [Subject("crass", first(data / SHOTS, _rows(data / SHOTS), shots), rows)]
     return [Subject("crass", *enough(path, rows, shots))]
 
 

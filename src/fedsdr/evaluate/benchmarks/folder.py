@@ -56,6 +56,13 @@ def _reading(path: Path) -> Iterator[None]:
         raise UserError(f"cannot read {path}: {error}") from error
 
 
+def first(path: Path, rows: list[Any], shots: int) -> list[Any]:
+    """The shots of a file that holds nothing else."""
+    if len(rows) < shots:
+        raise UserError(f"{path} has {len(rows)} rows: expected {shots} shots")
+    return rows[:shots]
+
+
 def enough(path: Path, rows: list[Any], shots: int) -> tuple[list[Any], list[Any]]:
     """(shots, questions) of a file that holds both: the first rows are the shots."""
     if len(rows) <= shots:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from fedsdr.errors import UserError
-from fedsdr.evaluate.benchmarks.folder import find, read_lines
+from fedsdr.evaluate.benchmarks.folder import find, first, read_lines
 from fedsdr.evaluate.benchmarks.subject import Benchmark, Row, Scores, Subject
 
 FIELDS: Final = ("question", "answer")
@@ -19,13 +19,11 @@ NUMBER: Final = re.compile(r"-?\$?[0-9][0-9.,]*")
 
 def read(data: Path, shots: int) -> list[Subject]:
     """The first `shots` rows of the training file are the shots."""
-    examples, questions = (
-        _rows(find(data, [f"gsm8k/{part}.jsonl", f"gsm8k_{part}.jsonl"], LAYOUT))
+    train, test = (
+        find(data, [f"gsm8k/{part}.jsonl", f"gsm8k_{part}.jsonl"], LAYOUT)
         for part in ("train", "test")
     )
-    if len(examples) < shots:
-        raise UserError(f"gsm8k's training file has {len(examples)} rows: expected {shots} shots")
-    return [Subject("gsm8k", examples[:shots], questions)]
+    return [Subject("gsm8k", first(train, _rows(train), shots), _rows(test))]
 
 
 def _rows(path: Path) -> list[Row]:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Final
 
 from fedsdr.errors import UserError
-from fedsdr.evaluate.benchmarks.folder import find, read_csv
+from fedsdr.evaluate.benchmarks.folder import find, first, read_csv
 from fedsdr.evaluate.benchmarks.subject import Benchmark, Subject, lettered, likeliest
 
 OPTIONS: Final = ("choice0", "choice1", "choice2", "choice3")
@@ -25,10 +25,7 @@ def _subject(data: Path, name: str, test: Path, shots: int) -> Subject:
     dev = find(data, [f"mmlu/dev/{name}_dev.csv"], LAYOUT)
     # Two spaces, as in the original's format_subject.
     about = f"The following are multiple choice questions (with answers) about  {_words(name)}."
-    examples = _rows(dev)[:shots]
-    if len(examples) < shots:
-        raise UserError(f"{dev} has {len(examples)} rows: expected {shots} shots")
-    return Subject(name, examples, _rows(test), about + "\n\n")
+    return Subject(name, first(dev, _rows(dev), shots), _rows(test), about + "\n\n")
 
 
 def _words(name: str) -> str:

@@ -16,7 +16,7 @@ from fedsdr.evidence.chapters.texts import Texts, raw, rewritten
 from fedsdr.evidence.plan import Cell
 from fedsdr.evidence.results import Results
 
-ROUNDS: Final = (2, 5, 10)
+ROUNDS: Final = (*plan.STAGES, 10)
 MAPPED: Final = 60  # responses of each client on the map
 
 

@@ -9,7 +9,7 @@ from fedsdr.evaluate.fronts import non_dominated
 from fedsdr.evidence import plan
 from fedsdr.evidence.chapter import Chapter, Draw, Figure, Table, shown
 from fedsdr.evidence.chapters.shared import mean_of
-from fedsdr.evidence.plan import STAGES, Cells
+from fedsdr.evidence.plan import Cells
 from fedsdr.evidence.results import Results
 
 SIDES: Final = {
@@ -17,7 +17,6 @@ SIDES: Final = {
     "personal models": ("personal_client_facts", "personal_general"),
 }
 Points = Mapping[str, tuple[float, float]]  # what it is called -> (client facts, general knowledge)
-ROUNDS: Final = (*STAGES, 10)
 
 
 def pareto(results: Results) -> Chapter:
