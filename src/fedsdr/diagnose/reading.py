@@ -138,7 +138,7 @@ def _apart(found: Found) -> list[str]:
         return [sentence]
     return [
         f"{sentence} Where styles conflict like this on the lab, FedAvg on raw responses lost "
-        "general knowledge and FedSD kept more of it at equal rounds (+11 points, three seeds) "
+        "general knowledge and FedSD kept more of it at equal rounds (+12 points, three seeds) "
         "but learnt fewer facts; at equal facts the difference could not be told from zero under "
         "FedAvg, and was large under FedAdam and FedYogi (+44). The lab is a toy: it says "
         "what can happen, not how large it is for your model. Words also differ because subjects "
@@ -195,6 +195,6 @@ def _truth(found: Found) -> list[str]:
         ]
     return [
         f"{known} of {records} records have an answer that a check of rewrites knows (answer, "
-        "number, label). On the lab verified rewrites taught 34 points more facts than "
+        "number, label). On the lab verified rewrites taught 33 points more facts than "
         "unverified ones: such checks belong into distill.checks, with several distill.attempts."
     ]
