@@ -1,0 +1,81 @@
+"""What benchmarks measure and how docs/performance.md tells it."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+import measure
+import tables
+
+
+def test_the_document_says_what_the_results_say():
+    document = tables.DOCUMENT.read_text(encoding="utf-8")
+    assert tables.rendered(document) == document, "run python benchmarks/tables.py"
+    assert len(tables.MARKED.findall(document)) == document.count("<!-- table ")
+
+
+def test_every_result_is_told():
+    marked = tables.MARKED.findall(tables.DOCUMENT.read_text(encoding="utf-8"))
+    for path in measure.RESULTS.glob("*.json"):
+        stored = measure.load(path.stem)
+        assert {(path.stem, table) for table in stored["tables"]} <= set(marked)
+        assert stored["machine"]["processor"]
+        assert stored["machine"]["threads"] >= 1
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    return now
+
+
+def working(
+    clock: list[float], seconds: list[float], told: list[str], name: str
+) -> measure.Contender:
+    def work() -> float:
+        told.append(name)
+        clock[0] += seconds.pop(0)
+        return 12.0
+
+    return work
+
+
+def test_contenders_take_turns_and_ratios_are_within_a_turn(clock):
+    """The machine gets three times as slow in the second turn: the ratio stays."""
+    told: list[str] = []
+    contenders: dict[str, Callable[[], float]] = {
+        "ours": working(clock, [9.0, 1.0, 3.0, 1.0], told, "ours"),
+        "theirs": working(clock, [9.0, 2.0, 6.0, 4.0], told, "theirs"),
+    }
+    ours, theirs = measure.compare("here", contenders, "tokens", against="theirs", runs=3)
+    assert told == ["ours", "theirs", "ours", "theirs", "theirs", "ours", "ours", "theirs"]
+    assert ours == {
+        "setting": "here", "contender": "ours", "tokens/s": 12.0, "slowest": 4.0, "fastest": 12.0,
+        "times": 2.0, "least": 2.0, "most": 4.0,
+    }  # fmt: skip
+    assert (theirs["tokens/s"], theirs["times"], theirs["least"], theirs["most"]) == (3.0, 1, 1, 1)
+
+
+def test_a_result_is_written_and_rendered(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    rows: list[measure.Row] = [{"a": "x", "b": 1234}, {"a": "y", "c": 0.5}]
+    document = "before\n<!-- table some/thing -->\nold\n<!-- end -->\nafter\n"
+    measure.save("some", {"thing": rows}, quick=True)
+    assert "Not measured yet: `python benchmarks/some.py`" in tables.rendered(document)
+    measure.save("some", {"thing": rows})
+    lines = tables.rendered(document).splitlines()
+    assert lines[:6] == [
+        "before", "<!-- table some/thing -->", "| a | b | c |", "| --- | --- | --- |",
+        "| x | 1,234 |  |", "| y |  | 0.5 |",
+    ]  # fmt: skip
+    assert measure.processor() in lines[7]
+    assert lines[8:] == ["<!-- end -->", "after"]
+    assert tables.rendered("\n".join(lines)) == "\n".join(lines)
+
+
+@pytest.mark.parametrize(("value", "told"), [(0.012345, 0.0123), (98.76, 98.8), (12345.6, 12346)])
+def test_three_digits_count(value, told):
+    assert measure.three(value) == told
