@@ -1,6 +1,8 @@
 """Who may import whom, read from the source: the lines that keep the parts apart."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -157,6 +159,9 @@ FORBIDDEN: dict[str, set[str]] = {
         "diagnose",
     ),
     "evidence": ours("cli"),
+    "deploy": {"transformers", "peft", "datasets"}
+    | ours("cli", "run", "evidence", "trained", "export", "judge", "chat", "benchmarking")
+    | ours("lab", "report", "diagnose", "diagnosis"),
     "cli": set(),  # puts everything together
 }
 BASIC = ("adapters.py", "errors.py", "files.py", "metrics.py", "progress.py", "seeds.py")
@@ -217,7 +222,7 @@ def test_no_module_imports_itself_in_a_circle():
 
 # --- The privacy line
 
-UNWRAPPERS = ("adapters.py", "training/", "engines/", "method_run.py")
+UNWRAPPERS = ("adapters.py", "training/", "engines/", "method_run.py", "deploy/client.py")
 
 
 def uses(tree: ast.AST, word: str) -> bool:
@@ -270,6 +275,21 @@ def test_the_reader_of_imports_sees_them_all():
     assert not uses(tree, "f")
     assert within("fedsdr.data.rows", {"fedsdr.data"})
     assert not within("fedsdr.database", {"fedsdr.data"})
+
+
+def test_flower_is_known_to_the_files_that_carry_messages_alone():
+    carriers = {f"deploy/{file}.py" for file in ("flower", "grid", "client_app", "server_app")}
+    assert {line.split()[0] for line in violations(FILES, {"flwr"})} == carriers
+
+
+def test_what_flower_starts_for_every_message_imports_nothing_heavy():
+    """The relay's process is new each time: it must not wait for torch."""
+    program = (
+        "import sys, fedsdr.deploy.client_app; "
+        "print(sorted({'torch', 'transformers', 'peft'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_the_judges_endpoint_is_spoken_to_in_one_file():

@@ -41,7 +41,7 @@ from fedsdr.lab.world import (
     value_in,
     vocabulary,
 )
-from fedsdr.metrics import Mean
+from fedsdr.metrics import Mean, merge_all
 from fedsdr.progress import silent
 from fedsdr.recipe import override
 from models import make
@@ -225,12 +225,28 @@ class Scripted(LabEvaluator):
     """Answers from a table in place of a model; what it lacks is answered with nothing."""
 
     def __init__(self, each: World, said: dict[tuple[str, str], str]) -> None:
-        self.world, self.said = each, said
+        self.world, self.said, self.client = each, said, None
         self.asked: list = []
 
     def _ask(self, facts):
         self.asked = list(facts)
         return [self.said.get((fact.entity, fact.attribute), "") for fact in facts]
+
+
+def test_what_the_clients_find_merges_into_what_one_judge_finds():
+    each = world(entities=6, clients=3)
+    said = {
+        (f.entity, f.attribute): f.answer(BASE_STYLE, f.truth if i % 3 else f.memory)
+        for i, f in enumerate(each.facts)
+    }
+    whole = Scripted(each, said)
+    parts = []
+    for k in range(3):
+        part = Scripted(each, said)
+        part.client = client_name(k)
+        parts.append(part.global_model())
+        assert len(part.asked) < len(each.facts)
+    assert merge_all(parts) == whole.global_model()
 
 
 def hand_world() -> World:

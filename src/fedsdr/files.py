@@ -77,6 +77,13 @@ def write_text(path: Path, text: str, private: bool = False) -> None:
     write_atomically(path, write, private)
 
 
+def write_bytes(path: Path, data: bytes, private: bool = False) -> None:
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(data)
+
+    write_atomically(path, write, private)
+
+
 def write_json(path: Path, value: Any, private: bool = False) -> None:
     """Write strict JSON (a NaN is an error, not an unreadable file)."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -46,7 +46,8 @@ def check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
         changed = [
             key
             for key in differences(load_recipe(file), recipe)
-            if not key.startswith("tracking.")  # changes nothing of what is computed
+            # Neither changes what is computed, and patience may have to grow.
+            if not key.startswith(("tracking.", "deployment."))
         ]
         if changed:
             raise UserError(

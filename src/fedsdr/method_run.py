@@ -25,7 +25,7 @@ from fedsdr.folders import (
     RESULT_FILE,
 )
 from fedsdr.metrics import Metrics, merge_all, values
-from fedsdr.model.peft_format import write_adapter
+from fedsdr.model.peft_format import AdapterSettings, write_adapter
 from fedsdr.progress import Reporter
 from fedsdr.recipe import override, to_toml
 from fedsdr.sections.recipe import Recipe
@@ -65,11 +65,6 @@ def run_method(
         bench.use(Personal(deployed))
         return bench.evaluator.global_model()
 
-    federation = recipe.federation
-    options = RoundOptions(
-        recipe.seed, federation.rounds, federation.participation, recipe.evaluate.every, secret,
-        federation.late, federation.late_round,
-    )  # fmt: skip
     benchmark = Periodic(
         recipe.evaluate.benchmark_every, lambda deployed: bench.benchmark(deployed, name)
     )
@@ -80,7 +75,7 @@ def run_method(
             algorithm,
             engine,
             first,
-            options,
+            round_options(recipe, secret),
             evaluate,
             folder,
             reporter,
@@ -94,6 +89,14 @@ def run_method(
     files.write_json(folder / RESULT_FILE, result)
 
 
+def round_options(recipe: Recipe, secret: int, quorum: int | None = None) -> RoundOptions:
+    federation = recipe.federation
+    return RoundOptions(
+        recipe.seed, federation.rounds, federation.participation, recipe.evaluate.every, secret,
+        federation.late, federation.late_round, quorum,
+    )  # fmt: skip
+
+
 def finish_method(
     bench: Workbench,
     recipe: Recipe,
@@ -103,26 +106,48 @@ def finish_method(
     engine: InProcess,
 ) -> dict[str, float]:
     """Write the adapters of a method whose rounds are done; returns its final metrics."""
-    deployed, shared = algorithm.deployed(state), algorithm.broadcast(state)
+    shared = algorithm.broadcast(state)
+    personal = {
+        client: finish_client(engine, algorithm, shared, client) for client in engine.clients()
+    }
+    return conclude(recipe, folder, bench.adapter_settings, algorithm.deployed(state), personal)
+
+
+def finish_client(engine: InProcess, algorithm: Algorithm, shared: Adapter, client: str) -> Metrics:
+    """Write a client's own adapters into its folder; returns how good its own model is."""
+    bench, recipe = engine.bench, engine.recipe
+    own = algorithm.personal(shared, engine.state(client, recipe.federation.rounds))
+    mine = {"personal": rectifying(own) if own.own else {}, "private": unwrap(own.private)}
+    for place, adapter in mine.items():
+        if adapter:
+            target = engine.store.client_folder(client) / place
+            write_adapter(target, adapter, bench.adapter_settings, private=True)
+    if not recipe.evaluate.personal or recipe.federation.pooled:
+        return {}
+    bench.use(own)
+    return bench.evaluator.personal_model(client)
+
+
+def conclude(
+    recipe: Recipe,
+    folder: Path,
+    settings: AdapterSettings,
+    deployed: Adapter,
+    personal: Mapping[str, Metrics],
+) -> dict[str, float]:
+    """Write the server's half of a finished method; returns its final metrics.
+
+    personal: what each client says of its own model, {} where that was not asked for.
+    """
     if deployed:
-        write_adapter(folder / "global", whole(deployed), bench.adapter_settings)
+        write_adapter(folder / "global", whole(deployed), settings)
     rows = files.read_json_lines(folder / METRICS_FILE)
     result = dict(rows[-1]["eval"]) if deployed else {}  # no global model: clients' own only
     result |= privacy_spent(recipe, rows)
-    personal: dict[str, Metrics] = {}
-    for client in engine.clients():
-        own = algorithm.personal(shared, engine.state(client, recipe.federation.rounds))
-        mine = {"personal": rectifying(own) if own.own else {}, "private": unwrap(own.private)}
-        for place, adapter in mine.items():
-            if adapter:
-                target = engine.store.client_folder(client) / place
-                write_adapter(target, adapter, bench.adapter_settings, private=True)
-        if recipe.evaluate.personal and not recipe.federation.pooled:
-            bench.use(own)
-            personal[client] = bench.evaluator.personal_model(client)
     scores = finite(merge_all(personal.values()), recipe.federation.rounds)
     result |= {f"personal_{name}": score for name, score in scores.items()}
-    files.write_json(folder / PERSONAL_FILE, {c: values(each) for c, each in personal.items()})
+    judged = {client: values(each) for client, each in personal.items() if each}
+    files.write_json(folder / PERSONAL_FILE, judged)
     return result
 
 
@@ -130,7 +155,7 @@ def population(
     recipe: Recipe, examples: Mapping[str, Mapping[Targets, Sequence[Example]]]
 ) -> float:
     """Sum of the weights of all clients: their records, or one each where those are private."""
-    if recipe.privacy.mode != "none":
+    if recipe.privacy.mode != "none" or not recipe.federation.sample_counts:
         return float(len(examples))
     return float(sum(len(each["raw"]) for each in examples.values()))
 
@@ -155,7 +180,9 @@ def privacy_spent(recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> dict[str
     mode, noise = recipe.privacy.mode, recipe.privacy.noise_multiplier
     if mode == "none" or noise == 0:
         return {}
-    parts = Counter(client for row in rows for client in row.get("clients", ()))
+    # What a client sent that did not count was released all the same.
+    asked = (client for row in rows for client in (*row.get("clients", ()), *row.get("absent", ())))
+    parts = Counter(asked)
     most = max(parts.values(), default=0)
     return {"epsilon": epsilon(noise, most, recipe.privacy.delta, local=mode == "local")}
 

@@ -33,5 +33,10 @@ def merge_all(parts: Iterable[Metrics]) -> dict[str, Mean]:
     return merged
 
 
+def unweighted(metrics: Metrics) -> dict[str, Mean]:
+    """The same means, each of weight 1: how many things they are of is not told."""
+    return {name: Mean(mean.value, 1.0) for name, mean in metrics.items() if mean.weight}
+
+
 def values(metrics: Metrics) -> dict[str, float]:
     return {name: mean.value for name, mean in sorted(metrics.items()) if mean.weight}

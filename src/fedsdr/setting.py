@@ -78,22 +78,53 @@ def prepare(recipe: Recipe, weights: bool = True) -> Setting:
 
     weights: whether the model must be there; a plan needs its configuration alone.
     """
+    check_methods(recipe)
+    setting = _gather(recipe, weights)
+    check_clients(recipe, [client.name for client in setting.clients])
+    _check_verifiers(setting)
+    return replace(setting, benchmarks=_benchmarks(recipe))
+
+
+def prepare_client(recipe: Recipe, client: str) -> Setting:
+    """The setting of one client by itself, which holds its own records and nobody else's.
+
+    Others' data may be named by the recipe or not; what is there of them is left out.
+    """
+    check_methods(recipe)
+    setting = _gather(recipe, weights=True)
+    mine = [each for each in setting.clients if each.name == client]
+    if not mine:
+        there = ", ".join(each.name for each in setting.clients)
+        raise UserError(
+            f"the recipe has no data for client {client!r}, only for {there}: add a "
+            f'[[data.sources]] with client = "{client}"'
+        )
+    setting = replace(setting, clients=mine)
+    _check_verifiers(setting)
+    return setting
+
+
+def check_methods(recipe: Recipe) -> None:
+    """Raise `UserError` where the recipe's method or a baseline cannot be built."""
     build_algorithm(recipe)
     choose_backends(recipe.tracking.backends)
     _check_baselines(recipe)
+
+
+def _gather(recipe: Recipe, weights: bool) -> Setting:
     if recipe.uses_lab:
         world = build_world(world_options(recipe))
-        setting = Setting(recipe, world.client_data(), world)
-    else:
-        options = recipe.model
-        if weights:
-            check_model(options.path, options.template, options.device, options.quantisation)
-        setting = Setting(recipe, build_clients(recipe.data, recipe.seed), None)
-    _check_clients(recipe, [client.name for client in setting.clients])
+        return Setting(recipe, world.client_data(), world)
+    options = recipe.model
+    if weights:
+        check_model(options.path, options.template, options.device, options.quantisation)
+    return Setting(recipe, build_clients(recipe.data, recipe.seed), None)
+
+
+def _check_verifiers(setting: Setting) -> None:
     records = [record for client in setting.clients for record in client.train]
-    for each in methods_of(recipe):
-        check_verifier(each.distill, records, recipe.model.device)
-    return replace(setting, benchmarks=_benchmarks(recipe))
+    for each in methods_of(setting.recipe):
+        check_verifier(each.distill, records, setting.recipe.model.device)
 
 
 def _benchmarks(recipe: Recipe) -> tuple[Chosen, ...]:
@@ -122,7 +153,7 @@ def methods_of(recipe: Recipe) -> list[Recipe]:
 
 COMMON = (  # made once for all methods of a run
     "seed", "model.", "lora.", "data.", "lab.", "tracking.",
-    "evaluate.limit", "evaluate.benchmark",
+    "deployment.", "evaluate.limit", "evaluate.benchmark",
 )  # fmt: skip
 
 
@@ -155,7 +186,7 @@ def _check_baselines(recipe: Recipe) -> None:
         runs[name] = each
 
 
-def _check_clients(recipe: Recipe, names: Sequence[str]) -> None:
+def check_clients(recipe: Recipe, names: Sequence[str]) -> None:
     """Those that `lora.ranks` names exist, and there are enough for every method's choices."""
     if unknown := sorted(recipe.lora.ranks.keys() - set(names)):
         raise UserError(

@@ -10,6 +10,7 @@ from fedsdr.algorithms.contract import Algorithm, Options, Schedule, Setup, Targ
 from fedsdr.algorithms.privacy import Privacy
 from fedsdr.algorithms.table import TABLES, Row
 from fedsdr.algorithms.two_stream import Smoothing
+from fedsdr.algorithms.uncounted import uncounted
 from fedsdr.errors import UserError
 from fedsdr.sections.recipe import Recipe
 
@@ -50,6 +51,8 @@ def build_algorithm(recipe: Recipe, population: float = 1.0) -> Algorithm:
         it = measured(it)
     it = chosen["targets"].build(it, smoothing(recipe))
     it = personal.build(it, personal.options, schedule, rectify_targets(recipe))
+    if not recipe.federation.sample_counts:
+        it = uncounted(it)
     it = chosen["mode"].build(it, privacy(recipe))
     return chosen["compression"].build(it, chosen["compression"].options)
 

@@ -4,6 +4,7 @@ One base model serves all clients and all methods; only adapters change hands. R
 tokenised once.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -31,6 +32,10 @@ class Evaluator(Protocol):
     def global_model(self) -> Metrics: ...
 
     def personal_model(self, client: str) -> Metrics: ...
+
+    def of(self, client: str) -> "Evaluator":
+        """The judge by what one client knows: all clients' scores merge into the whole's."""
+        ...
 
 
 class Benchmarks(Protocol):
@@ -72,6 +77,14 @@ class Workbench:
             self.base.path,
             self.model.transposed,
         )
+
+    def of(self, client: str) -> "Workbench":
+        """This workbench with one client's records alone; the model is the same one."""
+        part = copy.copy(self)
+        part.clients = [each for each in self.clients if each.name == client]
+        part.raw = {client: self.raw[client]}
+        part.evaluator = self.evaluator.of(client)
+        return part
 
     def tokenise(
         self, client: str, records: Sequence[Record], responses: Sequence[str] | None = None

@@ -28,6 +28,10 @@ class LossEvaluator:
     def global_model(self) -> Metrics:
         return merge_all(self.personal_model(client) for client in self.held_out)
 
+    def of(self, client: str) -> "LossEvaluator":
+        """The same of one client's records."""
+        return LossEvaluator(self.model, {client: self.held_out[client]}, self.batch, self.pad)
+
     def personal_model(self, client: str) -> Metrics:
         loss = self._loss(self.held_out[client])
         return {"loss": loss, f"loss/{client}": loss} if loss.weight else {}

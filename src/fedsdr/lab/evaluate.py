@@ -49,12 +49,29 @@ class Answer(NamedTuple):
 class LabEvaluator:
     """Asks the world's questions greedily and counts."""
 
-    def __init__(self, model: torch.nn.Module, chat: ChatFormat, world: World) -> None:
-        self.model, self.chat, self.world = model, chat, world
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        chat: ChatFormat,
+        world: World,
+        client: str | None = None,
+    ) -> None:
+        """client: judge by this one's facts and its part of general knowledge alone."""
+        self.model, self.chat, self.world, self.client = model, chat, world, client
+
+    def of(self, client: str) -> "LabEvaluator":
+        return LabEvaluator(self.model, self.chat, self.world, client)
 
     def global_model(self) -> Metrics:
         """Every client's facts and all general knowledge."""
-        return self._score(self._client_facts(), self.world.general)
+        if self.client is None:
+            return self._score(self._client_facts(), self.world.general)
+        number = self._number(self.client)
+        part = self.world.general[number :: self.world.options.clients]
+        return self._score(self.world.of_client(number), part)
+
+    def _number(self, client: str) -> int:
+        return [client_name(k) for k in range(self.world.options.clients)].index(client)
 
     def answers(self) -> list[Answer]:
         """The answers behind `global_model`: clients' facts first, then general knowledge."""
@@ -66,10 +83,9 @@ class LabEvaluator:
 
     def personal_model(self, client: str) -> Metrics:
         """The client's own facts, and a sample of general knowledge."""
-        names = [client_name(k) for k in range(self.world.options.clients)]
         general = self.world.general
         sample = general[:: max(1, len(general) // GENERAL_SAMPLE)]
-        return self._score(self.world.of_client(names.index(client)), sample)
+        return self._score(self.world.of_client(self._number(client)), sample)
 
     def _score(self, own: Sequence[Fact], general: Sequence[Fact]) -> Metrics:
         answers = self._ask([*own, *general])

@@ -21,6 +21,8 @@ class Federation(Section):
     participation: share of the clients that take part in a round (at least one).
     late: share of the clients, the last ones by order and at least one if any, that take part
         from round late_round + 1 on only; until then, `participation` is of the others.
+    sample_counts: whether clients tell how many records they have, which their updates are weighed
+        by; where they do not, all weigh the same.
     pooled: centralised training, as if one client held all data (a baseline).
     """
 
@@ -34,6 +36,7 @@ class Federation(Section):
     participation: Annotated[float, Field(gt=0, le=1)] = 1.0
     late: Annotated[float, Field(ge=0, lt=1)] = 0.0
     late_round: Annotated[int, Field(ge=0)] = 0
+    sample_counts: bool = True
     pooled: bool = False
 
     @property

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from fedsdr.sections.base import Section
 from fedsdr.sections.data import Data, Lab
+from fedsdr.sections.deployment import Deployment
 from fedsdr.sections.distill import Distill
 from fedsdr.sections.evaluate import Evaluate, Tracking
 from fedsdr.sections.federation import Federation, Privacy
@@ -35,6 +36,7 @@ class Recipe(Section):
     local: Local = Local()
     evaluate: Evaluate = Evaluate()
     tracking: Tracking = Tracking()
+    deployment: Deployment = Deployment()
 
     @property
     def uses_lab(self) -> bool:

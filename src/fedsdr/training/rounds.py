@@ -27,6 +27,13 @@ class Participant(NamedTuple):
     update: Update
 
 
+class Absent(NamedTuple):
+    """A client that was asked and has no part in the round, and why."""
+
+    client: str
+    reason: str
+
+
 class Engine(Protocol):
     """Where the client halves run: in this process, or on other machines."""
 
@@ -36,8 +43,8 @@ class Engine(Protocol):
 
     def run_round(
         self, algorithm: Algorithm, shared: Adapter, round: int, cohort: Sequence[str]
-    ) -> Iterable[Participant]:
-        """Run the client half of round `round` (from 1) on each client, in order."""
+    ) -> Iterable[Participant | Absent]:
+        """Run the client half of round `round` (from 1) on each client; answers in their order."""
         ...
 
     def commit(self, round: int, cohort: Sequence[str]) -> None:
@@ -50,7 +57,8 @@ class RoundOptions:
     """rounds: how many. participation: share of the clients in each. every: rounds between
     evaluations; 0 means only before the first and after the last. secret: the seed of the server's
     own randomness (noise, say); `seed`, which all may know, decides who takes part. late: share of
-    the clients that come after round `late_round`."""
+    the clients that come after round `late_round`. quorum: how many updates a round needs, at most
+    as many as were asked for; None: all of them."""
 
     seed: int
     rounds: int
@@ -59,6 +67,7 @@ class RoundOptions:
     secret: int = 0
     late: float = 0.0
     late_round: int = 0
+    quorum: int | None = None
 
 
 Evaluation = Callable[[Adapter], Metrics]
@@ -141,7 +150,7 @@ def run_rounds(
         for round in range(done + 1, options.rounds + 1):
             cohort = cohort_of(engine.clients(), options, round)
             own = Round(round, seeds.derive(options.secret, "server", round))
-            state, row = run_round(algorithm, engine, state, own, cohort)
+            state, row = run_round(algorithm, engine, state, own, cohort, options.quorum)
             row |= _evaluations(algorithm.deployed(state), due, round, options.rounds)
             files.append_json_line(folder / METRICS_FILE, row)
             save_checkpoint(folder, round, state)
@@ -152,19 +161,35 @@ def run_rounds(
 
 
 def run_round(
-    algorithm: Algorithm, engine: Engine, state: ServerState, round: Round, cohort: Sequence[str]
+    algorithm: Algorithm,
+    engine: Engine,
+    state: ServerState,
+    round: Round,
+    cohort: Sequence[str],
+    quorum: int | None = None,
 ) -> tuple[ServerState, dict[str, Any]]:
-    """One round: broadcast, fold the updates as they come, finish. Returns the log line too."""
+    """One round: broadcast, fold the updates as they come, finish. Returns the log line too.
+
+    An update that cannot be aggregated is left out, and so is a client that gives none; with fewer
+    than `quorum` updates the round is an error, and nothing of it remains.
+    """
     began = time.perf_counter()
     shared = algorithm.broadcast(state)
     like = algorithm.uploads(state, round)
     fold = algorithm.start(state, round)
-    metrics: list[Metrics] = []
+    metrics: dict[str, Metrics] = {}
+    absent: dict[str, str] = {}
     bytes_up = 0
-    for client, update in engine.run_round(algorithm, shared, round.number, cohort):
-        check_update(client, update, like, algorithm.ranks)
-        fold = algorithm.add(fold, update)
-        metrics.append(update.metrics)
+    for answer in engine.run_round(algorithm, shared, round.number, cohort):
+        try:
+            update = _update(answer)
+            check_update(answer.client, update, like, algorithm.ranks)
+            fold = algorithm.add(fold, update)
+        except ValueError as error:
+            absent[answer.client] = str(error)
+            _check_quorum(round.number, len(cohort), absent, quorum)
+            continue
+        metrics[answer.client] = update.metrics
         bytes_up += size_in_bytes(update.change)
     state = algorithm.finish(state, fold, round)
     if not all_finite(state.adapter):
@@ -172,12 +197,30 @@ def run_round(
             f"the global adapter became NaN or infinite in round {round.number}: lower the "
             "learning rate of clients (local.rectify_lr) or server (options)"
         )
-    train = values(merge_all([*metrics, state.metrics])) | {
+    train = values(merge_all([*metrics.values(), state.metrics])) | {
         "bytes_up": bytes_up,
         "bytes_down": size_in_bytes(shared) * len(cohort),
         "seconds": round_seconds(began),
     }
-    return state, {"round": round.number, "clients": list(cohort), "train": train}
+    missing = {"absent": absent} if absent else {}
+    return state, {"round": round.number, "clients": [*metrics], **missing, "train": train}
+
+
+def _update(answer: Participant | Absent) -> Update:
+    if isinstance(answer, Absent):
+        raise ValueError(answer.reason)
+    return answer.update
+
+
+def _check_quorum(round: int, asked: int, absent: Mapping[str, str], quorum: int | None) -> None:
+    """Raise `UserError` where those that are left are too few."""
+    needed = asked if quorum is None else min(quorum, asked)
+    if asked - len(absent) < needed:
+        reasons = "; ".join(f"{client}: {reason}" for client, reason in absent.items())
+        raise UserError(
+            f"round {round} needs the updates of {needed} of {asked} clients, and {len(absent)} "
+            f"gave none ({reasons})"
+        )
 
 
 def finite(metrics: Metrics, round: int) -> dict[str, float]:

@@ -1,0 +1,259 @@
+"""The client's side: carries out what its own server asks of it, and nothing else.
+
+Whatever program carries the messages, only these operations exist, on this client's own recipe,
+data and private folder, for requests that the server's key has signed:
+
+hello      say which model and version this is
+prepare    rewrite the records, where the method asks for it
+fit        the client half of the algorithm, once a round
+evaluate   judge a global model by the held-out records
+finish     write the client's own model, and judge it
+
+A request that comes again, after a crash on either side, is answered by the same bytes: an answer
+is on disk before it is sent. A round that is over stays over.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from fedsdr import __version__, files
+from fedsdr.adapters import all_finite, unwrap
+from fedsdr.algorithms.compose import build_algorithm
+from fedsdr.algorithms.contract import Algorithm, Personal
+from fedsdr.deploy.agreement import agreed, agreement
+from fedsdr.deploy.egress import Audit, UndeclaredError, check_declared
+from fedsdr.deploy.identity import PrivateKey, PublicKey, digest, seal, unseal
+from fedsdr.deploy.wire import (
+    Answer,
+    Operation,
+    Request,
+    WireError,
+    decode_answer,
+    decode_request,
+    encode,
+)
+from fedsdr.engines.in_process import InProcess
+from fedsdr.engines.workbench import Workbench
+from fedsdr.errors import UserError
+from fedsdr.folders import method_folders
+from fedsdr.method_run import client_examples, finish_client, noise_seed
+from fedsdr.metrics import Mean, Metrics, unweighted
+from fedsdr.progress import Reporter
+from fedsdr.sections.recipe import Recipe
+from fedsdr.training.rounds import Participant
+from fedsdr.training.store import ClientStore
+
+RUNS: Final = "runs"
+ANSWERED: Final = re.compile(r"answer-(\d{6})-([0-9a-f]{32})\.bin")
+
+log = logging.getLogger(__name__)
+
+
+class RefusalError(UserError):
+    """Why a request is not carried out, in words that may be told to the server."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """One method of one run, as far as this client has got with it."""
+
+    folder: Path
+    recipe: Recipe
+    algorithm: Algorithm
+    engine: InProcess
+
+
+class ClientSide:
+    """One client of a federation: `client(request) -> answer`, both as sealed bytes."""
+
+    def __init__(
+        self,
+        bench: Workbench,
+        recipe: Recipe,
+        client: str,
+        folder: Path,
+        reporter: Reporter,
+        key: PrivateKey | None = None,
+        server: PublicKey | None = None,
+    ) -> None:
+        """bench: with this client's records alone. folder: private, all that is kept lies in it.
+
+        key: of this client, server: of the one whose requests are carried out; simulations have
+        neither.
+        """
+        self.bench, self.recipe, self.client = bench, recipe, client
+        self.folder, self.reporter = folder, reporter
+        self.key, self.server = key, server
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        files.remove_leftovers(folder)
+        self.audit = Audit(folder)
+        self._courses: dict[tuple[str, str], Course] = {}
+
+    def __call__(self, data: bytes) -> bytes:
+        """Carry out a sealed request. Raises `WireError` for what no server of ours has sent."""
+        try:
+            payload = unseal(data, self.server)
+            request = decode_request(payload)
+        except WireError as error:
+            self.audit.refused(str(error))
+            raise
+        answer = self._answer(request, digest(payload))
+        sent = encode(answer)
+        self.audit.sent(answer, sent, digest(sent))
+        return seal(sent, self.key)
+
+    def _answer(self, request: Request, name: str) -> Answer:
+        blank = Answer(request.operation, request.run, self.client, request.method, request.round)
+        try:
+            self._check(request)
+            answer = OPERATIONS[request.operation](self, request, blank, name)
+            check_declared(answer)
+        except (RefusalError, UndeclaredError) as error:
+            log.error("refused: %s", error)
+            return replace(blank, refused=str(error))
+        except Exception:  # whose text may quote a record: it stays here
+            log.exception("%s of round %d failed", request.operation, request.round)
+            return replace(blank, refused="failed for a reason that its own log tells")
+        return answer
+
+    def _check(self, request: Request) -> None:
+        """Raise `RefusalError` unless the request is for this client and its recipe."""
+        if request.operation == "hello":  # whose answer tells who this is, and what differs
+            return
+        if request.client != self.client:
+            raise RefusalError(f"this is client {self.client!r}, not {request.client!r}")
+        if request.recipe != agreement(self.recipe):
+            raise RefusalError(
+                "this client's recipe is not the server's: restart both with the same"
+            )
+        if request.round > self.recipe.federation.rounds:
+            raise RefusalError(
+                f"round {request.round} is beyond the {self.recipe.federation.rounds} of the recipe"
+            )
+        if not all_finite(request.shared):
+            raise RefusalError("the server's adapter has NaN or infinite values")
+
+    # --- Operations
+
+    def _hello(self, request: Request, blank: Answer, name: str) -> Answer:
+        mine = agreed(self.recipe)
+        differing = sorted(
+            key
+            for key in mine.keys() | request.agreed.keys()
+            if mine.get(key) != request.agreed.get(key)
+        )
+        if differing:
+            here, there = (each.get(differing[0], "not known") for each in (mine, request.agreed))
+            raise RefusalError(
+                f"the recipes differ in {', '.join(differing[:5])}: here {differing[0]} is {here}, "
+                f"at the server {there}"
+            )
+        return replace(blank, facts={"model": self.bench.fingerprint, "fedsdr": __version__})
+
+    def _prepare(self, request: Request, blank: Answer, name: str) -> Answer:
+        examples = self._course(request).engine.examples[self.client]
+        if not self.recipe.federation.sample_counts or self.recipe.privacy.mode != "none":
+            return blank
+        return replace(blank, weight=float(len(examples["raw"])))
+
+    def _fit(self, request: Request, blank: Answer, name: str) -> Answer:
+        if request.round < 1:
+            raise RefusalError("there is no round 0 to train in")
+        course = self._course(request)
+        if (before := self._answered(course, request, name)) is not None:
+            return before
+        engine = course.engine
+        engine.commit(request.round - 1, [self.client])
+        [participant] = engine.run_round(
+            course.algorithm, request.shared, request.round, [self.client]
+        )
+        assert isinstance(participant, Participant)
+        update = participant.update
+        answer = replace(
+            blank, change=update.change, weight=update.weight, metrics=dict(update.metrics)
+        )
+        kept = engine.state(self.client, request.round).private.values()
+        check_declared(answer, [unwrap(private) for private in kept])
+        self._keep(course, request, name, answer)
+        return answer
+
+    def _evaluate(self, request: Request, blank: Answer, name: str) -> Answer:
+        self.bench.use(Personal(request.shared))
+        return replace(blank, metrics=self._told(self.bench.evaluator.global_model()))
+
+    def _finish(self, request: Request, blank: Answer, name: str) -> Answer:
+        if request.round != self.recipe.federation.rounds:
+            raise RefusalError(f"round {request.round} is not the last one")
+        course = self._course(request)
+        own = finish_client(course.engine, course.algorithm, request.shared, self.client)
+        return replace(blank, metrics=self._told(own))
+
+    def _told(self, metrics: Metrics) -> Mapping[str, Mean]:
+        """Means as they may be told: their weights count held-out records and tokens."""
+        return dict(metrics) if self.recipe.federation.sample_counts else unweighted(metrics)
+
+    # --- What is kept from request to request
+
+    def _course(self, request: Request) -> Course:
+        """The method of a run; its records are rewritten the first time."""
+        place = (request.run, request.method)
+        if place not in self._courses:
+            self._courses[place] = self._begin(request)
+        return self._courses[place]
+
+    def _begin(self, request: Request) -> Course:
+        found = method_folders(self.recipe, self.folder / RUNS / request.run)
+        known = {name: (folder, recipe) for name, folder, recipe in found}
+        if request.method not in known:
+            raise RefusalError(
+                f"the recipe has no method {request.method!r}, only {', '.join(known)}"
+            )
+        folder, recipe = known[request.method]
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        examples = client_examples(self.bench, recipe, folder, self.reporter)
+        engine = InProcess(
+            self.bench,
+            recipe,
+            examples,
+            ClientStore(folder / "clients"),
+            self.reporter,
+            noise_seed(recipe, folder),
+        )
+        return Course(folder, recipe, build_algorithm(recipe), engine)
+
+    def _answered(self, course: Course, request: Request, name: str) -> Answer | None:
+        """The answer to this very request, if it was given before."""
+        for path in course.folder.glob("answer-*.bin"):
+            match = ANSWERED.fullmatch(path.name)
+            if match is None or int(match[1]) < request.round:
+                continue
+            if int(match[1]) > request.round:
+                raise RefusalError(
+                    f"round {request.round} is over here: round {int(match[1])} was last"
+                )
+            if match[2] != name:
+                raise RefusalError(f"round {request.round} was answered for another global model")
+            return decode_answer(path.read_bytes())
+        return None
+
+    def _keep(self, course: Course, request: Request, name: str, answer: Answer) -> None:
+        """Write the answer before it is sent; the one of the last round goes."""
+        before = list(course.folder.glob("answer-*.bin"))
+        path = course.folder / f"answer-{request.round:06d}-{name}.bin"
+        files.write_bytes(path, encode(answer), private=True)
+        for old in before:
+            if old != path:
+                old.unlink()
+
+
+OPERATIONS: Final[Mapping[Operation, Callable[[ClientSide, Request, Answer, str], Answer]]] = {
+    "hello": ClientSide._hello,
+    "prepare": ClientSide._prepare,
+    "fit": ClientSide._fit,
+    "evaluate": ClientSide._evaluate,
+    "finish": ClientSide._finish,
+}

@@ -1,0 +1,120 @@
+"""The egress audit: what may leave a client, by kind, and the log of all that has left.
+
+An answer is checked against the declaration of its operation before it is sent, and written into
+`egress.jsonl`, which the client's owner can read, before a byte of it leaves. What is not declared
+is refused.
+"""
+
+import fnmatch
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+
+from fedsdr import files
+from fedsdr.adapters import Adapter, size_in_bytes
+from fedsdr.deploy.wire import Answer, Operation
+from fedsdr.errors import UserError
+
+LOG: Final = "egress.jsonl"
+
+
+class Declared(NamedTuple):
+    """What an operation's answer may carry.
+
+    change: whether tensors, the change of what is shared. weight: whether the number of records.
+    metrics, facts: patterns of the names of numbers and short texts.
+    """
+
+    change: bool = False
+    weight: bool = False
+    metrics: tuple[str, ...] = ()
+    facts: tuple[str, ...] = ()
+
+
+JUDGED: Final = (
+    "loss", "loss/*", "client_facts", "changed_facts", "general", "hallucination", "base_style",
+    "length",
+)  # fmt: skip
+DECLARED: Final[Mapping[Operation, Declared]] = {
+    "hello": Declared(facts=("model", "fedsdr")),
+    "prepare": Declared(weight=True, metrics=("rewritten",)),
+    "fit": Declared(
+        change=True, weight=True, metrics=("loss/*", "conflict/cosine", "norm/R", "norm/S")
+    ),
+    "evaluate": Declared(metrics=JUDGED),
+    "finish": Declared(metrics=JUDGED),
+}
+
+
+class UndeclaredError(UserError):
+    """Something that may not leave was about to."""
+
+
+def check_declared(answer: Answer, private: Iterable[Adapter] = ()) -> None:
+    """Raise `UndeclaredError` for anything that the answer's operation does not declare.
+
+    private: adapters that stay with this client; none of their tensors may be in the answer.
+    """
+    allowed = DECLARED[answer.operation]
+    if answer.change and not allowed.change:
+        raise UndeclaredError(f"tensors may not leave in an answer to {answer.operation!r}")
+    if answer.weight and not allowed.weight:
+        raise UndeclaredError(f"a weight may not leave in an answer to {answer.operation!r}")
+    for names, patterns in ((answer.metrics, allowed.metrics), (answer.facts, allowed.facts)):
+        for name in names:
+            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+                raise UndeclaredError(
+                    f"{name!r} may not leave in an answer to {answer.operation!r}"
+                )
+    for adapter in private:
+        for key, tensor in adapter.items():
+            if bool(tensor.any()) and any(_same(tensor, each) for each in answer.change.values()):
+                raise UndeclaredError(f"{key!r} is private and may not leave")
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+
+
+class Audit:
+    """The log of one client, a line a message: readable by its owner alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LOG
+
+    def sent(self, answer: Answer, payload: bytes, digest: str) -> None:
+        """Note what is about to leave."""
+        self._append(
+            {
+                "operation": answer.operation,
+                "run": answer.run,
+                "method": answer.method,
+                "round": answer.round,
+                "bytes": len(payload),
+                "digest": digest,
+                "tensors": {
+                    key: {
+                        "shape": list(tensor.shape),
+                        "dtype": str(tensor.dtype).removeprefix("torch."),
+                        "bytes": size_in_bytes({key: tensor}),
+                    }
+                    for key, tensor in answer.change.items()
+                },
+                "weight": answer.weight,
+                "metrics": sorted(answer.metrics),
+                "facts": dict(answer.facts),
+                "refused": answer.refused,
+            }
+        )
+
+    def refused(self, reason: str) -> None:
+        """Note a request that was not from this client's server, or no request at all."""
+        self._append({"operation": "-", "bytes": 0, "refused": reason})
+
+    def _append(self, row: Mapping[str, Any]) -> None:
+        if not self.path.exists():
+            files.write_text(self.path, "", private=True)
+        files.append_json_line(self.path, {"time": round(time.time(), 3), **row})

@@ -1,0 +1,88 @@
+"""The engine across organisations: client halves run where the data are."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from fedsdr.adapters import Adapter, norm, select
+from fedsdr.algorithms.contract import Algorithm, Update
+from fedsdr.deploy.switchboard import Switchboard
+from fedsdr.deploy.wire import Answer, Operation, Request
+from fedsdr.errors import UserError
+from fedsdr.metrics import Metrics, merge_all
+from fedsdr.progress import Reporter
+from fedsdr.sections.recipe import Recipe
+from fedsdr.training.rounds import Absent, Participant
+
+
+class Remote:
+    """Asks the clients of a switchboard, for one of the recipe's methods."""
+
+    def __init__(
+        self, switchboard: Switchboard, recipe: Recipe, method: str, reporter: Reporter
+    ) -> None:
+        self.switchboard, self.recipe, self.method = switchboard, recipe, method
+        self.reporter, self.deployment = reporter, recipe.deployment
+
+    def clients(self) -> Sequence[str]:
+        return list(self.switchboard.roster)
+
+    def prepare(self) -> dict[str, float]:
+        """Have all clients rewrite; returns the weight of each that is ready, 1 if untold."""
+        ready = self._all("prepare", {}, 0, self.deployment.prepare_seconds)
+        return {client: answer.weight or 1.0 for client, answer in ready.items()}
+
+    def run_round(
+        self, algorithm: Algorithm, shared: Adapter, round: int, cohort: Sequence[str]
+    ) -> Iterator[Participant | Absent]:
+        question = self._question("fit", shared, round)
+        with self.reporter.bar(f"  round {round}: clients", len(cohort), keep=False) as bar:
+            answers = self.switchboard.ask(cohort, question, self.deployment.round_seconds)
+            for client, answer in zip(cohort, answers, strict=True):
+                bar.advance(note=client)
+                yield answer if isinstance(answer, Absent) else self._participant(answer)
+
+    def commit(self, round: int, cohort: Sequence[str]) -> None:
+        """Clients learn of it by the next round's request."""
+
+    def evaluate(self, deployed: Adapter) -> Metrics:
+        """The global model, judged by every client that answers on its own held-out records."""
+        judged = self._all("evaluate", deployed, 0, self.deployment.round_seconds)
+        return merge_all(answer.metrics for answer in judged.values())
+
+    def finish(self, shared: Adapter) -> Mapping[str, Metrics]:
+        """Have every client write its own model; returns what each says of it."""
+        rounds = self.recipe.federation.rounds
+        told = self._all("finish", shared, rounds, self.deployment.round_seconds)
+        return {client: answer.metrics for client, answer in told.items()}
+
+    def _all(
+        self, operation: Operation, shared: Adapter, round: int, seconds: float
+    ) -> dict[str, Answer]:
+        """The answers of all clients that give one. Raises `UserError` where these are too few."""
+        question = self._question(operation, shared, round)
+        answers = list(self.switchboard.ask(self.clients(), question, seconds))
+        absent = {each.client: each.reason for each in answers if isinstance(each, Absent)}
+        told = "; ".join(f"{client}: {reason}" for client, reason in absent.items())
+        needed = min(self.deployment.min_clients, len(answers))
+        if len(answers) - len(absent) < needed:
+            raise UserError(
+                f"{operation} needs the answers of {needed} of {len(answers)} clients, and "
+                f"{len(absent)} gave none ({told})"
+            )
+        if absent:
+            self.reporter.say(f"{operation}: without {told}")
+        return {each.client: each for each in answers if isinstance(each, Answer)}
+
+    def _question(self, operation: Operation, shared: Adapter, round: int) -> Request:
+        board = self.switchboard
+        return Request(operation, board.run, board.agreement, "-", self.method, round, shared)
+
+    def _participant(self, answer: Answer) -> Participant | Absent:
+        change = answer.change
+        length = norm(select(change, lambda key: change[key].is_floating_point()))
+        if length > self.deployment.max_norm:  # one that is NaN is refused like every other
+            return Absent(
+                answer.client,
+                f"its update has norm {length:.3g}, and deployment.max_norm is "
+                f"{self.deployment.max_norm:g}",
+            )
+        return Participant(answer.client, Update(change, answer.weight, answer.metrics))

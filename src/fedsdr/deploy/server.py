@@ -1,0 +1,158 @@
+"""The server's side: the round loop of a run in one process, over a line to the clients.
+
+It holds no data and no weights: the model's configuration says what shape adapters have, clients
+judge the global model by what they held out. A run that was cut off at any point goes on from its
+folder.
+"""
+
+import secrets
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Final
+
+from fedsdr import files, seeds
+from fedsdr.adapters import fresh
+from fedsdr.algorithms.compose import build_algorithm
+from fedsdr.deploy.identity import PrivateKey, PublicKey
+from fedsdr.deploy.remote import Remote
+from fedsdr.deploy.switchboard import Link, Switchboard
+from fedsdr.environment import describe_environment
+from fedsdr.errors import UserError
+from fedsdr.folders import (
+    ENVIRONMENT_FILE,
+    PARTITION_FILE,
+    RECIPE_FILE,
+    REPORT_FILE,
+    RESULT_FILE,
+    SUMMARY_FILE,
+    check_folder,
+    claim_folder,
+    method_folders,
+)
+from fedsdr.method_run import conclude, noise_seed, round_options
+from fedsdr.model.lora import TwoStreamModel
+from fedsdr.model.outline import outline
+from fedsdr.model.peft_format import AdapterSettings, target_modules
+from fedsdr.progress import Reporter
+from fedsdr.recipe import to_toml
+from fedsdr.sections.recipe import Recipe
+from fedsdr.setting import check_clients, check_methods, methods_of, plan_folder
+from fedsdr.summary import summarise_runs
+from fedsdr.tracking.follow import Follower, tracked
+from fedsdr.tracking.table import choose
+from fedsdr.training.rounds import nobody, run_rounds
+
+RUN_FILE: Final = "run.json"  # the run's name, by which clients know it after a restart
+
+
+def serve(
+    recipe: Recipe,
+    out: Path,
+    link: Link,
+    roster: Mapping[str, PublicKey | None],
+    reporter: Reporter,
+    key: PrivateKey | None = None,
+    pause: float = 0.5,
+) -> dict[str, Any]:
+    """Run a recipe with the clients of `roster` into `out`, or go on there; returns the summary.
+
+    Raises `UserError` before any message is sent where recipe, roster or folder are wrong.
+    """
+    check_served(recipe, list(roster))
+    check_folder(out, recipe, resume=True)
+    if (out / REPORT_FILE).exists():
+        return dict(files.read_json(out / SUMMARY_FILE))
+    began = time.perf_counter()
+    shape = Shape(recipe)
+    claim_folder(out, recipe)
+    board = Switchboard(link, recipe, run_name(out), roster, reporter, key, pause)
+    deployment = recipe.deployment
+    board.connect(min(deployment.min_clients, len(roster)), deployment.wait_seconds)
+    record_federation(out, recipe, board)
+    for name, folder, each in method_folders(recipe, out):
+        follower = Follower(
+            choose(recipe.tracking.backends), tracked(each, out.name, name, out, folder), reporter
+        )
+        serve_method(board, shape, each, folder, name, reporter, follower)
+    return summarise_runs([recipe.seed], [out], out, time.perf_counter() - began)
+
+
+def check_served(recipe: Recipe, clients: list[str]) -> None:
+    """Raise `UserError` for what cannot be done without the clients' data."""
+    check_methods(recipe)
+    if not clients:
+        raise UserError("the roster names no client")
+    if recipe.evaluate.benchmarks:
+        raise UserError(
+            "evaluate.benchmarks needs a model at the server, which has none: remove it, and run "
+            "`fedsdr eval` on the finished run"
+        )
+    if any(each.federation.pooled for each in methods_of(recipe)):
+        raise UserError("'central' pools everybody's data, which stay where they are: remove it")
+    check_clients(recipe, clients)
+
+
+def run_name(out: Path) -> str:
+    """The name of the run in a folder, drawn when it is begun."""
+    path = out / RUN_FILE
+    if not path.exists():
+        files.write_json(path, {"run": secrets.token_hex(16)})
+    return str(files.read_json(path)["run"])
+
+
+def record_federation(out: Path, recipe: Recipe, board: Switchboard) -> None:
+    """Note what the run began on; clients with another base model are turned away for good."""
+    file = out / ENVIRONMENT_FILE
+    if file.exists():
+        board.model = str(files.read_json(file)["data"])
+        return
+    files.write_json(out / PARTITION_FILE, [{"name": client} for client in board.roster])
+    described = describe_environment(recipe.seed)
+    files.write_json(file, described | {"model": {"fingerprint": board.model}, "data": board.model})
+
+
+class Shape:
+    """What a server must know of the model: the shape of its adapters, none of its weights."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        lora = recipe.lora
+        with plan_folder(recipe) as folder:
+            model = TwoStreamModel(outline(folder), lora.targets, lora.rank, lora.alpha)
+        modules = target_modules(model.paths, model.linear_paths)
+        self.first = fresh(model.blank(), seeds.generator(recipe.seed, "first adapter"))
+        self.settings = AdapterSettings(
+            lora.rank, lora.alpha, modules, recipe.model.path, model.transposed
+        )
+
+
+def serve_method(
+    board: Switchboard,
+    shape: Shape,
+    recipe: Recipe,
+    folder: Path,
+    name: str,
+    reporter: Reporter,
+    follower: Follower | None = None,
+) -> None:
+    """One method from start or checkpoint to its result; a finished one is left alone."""
+    if (folder / RESULT_FILE).exists():
+        return
+    files.write_text(folder / RECIPE_FILE, to_toml(recipe))
+    engine = Remote(board, recipe, name, reporter)
+    reporter.say(f"{name}: clients prepare their data")
+    weights = engine.prepare()
+    secret = noise_seed(recipe, folder)
+    options = round_options(recipe, secret, recipe.deployment.min_clients)
+    algorithm = build_algorithm(recipe, sum(weights.values()))
+    with follower or nullcontext() as tracking:
+        state = run_rounds(
+            algorithm, engine, shape.first, options, engine.evaluate, folder,
+            reporter, name, tracking.row if tracking else nobody,
+        )  # fmt: skip
+        personal = engine.finish(algorithm.broadcast(state))
+        result = conclude(recipe, folder, shape.settings, algorithm.deployed(state), personal)
+        if tracking:
+            tracking.final(result)
+    files.write_json(folder / RESULT_FILE, result)

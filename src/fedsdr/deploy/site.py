@@ -1,0 +1,138 @@
+"""The folder of a site: what a server or a client needs to take part, and where its run lies.
+
+server:  recipe.toml  roster.json  server.key  certificates/  app/  run/  status.json
+client:  recipe.toml  client.json  client.key  server.pub  ca.crt  private/
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fedsdr import files
+from fedsdr.deploy.client import ClientSide
+from fedsdr.deploy.identity import PrivateKey, PublicKey, read_private, read_public
+from fedsdr.deploy.server import serve
+from fedsdr.deploy.switchboard import Link
+from fedsdr.deploy.trainer import SOCKET, listen, serve_requests
+from fedsdr.deploy.wire import Name
+from fedsdr.errors import UserError
+from fedsdr.folders import RECIPE_FILE
+from fedsdr.progress import Reporter, terminal
+from fedsdr.quiet import quiet_libraries
+from fedsdr.recipe import load_recipe
+from fedsdr.sections.recipe import Recipe
+from fedsdr.setting import prepare_client
+
+ROSTER: Final = "roster.json"
+CLIENT: Final = "client.json"
+SERVER_KEY, CLIENT_KEY, SERVER_PUBLIC = "server.key", "client.key", "server.pub"
+RUN: Final = "run"  # the server's run folder
+PRIVATE: Final = "private"  # the client's
+STATUS: Final = "status.json"
+
+
+class _Roster(BaseModel):
+    """Clients in their order, each with its public key; null in a simulation."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    clients: dict[Name, str | None]
+
+
+class _Client(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    id: Name
+
+
+@dataclass(frozen=True)
+class Site:
+    """A server's folder, read."""
+
+    folder: Path
+    recipe: Recipe
+    roster: Mapping[str, PublicKey | None]
+    key: PrivateKey | None
+
+
+def load_site(folder: Path) -> Site:
+    """Raises `UserError` for what is missing or wrong."""
+    roster = _read(folder / ROSTER, _Roster).clients
+    keys = {
+        client: line and read_public(line, f"{folder / ROSTER}: client {client!r}")
+        for client, line in roster.items()
+    }
+    unknown = [client for client, key in keys.items() if key is None]
+    own = folder / SERVER_KEY
+    if own.exists() and unknown:
+        raise UserError(f"{folder / ROSTER} has no key for client {unknown[0]!r}")
+    return Site(
+        folder,
+        load_recipe(folder / RECIPE_FILE),
+        {client: key or None for client, key in keys.items()},
+        read_private(own) if own.exists() else None,
+    )
+
+
+def _read(path: Path, model: type[BaseModel]) -> Any:
+    try:
+        return model.model_validate(files.read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: {place}: {first['msg']}") from error
+
+
+def serve_folder(folder: Path, line: Callable[[float], Link], pause: float = 0.5) -> None:
+    """Run, or go on with, the federation of a server's folder.
+
+    line: makes the link, given the seconds that a message may take. How it went is in
+    `status.json`, whatever happens.
+    """
+    quiet_libraries()
+    reporter = terminal()
+    status = {"began": time.time(), "state": "running", "error": ""}
+    files.write_json(folder / STATUS, status)
+    try:
+        site = load_site(folder)
+        patience = site.recipe.deployment
+        link = line(max(patience.prepare_seconds, patience.round_seconds))
+        serve(site.recipe, folder / RUN, link, site.roster, reporter, site.key, pause)
+    except BaseException as error:
+        files.write_json(folder / STATUS, status | {"state": "failed", "error": str(error)})
+        raise
+    files.write_json(folder / STATUS, status | {"state": "finished"})
+
+
+def open_client(folder: Path, reporter: Reporter) -> ClientSide:
+    """The client of a folder, its model loaded and its records tokenised.
+
+    Raises `UserError` for what is missing or wrong, before the model is loaded.
+    """
+    client = _read(folder / CLIENT, _Client).id
+    key = read_private(folder / CLIENT_KEY)
+    public = folder / SERVER_PUBLIC
+    try:
+        server = read_public(public.read_text(encoding="utf-8"), str(public))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the server's public key: {error}") from error
+    recipe = load_recipe(folder / RECIPE_FILE)
+    bench = prepare_client(recipe, client).workbench(reporter)
+    private = folder / PRIVATE
+    return ClientSide(bench.of(client), recipe, client, private, reporter, key, server)
+
+
+def run_trainer(folder: Path, reporter: Reporter) -> None:
+    """Serve a client's folder until the process ends."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    server = listen(folder / SOCKET)
+    try:
+        client = open_client(folder, reporter)
+        reporter.say(f"client {client.client} is ready: {folder / SOCKET}")
+        serve_requests(server, client)
+    finally:
+        server.close()
+        (folder / SOCKET).unlink(missing_ok=True)

@@ -1,0 +1,221 @@
+"""The server's end of the lines: which client is behind which node, questions and answers.
+
+A line (`Link`) may lose messages, deliver them late, or break for a while; a node may be anybody.
+So every answer is verified, and matched to the question that it should be of; a question that got
+an error instead of an answer is asked again until its time is up, which does no harm, since a
+client answers the same question by the same bytes.
+"""
+
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple, Protocol
+
+from fedsdr.deploy.agreement import agreed, agreement
+from fedsdr.deploy.identity import PrivateKey, PublicKey, seal, unseal
+from fedsdr.deploy.wire import Answer, Request, WireError, decode_answer, encode
+from fedsdr.errors import UserError
+from fedsdr.progress import Reporter
+from fedsdr.sections.recipe import Recipe
+from fedsdr.training.rounds import Absent
+
+FORGET: Final = 120.0  # seconds after which a hello without an answer is said again
+
+
+class Reply(NamedTuple):
+    """What came back for a message: data, or an error of the line."""
+
+    id: str
+    data: bytes
+    error: str = ""
+
+
+class Link(Protocol):
+    """What carries messages to nodes: Flower's grid, or sockets."""
+
+    def nodes(self) -> Sequence[int]:
+        """The nodes that are connected now."""
+        ...
+
+    def send(self, node: int, data: bytes) -> str:
+        """Send to a node; returns the message's id. Does not wait."""
+        ...
+
+    def receive(self, ids: Collection[str]) -> Sequence[Reply]:
+        """The replies that have come for these messages, each of them once. Does not wait."""
+        ...
+
+
+@dataclass
+class _Asked:
+    """A question on its way to a client."""
+
+    request: Request
+    sent: str | None = None  # the message's id, while an answer is awaited
+    again: float = 0.0  # when it may be sent again
+    trouble: str = "it is not connected"
+
+
+class Switchboard:
+    """Greets nodes, finds the clients behind them, and asks these."""
+
+    def __init__(
+        self,
+        link: Link,
+        recipe: Recipe,
+        run: str,
+        roster: Mapping[str, PublicKey | None],
+        reporter: Reporter,
+        key: PrivateKey | None = None,
+        pause: float = 0.5,
+    ) -> None:
+        """roster: the clients of the federation by id, in their order, with their keys (None in a
+        simulation). pause: seconds between two looks for replies."""
+        self.link, self.recipe, self.run, self.roster = link, recipe, run, roster
+        self.reporter, self.key, self.pause = reporter, key, pause
+        self.places: dict[str, int] = {}  # client -> node
+        self.model = ""  # the fingerprint that all clients' base models must have
+        self._greeted: dict[str, tuple[int, float]] = {}  # message -> node, when
+        self._strangers: dict[int, str] = {}  # node -> why it is no client of ours
+        self.agreement = agreement(recipe)
+
+    # --- Who is there
+
+    def connect(self, needed: int, seconds: float) -> None:
+        """Wait for all clients, or for `needed` of them once `seconds` are over.
+
+        Raises `UserError` where fewer have come.
+        """
+        end = time.monotonic() + seconds
+        with self.reporter.bar("clients connected", len(self.roster)) as bar:
+            seen = 0
+            while len(self.places) < len(self.roster) and time.monotonic() < end:
+                self._look([])
+                bar.advance(len(self.places) - seen)
+                seen = len(self.places)
+                time.sleep(self.pause)
+        if len(self.places) < needed:
+            missing = ", ".join(client for client in self.roster if client not in self.places)
+            others = "; ".join(f"node {n}: {why}" for n, why in self._strangers.items())
+            raise UserError(
+                f"{len(self.places)} of {needed} clients came within {seconds:g} s; missing: "
+                f"{missing}" + (f" (turned away: {others})" if others else "")
+            )
+
+    def _greet(self) -> None:
+        """Say hello to nodes that are not known yet, and forget those that have left."""
+        there, now = set(self.link.nodes()), time.monotonic()
+        self.places = {client: node for client, node in self.places.items() if node in there}
+        self._strangers = {node: why for node, why in self._strangers.items() if node in there}
+        self._greeted = {
+            id: (node, at) for id, (node, at) in self._greeted.items() if now - at < FORGET
+        }
+        known = {*self.places.values(), *self._strangers, *(n for n, _ in self._greeted.values())}
+        hello = Request("hello", self.run, self.agreement, "-", agreed=agreed(self.recipe))
+        for node in sorted(there - known):
+            self._greeted[self._send(node, hello)] = node, now
+
+    def _greeting(self, reply: Reply) -> None:
+        """A node's answer to hello: it is one of our clients, or a stranger."""
+        node, _ = self._greeted.pop(reply.id)
+        if reply.error:  # it is asked again at the next look
+            return
+        try:
+            answer = self._verified(reply.data)
+            if answer.operation != "hello":
+                raise WireError(f"it answered {answer.operation!r} to a hello")
+            if answer.refused:
+                raise WireError(answer.refused)
+            model = answer.facts.get("model", "")
+            if self.model and model != self.model:
+                raise WireError(
+                    f"its base model has other weights than the other clients' ({model})"
+                )
+        except WireError as error:
+            self._strangers[node] = str(error)
+            self.reporter.say(f"node {node} is turned away: {error}")
+            return
+        self.model = model
+        self.places[answer.client] = node
+
+    # --- Questions
+
+    def ask(
+        self, clients: Sequence[str], question: Request, seconds: float
+    ) -> Iterator[Answer | Absent]:
+        """Each client's answer, in the order of `clients`, or why there is none in time.
+
+        question: its `client` is filled in.
+        """
+        end = time.monotonic() + seconds
+        open = {client: _Asked(replace(question, client=client)) for client in clients}
+        done: dict[str, Answer | Absent] = {}
+        for client in clients:
+            while client not in done:
+                if time.monotonic() > end:
+                    trouble = open[client].trouble
+                    done[client] = Absent(client, f"no answer within {seconds:g} s: {trouble}")
+                    break
+                self._send_open(open)
+                arrived = self._look([each.sent for each in open.values() if each.sent])
+                for reply in arrived:
+                    self._take(reply, open, done)
+                if not arrived:
+                    time.sleep(self.pause)
+            open.pop(client, None)
+            yield done.pop(client)
+
+    def _send_open(self, open: Mapping[str, _Asked]) -> None:
+        now = time.monotonic()
+        for client, asked in open.items():
+            if asked.sent is None and client in self.places and now >= asked.again:
+                asked.sent = self._send(self.places[client], asked.request)
+                asked.trouble = "it was asked, and has not answered"
+
+    def _take(
+        self, reply: Reply, open: dict[str, _Asked], done: dict[str, Answer | Absent]
+    ) -> None:
+        """Put a reply where it belongs."""
+        client, asked = next((c, a) for c, a in open.items() if a.sent == reply.id)
+        if reply.error:  # of the line, or of a trainer that is not up: it may come back
+            asked.sent, asked.trouble = None, reply.error
+            asked.again = time.monotonic() + 2 * self.pause
+            self.places.pop(client, None)
+            return
+        del open[client]
+        try:
+            answer = self._verified(reply.data)
+            _check_matches(answer, asked.request)
+            done[client] = Absent(client, answer.refused) if answer.refused else answer
+        except WireError as error:
+            done[client] = Absent(client, str(error))
+
+    def _look(self, ids: Collection[str]) -> list[Reply]:
+        """Greet who is new, take answers to greetings; returns the other replies."""
+        self._greet()
+        replies = self.link.receive([*self._greeted, *ids])
+        for reply in replies:
+            if reply.id in self._greeted:
+                self._greeting(reply)
+        return [reply for reply in replies if reply.id in ids]
+
+    def _send(self, node: int, request: Request) -> str:
+        return self.link.send(node, seal(encode(request), self.key))
+
+    def _verified(self, data: bytes) -> Answer:
+        """An answer that the client it names has signed, of this run."""
+        answer = decode_answer(unseal(data, None))
+        if answer.client not in self.roster:
+            raise WireError(f"client {answer.client!r} is not in the roster")
+        unseal(data, self.roster[answer.client])
+        if answer.run != self.run:
+            raise WireError(f"client {answer.client!r} answered for another run, {answer.run!r}")
+        return answer
+
+
+def _check_matches(answer: Answer, request: Request) -> None:
+    """Raise `WireError` where an answer is not one to this request."""
+    for field in ("client", "operation", "method", "round"):
+        given, asked = getattr(answer, field), getattr(request, field)
+        if given != asked:
+            raise WireError(f"answered for {field} {given!r}, but was asked for {asked!r}")

@@ -1,0 +1,157 @@
+"""What goes over the wire: requests of the server and answers of clients, as bytes.
+
+A message is one safetensors file whose header carries the rest as strict JSON, so nothing that
+arrives can run code, and every dtype (bfloat16 too) arrives as it was sent. What it is carried by,
+a Unix socket or Flower, is not its business.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import load, save
+
+from fedsdr.adapters import Adapter
+from fedsdr.errors import UserError
+from fedsdr.metrics import Mean
+
+VERSION: Final = 1
+HEADER: Final = "fedsdr"  # the entry of the safetensors header
+MOST: Final = 8 * 2**30  # bytes of a message
+
+Operation = Literal["hello", "prepare", "fit", "evaluate", "finish"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._+-]*$", max_length=200)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class WireError(UserError):
+    """Bytes that are no message of ours."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the server asks of one client.
+
+    run: the server's name of this run. recipe: digest of what all must agree on. method: which of
+    the recipe's methods. round: from 1; 0 outside of rounds. shared: the algorithm's broadcast.
+    agreed: in a hello, what the digest is of, key by key.
+    """
+
+    operation: Operation
+    run: str
+    recipe: str
+    client: str
+    method: str = "-"
+    round: int = 0
+    shared: Adapter = field(default_factory=dict)
+    agreed: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a client sends: nothing that is not in here can leave it.
+
+    change, weight, metrics: of an `Update`, or of an evaluation. facts: a hello's short texts.
+    refused: why the request was not carried out; then there is nothing else.
+    """
+
+    operation: Operation
+    run: str
+    client: str
+    method: str = "-"
+    round: int = 0
+    change: Adapter = field(default_factory=dict)
+    weight: float = 0.0
+    metrics: Mapping[str, Mean] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+    refused: str = ""
+
+
+class _Head(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    version: Literal[1]
+    operation: Operation
+    run: Name
+    client: Name
+    method: Name
+    round: Annotated[int, Field(ge=0, lt=10**6)]
+
+
+class _RequestHead(_Head):
+    kind: Literal["request"]
+    recipe: Name
+    agreed: dict[str, str]
+
+
+class _AnswerHead(_Head):
+    kind: Literal["answer"]
+    weight: Number
+    metrics: dict[Annotated[str, Field(max_length=200)], tuple[Number, Number]]
+    facts: dict[Annotated[str, Field(max_length=40)], Annotated[str, Field(max_length=400)]]
+    refused: Annotated[str, Field(max_length=2000)]
+
+
+def encode(message: Request | Answer) -> bytes:
+    """The bytes of a message. Raises `WireError` for one that could not be read again."""
+    head: dict[str, Any] = {"version": VERSION, **vars(message)}
+    if isinstance(message, Request):
+        tensors = head.pop("shared")
+        text = _head(_RequestHead, {"kind": "request", **head, "agreed": dict(message.agreed)})
+    else:
+        tensors = head.pop("change")
+        metrics = {name: tuple(mean) for name, mean in message.metrics.items()}
+        more = {"kind": "answer", "metrics": metrics, "facts": dict(message.facts)}
+        text = _head(_AnswerHead, {**head, **more})
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return save(plain, {HEADER: text})
+
+
+def _head(model: type[_Head], values: Mapping[str, Any]) -> str:
+    try:
+        return model.model_validate(values).model_dump_json()
+    except ValidationError as error:
+        raise WireError(f"this message cannot be sent: {_told(error)}") from error
+
+
+def decode_request(data: bytes) -> Request:
+    """Raises `WireError` for anything that is not a whole, well-formed request."""
+    head, tensors = _decode(data, _RequestHead)
+    values = head.model_dump(exclude={"version", "kind"})
+    return Request(shared=tensors, **values)
+
+
+def decode_answer(data: bytes) -> Answer:
+    """Raises `WireError` for anything that is not a whole, well-formed answer."""
+    head, tensors = _decode(data, _AnswerHead)
+    values = head.model_dump(exclude={"version", "kind", "metrics"})
+    metrics = {name: Mean(*pair) for name, pair in head.metrics.items()}
+    return Answer(change=tensors, metrics=metrics, **values)
+
+
+H = TypeVar("H", bound=_Head)
+
+
+def _decode(data: bytes, model: type[H]) -> tuple[H, Adapter]:
+    if len(data) > MOST:
+        raise WireError(f"a message of {len(data)} bytes is larger than {MOST}")
+    try:
+        tensors: dict[str, torch.Tensor] = load(data)
+    except Exception as error:  # safetensors raises its own type from Rust, KeyError for a dtype
+        raise WireError(f"a message that is no safetensors file: {error!s:.200}") from error
+    try:
+        text = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return model.model_validate_json(text["__metadata__"][HEADER]), tensors
+    except ValidationError as error:
+        raise WireError(f"a message with a wrong header: {_told(error)}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise WireError("a safetensors file without our header") from error
+
+
+def _told(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"{place} = {first['input']!r:.60}: {first['msg']}"

@@ -1,0 +1,74 @@
+"""Lines from a server to clients in this process: as they should be, and as they can be."""
+
+import itertools
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+from fedsdr.deploy.client import ClientSide
+from fedsdr.deploy.identity import PrivateKey, PublicKey
+from fedsdr.deploy.switchboard import Reply
+from fedsdr.progress import silent
+from fedsdr.recipe import load_recipe
+from fedsdr.setting import prepare
+
+Answering = Callable[[bytes], bytes]
+
+
+class Loopback:
+    """Nodes are functions of this process; a message is delivered when its reply is looked for.
+
+    `traffic` keeps every byte that was on the line, by node. `lost` decides what becomes of a
+    reply: it may be changed, kept back (None), or turned into an error of the line (raise OSError).
+    """
+
+    def __init__(self, nodes: Mapping[int, Answering]) -> None:
+        self.up = dict(nodes)
+        self.traffic: dict[int, list[tuple[bytes, bytes]]] = {node: [] for node in nodes}
+        self.lost: Callable[[int, bytes, bytes], bytes | None] = lambda node, asked, reply: reply
+        self._sent: dict[str, tuple[int, bytes]] = {}
+        self._number = itertools.count()
+
+    def nodes(self) -> list[int]:
+        return sorted(self.up)
+
+    def send(self, node: int, data: bytes) -> str:
+        id = f"message-{next(self._number)}"
+        self._sent[id] = node, data
+        return id
+
+    def receive(self, ids: Collection[str]) -> list[Reply]:
+        replies = []
+        for id in [each for each in ids if each in self._sent]:
+            node, data = self._sent.pop(id)
+            try:
+                answer = self.up[node](data)
+                self.traffic[node].append((data, answer))
+                reply = self.lost(node, data, answer)
+            except (OSError, KeyError, ValueError) as error:
+                replies.append(Reply(id, b"", f"node {node} failed: {error}"))
+                continue
+            if reply is not None:
+                replies.append(Reply(id, reply))
+        return replies
+
+
+def client_sides(
+    recipe_file: Path,
+    folder: Path,
+    keys: Mapping[str, PrivateKey] | None = None,
+    server: PublicKey | None = None,
+) -> dict[str, ClientSide]:
+    """The clients of a recipe, each with its part of one workbench and a folder of its own."""
+    recipe = load_recipe(recipe_file)
+    bench = prepare(recipe).workbench(silent())
+    return {
+        client.name: ClientSide(
+            bench.of(client.name), recipe, client.name, folder / client.name, silent(),
+            keys and keys[client.name], server,
+        )
+        for client in bench.clients
+    }  # fmt: skip
+
+
+def loopback(sides: Mapping[str, Answering]) -> Loopback:
+    return Loopback({100 + k: side for k, side in enumerate(sides.values())})
