@@ -17,7 +17,7 @@ from fedsdr.errors import UserError
 from fedsdr.evaluate.benchmarks.table import Chosen, choose
 from fedsdr.lab.evaluate import LabEvaluator
 from fedsdr.lab.pretrain import PretrainOptions, base_model_folder, save_outline
-from fedsdr.lab.world import World, WorldOptions, build_world
+from fedsdr.lab.world import World, WorldOptions, build_world, client_name
 from fedsdr.methods import CHOICES, METHODS, method, own_name
 from fedsdr.model.base import BaseModel, check_model, load_base
 from fedsdr.progress import Reporter
@@ -203,6 +203,11 @@ def check_clients(recipe: Recipe, names: Sequence[str]) -> None:
                 "client(s): set it to 0, or late_round to 0"
             )
         check_cohort(each, cohort_size(len(there), federation.participation))
+
+
+def lab_clients(recipe: Recipe) -> list[str]:
+    """The names of the lab's clients."""
+    return [client_name(k) for k in range(recipe.lab.clients)]
 
 
 def world_options(recipe: Recipe) -> WorldOptions:

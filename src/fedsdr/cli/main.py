@@ -7,7 +7,7 @@ import signal
 import typer
 
 from fedsdr import __version__
-from fedsdr.cli import chat, diagnose, distil, evaluate, export, judge, look, runs
+from fedsdr.cli import chat, deploy, diagnose, distil, evaluate, export, judge, look, runs
 
 # It gives advice when imported, which is when the work begins; in processes of our own too.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -38,10 +38,12 @@ for command in (
     export.export,
     chat.chat,
     judge.judge,
+    deploy.status,
     version,
 ):
     app.command()(command)
 app.command("eval")(evaluate.evaluate)
+app.add_typer(deploy.app, name="deploy")
 
 
 def main() -> None:

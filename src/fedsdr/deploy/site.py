@@ -1,17 +1,19 @@
 """The folder of a site: what a server or a client needs to take part, and where its run lies.
 
-server:  recipe.toml  roster.json  server.key  certificates/  app/  run/  status.json
+server:  recipe.toml  roster.json  server.json  server.key  certificates/  app/  run/  status.json
 client:  recipe.toml  client.json  client.key  server.pub  ca.crt  private/
 """
 
+import fcntl
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedsdr import files
 from fedsdr.deploy.client import ClientSide
@@ -30,10 +32,12 @@ from fedsdr.setting import prepare_client
 
 ROSTER: Final = "roster.json"
 CLIENT: Final = "client.json"
+SERVER_FILE: Final = "server.json"
 SERVER_KEY, CLIENT_KEY, SERVER_PUBLIC = "server.key", "client.key", "server.pub"
 RUN: Final = "run"  # the server's run folder
 PRIVATE: Final = "private"  # the client's
 STATUS: Final = "status.json"
+LOCK: Final = "server.lock"
 
 
 class _Roster(BaseModel):
@@ -46,6 +50,11 @@ class _Roster(BaseModel):
 class _Client(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     id: Name
+
+
+class _Server(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    port: Annotated[int, Field(gt=0, lt=65536)]
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,12 @@ def load_site(folder: Path) -> Site:
     )
 
 
+def server_port(folder: Path) -> int:
+    """Where the SuperLink of a server's folder listens."""
+    port: int = _read(folder / SERVER_FILE, _Server).port
+    return port
+
+
 def _read(path: Path, model: type[BaseModel]) -> Any:
     try:
         return model.model_validate(files.read_json(path))
@@ -94,6 +109,13 @@ def serve_folder(folder: Path, line: Callable[[float], Link], pause: float = 0.5
     """
     quiet_libraries()
     reporter = terminal()
+    with only_one(folder):
+        _serve_folder(folder, line, pause, reporter)
+
+
+def _serve_folder(
+    folder: Path, line: Callable[[float], Link], pause: float, reporter: Reporter
+) -> None:
     status = {"began": time.time(), "state": "running", "error": ""}
     files.write_json(folder / STATUS, status)
     try:
@@ -105,6 +127,17 @@ def serve_folder(folder: Path, line: Callable[[float], Link], pause: float = 0.5
         files.write_json(folder / STATUS, status | {"state": "failed", "error": str(error)})
         raise
     files.write_json(folder / STATUS, status | {"state": "finished"})
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Two servers in one folder would count everything twice: the second is an error."""
+    with open(folder / LOCK, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another server is at work in {folder}: let it finish") from error
+        yield
 
 
 def open_client(folder: Path, reporter: Reporter) -> ClientSide:

@@ -1,0 +1,95 @@
+"""`fedsdr deploy ...` and `fedsdr status`: federations across organisations, on Flower."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedsdr.cli.session import RecipePath, Sets, session
+
+app = typer.Typer(help="Run a recipe across organisations, on Flower.", no_args_is_help=True)
+
+Site = Annotated[Path, typer.Argument(help="A folder that `fedsdr deploy init` has written.")]
+
+
+@app.command()
+def init(
+    recipe: RecipePath,
+    out: Annotated[Path, typer.Option(help="A new folder, with one for each site in it.")],
+    host: Annotated[str, typer.Option(help="Name or address by which clients reach the server.")],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The server's port.")] = 8000,
+    clients: Annotated[
+        str, typer.Option(help="Comma-separated ids, where the recipe names no clients.")
+    ] = "",
+    set_: Sets = None,
+) -> None:
+    """Write a ready folder for one server and each client: keys, certificates, recipe, scripts."""
+    from fedsdr.deploy import init as deploy
+    from fedsdr.recipe import load_recipe
+
+    with session("nothing is half done: start anew in another --out"):
+        given = [name.strip() for name in clients.split(",") if name.strip()]
+        loaded = load_recipe(recipe, set_ or [])
+        ids = deploy.init(loaded, out, host, port, given)
+    typer.echo(
+        f"{out / 'server'}: start.sh, then `fedsdr deploy register` once, then `fedsdr deploy run`"
+    )
+    for client in ids:
+        typer.echo(f"{out / client}: for that client alone; data in recipe.toml, then start.sh")
+
+
+@app.command()
+def register(folder: Site) -> None:
+    """Tell the running SuperLink whose nodes may connect. Once."""
+    from fedsdr.deploy.submit import register as register_all
+
+    with session():
+        new = register_all(folder)
+    typer.echo(f"registered: {', '.join(new) or 'all were already'}")
+
+
+@app.command()
+def trainer(folder: Site) -> None:
+    """Hold a client's model and data ready, and do what its server asks (start.sh does it)."""
+    from fedsdr.deploy.site import run_trainer
+
+    with session("start it again, and it goes on") as reporter:
+        run_trainer(folder, reporter)
+
+
+@app.command()
+def run(
+    folder: Site,
+    attempts: Annotated[int, typer.Option(min=1, help="ServerApps that may die.")] = 5,
+) -> None:
+    """Submit the federation to its SuperLink, or go on with it, and wait for its end."""
+    from fedsdr.deploy.submit import submit
+
+    with session("the federation goes on; ask by `fedsdr status`") as reporter:
+        submit(folder, reporter, attempts)
+    typer.echo(f"report: {folder / 'run' / 'report.html'}")
+
+
+@app.command()
+def simulate(
+    recipe: RecipePath,
+    out: Annotated[Path, typer.Option(help="The folder; in an interrupted one it goes on.")],
+    cpus: Annotated[float, typer.Option(min=0.1, help="CPUs for each worker.")] = 1.0,
+    gpus: Annotated[float, typer.Option(min=0.0, help="GPUs for each worker; 0.25: shared.")] = 0.0,
+    set_: Sets = None,
+) -> None:
+    """Run a recipe on Flower's simulation runtime: Ray, several workers, machines, GPUs."""
+    from fedsdr.deploy.simulation import simulate as simulate_all
+    from fedsdr.recipe import load_recipe
+
+    with session("go on with the same command") as reporter:
+        simulate_all(load_recipe(recipe, set_ or []), out, cpus, gpus, reporter)
+    typer.echo(f"report: {out / 'run' / 'report.html'}")
+
+
+def status(folder: Site) -> None:
+    """What a federation has done: rounds, clients, bytes, the last error."""
+    from fedsdr.deploy.status import print_status
+
+    with session():
+        print_status(folder)

@@ -1,0 +1,156 @@
+"""`fedsdr deploy init`: everything that one server and its clients need, in a folder for each."""
+
+import re
+import secrets
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import jinja2
+
+from fedsdr import files
+from fedsdr.data.partition import SAFE_NAME
+from fedsdr.deploy.certificates import write_certificates
+from fedsdr.deploy.identity import new_key
+from fedsdr.deploy.server import check_served
+from fedsdr.deploy.site import (
+    CLIENT,
+    CLIENT_KEY,
+    ROSTER,
+    SERVER_FILE,
+    SERVER_KEY,
+    SERVER_PUBLIC,
+)
+from fedsdr.errors import UserError
+from fedsdr.folders import RECIPE_FILE
+from fedsdr.recipe import override, to_toml
+from fedsdr.sections.recipe import Recipe
+from fedsdr.setting import lab_clients
+
+NODE_PORT: Final = 9094  # of the first client's SuperNode, on its own machine's loopback
+SERVER: Final = "server"
+NODES: Final = "nodes"  # public keys of the clients' nodes, in the server's folder
+HOST: Final = re.compile(r"[A-Za-z0-9._:-]+")
+
+
+def init(recipe: Recipe, out: Path, host: str, port: int, clients: Sequence[str] = ()) -> list[str]:
+    """Write `out`/server and `out`/<client> for each client; returns the clients' ids.
+
+    host: the name or address under which clients reach the server. clients: ids, where the recipe
+    does not name clients by its sources. Private keys are drawn here: each client's folder goes to
+    that client alone, over a way that can be trusted. Raises `UserError` before anything is
+    written.
+    """
+    ids = client_ids(recipe, clients)
+    check_served(recipe, ids)
+    if not HOST.fullmatch(host):
+        raise UserError(f"--host {host!r} is neither a host's name nor an address")
+    if SERVER in (each.lower() for each in ids):
+        raise UserError(f"a client cannot be called {SERVER!r}: its folder would be the server's")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty and nothing is written over: give another --out")
+    out = out.resolve()
+    server = out / SERVER
+    write_certificates(server / "certificates", host)
+    public = new_key(server / SERVER_KEY)
+    keys = {
+        client: write_client(out, recipe, client, host, port, NODE_PORT + k, public)
+        for k, client in enumerate(ids)
+    }
+    write_server(server, recipe, keys, host, port)
+    return ids
+
+
+def client_ids(recipe: Recipe, clients: Sequence[str]) -> list[str]:
+    """Those that the recipe's sources name, the lab's, or those given."""
+    named = list(dict.fromkeys(s.client for s in recipe.data.sources if s.client is not None))
+    if recipe.uses_lab:
+        named = lab_clients(recipe)
+    if clients and named:
+        raise UserError(f"the recipe names its clients, {', '.join(named)}: leave --clients out")
+    ids = list(clients) or named
+    if not ids:
+        raise UserError("the recipe names no client: give --clients hospital,bank,...")
+    for each in ids:
+        if not SAFE_NAME.fullmatch(each):
+            raise UserError(f"client {each!r} cannot name a folder: use letters, digits and - _ .")
+    if len({each.casefold() for each in ids}) < len(ids):
+        raise UserError(f"a client is named twice in {', '.join(ids)}")
+    return ids
+
+
+def write_client(
+    out: Path, recipe: Recipe, client: str, host: str, port: int, node_port: int, server: str
+) -> str:
+    """One client's folder; returns its public key's line."""
+    folder = out / client
+    folder.mkdir(parents=True, mode=0o700)
+    line = new_key(folder / CLIENT_KEY)
+    files.write_text(folder / SERVER_PUBLIC, server + "\n")
+    files.write_bytes(folder / "ca.crt", (out / SERVER / "certificates" / "ca.crt").read_bytes())
+    files.write_json(folder / CLIENT, {"id": client})
+    files.write_text(folder / RECIPE_FILE, to_toml(own_recipe(recipe, client)))
+    where = {"host": bracketed(host), "port": port, "node_port": node_port, "client": client}
+    write_script(folder / "start.sh", "client.sh", where)
+    write_script(folder / "environment.sh", "environment.sh", {"programs": programs()})
+    return line
+
+
+def own_recipe(recipe: Recipe, client: str) -> Recipe:
+    """The recipe as this client gets it: its own sources, or a place to put one."""
+    if recipe.uses_lab:
+        return recipe
+    mine = [s.model_dump(mode="json") for s in recipe.data.sources if s.client == client]
+    if not mine:
+        mine = [{"path": "data.jsonl", "client": client}]
+    return override(recipe, {"data.sources": mine})
+
+
+def write_server(
+    folder: Path, recipe: Recipe, keys: Mapping[str, str], host: str, port: int
+) -> None:
+    """The server's folder, its roster last."""
+    nodes = folder / NODES
+    for client, line in keys.items():
+        files.write_text(nodes / f"{client}.pub", line + "\n")
+    files.write_text(folder / "superexec.secret", secrets.token_hex(32), private=True)
+    files.write_text(folder / RECIPE_FILE, to_toml(recipe))
+    write_app(folder, port)
+    listen = "127.0.0.1" if host in ("localhost", "127.0.0.1") else "0.0.0.0"
+    write_script(folder / "start.sh", "server.sh", {"listen": listen, "port": port})
+    write_script(folder / "environment.sh", "environment.sh", {"programs": programs()})
+    write_roster(folder, dict(keys))
+
+
+def write_roster(folder: Path, keys: Mapping[str, str | None]) -> None:
+    files.write_json(folder / ROSTER, {"clients": keys})
+
+
+def write_app(folder: Path, port: int) -> None:
+    """The app that is submitted, and where to."""
+    files.write_text(folder / "app" / "pyproject.toml", render("app.toml", {}))
+    files.write_json(folder / SERVER_FILE, {"port": port})
+
+
+def write_script(path: Path, template: str, values: Mapping[str, Any]) -> None:
+    files.write_text(path, render(template, values))
+    path.chmod(0o755)
+
+
+def render(template: str, values: Mapping[str, Any]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fedsdr.deploy"), undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True, trim_blocks=True,
+    )  # fmt: skip
+    return environment.get_template(template).render(values)
+
+
+def programs() -> str:
+    """The folder of this environment's commands."""
+    return str(Path(sys.executable).parent)
+
+
+def bracketed(host: str) -> str:
+    """An IPv6 address as it stands before a port."""
+    return f"[{host}]" if ":" in host else host
