@@ -130,10 +130,6 @@ class ClientSide:
             raise RefusalError(
                 "this client's recipe is not the server's: restart both with the same"
             )
-        if request.round > self.recipe.federation.rounds:
-            raise RefusalError(
-                f"round {request.round} is beyond the {self.recipe.federation.rounds} of the recipe"
-            )
         if not all_finite(request.shared):
             raise RefusalError("the server's adapter has NaN or infinite values")
 
@@ -155,15 +151,17 @@ class ClientSide:
         return replace(blank, facts={"model": self.bench.fingerprint, "fedsdr": __version__})
 
     def _prepare(self, request: Request, blank: Answer, name: str) -> Answer:
-        examples = self._course(request).engine.examples[self.client]
-        if not self.recipe.federation.sample_counts or self.recipe.privacy.mode != "none":
+        course = self._course(request)
+        examples = course.engine.examples[self.client]
+        if not course.recipe.federation.sample_counts or course.recipe.privacy.mode != "none":
             return blank
         return replace(blank, weight=float(len(examples["raw"])))
 
     def _fit(self, request: Request, blank: Answer, name: str) -> Answer:
-        if request.round < 1:
-            raise RefusalError("there is no round 0 to train in")
         course = self._course(request)
+        rounds = course.recipe.federation.rounds
+        if not 1 <= request.round <= rounds:
+            raise RefusalError(f"there is no round {request.round} of {rounds} to train in")
         if (before := self._answered(course, request, name)) is not None:
             return before
         engine = course.engine
@@ -182,19 +180,17 @@ class ClientSide:
         return answer
 
     def _evaluate(self, request: Request, blank: Answer, name: str) -> Answer:
+        recipe = self._method(request)[1]
         self.bench.use(Personal(request.shared))
-        return replace(blank, metrics=self._told(self.bench.evaluator.global_model()))
+        return replace(blank, metrics=_told(recipe, self.bench.evaluator.global_model()))
 
     def _finish(self, request: Request, blank: Answer, name: str) -> Answer:
-        if request.round != self.recipe.federation.rounds:
-            raise RefusalError(f"round {request.round} is not the last one")
         course = self._course(request)
+        if request.round != course.recipe.federation.rounds:
+            raise RefusalError(f"round {request.round} is not the last one")
+        course.engine.commit(request.round, [self.client])
         own = finish_client(course.engine, course.algorithm, request.shared, self.client)
-        return replace(blank, metrics=self._told(own))
-
-    def _told(self, metrics: Metrics) -> Mapping[str, Mean]:
-        """Means as they may be told: their weights count held-out records and tokens."""
-        return dict(metrics) if self.recipe.federation.sample_counts else unweighted(metrics)
+        return replace(blank, metrics=_told(course.recipe, own))
 
     # --- What is kept from request to request
 
@@ -205,14 +201,17 @@ class ClientSide:
             self._courses[place] = self._begin(request)
         return self._courses[place]
 
-    def _begin(self, request: Request) -> Course:
+    def _method(self, request: Request) -> tuple[Path, Recipe]:
+        """Where what is kept of a run's method lies, and its recipe."""
         found = method_folders(self.recipe, self.folder / RUNS / request.run)
         known = {name: (folder, recipe) for name, folder, recipe in found}
         if request.method not in known:
-            raise RefusalError(
-                f"the recipe has no method {request.method!r}, only {', '.join(known)}"
-            )
-        folder, recipe = known[request.method]
+            there = ", ".join(known)
+            raise RefusalError(f"the recipe has no method {request.method!r}, only {there}")
+        return known[request.method]
+
+    def _begin(self, request: Request) -> Course:
+        folder, recipe = self._method(request)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         examples = client_examples(self.bench, recipe, folder, self.reporter)
         engine = InProcess(
@@ -248,6 +247,11 @@ class ClientSide:
         for old in before:
             if old != path:
                 old.unlink()
+
+
+def _told(recipe: Recipe, metrics: Metrics) -> Mapping[str, Mean]:
+    """Means as they may be told: their weights count held-out records and tokens."""
+    return dict(metrics) if recipe.federation.sample_counts else unweighted(metrics)
 
 
 OPERATIONS: Final[Mapping[Operation, Callable[[ClientSide, Request, Answer, str], Answer]]] = {
