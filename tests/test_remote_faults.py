@@ -1,0 +1,450 @@
+"""What a line, a client or a server can do wrong: refused, waited for, or gone on from."""
+
+import itertools
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from fedsdr import files
+from fedsdr.deploy import wire
+from fedsdr.deploy.client import ClientSide
+from fedsdr.deploy.identity import new_key, read_private, read_public, seal, unseal
+from fedsdr.deploy.server import serve
+from fedsdr.deploy.wire import Answer, Request, WireError, decode_answer, decode_request, encode
+from fedsdr.errors import UserError
+from fedsdr.metrics import Mean
+from fedsdr.progress import silent
+from fedsdr.recipe import load_recipe, override
+from lines import Loopback, client_sides, loopback
+
+PATIENCE = {"wait_seconds": 10.0, "round_seconds": 1.5, "prepare_seconds": 20.0}
+CHECKPOINT = "checkpoint.safetensors"
+
+
+class Federation:
+    """Three clients with keys, and servers that come and go."""
+
+    def __init__(self, folder: Path, **sections: Any) -> None:
+        federation = {"targets": "raw", "rounds": 3, **sections.pop("federation", {})}
+        self.recipe_file = tiny.setting(
+            folder,
+            federation=federation,
+            deployment={**PATIENCE, **sections.pop("deployment", {})},
+            evaluate={"personal": False, "every": 0},
+            **sections,
+        )
+        self.folder, self.recipe = folder, load_recipe(self.recipe_file)
+        names = [*tiny.CLIENTS, "server", "stranger"]
+        self.public = {name: read_public(new_key(folder / f"{name}.key"), name) for name in names}
+        self.keys = {name: read_private(folder / f"{name}.key") for name in names}
+        self.roster = {client: self.public[client] for client in tiny.CLIENTS}
+
+    def clients(self, where: str = "sides") -> dict[str, ClientSide]:
+        """The clients anew, as after a restart: what they know is on their disks."""
+        return client_sides(
+            self.recipe_file, self.folder / "of" / where, self.keys, self.public["server"]
+        )
+
+    def serve(self, line: Loopback, out: str = "out", **changes: Any) -> Path:
+        recipe = override(self.recipe, changes)
+        serve(
+            recipe, self.folder / out, line, self.roster, silent(), self.keys["server"], pause=0.001
+        )
+        return self.folder / out
+
+
+@pytest.fixture
+def federation(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
+    return Federation(tmp_path)
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return [row for row in files.read_json_lines(out / "metrics.jsonl") if row["round"]]
+
+
+def bits(out: Path) -> bytes:
+    return (out / CHECKPOINT).read_bytes()
+
+
+# --- Hostile and broken clients
+
+
+def changed(key: str, tensor: torch.Tensor) -> Callable[[Answer], Answer]:
+    return lambda answer: replace(answer, change={**answer.change, key: tensor})
+
+
+def first(answer: Answer) -> str:
+    return min(answer.change)
+
+
+def every(edit: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Answer], Answer]:
+    return lambda answer: replace(answer, change={k: edit(t) for k, t in answer.change.items()})
+
+
+def one(edit: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Answer], Answer]:
+    return lambda a: replace(a, change={**a.change, first(a): edit(a.change[first(a)])})
+
+
+def filled(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda tensor: torch.full_like(tensor, value)
+
+
+HOSTILE: dict[str, tuple[Callable[[Answer], Answer], str]] = {
+    "nan": (one(filled(float("nan"))), "NaN or infinite"),
+    "infinity": (one(filled(float("inf"))), "has norm inf"),
+    "shape": (one(lambda t: t[:1]), "has shape"),
+    "dtype": (one(lambda t: t.double()), "float64, expected"),
+    "integers": (one(lambda t: t.to(torch.int8)), "int8, expected"),
+    "missing": (lambda a: replace(a, change=dict(list(a.change.items())[1:])), "missing keys"),
+    "extra": (changed("model.embed_tokens.weight", torch.zeros(2)), "unexpected keys"),
+    "nothing": (lambda a: replace(a, change={}), "missing keys"),
+    "giant": (every(filled(1e30)), "max_norm"),
+    "weight 0": (lambda a: replace(a, weight=0.0), "weight 0.0"),
+    "weight below 0": (lambda a: replace(a, weight=-3.0), "weight -3.0"),
+    "other run": (lambda a: replace(a, run="another"), "for another run"),
+    "last round": (lambda a: replace(a, round=a.round - 1), "answered for round"),
+    "other method": (lambda a: replace(a, method="fedavg+median"), "answered for method"),
+    "other operation": (lambda a: replace(a, operation="evaluate"), "answered for operation"),
+    "other client": (lambda a: replace(a, client="anna"), "the signature is not of whom"),
+    "nobody": (lambda a: replace(a, client="dora"), "not in the roster"),
+    "refusal": (lambda a: replace(a, change={}, refused="no time"), "no time"),
+}
+
+
+def corrupt(
+    line: Loopback, edit: Callable[[Answer], bytes | None], client: str = "cleo"
+) -> Loopback:
+    """The line, on which a client's answers in rounds are what `edit` makes of them."""
+    node = 100 + tiny.CLIENTS.index(client)
+
+    def lost(at: int, asked: bytes, reply: bytes) -> bytes | None:
+        answer = decode_answer(unseal(reply, None))
+        return edit(answer) if at == node and answer.operation == "fit" else reply
+
+    line.lost = lost
+    return line
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """One federation for all that is hostile, and the bits of it without cleo."""
+    folder = tmp_path_factory.mktemp("hostile")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDSDR_CACHE", str(folder / "cache"))
+        federation = Federation(folder)
+        sides = federation.clients()
+        keys = federation.keys
+        line = corrupt(
+            loopback(sides),
+            lambda a: seal(encode(replace(a, change={}, refused="no")), keys["cleo"]),
+        )
+        without = federation.serve(line, "without")
+        yield federation, sides, bits(without)
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_update_is_refused_and_the_round_goes_on(shared, kind):
+    federation, sides, without = shared
+    edit, reason = HOSTILE[kind]
+    line = corrupt(loopback(sides), lambda a: seal(encode(edit(a)), federation.keys["cleo"]))
+    out = federation.serve(line, f"out-{kind}".replace(" ", "-"))
+    for row in rows(out):
+        assert row["clients"] == ["anna", "ben"]
+        assert row["absent"].keys() == {"cleo"}
+        assert reason in row["absent"]["cleo"]
+    assert bits(out) == without
+
+
+BROKEN: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "empty": (lambda data: b"", "not a message of this protocol"),
+    "garbage": (lambda data: bytes(range(256)) * 9, "not a message of this protocol"),
+    "truncated": (lambda data: data[:-9], "signature|safetensors"),
+    "headless": (lambda data: data[:200], "signature|safetensors"),
+    "bit": (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "the signature is not of whom"),
+    "unsigned": (lambda data: seal(unseal(data, None), None), "the signature is not of whom"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_message_is_refused_and_the_round_goes_on(shared, kind):
+    federation, sides, without = shared
+    edit, reason = BROKEN[kind]
+    key = federation.keys["cleo"]
+    line = corrupt(loopback(sides), lambda answer: edit(seal(encode(answer), key)))
+    out = federation.serve(line, f"out-{kind}")
+    assert rows(out)
+    for row in rows(out):
+        assert any(each in row["absent"]["cleo"] for each in reason.split("|"))
+    assert bits(out) == without
+
+
+def test_a_giant_message_is_refused(shared, monkeypatch):
+    federation, sides, without = shared
+    big = lambda a: replace(a, change={**a.change, "x": torch.zeros(10**6)})  # noqa: E731
+    line = corrupt(loopback(sides), lambda a: seal(encode(big(a)), federation.keys["cleo"]))
+    monkeypatch.setattr(wire, "MOST", 10**6)
+    out = federation.serve(line, "out-large")
+    assert all("is larger than 1000000" in row["absent"]["cleo"] for row in rows(out))
+    assert bits(out) == without
+
+
+def test_with_too_few_left_the_run_stops_and_can_go_on(federation):
+    sides = federation.clients()
+    keys = federation.keys
+    refuse = lambda a: seal(encode(replace(a, change={}, refused="no time")), keys["cleo"])  # noqa: E731
+    with pytest.raises(UserError, match=r"round 1 needs .* 3 of 3 clients, and 1 gave .* no time"):
+        federation.serve(corrupt(loopback(sides), refuse), **{"deployment.min_clients": 3})
+    out = federation.serve(loopback(sides), **{"deployment.min_clients": 3})
+    assert bits(out) == bits(federation.serve(loopback(federation.clients("others")), "clean"))
+
+
+# --- Strangers
+
+
+def test_a_node_that_is_nobody_is_turned_away(federation):
+    sides: dict[str, Callable[[bytes], bytes]] = {**federation.clients()}
+
+    def stranger(data: bytes) -> bytes:
+        request = decode_request(unseal(data, None))
+        told = Answer("hello", request.run, "anna", facts={"model": "mine"})
+        return seal(encode(told), federation.keys["stranger"])
+
+    line = loopback(sides)
+    line.up = {7: stranger, **line.up}  # it answers first
+    line.traffic[7] = []
+    out = federation.serve(line)
+    assert [row["clients"] for row in rows(out)] == [[*tiny.CLIENTS]] * 3
+    assert len(line.traffic[7]) == 1  # a hello, which carries no adapter
+    assert not decode_request(unseal(line.traffic[7][0][0], None)).shared
+
+
+def test_a_client_with_another_recipe_or_model_is_turned_away(federation, tmp_path):
+    sides = federation.clients()
+    one = override(federation.recipe, {"federation.rounds": 7})
+    sides["cleo"] = ClientSide(
+        sides["cleo"].bench, one, "cleo", tmp_path / "other" / "cleo", silent(),
+        federation.keys["cleo"], federation.public["server"],
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"2 of 3 .*cleo.*federation.rounds.*here .* 7, .* 3"):
+        federation.serve(
+            loopback(sides), **{"deployment.min_clients": 3, "deployment.wait_seconds": 0.5}
+        )
+    sides = federation.clients()
+    sides["cleo"].bench.fingerprint = "another"
+    with pytest.raises(UserError, match="base model has other weights"):
+        federation.serve(
+            loopback(sides), "two", **{"deployment.min_clients": 3, "deployment.wait_seconds": 0.5}
+        )
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "egress.jsonl"
+    }
+
+
+def test_a_client_carries_out_only_what_its_own_server_signed(federation):
+    side = federation.clients()["anna"]
+    request = Request("hello", "run", "digest", "-")
+    before = listing(side.folder)
+    for sealed in (
+        seal(encode(request), None),
+        seal(encode(request), federation.keys["ben"]),
+        encode(request),
+        b"",
+        seal(encode(request), federation.keys["server"])[:-1],
+    ):
+        with pytest.raises(WireError):
+            side(sealed)
+    assert listing(side.folder) == before
+    assert len(files.read_json_lines(side.audit.path)) == 5
+    assert decode_answer(unseal(side(seal(encode(request), federation.keys["server"])), None))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"client": "ben"}, "this is client 'anna'"),
+        ({"recipe": "other"}, "recipe is not the server's"),
+        ({"method": "fedavg+median"}, "has no method 'fedavg\\+median'"),
+        ({"round": 0}, "no round 0"),
+        ({"round": 4}, "no round 4 of 3"),
+        ({"shared": "nan"}, "NaN or infinite"),
+        ({"shared": "misshapen"}, "its own log tells"),
+        ({"operation": "finish"}, "round 1 is not the last"),
+    ],
+)
+def test_a_client_refuses_what_its_server_may_not_ask(federation, changes, reason):
+    sides = federation.clients()
+    line = loopback(sides)
+    federation.serve(line, **{"federation.rounds": 3})
+    [asked] = [
+        request
+        for data, _ in line.traffic[100]
+        if (request := decode_request(unseal(data, None))).operation == "fit" and request.round == 1
+    ]
+    edits = {"nan": lambda t: t * float("nan"), "misshapen": lambda t: t[:, :-1]}
+    if "shared" in changes:
+        edit = edits[changes["shared"]]
+        changes = {"shared": {key: edit(tensor) for key, tensor in asked.shared.items()}}
+    request = replace(asked, run="another", **changes)
+    answer = decode_answer(
+        unseal(sides["anna"](seal(encode(request), federation.keys["server"])), None)
+    )
+    assert reason.replace("\\", "") in answer.refused
+    assert not answer.change
+    assert not answer.metrics
+
+
+def test_a_round_that_is_over_stays_over(federation):
+    sides = federation.clients()
+    line = loopback(sides)
+    federation.serve(line)
+    asked = [data for data, _ in line.traffic[100] if decode_request(unseal(data, None)).round]
+    early = decode_answer(unseal(sides["anna"](asked[0]), None))
+    assert "round 1 is over here: round 3 was last" in early.refused
+    last = decode_request(unseal(asked[-2], None))
+    assert (last.operation, last.round) == ("fit", 3)
+    other = replace(last, shared={key: t + 1 for key, t in last.shared.items()})
+    answer = decode_answer(
+        unseal(sides["anna"](seal(encode(other), federation.keys["server"])), None)
+    )
+    assert "answered for another global model" in answer.refused
+
+
+# --- Lines that break, and processes that begin anew
+
+
+def test_a_question_that_got_an_error_is_asked_again(federation):
+    clean = federation.serve(loopback(federation.clients("clean")), "clean")
+    line = loopback(federation.clients())
+    trouble = random.Random(0)
+
+    def lost(node: int, asked: bytes, reply: bytes) -> bytes:
+        if trouble.random() < 0.5:
+            raise OSError("the line broke after the client had answered")
+        return reply
+
+    line.lost = lost
+    out = federation.serve(line, **{"deployment.round_seconds": 30.0})
+    assert bits(out) == bits(clean)
+    assert all(row["clients"] == [*tiny.CLIENTS] for row in rows(out))
+
+
+def test_a_straggler_is_left_out_and_its_late_answer_counts_nowhere(federation):
+    line = loopback(federation.clients())
+    late: list[bytes] = []
+
+    def lost(node: int, asked: bytes, reply: bytes) -> bytes | None:
+        answer = decode_answer(unseal(reply, None))
+        if node == 102 and answer.operation == "fit":
+            late.append(reply)
+            return None if answer.round == 2 else (late[0] if answer.round == 3 else reply)
+        return reply
+
+    line.lost = lost
+    out = federation.serve(line)
+    taken = [row["clients"] for row in rows(out)]
+    assert taken == [[*tiny.CLIENTS], ["anna", "ben"], ["anna", "ben"]]
+    assert "no answer within 1.5 s" in rows(out)[1]["absent"]["cleo"]
+    assert "answered for round 1, but was asked for 3" in rows(out)[2]["absent"]["cleo"]
+
+
+def test_a_client_that_begins_anew_before_each_message_changes_nothing(federation):
+    clean = federation.serve(loopback(federation.clients("clean")), "clean")
+    anew = {client: Anew(federation, client) for client in tiny.CLIENTS}
+    out = federation.serve(loopback(anew))
+    assert bits(out) == bits(clean)
+
+
+class Anew:
+    """A client whose process ends after every answer."""
+
+    def __init__(self, federation: Federation, client: str) -> None:
+        self.federation, self.client = federation, client
+        self.bench = federation.clients()[client].bench
+
+    def __call__(self, data: bytes) -> bytes:
+        side = ClientSide(
+            self.bench, self.federation.recipe, self.client,
+            self.federation.folder / "of" / "sides" / self.client, silent(),
+            self.federation.keys[self.client], self.federation.public["server"],
+        )  # fmt: skip
+        return side(data)
+
+
+class Stop(BaseException):
+    """The server dies here."""
+
+
+def test_a_server_that_dies_at_any_message_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
+    federation = Federation(tmp_path, federation={"targets": "two_stream"})
+    clean = federation.serve(loopback(federation.clients("clean")), "clean")
+    sides = federation.clients()
+    deaths = 0
+    for left in itertools.count(1):
+        line = Mortal(loopback(sides).up, left)
+        try:
+            out = federation.serve(line)
+            break
+        except Stop:
+            deaths += 1
+    assert deaths > 5
+    assert bits(out) == bits(clean)
+    assert [row["clients"] for row in rows(out)] == [[*tiny.CLIENTS]] * 3
+    for client in tiny.CLIENTS:
+        states = [
+            sorted((tmp_path / "of" / where / client).rglob("state-*.safetensors"))
+            for where in ("clean", "sides")
+        ]
+        assert [p.read_bytes() for p in states[0]] == [p.read_bytes() for p in states[1]]
+        assert states[0]
+
+
+class Mortal(Loopback):
+    """Lets so many replies through, then the server dies."""
+
+    def __init__(self, up: Mapping[int, Callable[[bytes], bytes]], left: int) -> None:
+        super().__init__(up)
+
+        def lost(node: int, asked: bytes, reply: bytes) -> bytes:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Stop
+            return reply
+
+        self.lost = lost
+
+
+def test_metrics_of_those_that_answered_are_merged(federation):
+    """An evaluation without one client is of the others' records, and told."""
+    line = loopback(federation.clients())
+
+    def lost(node: int, asked: bytes, reply: bytes) -> bytes:
+        answer = decode_answer(unseal(reply, None))
+        if node == 102 and answer.operation == "evaluate":
+            answer = replace(answer, metrics={}, refused="no")
+            return seal(encode(answer), federation.keys["cleo"])
+        return reply
+
+    line.lost = lost
+    out = federation.serve(line)
+    judged = files.read_json_lines(out / "metrics.jsonl")[-1]["eval"]
+    assert judged.keys() == {"loss", "loss/anna", "loss/ben"}
+    told = [
+        decode_answer(unseal(reply, None)).metrics["loss"]
+        for node in (100, 101)
+        for _, reply in line.traffic[node][-2:-1]
+    ]
+    assert judged["loss"] == Mean(*map(sum, zip(*told, strict=True))).value
