@@ -1,9 +1,11 @@
 """Lines from a server to clients in this process: as they should be, and as they can be."""
 
 import itertools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from fedsdr.deploy import relay
 from fedsdr.deploy.client import ClientSide
 from fedsdr.deploy.identity import PrivateKey, PublicKey
 from fedsdr.deploy.switchboard import Reply
@@ -72,3 +74,31 @@ def client_sides(
 
 def loopback(sides: Mapping[str, Answering]) -> Loopback:
     return Loopback({100 + k: side for k, side in enumerate(sides.values())})
+
+
+class Sockets:
+    """A line to trainers on this machine, by their sockets: what Flower does, without Flower."""
+
+    def __init__(self, paths: Sequence[Path], patience: float = 20.0) -> None:
+        self.paths, self.patience = paths, patience
+        self._pool = ThreadPoolExecutor(2 * len(paths))
+        self._sent: dict[str, Future[bytes]] = {}
+        self._number = itertools.count()
+
+    def nodes(self) -> list[int]:
+        return list(range(len(self.paths)))
+
+    def send(self, node: int, data: bytes) -> str:
+        id = f"message-{next(self._number)}"
+        self._sent[id] = self._pool.submit(relay.ask, self.paths[node], data, self.patience)
+        return id
+
+    def receive(self, ids: Collection[str]) -> list[Reply]:
+        done = [id for id in ids if id in self._sent and self._sent[id].done()]
+        return [self._reply(id, self._sent.pop(id)) for id in done]
+
+    def _reply(self, id: str, future: "Future[bytes]") -> Reply:
+        try:
+            return Reply(id, future.result())
+        except relay.TrainerError as error:
+            return Reply(id, b"", str(error))
