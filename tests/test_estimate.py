@@ -23,7 +23,7 @@ from fedsdr.model.outline import outline, outline_of, weight_bytes
 from fedsdr.progress import Reporter
 from fedsdr.run import run
 from fedsdr.setting import plan_folder, prepare
-from fedsdr.training.local import summed_loss
+from fedsdr.training.loss import summed_loss
 from models import FAMILIES, make, random_ids, save_family
 from tiny import setting
 

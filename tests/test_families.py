@@ -19,7 +19,8 @@ from fedsdr.model.generate import Job, generate
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.model.peft_format import AdapterSettings, read_adapter, target_modules, write_adapter
 from fedsdr.training.annealing import Annealing
-from fedsdr.training.local import LocalTrainer, summed_loss
+from fedsdr.training.local import LocalTrainer
+from fedsdr.training.loss import summed_loss
 from models import IDS, SHAPE, logits, make, random_adapter, random_ids, save_family
 
 CONFIGS = {

@@ -31,7 +31,8 @@ from fedsdr.data.template import Example
 from fedsdr.errors import UserError
 from fedsdr.metrics import Mean
 from fedsdr.model.lora import Stream, TwoStreamModel
-from fedsdr.training.local import LocalTrainer, _falls_alone, response_loss, summed_loss
+from fedsdr.training.local import LocalTrainer, _falls_alone
+from fedsdr.training.loss import response_loss, summed_loss
 from models import SPECIALS, make, random_adapter, random_ids, start_adapter, two_streams
 
 R, S = Stream.RECTIFY, Stream.SMOOTH

@@ -1,4 +1,4 @@
-"""Batches: which examples a local step sees, and their padded tensors."""
+"""Batches: which examples a local step sees, and their tensors, padded or end to end."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,18 +13,37 @@ IGNORE = -100  # torch's cross entropy skips this label
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded tensors of shape (B, T): ids, attention mask, and labels with IGNORE."""
+    """Tensors of shape (B, T): ids, attention mask, and labels with IGNORE.
+
+    Right-padded; or, where `lengths` are given, (1, N): examples of these lengths end to end.
+    """
 
     ids: Tensor
     mask: Tensor
     labels: Tensor
+    lengths: tuple[int, ...] = ()
 
     @property
     def response_tokens(self) -> int:
         return int((self.labels != IGNORE).sum())
 
+    @property
+    def predicting(self) -> Tensor:
+        """Where the next token is one of a response: (B, T), booleans."""
+        places = torch.zeros_like(self.labels, dtype=torch.bool)
+        places[:, :-1] = self.labels[:, 1:] != IGNORE
+        if self.lengths:  # the last token of an example does not predict the next example
+            places[:, torch.tensor(self.lengths).cumsum(0) - 1] = False
+        return places
+
+    @property
+    def predicted(self) -> Tensor:
+        """The response tokens that can be predicted, row by row: (N,)."""
+        return self.labels[:, 1:][self.predicting[:, :-1]]
+
     def to(self, device: torch.device) -> "Batch":
-        return Batch(self.ids.to(device), self.mask.to(device), self.labels.to(device))
+        ids, mask, labels = (each.to(device) for each in (self.ids, self.mask, self.labels))
+        return Batch(ids, mask, labels, self.lengths)
 
 
 def collate(examples: Sequence[Example], pad: int) -> Batch:
@@ -39,6 +58,18 @@ def collate(examples: Sequence[Example], pad: int) -> Batch:
         mask[row, :length] = 1
         labels[row, start:length] = torch.tensor(example.response)
     return Batch(ids, mask, labels)
+
+
+def end_to_end(examples: Sequence[Example]) -> Batch:
+    """The examples one after another in a single row, without padding."""
+    ids = [token for example in examples for token in example.prompt + example.response]
+    labels = [
+        label
+        for example in examples
+        for label in (*[IGNORE] * len(example.prompt), *example.response)
+    ]
+    row = torch.tensor([ids])
+    return Batch(row, torch.ones_like(row), torch.tensor([labels]), tuple(map(len, examples)))
 
 
 def shuffled(count: int, size: int, generator: torch.Generator) -> Iterator[list[int]]:

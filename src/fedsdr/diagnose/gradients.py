@@ -14,7 +14,7 @@ from fedsdr.data.template import Example
 from fedsdr.diagnose.pairwise import Pairwise, pairwise
 from fedsdr.errors import UserError
 from fedsdr.model.lora import Stream, TwoStreamModel
-from fedsdr.training.local import summed_loss
+from fedsdr.training.loss import summed_loss
 
 
 def client_gradients(

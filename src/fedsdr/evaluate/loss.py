@@ -7,7 +7,7 @@ import torch
 from fedsdr.data.batches import collate
 from fedsdr.data.template import Example
 from fedsdr.metrics import Mean, Metrics, merge_all
-from fedsdr.training.local import response_loss
+from fedsdr.training.loss import response_loss
 
 
 class LossEvaluator:

@@ -38,7 +38,7 @@ from fedsdr.lab.world import (
     vocabulary,
 )
 from fedsdr.progress import Reporter
-from fedsdr.training.local import summed_loss
+from fedsdr.training.loss import summed_loss
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"

@@ -17,11 +17,12 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from fedsdr.adapters import A_SUFFIX, B_SUFFIX, Adapter, check_same_keys
 from fedsdr.errors import UserError
+from fedsdr.model.low_rank import Factors, add_low_rank
+from fedsdr.model.packing import Packing
 
 ALL_LINEAR: Final = "all-linear"
 
@@ -67,12 +68,22 @@ class TwoStreamLinear(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:  # (..., in) -> (..., out)
         out: Tensor = self.base(h)
-        for stream in self.active:
-            a, b = self.A[stream], self.B[stream]
-            # Scaled where it is thin: (..., r) and not (..., out).
-            thin = functional.linear(h.to(a.dtype), a) * self.scaling
-            out = out + functional.linear(thin, b).to(out.dtype)
-        return out
+        if not self.active:
+            return out
+        # Products in bfloat16 under float32 weights: a cast of h would cost more than the product.
+        # Not so in float16, whose range is too small for gradients.
+        wide = self.A[self.active[0]].dtype
+        dtype = torch.bfloat16 if out.dtype == torch.bfloat16 else wide
+        rows = h.shape[:-1].numel()
+        flat, base = h.reshape(rows, -1).to(dtype), out.reshape(rows, -1).to(dtype)
+        trained, *frozen = self._factors()
+        whole = add_low_rank(base, flat, self.scaling, trained, frozen)
+        return whole.to(out.dtype).view(out.shape)
+
+    def _factors(self) -> list[Factors]:
+        """Of the active streams, one that is trained first."""
+        pairs = [(self.A[stream], self.B[stream]) for stream in self.active]
+        return sorted(pairs, key=lambda pair: not (pair[0].requires_grad or pair[1].requires_grad))
 
 
 class TwoStreamModel:
@@ -95,6 +106,7 @@ class TwoStreamModel:
             layer = TwoStreamLinear(model.get_submodule(path), rank, alpha)
             model.set_submodule(path, layer)
             self._layers[path] = layer
+        self.packing = Packing(model)
         self.activate()
 
     @property

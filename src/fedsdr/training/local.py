@@ -6,39 +6,21 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fedsdr import adapters, seeds
 from fedsdr.adapters import Adapter, Private
 from fedsdr.algorithms.contract import Fitted, Stage, Targets
-from fedsdr.data.batches import IGNORE, Batch, collate, shuffled
+from fedsdr.data.batches import Batch, collate, end_to_end, shuffled
 from fedsdr.data.template import Example
 from fedsdr.errors import UserError
 from fedsdr.metrics import Mean
 from fedsdr.model.checkpointing import recomputed
 from fedsdr.model.lora import Stream, TwoStreamModel
+from fedsdr.model.packing import packed
 from fedsdr.training.annealing import CONSTANT, Annealing
 from fedsdr.training.correction import Correction
+from fedsdr.training.loss import summed_loss
 from fedsdr.training.teacher import Teacher
-
-
-def response_loss(model: torch.nn.Module, batch: Batch) -> Mean:
-    """sum of -log f(y | c, x) over the response tokens, and their number, as plain numbers."""
-    return Mean(float(summed_loss(model, batch).detach()), batch.response_tokens)
-
-
-def summed_loss(model: torch.nn.Module, batch: Batch) -> Tensor:
-    """-log f(y_i | c_i, x_i), summed over the batch's response tokens: a scalar tensor.
-
-    The supervised target of arXiv 2605.18028, Sec. method; the prompt is not learnt.
-    """
-    logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits  # (B, T, V)
-    return functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(),
-        batch.labels[:, 1:].flatten(),
-        ignore_index=IGNORE,
-        reduction="sum",
-    )
 
 
 class LocalTrainer:
@@ -166,15 +148,23 @@ class LocalTrainer:
         summed: the loss, added up over the response tokens of a part.
         """
         starts = range(0, len(chosen), self.micro_batch)
-        parts = [collate(chosen[i : i + self.micro_batch], self.pad) for i in starts]
+        parts = [self._batch(chosen[i : i + self.micro_batch]) for i in starts]
         tokens = sum(part.response_tokens for part in parts)
         total = 0.0
-        with recomputed(self.model.model, self.checkpointing):
-            for part in parts:
+        model = self.model.model
+        for part in parts:
+            with recomputed(model, self.checkpointing), packed(model, bool(part.lengths)):
                 loss = summed(part.to(self.model.device))
                 (loss / tokens).backward()  # type: ignore[no-untyped-call]
-                total += float(loss.detach())
+            total += float(loss.detach())
         return Mean(total, tokens)
+
+    def _batch(self, examples: Sequence[Example]) -> Batch:
+        """Their tensors in the form that is faster, padded or end to end."""
+        lengths = [len(example) for example in examples]
+        if self.model.packing.pays(lengths):
+            return end_to_end(examples)
+        return collate(examples, self.pad)
 
     def _rate(self, stage: Stage) -> float:
         return self.annealing.rate(stage.schedule.lr, self.round)

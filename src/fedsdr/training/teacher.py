@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedsdr.adapters import Adapter
-from fedsdr.data.batches import IGNORE, Batch
+from fedsdr.data.batches import Batch
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.products import stack
+from fedsdr.training.loss import response_logits
 
 
 class Teacher:
@@ -40,9 +41,3 @@ class Teacher:
         self.model.activate(*self.learning)
         found = response_logits(self.model.model, batch).log_softmax(-1)
         return functional.kl_div(found, wanted, reduction="sum", log_target=True)
-
-
-def response_logits(model: torch.nn.Module, batch: Batch) -> Tensor:
-    """Logits that predict the response tokens, one after another: (N, V)."""
-    logits: Tensor = model(input_ids=batch.ids, attention_mask=batch.mask).logits  # (B, T, V)
-    return logits[:, :-1][batch.labels[:, 1:] != IGNORE].float()

@@ -1,0 +1,59 @@
+"""The loss of a batch: logits only where a response token is predicted, which is what it needs.
+
+The product with the vocabulary is a fifth of a small model's work, and its logits the largest
+tensor of a step.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fedsdr.data.batches import Batch
+from fedsdr.metrics import Mean
+from fedsdr.model.packing import whereabouts
+
+
+def response_loss(model: torch.nn.Module, batch: Batch) -> Mean:
+    """sum of -log f(y | c, x) over the response tokens, and their number, as plain numbers."""
+    return Mean(float(summed_loss(model, batch).detach()), batch.response_tokens)
+
+
+def summed_loss(model: torch.nn.Module, batch: Batch) -> Tensor:
+    """-log f(y_i | c_i, x_i), summed over the batch's response tokens: a scalar tensor.
+
+    The supervised target of arXiv 2605.18028, Sec. method; the prompt is not learnt.
+    """
+    logits = response_logits(model, batch)
+    return functional.cross_entropy(logits, batch.predicted, reduction="sum")
+
+
+def response_logits(model: torch.nn.Module, batch: Batch) -> Tensor:
+    """Logits that predict the response tokens, one after another: (N, V), at least float32."""
+    place: dict[str, Any] = {"attention_mask": batch.mask}
+    if batch.lengths:
+        place = whereabouts(batch.lengths, batch.ids.device)
+    with head_at(model, batch.predicting):
+        logits: Tensor = model(input_ids=batch.ids, use_cache=False, **place).logits
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return logits[0].to(wide)
+
+
+@contextmanager
+def head_at(model: Any, places: Tensor) -> Iterator[None]:
+    """The model with its head at some places alone, (B, T) of booleans: logits are (1, N, V).
+
+    What a model does to its logits, scaling or capping, is done to these.
+    """
+
+    def chosen(_: torch.nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (given[0][places][None],)
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(chosen)
+    try:
+        yield
+    finally:
+        handle.remove()
