@@ -1,0 +1,148 @@
+"""The same recipe on Flower itself: its simulation runtime, and a deployment as the guide has it.
+
+Real SuperLink, SuperExec, SuperNode and Ray processes on this machine's loopback, with TLS and
+authentication where the guide has them. What they compute is compared with a run in one process,
+bit by bit.
+"""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tiny
+from fedsdr import files
+from fedsdr.deploy.identity import new_key
+from fedsdr.deploy.simulation import free_port
+from fedsdr.progress import silent
+from fedsdr.recipe import load_recipe
+from fedsdr.run import run
+from flower_processes import FEDSDR, Scripts, fedsdr, give_free_ports, kill, running, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+GUIDE = Path(__file__).parents[1] / "docs" / "deploy.md"
+CLIENTS = ("anna", "ben")
+PATIENCE = {"wait_seconds": 300.0, "round_seconds": 300.0, "prepare_seconds": 300.0}
+
+
+def setting(folder: Path) -> Path:
+    sources = [{"path": str(folder / "data" / f"{c}.jsonl"), "client": c} for c in CLIENTS]
+    return tiny.setting(
+        folder,
+        federation={"rounds": 2},
+        evaluate={"every": 0},
+        data={"sources": sources},
+        deployment=PATIENCE,
+    )
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """The run in one process."""
+    monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
+    run(load_recipe(setting(tmp_path)), tmp_path / "here", silent())
+    return tmp_path / "here"
+
+
+def same(here: Path, there: Path) -> None:
+    for name in ("checkpoint.safetensors", "global/adapter_model.safetensors"):
+        assert (here / name).read_bytes() == (there / name).read_bytes()
+    assert files.read_json(here / "result.json") == files.read_json(there / "result.json")
+
+
+def test_the_simulation_runtime_gives_the_same_run(here, tmp_path):
+    out = tmp_path / "simulated"
+    told = fedsdr("deploy", "simulate", str(tmp_path / "recipe.toml"), "--out", str(out))
+    assert "report:" in told
+    same(here, out / "run")
+    assert "2 of 2" in fedsdr("status", str(out))
+    for client in CLIENTS:
+        folder = out / "run" / "clients" / client
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert files.read_json_lines(folder / "egress.jsonl")
+    wait_until("Flower's processes end", 30, lambda: not running(str(out)))
+
+
+@pytest.fixture
+def scripts() -> Iterator[Scripts]:
+    scripts = Scripts()
+    yield scripts
+    scripts.end()
+
+
+def test_a_deployment_as_in_the_guide(here, tmp_path, scripts: Scripts):
+    """And three deaths on the way: of the SuperLink, of the ServerApp, of a client's trainer."""
+    out, port = tmp_path / "federation", free_port()
+    recipe = str(tmp_path / "recipe.toml")
+    fedsdr("deploy", "init", recipe, "--out", str(out), "--host", "localhost", "--port", str(port))
+    server = out / "server"
+    give_free_ports([out / client for client in CLIENTS])
+    for site in ("server", *CLIENTS):
+        scripts.start(out / site / "start.sh")
+    log = server / "logs" / "superlink.log"
+    wait_until("the SuperLink is up", 120, lambda: log.exists() and "running on" in log.read_text())
+    unknown_nodes_get_nothing(out, port)
+    assert "anna, ben" in fedsdr("deploy", "register", str(server))
+    assert "all were already" in fedsdr("deploy", "register", str(server))
+
+    submitted = subprocess.Popen(
+        [FEDSDR, "deploy", "run", str(server)], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        metrics = server / "run" / "metrics.jsonl"
+        wait_until("the rounds begin", 400, metrics.exists)
+        kill("flower-superlink", str(port))
+        kill("fedsdr deploy trainer", where=out / "anna")
+        wait_until("round 1 is done", 400, lambda: len(files.read_json_lines(metrics)) > 1)
+        kill("flwr-serverapp", str(port))
+        assert submitted.wait(timeout=700) == 0
+        assert submitted.stderr
+        told = submitted.stderr.read()
+    finally:
+        submitted.kill()
+        submitted.wait()
+    assert "attempt 2 of 5" in told
+    same(here, server / "run")
+    shown = fedsdr("status", str(server))
+    assert "finished" in shown
+    assert "2 of 2" in shown
+    assert "1 hello" in fedsdr("status", str(out / "ben"))
+    for client in CLIENTS:
+        private = out / client / "private"
+        assert {p.stat().st_mode & 0o077 for p in private.rglob("*") if p.is_file()} == {0}
+        assert (out / client / "trainer.sock").stat().st_mode & 0o777 == 0o600
+
+
+def unknown_nodes_get_nothing(out: Path, port: int) -> None:
+    """A node without a registered key, and one that trusts another authority, are turned away."""
+    new_key(out / "stranger.key")
+    environment = {**os.environ, "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    words = [
+        str(FEDSDR.with_name("flower-supernode")), "--superlink", f"localhost:{port}",
+        "--auth-supernode-private-key", str(out / "stranger.key"), "--max-retries", "1",
+        "--host", "127.0.0.1", "--port", str(free_port()), "--root-certificates",
+    ]  # fmt: skip
+    quiet = subprocess.DEVNULL  # a pipe would be held open by what a node has started
+
+    def status(authority: Path) -> int:
+        return subprocess.run(
+            [*words, str(authority)], stdout=quiet, stderr=quiet, timeout=300, env=environment
+        ).returncode
+
+    assert status(out / "anna" / "ca.crt") != 0
+    recipe, others = str(out.parent / "recipe.toml"), out.parent / "others"
+    fedsdr("deploy", "init", recipe, "--out", str(others), "--host", "localhost")
+    assert status(others / "anna" / "ca.crt") != 0
+
+
+def test_the_guide_says_what_the_test_does():
+    """Command by command."""
+    guide = GUIDE.read_text()
+    for words in (
+        "fedsdr deploy init", "./start.sh", "fedsdr deploy register", "fedsdr deploy run",
+        "fedsdr status", "fedsdr deploy simulate",
+    ):  # fmt: skip
+        assert words in guide
