@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from fedsdr.deploy import wire
 from fedsdr.deploy.client import ClientSide
 from fedsdr.deploy.identity import new_key, read_private, read_public, seal, unseal
 from fedsdr.deploy.server import serve
+from fedsdr.deploy.switchboard import Reply
 from fedsdr.deploy.wire import Answer, Request, WireError, decode_answer, decode_request, encode
 from fedsdr.errors import UserError
 from fedsdr.metrics import Mean
@@ -357,6 +358,30 @@ def test_a_straggler_is_left_out_and_its_late_answer_counts_nowhere(federation):
     assert taken == [[*tiny.CLIENTS], ["anna", "ben"], ["anna", "ben"]]
     assert "no answer within 1.5 s" in rows(out)[1]["absent"]["cleo"]
     assert "answered for round 1, but was asked for 3" in rows(out)[2]["absent"]["cleo"]
+
+
+class Twice(Loopback):
+    """Delivers every reply twice."""
+
+    def receive(self, ids: Collection[str]) -> list[Reply]:
+        return [reply for reply in super().receive(ids) for _ in range(2)]
+
+
+def test_a_client_that_answers_twice_is_counted_once(federation):
+    clean = federation.serve(loopback(federation.clients("clean")), "clean")
+    out = federation.serve(Twice(loopback(federation.clients()).up))
+    assert bits(out) == bits(clean)
+
+
+def test_a_client_behind_two_nodes_is_counted_once(federation):
+    clean = federation.serve(loopback(federation.clients("clean")), "clean")
+    sides = federation.clients()
+    line = Loopback({**loopback(sides).up, 200: sides["anna"]})
+    out = federation.serve(line)
+    assert bits(out) == bits(clean)
+    asked = [decode_request(unseal(data, None)).operation for data, _ in line.traffic[200]]
+    other = [decode_request(unseal(data, None)).operation for data, _ in line.traffic[100]]
+    assert (asked + other).count("fit") == 3
 
 
 def test_a_client_that_begins_anew_before_each_message_changes_nothing(federation):

@@ -175,8 +175,11 @@ class Switchboard:
     def _take(
         self, reply: Reply, open: dict[str, _Asked], done: dict[str, Answer | Absent]
     ) -> None:
-        """Put a reply where it belongs."""
-        client, asked = next((c, a) for c, a in open.items() if a.sent == reply.id)
+        """Put a reply where it belongs; a second one to the same message belongs nowhere."""
+        found = next(((c, a) for c, a in open.items() if a.sent == reply.id), None)
+        if found is None:
+            return
+        client, asked = found
         if reply.error:  # of the line, or of a trainer that is not up: it may come back
             asked.sent, asked.trouble = None, reply.error
             asked.again = time.monotonic() + 2 * self.pause
@@ -195,7 +198,7 @@ class Switchboard:
         self._greet()
         replies = self.link.receive([*self._greeted, *ids])
         for reply in replies:
-            if reply.id in self._greeted:
+            if reply.id in self._greeted:  # no more, where a second reply follows
                 self._greeting(reply)
         return [reply for reply in replies if reply.id in ids]
 
