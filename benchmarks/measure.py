@@ -49,12 +49,14 @@ def compare(
     against: str,
     runs: int = 5,
     device: str = "cpu",
+    warm: bool = True,
 ) -> list[Row]:
     """A row for each contender: median rate with its spread, and how often `against`'s rate it is.
 
+    warm: each runs once before; a script whose runs are long may warm up with less work itself.
     `times` is the median over turns of the ratio within a turn, `least` and `most` its spread.
     """
-    rates = alternate(contenders, runs, device)
+    rates = alternate(contenders, runs, device, warm)
     rows: list[Row] = []
     for name, its in rates.items():
         ratios = [mine / base for mine, base in zip(its, rates[against], strict=True)]
@@ -75,10 +77,10 @@ def compare(
 
 
 def alternate(
-    contenders: Mapping[str, Contender], runs: int = 5, device: str = "cpu"
+    contenders: Mapping[str, Contender], runs: int = 5, device: str = "cpu", warm: bool = True
 ) -> dict[str, list[float]]:
     """Each contender's rates, one a turn: amount of work over seconds."""
-    for work in contenders.values():
+    for work in contenders.values() if warm else ():
         rate(work, device)
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(runs):

@@ -14,7 +14,8 @@ from fedsdr.cli.main import app
 from fedsdr.data.records import Turn
 from fedsdr.data.template import ChatFormat
 from fedsdr.errors import UserError
-from fedsdr.model.generate import Job, generate
+from fedsdr.model.choose import Job
+from fedsdr.model.generate import generate
 from fedsdr.model.stream import Stream
 from fedsdr.progress import silent
 from fedsdr.recipe import load_recipe

@@ -22,7 +22,8 @@ from fedsdr.export.adapter import exported
 from fedsdr.export.write import Choice, export
 from fedsdr.files import read_json, read_json_lines
 from fedsdr.folders import RESULT_FILE
-from fedsdr.model.generate import Job, generate
+from fedsdr.model.choose import Job
+from fedsdr.model.generate import generate
 from fedsdr.progress import silent
 from fedsdr.recipe import parse_recipe
 from fedsdr.run import run

@@ -15,7 +15,8 @@ from fedsdr.errors import UserError
 from fedsdr.model import fit
 from fedsdr.model.base import check_model, choose_dtype, load_base
 from fedsdr.model.checkpointing import check_checkpointing, recomputed
-from fedsdr.model.generate import Job, generate
+from fedsdr.model.choose import Job
+from fedsdr.model.generate import generate
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.model.peft_format import AdapterSettings, read_adapter, target_modules, write_adapter
 from fedsdr.training.annealing import Annealing

@@ -5,8 +5,12 @@ import pytest
 import torch
 from scipy import stats
 
-from fedsdr.model.generate import Job, generate
-from models import FAMILIES, logits, make, random_ids
+from fedsdr.model import generate as generation
+from fedsdr.model.choose import Job
+from fedsdr.model.generate import generate, in_batches
+from fedsdr.model.packed import packed
+from fedsdr.model.slots import serves
+from models import FAMILIES, VOCABULARY, logits, make, random_ids
 
 NEVER = 59  # a token that the greedy texts below do not have
 families = pytest.mark.parametrize("family", FAMILIES)
@@ -64,15 +68,16 @@ def test_a_row_ends_with_its_first_stop_token():
 
 
 def test_the_model_runs_no_longer_than_the_longest_row():
+    """Once for what precedes the prompts' last tokens, and then once a token."""
     model = make("llama")
     row = generate(model, [Job(PROMPTS[1], 12)], NEVER)[0]
     steps = []
     model.register_forward_hook(lambda *_: steps.append(1))
     generate(model, [Job(PROMPTS[1], 12), Job(PROMPTS[2], 3)], stop=row[5])
-    assert len(steps) == max(row.index(row[5]) + 1, 3)
+    assert len(steps) == 1 + max(row.index(row[5]) + 1, 3)
     steps.clear()
     generate(model, [Job(PROMPTS[1], 4), Job(PROMPTS[2], 3)], NEVER)
-    assert len(steps) == 4
+    assert len(steps) == 1 + 4
 
 
 @families
@@ -142,3 +147,119 @@ def test_the_tokens_of_a_row_are_drawn_independently():
     share = float(without_stop @ without_stop)
     assert stats.binomtest(pairs, len(whole), share).pvalue > 0.01
     assert p_value([row[1] for row in rows if len(row) > 1], wanted) > 0.01
+
+
+# --- Continuously, against static batches
+
+MANY = [
+    Job(random_ids(1, 1 + (7 * i) % 19, i)[0].tolist(), (5 * i) % 13, seed=i % 4) for i in range(23)
+]
+
+
+def continuous(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on static batches are a failure."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("in static batches")
+
+    monkeypatch.setattr(generation, "in_batches", refuse)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen", "gpt2"])
+@pytest.mark.parametrize("rows", [1, 2, 5, 16, None])
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_rows_that_are_filled_again_yield_what_static_batches_do(
+    family, rows, temperature, monkeypatch
+):
+    model = make(family, dtype=torch.float64)  # so that no sum's order decides between tokens
+    stop = generate(model, [Job(MANY[7].prompt, 12)], -1)[0][4]  # some rows end early
+    wanted = in_batches(model, MANY, stop, temperature, 3)
+    assert len({len(row) - job.limit for row, job in zip(wanted, MANY, strict=True)}) > 2
+    continuous(monkeypatch)
+    assert generate(model, MANY, stop, temperature, rows) == wanted
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_greedy_texts_of_packed_weights_are_the_plain_ones(dtype, monkeypatch):
+    """In float32 all of them; in bfloat16, where likely tokens tie, the first tokens of most."""
+    model = make("llama", dtype=dtype)
+    jobs = [Job(job.prompt, 12) for job in MANY]
+    wanted = in_batches(model, jobs, NEVER, 0.0, len(jobs))
+    continuous(monkeypatch)
+    got = generate(model, jobs, NEVER, rows=6)
+    same = [
+        a[:1] == b[:1] if dtype == torch.bfloat16 else a == b
+        for a, b in zip(got, wanted, strict=True)
+    ]
+    assert sum(same) >= (len(jobs) if dtype == torch.float32 else 0.8 * len(jobs))
+
+
+def test_a_batch_shrinks_when_nothing_waits():
+    model = make("llama")
+    sizes = []
+    model.model.embed_tokens.register_forward_hook(lambda *given: sizes.append(given[1][0].shape))
+    limits = [2, 3, 9, 12, 4, 1]
+    generate(model, [Job([7], limit) for limit in limits], NEVER, rows=4)
+    rows = [rows for rows, _ in sizes]
+    assert rows == sorted(rows, reverse=True)
+    assert set(rows) == {4, 2, 1}
+
+
+def test_the_largest_row_alone_pays_for_its_length():
+    """A step attends to as many positions as its longest row has, not to a slot's capacity."""
+    model, seen = make("llama"), []
+    model.model.register_forward_pre_hook(
+        lambda _, __, given: seen.append(given["attention_mask"]), with_kwargs=True
+    )
+    generate(model, [Job(PROMPTS[1], 4), Job(PROMPTS[3], 2)], NEVER)
+    widths = [mask.shape[-1] for mask in seen if mask is not None]
+    assert widths == [9, 10, 7, 8]  # the longer prompt's, then the shorter one's alone
+
+
+def test_which_models_are_served_continuously():
+    served = {family: serves(make(family)) for family in FAMILIES}
+    assert served == {"llama": True, "qwen": True, "gemma": False, "gpt2": True}
+    model = make("llama")
+    model.set_attn_implementation("eager")  # it adds masks instead of asking them
+    assert not serves(model)
+    windowed = make("llama")
+    windowed.config.sliding_window = 6
+    assert not serves(windowed)
+
+
+def test_others_are_served_in_static_batches():
+    model = make("gemma")
+    jobs = [Job(job.prompt, 6) for job in MANY]
+    sizes = []
+    model.model.embed_tokens.register_forward_hook(lambda *given: sizes.append(len(given[1][0])))
+    texts = generate(model, jobs, NEVER, rows=8)
+    assert sizes == [8] * 12 + [7] * 6
+    assert texts == [reference(model, list(job.prompt), 6, NEVER) for job in jobs]
+
+
+def test_packing_leaves_the_model_as_it_was():
+    """Also after an error."""
+    model, ids = make("llama"), random_ids(2, 5)
+    before = logits(model, ids)
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    with packed(model):
+        changed = [layer for layer in layers if "forward" in vars(layer)]
+        torch.testing.assert_close(logits(model, ids), before, rtol=1e-4, atol=1e-4)
+    with pytest.raises(IndexError), packed(model):
+        logits(model, torch.full_like(ids, VOCABULARY))
+    assert not [layer for layer in layers if "forward" in vars(layer)]
+    assert torch.equal(logits(model, ids), before)
+    fast = torch.backends.mkldnn.is_available() and "AVX" in torch.backends.cpu.get_cpu_capability()
+    assert len(changed) == (len(layers) if fast else 0)
+
+
+@pytest.mark.parametrize("free", [None, 1000])
+def test_nothing_is_packed_where_memory_is_short(free, monkeypatch):
+    monkeypatch.setattr("fedsdr.model.packed.free_memory", lambda _: free)
+    model = make("llama")
+    with packed(model):
+        assert not [layer for layer in model.modules() if "forward" in vars(layer)]
+
+
+def test_no_jobs():
+    assert generate(make("llama"), [], NEVER) == []

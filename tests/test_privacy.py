@@ -19,7 +19,7 @@ from fedsdr.adapters import Adapter, Private, unwrap
 from fedsdr.algorithms.contract import ClientState, Update
 from fedsdr.distill import rewrite
 from fedsdr.engines.in_process import InProcess
-from fedsdr.model.generate import Job
+from fedsdr.model.choose import Job
 from fedsdr.progress import silent
 from fedsdr.recipe import load_recipe, override
 from fedsdr.run import run

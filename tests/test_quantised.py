@@ -9,7 +9,8 @@ from fedsdr import recipe as recipes
 from fedsdr.errors import UserError
 from fedsdr.model import quantised
 from fedsdr.model.base import fingerprint, load_base
-from fedsdr.model.generate import Job, generate
+from fedsdr.model.choose import Job
+from fedsdr.model.generate import generate
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.model.outline import outline, weight_bytes
 from fedsdr.model.peft_format import read_adapter

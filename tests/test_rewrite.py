@@ -23,10 +23,17 @@ from fedsdr.distill.rewrite import (
 from fedsdr.distill.verify import build_verifier
 from fedsdr.errors import UserError
 from fedsdr.model.base import fingerprint
-from fedsdr.model.generate import Job
+from fedsdr.model.choose import Job
 from fedsdr.progress import Bar
 from fedsdr.sections.distill import Distill
 from models import make, tokenizer
+
+
+@pytest.fixture(autouse=True)
+def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six records make several of them."""
+    monkeypatch.setattr(rewrite, "GROUP", 1)
+
 
 PROMPT = "{instruction} reference {response} rewrite"
 CHAT = ChatFormat(tokenizer())
@@ -76,7 +83,9 @@ def script(monkeypatch: pytest.MonkeyPatch, answer: Callable[[Job, int], str]) -
     """Put `answer(job, number of the call)` in the model's place; returns the calls as made."""
     calls: list[Any] = []
 
-    def generate(model: Any, jobs: Sequence[Job], stop: int, temperature: float) -> Generated:
+    def generate(
+        model: Any, jobs: Sequence[Job], stop: int, temperature: float, rows: int
+    ) -> Generated:
         calls.append((list(jobs), temperature))
         return [CHAT.response_ids(answer(job, len(calls))) for job in jobs]
 
@@ -133,6 +142,13 @@ def test_an_interrupted_distillation_ends_with_the_same_texts(tmp_path, monkeypa
         resumed = rewrite_all(folder, RECORDS, **SAMPLED)
         assert resumed == wanted
         assert calls + last == 9  # no batch that was done is done again
+
+
+def test_a_group_is_several_times_the_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(rewrite, "GROUP", 2)
+    calls = script(monkeypatch, lambda job, call: "one two")
+    rewrite_all(tmp_path, RECORDS)
+    assert [len(jobs) for jobs, _ in calls] == [4, 2]
 
 
 def test_rewrites_depend_on_the_seed_if_sampled_and_not_if_greedy(tmp_path):
@@ -326,7 +342,9 @@ def test_preferring_shorter_rewrites_of_one_attempt_is_the_same_as_the_first(tmp
 
 
 def test_a_text_without_its_end_of_turn_is_truncated(tmp_path, monkeypatch):
-    def generate(model: Any, jobs: Sequence[Job], stop: int, temperature: float) -> Generated:
+    def generate(
+        model: Any, jobs: Sequence[Job], stop: int, temperature: float, rows: int
+    ) -> Generated:
         assert stop == CHAT.end_of_turn
         return [CHAT.response_ids("one two")[:-1] for _ in jobs]
 

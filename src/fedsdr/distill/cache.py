@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fedsdr.errors import UserError
-from fedsdr.model.generate import Job
+from fedsdr.model.choose import Job
 
 
 def job_key(fingerprint: str, job: Job, temperature: float) -> str:

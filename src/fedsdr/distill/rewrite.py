@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 from fedsdr import seeds
 from fedsdr.data.records import Record
@@ -17,9 +17,13 @@ from fedsdr.data.template import ChatFormat
 from fedsdr.distill.cache import Generations, job_key
 from fedsdr.distill.checks import Candidate, Rewrite, Verdict, answer
 from fedsdr.distill.verify import Gate
-from fedsdr.model.generate import Job, generate
+from fedsdr.model.choose import Job
+from fedsdr.model.generate import generate
 from fedsdr.progress import Bar
 from fedsdr.sections.distill import Distill
+
+GROUP: Final = 8  # times the rows that are generated at a time: what is generated, judged and
+# stored in one go. More would lose more to a kill, less would leave more rows idle at its end.
 
 
 @dataclass(frozen=True)
@@ -134,24 +138,25 @@ def rewriting_job(
 def _generate_cached(
     teacher: Teacher,
     jobs: dict[int, Job],
-    batch_size: int,
+    rows: int,
     temperature: float,
     cache: Generations,
 ) -> Iterable[dict[int, list[int]]]:
-    """Batches of index -> new ids, sorted by length so that padding is small.
+    """Groups of index -> new ids, of like lengths; `rows` of a group are in the works at a time.
 
-    The batches are those of the whole list, whatever the cache holds: a resumed distillation
-    forms the same ones and so ends with the same texts.
+    The groups are those of the whole list, whatever the cache holds: a resumed distillation
+    forms the same ones and so ends with the same texts, and a kill loses one of them at most.
     """
     keys = {i: job_key(teacher.fingerprint, job, temperature) for i, job in jobs.items()}
     order = sorted(jobs, key=lambda i: (len(jobs[i].prompt), jobs[i].limit, i))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        found = {i: ids for i in batch if (ids := cache.get(keys[i])) is not None}
-        if len(found) < len(batch):
+    size = GROUP * rows
+    for start in range(0, len(order), size):
+        group = order[start : start + size]
+        found = {i: ids for i in group if (ids := cache.get(keys[i])) is not None}
+        if len(found) < len(group):
             stop = teacher.chat.end_of_turn
-            new = generate(teacher.model, [jobs[i] for i in batch], stop, temperature)
-            found = dict(zip(batch, new, strict=True))
+            new = generate(teacher.model, [jobs[i] for i in group], stop, temperature, rows)
+            found = dict(zip(group, new, strict=True))
             cache.put({keys[i]: ids for i, ids in found.items()})
         yield found
 

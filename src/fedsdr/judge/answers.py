@@ -11,7 +11,8 @@ from fedsdr.errors import UserError
 from fedsdr.judge.journal import Journal
 from fedsdr.judge.questions import Question
 from fedsdr.model.base import BaseModel
-from fedsdr.model.generate import Job, generate
+from fedsdr.model.choose import Job
+from fedsdr.model.generate import generate
 from fedsdr.progress import Reporter
 from fedsdr.trained import Finished, Models
 

@@ -20,7 +20,8 @@ from fedsdr.data.records import Turn
 from fedsdr.data.template import ChatFormat
 from fedsdr.lab.world import BASE_STYLE, HELD_OUT_FORM, Fact, World, client_name, value_in
 from fedsdr.metrics import Mean, Metrics
-from fedsdr.model.generate import Job, generate
+from fedsdr.model.choose import Job
+from fedsdr.model.generate import generate
 
 LIMIT = 24  # words; the longest right answer has 14
 BATCH = 512
@@ -106,11 +107,7 @@ class LabEvaluator:
             Job(self.chat.prompt_ids((Turn("user", fact.question(HELD_OUT_FORM)),)), LIMIT)
             for fact in facts
         ]
-        answers: list[str] = []
-        for start in range(0, len(jobs), BATCH):
-            new = generate(self.model, jobs[start : start + BATCH], stop)
-            answers += [self.chat.text(ids) for ids in new]
-        return answers
+        return [self.chat.text(ids) for ids in generate(self.model, jobs, stop, rows=BATCH)]
 
 
 def _percent(hits: Sequence[bool]) -> Mean:

@@ -1,41 +1,63 @@
 """Batched generation with a KV cache: greedy, or sampled reproducibly row by row.
 
-Each row draws from its own seed (inverse-CDF sampling from one uniform number a step), so what
-a prompt yields does not depend on its neighbours in the batch.
+`generate` serves a list of jobs the fastest way that the model allows: continuously
+(`fedsdr.model.slots`), or in static batches (`in_batches`), which any causal language model of
+transformers can do and which is what the other is tested against.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from fedsdr import seeds
-
-
-@dataclass(frozen=True)
-class Job:
-    """One text to generate: prompt ids, at most `limit` new tokens, and a seed for sampling."""
-
-    prompt: Sequence[int]
-    limit: int
-    seed: int = 0
+from fedsdr.model.choose import Job, choose, uniforms
+from fedsdr.model.packed import packed
+from fedsdr.model.slots import Slots, serves
 
 
 @torch.no_grad()
 def generate(
-    model: Any, jobs: Sequence[Job], stop: int, temperature: float = 0.0
+    model: Any,
+    jobs: Sequence[Job],
+    stop: int,
+    temperature: float = 0.0,
+    rows: int | None = None,
 ) -> list[list[int]]:
     """New token ids for each job; a finished one ends with `stop`, a cut one does not.
 
-    model: a transformers causal LM. temperature: 0 is greedy.
+    model: a transformers causal LM. temperature: 0 is greedy. rows: at most so many jobs are in
+    the works at a time; all of them where it is not given.
     """
-    prompts, mask = _pad_left([job.prompt for job in jobs], stop, model.device)  # (B, T)
+    if not jobs:
+        return []
+    rows = min(rows or len(jobs), len(jobs))
+    if not serves(model):
+        return in_batches(model, jobs, stop, temperature, rows)
+    with packed(model):
+        return Slots(model, jobs, stop, temperature, rows).run()
+
+
+@torch.no_grad()
+def in_batches(
+    model: Any, jobs: Sequence[Job], stop: int, temperature: float, rows: int
+) -> list[list[int]]:
+    """The same in static batches of jobs of like length, each until its longest row is done."""
+    order = sorted(range(len(jobs)), key=lambda i: (len(jobs[i].prompt), jobs[i].limit, i))
+    done: dict[int, list[int]] = {}
+    for start in range(0, len(order), rows):
+        batch = order[start : start + rows]
+        new = _batch(model, [jobs[i] for i in batch], stop, temperature)
+        done.update(zip(batch, new, strict=True))
+    return [done[i] for i in range(len(jobs))]
+
+
+def _batch(model: Any, jobs: Sequence[Job], stop: int, temperature: float) -> list[list[int]]:
+    prompts, mask = _pad_left([job.prompt for job in jobs], model.device)  # (B, T)
     limits = torch.tensor([job.limit for job in jobs], device=model.device)
     steps = int(limits.max())
-    draws = _uniforms(jobs, steps).to(model.device) if temperature > 0 else None
+    draws = _all_uniforms(jobs, steps).to(model.device) if temperature > 0 else None
     written = torch.full((len(jobs), steps), stop, device=model.device)
     running = limits > 0
     cache = DynamicCache(config=model.config)
@@ -58,29 +80,17 @@ def generate(
     return [_trim(row, job.limit, stop) for row, job in zip(written.tolist(), jobs, strict=True)]
 
 
-def choose(logits: Tensor, temperature: float, draw: Tensor | None) -> Tensor:
-    """The next token of each row: the likeliest, or the one whose CDF interval holds `draw`."""
-    if draw is None:
-        return logits.argmax(-1)
-    cdf = (logits.double() / temperature).softmax(-1).cumsum(-1)  # (B, V)
-    token = torch.searchsorted(cdf, (draw * cdf[:, -1])[:, None], right=True)
-    return token.squeeze(1).clamp(max=logits.shape[-1] - 1)
+def _all_uniforms(jobs: Sequence[Job], steps: int) -> Tensor:
+    """(B, steps); zeros where a row has ended."""
+    draws = torch.zeros(len(jobs), steps, dtype=torch.float64)
+    for row, job in enumerate(jobs):
+        draws[row, : job.limit] = uniforms(job)
+    return draws
 
 
-def _uniforms(jobs: Sequence[Job], steps: int) -> Tensor:
-    """(B, steps) numbers in [0, 1); a row depends on its job's seed alone."""
-    rows = [
-        torch.rand(steps, dtype=torch.float64, generator=seeds.generator(job.seed, "sampling"))
-        for job in jobs
-    ]
-    return torch.stack(rows)
-
-
-def _pad_left(
-    prompts: Sequence[Sequence[int]], pad: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     longest = max(map(len, prompts))
-    ids = torch.full((len(prompts), longest), pad)
+    ids = torch.zeros(len(prompts), longest, dtype=torch.long)  # any id does: it is masked out
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, longest - len(prompt) :] = torch.tensor(prompt)

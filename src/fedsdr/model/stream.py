@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from fedsdr.model.generate import choose
+from fedsdr.model.choose import choose
 
 
 class Stream:
