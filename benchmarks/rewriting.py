@@ -121,7 +121,7 @@ def lab_jobs(count: int) -> tuple[Any, list[Job], int]:
     setting = prepare(recipe)
     base = base_of(recipe, silent())
     found = [record for client in setting.clients for record in client.train][:count]
-    jobs = [rewriting_job(base.chat, record, Distill(), 0, 0) for record in found]
+    jobs = [rewriting_job(base.chat, record, recipe.distill, 0, 0) for record in found]
     return base.model, jobs, base.chat.end_of_turn
 
 
