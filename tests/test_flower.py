@@ -5,6 +5,7 @@ authentication where the guide has them. What they compute is compared with a ru
 bit by bit.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +18,8 @@ import tiny
 from fedsdr import files
 from fedsdr.deploy.identity import new_key
 from fedsdr.deploy.simulation import free_port
+from fedsdr.deploy.submit import environment
+from fedsdr.folders import method_folders
 from fedsdr.progress import silent
 from fedsdr.recipe import load_recipe
 from fedsdr.run import run
@@ -24,8 +27,13 @@ from flower_processes import FEDSDR, Scripts, fedsdr, give_free_ports, kill, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
+CHECKPOINT = "checkpoint.safetensors"
 GUIDE = Path(__file__).parents[1] / "docs" / "deploy.md"
 CLIENTS = ("anna", "ben")
+FAMILIES = [
+    "fedavg", "fedsd", "local", "fedsdr+scaffold", "fedyogi", "fedsdr+flexlora", "fedsa",
+    "fedsdr+ditto", "median", "fedsdr+int8",
+]  # fmt: skip
 PATIENCE = {"wait_seconds": 300.0, "round_seconds": 300.0, "prepare_seconds": 300.0}
 
 
@@ -49,17 +57,22 @@ def here(tmp_path, monkeypatch) -> Path:
 
 
 def same(here: Path, there: Path) -> None:
-    for name in ("checkpoint.safetensors", "global/adapter_model.safetensors"):
-        assert (here / name).read_bytes() == (there / name).read_bytes()
+    assert (here / CHECKPOINT).read_bytes() == (there / CHECKPOINT).read_bytes()
     assert files.read_json(here / "result.json") == files.read_json(there / "result.json")
 
 
-def test_the_simulation_runtime_gives_the_same_run(here, tmp_path):
+def test_the_simulation_runtime_gives_the_same_run(tmp_path, monkeypatch):
+    """Of every family of algorithms."""
+    monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
+    recipe_file = setting(tmp_path)
+    recipe_file.write_text(f"baselines = {json.dumps(FAMILIES)}\n{recipe_file.read_text()}")
+    recipe = load_recipe(recipe_file)
+    run(recipe, tmp_path / "here", silent())
     out = tmp_path / "simulated"
-    told = fedsdr("deploy", "simulate", str(tmp_path / "recipe.toml"), "--out", str(out))
-    assert "report:" in told
-    same(here, out / "run")
-    assert "2 of 2" in fedsdr("status", str(out))
+    assert "report:" in fedsdr("deploy", "simulate", str(recipe_file), "--out", str(out))
+    for _, folder, _ in method_folders(recipe, tmp_path / "here"):
+        same(folder, out / "run" / folder.relative_to(tmp_path / "here"))
+    assert fedsdr("status", str(out)).count("2 of 2") == len(FAMILIES) + 1
     for client in CLIENTS:
         folder = out / "run" / "clients" / client
         assert folder.stat().st_mode & 0o777 == 0o700
@@ -110,7 +123,7 @@ def test_a_deployment_as_in_the_guide(here, tmp_path, scripts: Scripts):
     shown = fedsdr("status", str(server))
     assert "finished" in shown
     assert "2 of 2" in shown
-    assert "1 hello" in fedsdr("status", str(out / "ben"))
+    assert "2 hello, 2 prepare" in fedsdr("status", str(out / "ben"))  # of two ServerApps
     for client in CLIENTS:
         private = out / client / "private"
         assert {p.stat().st_mode & 0o077 for p in private.rglob("*") if p.is_file()} == {0}
@@ -120,7 +133,7 @@ def test_a_deployment_as_in_the_guide(here, tmp_path, scripts: Scripts):
 def unknown_nodes_get_nothing(out: Path, port: int) -> None:
     """A node without a registered key, and one that trusts another authority, are turned away."""
     new_key(out / "stranger.key")
-    environment = {**os.environ, "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    programs = environment(out / "server")
     words = [
         str(FEDSDR.with_name("flower-supernode")), "--superlink", f"localhost:{port}",
         "--auth-supernode-private-key", str(out / "stranger.key"), "--max-retries", "1",
@@ -128,11 +141,11 @@ def unknown_nodes_get_nothing(out: Path, port: int) -> None:
     ]  # fmt: skip
 
     def turned_away(authority: Path) -> str:
-        """What a node says before it ends (or hangs in ending, as Flower's sometimes do)."""
+        """What a node says before it ends."""
         said = out.parent / "node.log"
         with open(said, "wb") as file:  # a pipe would be held open by what it starts
             node = subprocess.Popen(
-                [*words, str(authority)], stdout=file, stderr=file, env=environment,
+                [*words, str(authority)], stdout=file, stderr=file, env=programs,
                 start_new_session=True,
             )  # fmt: skip
         try:

@@ -24,9 +24,9 @@ def print_status(folder: Path) -> None:
     console = Console()
     if (folder / ROSTER).exists():
         for part in server_status(folder):
-            console.print(part, highlight=False)
+            console.print(part, highlight=False, soft_wrap=True)
     elif (folder / CLIENT).exists():
-        console.print(client_status(folder), highlight=False)
+        console.print(client_status(folder), highlight=False, soft_wrap=True)
     else:
         raise UserError(
             f"{folder} is the folder of neither a server nor a client: `fedsdr deploy init` or "
