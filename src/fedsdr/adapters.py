@@ -10,7 +10,7 @@ What is sent beside an adapter has the same names under a prefix that ends with 
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Literal, NamedTuple, NoReturn
 
 import torch
@@ -184,6 +184,27 @@ def resized(a: Adapter, rank: int) -> Adapter:
         return fitted
 
     return {key: resize(key, tensor) for key, tensor in a.items()}
+
+
+def beside(adapters: Sequence[Adapter]) -> Adapter:
+    """K adapters in one, tensors (K, ...); ranks may differ, zeros fill up the smaller ones."""
+    return {key: _filled([each[key] for each in adapters]) for key in adapters[0]}
+
+
+def _filled(tensors: Sequence[Tensor]) -> Tensor:
+    rows, columns = (max(tensor.shape[i] for tensor in tensors) for i in (0, 1))
+    whole: Tensor = tensors[0].new_zeros(len(tensors), rows, columns)
+    for place, tensor in zip(whole, tensors, strict=True):
+        place[: tensor.shape[0], : tensor.shape[1]] = tensor
+    return whole
+
+
+def taken_apart(whole: Adapter, like: Sequence[Adapter]) -> list[Adapter]:
+    """The K adapters of `beside`, each of the shapes of its `like`."""
+    return [
+        {key: whole[key][k, : t.shape[0], : t.shape[1]].clone() for key, t in each.items()}
+        for k, each in enumerate(like)
+    ]
 
 
 def select(a: Adapter, wanted: Callable[[str], bool]) -> Adapter:

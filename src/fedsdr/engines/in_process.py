@@ -1,21 +1,36 @@
-"""The in-process engine: clients run one after another on the workbench's one model."""
+"""The in-process engine: clients run one after another, or several at once, on one model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
+from itertools import islice
 
 from fedsdr import seeds
 from fedsdr.adapters import Adapter
-from fedsdr.algorithms.contract import Algorithm, ClientState, Round, Targets
+from fedsdr.algorithms.contract import (
+    Algorithm,
+    ClientState,
+    Fit,
+    Fitted,
+    Round,
+    Stage,
+    Targets,
+    Update,
+)
 from fedsdr.data.template import Example
+from fedsdr.engines.cohort_size import cohort_that_fits
+from fedsdr.engines.taking_turns import run_together
 from fedsdr.engines.workbench import Workbench
 from fedsdr.progress import Reporter
 from fedsdr.sections.recipe import Recipe
 from fedsdr.training.annealing import Annealing
+from fedsdr.training.cohort import train_cohort
 from fedsdr.training.local import LocalTrainer
 from fedsdr.training.rounds import Participant
 from fedsdr.training.store import ClientStore
 
 Examples = Mapping[str, Mapping[Targets, Sequence[Example]]]  # client -> targets -> examples
+Kept = tuple[Update, ClientState]  # what a client half gives back
 
 
 class InProcess:
@@ -41,13 +56,37 @@ class InProcess:
         self, algorithm: Algorithm, shared: Adapter, round: int, cohort: Sequence[str]
     ) -> Iterator[Participant]:
         with self.reporter.bar(f"  round {round}: clients", len(cohort), keep=False) as bar:
-            for client in cohort:
-                state = self.state(client, round - 1)
-                own = Round(round, seeds.derive(self.secret, "client", round, client))
-                update, state = algorithm.client(shared, state, self.trainer(client, round), own)
-                self.store.save(client, round, state)
-                yield Participant(client, update)
-                bar.advance(note=client)
+            for names in batched(cohort, self.at_once):
+                for client, (update, state) in self._run(algorithm, shared, round, names).items():
+                    self.store.save(client, round, state)
+                    yield Participant(client, update)
+                    bar.advance(note=client)
+
+    def _run(
+        self, algorithm: Algorithm, shared: Adapter, round: int, names: Sequence[str]
+    ) -> dict[str, Kept]:
+        """The client halves of some clients; what many ask to be trained is trained at once."""
+
+        def half(client: str, state: ClientState) -> Callable[[Fit], Kept]:
+            own = Round(round, seeds.derive(self.secret, "client", round, client))
+            return lambda fit: algorithm.client(shared, state, fit, own)
+
+        trainers = {client: self.trainer(client, round) for client in names}
+        halves = {client: half(client, self.state(client, round - 1)) for client in names}
+        if len(names) == 1:
+            return {client: work(trainers[client]) for client, work in halves.items()}
+
+        def train(asked: Mapping[str, Stage]) -> dict[str, Fitted]:
+            fitted = train_cohort([trainers[client] for client in asked], list(asked.values()))
+            return dict(zip(asked, fitted, strict=True))
+
+        return run_together(halves, train)
+
+    @cached_property
+    def at_once(self) -> int:
+        """How many clients are trained at once."""
+        wanted = self.recipe.local.cohort
+        return cohort_that_fits(self.bench, self.recipe) if wanted == "auto" else wanted
 
     def trainer(self, client: str, round: int) -> LocalTrainer:
         local = self.recipe.local
@@ -75,3 +114,10 @@ class InProcess:
         """What the client kept of the rounds up to `round`."""
         state = self.store.load(client, committed=round)
         return replace(state, rank=self.recipe.lora.ranks.get(client))
+
+
+def batched(names: Sequence[str], size: int) -> Iterator[tuple[str, ...]]:
+    """The names, at most `size` at a time (`itertools.batched` of Python 3.12)."""
+    rest = iter(names)
+    while some := tuple(islice(rest, size)):
+        yield some

@@ -11,7 +11,7 @@ A third stream F is part of R: what exact aggregation has folded into the base m
 never trained, and empty but for the algorithms that fold.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from fedsdr.adapters import A_SUFFIX, B_SUFFIX, Adapter, check_same_keys
+from fedsdr.adapters import A_SUFFIX, B_SUFFIX, Adapter, beside, check_same_keys
 from fedsdr.errors import UserError
 from fedsdr.model.low_rank import Factors, add_low_rank
 from fedsdr.model.packing import Packing
@@ -40,6 +40,8 @@ class TwoStreamLinear(nn.Module):
 
     A: (r, in) and B: (out, r) for each stream, float32 or the base's dtype if that is wider.
     The rank r of a stream is that of the adapter in it; alpha / rank scales all of them.
+    Of K clients side by side A is (K, r, in), B (K, out, r), and the rows of the batch are theirs
+    in order, as many each.
     """
 
     def __init__(self, base: nn.Module, rank: int, alpha: float) -> None:
@@ -61,10 +63,10 @@ class TwoStreamLinear(nn.Module):
     def resize(self, stream: Stream, rank: int) -> None:
         """Give a stream another rank; its values are lost."""
         a, b = self.A[stream], self.B[stream]
-        if a.shape[0] != rank:
+        if a.shape != (rank, a.shape[-1]):
             trained = a.requires_grad
-            self.A[stream] = nn.Parameter(a.new_zeros(rank, a.shape[1]), trained)
-            self.B[stream] = nn.Parameter(b.new_zeros(b.shape[0], rank), trained)
+            self.A[stream] = nn.Parameter(a.new_zeros(rank, a.shape[-1]), trained)
+            self.B[stream] = nn.Parameter(b.new_zeros(b.shape[-2], rank), trained)
 
     def forward(self, h: Tensor) -> Tensor:  # (..., in) -> (..., out)
         out: Tensor = self.base(h)
@@ -74,8 +76,8 @@ class TwoStreamLinear(nn.Module):
         # Not so in float16, whose range is too small for gradients.
         wide = self.A[self.active[0]].dtype
         dtype = torch.bfloat16 if out.dtype == torch.bfloat16 else wide
-        rows = h.shape[:-1].numel()
-        flat, base = h.reshape(rows, -1).to(dtype), out.reshape(rows, -1).to(dtype)
+        clients = self.A[self.active[0]].shape[:-2]  # (), or (K,): then K have as many rows each
+        flat, base = (each.reshape(*clients, -1, each.shape[-1]).to(dtype) for each in (h, out))
         trained, *frozen = self._factors()
         whole = add_low_rank(base, flat, self.scaling, trained, frozen)
         return whole.to(out.dtype).view(out.shape)
@@ -152,6 +154,18 @@ class TwoStreamModel:
             for key, tensor in tensors.items():
                 tensor.copy_(adapter[key])
 
+    def load_side_by_side(self, stream: Stream, adapters: Sequence[Adapter]) -> None:
+        """Copy an adapter of each of K clients; smaller ranks are filled up with zeros.
+
+        Zeros stay zeros in training: the gradient of either factor's is a product with the other's.
+        """
+        whole = beside(adapters)
+        assert whole.keys() == self._tensors(stream).keys()
+        for path, layer in self._layers.items():
+            for factors, key in ((layer.A, path + A_SUFFIX), (layer.B, path + B_SUFFIX)):
+                old = factors[stream]
+                factors[stream] = nn.Parameter(whole[key].to(old.device, old.dtype), False)
+
     def blank(self) -> Adapter:
         """An adapter of this model's keys, shapes and dtypes, at the federation's rank: zeros."""
         empty = self._blank(dict.fromkeys(self._layers, self.rank))
@@ -162,8 +176,8 @@ class TwoStreamModel:
         empty: Adapter = {}
         for path, layer in sorted(self._layers.items()):
             a, b, rank = layer.A[Stream.RECTIFY], layer.B[Stream.RECTIFY], ranks[path]
-            empty[path + A_SUFFIX] = a.new_empty((rank, a.shape[1]), device="meta")
-            empty[path + B_SUFFIX] = b.new_empty((b.shape[0], rank), device="meta")
+            empty[path + A_SUFFIX] = a.new_empty((rank, a.shape[-1]), device="meta")
+            empty[path + B_SUFFIX] = b.new_empty((b.shape[-2], rank), device="meta")
         return empty
 
     def read(self, stream: Stream) -> Adapter:

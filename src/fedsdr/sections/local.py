@@ -24,12 +24,17 @@ class Local(Section):
 
     micro_batch: records in memory at a time: a batch of more is worked off in parts, with the
         same gradient.
+    cohort: clients trained at once, each row of a batch with its own client's adapters; "auto" is
+        as many as fit into half of the free memory. It pays for small models and small batches,
+        whose steps are mostly the starting of operations (docs/performance.md); results are the
+        same but for rounding.
     schedule: both learning rates are constant, or fall from round to round along a cosine to
         final_lr (`fedsdr.training.annealing`).
     """
 
     batch_size: Positive = 16
     micro_batch: Positive | None = None
+    cohort: Positive | Literal["auto"] = 1
     schedule: Literal["constant", "cosine"] = "constant"
     final_lr: Annotated[float, Field(ge=0, lt=10, allow_inf_nan=False)] = 0.0
     rectify_steps: Positive = 10

@@ -1,8 +1,9 @@
 """The local trainer: one stage of one client, on the resident two-stream model."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -20,7 +21,9 @@ from fedsdr.model.packing import packed
 from fedsdr.training.annealing import CONSTANT, Annealing
 from fedsdr.training.correction import Correction
 from fedsdr.training.loss import summed_loss
-from fedsdr.training.teacher import Teacher
+from fedsdr.training.teacher import Teacher, taught
+
+TRAINS: Final = {"R": Stream.RECTIFY, "S": Stream.SMOOTH}
 
 
 class LocalTrainer:
@@ -59,13 +62,20 @@ class LocalTrainer:
 
     def __call__(self, stage: Stage) -> Fitted:
         """Train one stream as the stage asks (`fedsdr.algorithms.contract.Fit`)."""
-        stream = Stream.RECTIFY if stage.trains == "R" else Stream.SMOOTH
-        company = self._load(stage)
-        before = self.model.read(stream)
-        loss, gradient = self._steps(stage, stream, company)
-        after = self.model.read(stream)
+        streams = self.streams(stage)
+        for stream, adapter in streams.items():
+            self.model.load(stream, adapter)
+        trained = TRAINS[stage.trains]
+        before = self.model.read(trained)
+        loss, gradient = self._steps(stage, trained, tuple(streams))
+        return self.fitted(stage, loss, before, self.model.read(trained), gradient)
+
+    def fitted(
+        self, stage: Stage, loss: Mean, before: Adapter, after: Adapter, gradient: Adapter
+    ) -> Fitted:
+        """What a stage gives back, once the trained stream went from `before` to `after`."""
         if not adapters.all_finite(after):
-            raise self._diverged("adapter became NaN or infinite", stage, stage.schedule.steps)
+            raise self.diverged("adapter became NaN or infinite", stage, stage.schedule.steps)
         fitted = Fitted(len(self.examples["raw"]), loss, Private(before), Private(after))
         if stage.trains == "S":
             return fitted
@@ -77,19 +87,19 @@ class LocalTrainer:
             gradient=adapters.select(gradient, lambda key: key in sent),
         )
 
-    def _load(self, stage: Stage) -> tuple[Stream, ...]:
-        """Put the stage's adapters into the model; returns the streams that are in company."""
-        company = []
+    def streams(self, stage: Stage) -> dict[Stream, Adapter]:
+        """What a stage begins with in the model: the trained stream and those in its company."""
+        streams = {}
         if stage.trains == "R" or stage.shared is not None or stage.own is not None:
-            self.model.load(Stream.RECTIFY, self._rectifying(stage))
-            company.append(Stream.RECTIFY)
+            streams[Stream.RECTIFY] = self._rectifying(stage)
         if stage.private is not None or stage.trains == "S":
-            self.model.load(Stream.SMOOTH, self._smoothing(stage))
-            company.append(Stream.SMOOTH)
+            streams[Stream.SMOOTH] = self._smoothing(stage)
         if folded := adapters.under(stage.shared or {}, adapters.FOLDED):
-            self.model.load(Stream.FOLDED, folded)
-            company.append(Stream.FOLDED)
-        return tuple(company)
+            streams[Stream.FOLDED] = folded
+        if stage.distil:
+            assert stage.trains == "R", "it is R that learns from the client's own model"
+            streams[Stream.SMOOTH] = taught(streams[Stream.RECTIFY], adapters.unwrap(stage.private))
+        return streams
 
     def _rectifying(self, stage: Stage) -> Adapter:
         """R, put together from what the server sent and what the client keeps."""
@@ -115,18 +125,16 @@ class LocalTrainer:
         factors = "AB" if stage.factors == "both" else stage.factors
         parameters = self.model.train_only(stream, factors)
         optimiser = torch.optim.AdamW(
-            parameters.values(), lr=self._rate(stage), weight_decay=self.weight_decay, fused=True
+            parameters.values(), lr=self.rate(stage), weight_decay=self.weight_decay, fused=True
         )
         correction = Correction(stage, parameters)
-        summed = self._teacher(stage, company).summed_loss if stage.distil else self._summed_loss
-        examples = self.examples[stage.targets]
-        draw = seeds.generator(self.seed, "batches", stage.name, self.round, self.client)
-        batches = shuffled(len(examples), self.batch_size, draw)
+        teacher = Teacher(self.model, Stream.FOLDED in company)
+        summed = teacher.summed_loss if stage.distil else self._summed_loss
+        batches = self.batches(stage)
         total = Mean(0.0, 0.0)
         for step in range(stage.schedule.steps):
-            alone = _falls_alone(step, stage.alone)
-            self.model.activate(*(s for s in company if not alone or s != Stream.SMOOTH))
-            loss = self._backward([examples[i] for i in next(batches)], summed)
+            self.model.activate(*present(company, stage, step))
+            loss = self._backward(next(batches), summed)
             correction.apply()
             norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), self.clip))
             optimiser.step()
@@ -135,7 +143,7 @@ class LocalTrainer:
             # An infinite norm would be clipped to a step of nothing, and nothing be learnt.
             for name, value in (("loss", total.sum), ("gradient's norm", norm)):
                 if not math.isfinite(value):
-                    raise self._diverged(f"{name} became {value}", stage, step + 1)
+                    raise self.diverged(f"{name} became {value}", stage, step + 1)
         self.model.train_only(None)
         return total, correction.mean_gradient(self.model.read(stream))
 
@@ -166,20 +174,28 @@ class LocalTrainer:
             return end_to_end(examples)
         return collate(examples, self.pad)
 
-    def _rate(self, stage: Stage) -> float:
+    def rate(self, stage: Stage) -> float:
         return self.annealing.rate(stage.schedule.lr, self.round)
 
-    def _teacher(self, stage: Stage, company: tuple[Stream, ...]) -> Teacher:
-        assert stage.trains == "R", "it is R that learns from the client's own model"
-        s = adapters.unwrap(stage.private)
-        return Teacher(self.model, self._rectifying(stage), s, Stream.FOLDED in company)
+    def batches(self, stage: Stage) -> Iterator[list[Example]]:
+        """The stage's batches, endlessly: a function of seed, stage, round and client."""
+        examples = self.examples[stage.targets]
+        draw = seeds.generator(self.seed, "batches", stage.name, self.round, self.client)
+        for chosen in shuffled(len(examples), self.batch_size, draw):
+            yield [examples[i] for i in chosen]
 
-    def _diverged(self, what: str, stage: Stage, step: int) -> UserError:
+    def diverged(self, what: str, stage: Stage, step: int) -> UserError:
         return UserError(
             f"the {what} at client {self.client!r}, round {self.round}, stage "
-            f"{stage.name!r}, step {step}, with learning rate {self._rate(stage)}: "
+            f"{stage.name!r}, step {step}, with learning rate {self.rate(stage)}: "
             "lower the learning rate (local.rectify_lr, local.smooth_lr)"
         )
+
+
+def present(company: Iterable[Stream], stage: Stage, step: int) -> list[Stream]:
+    """The streams that take part in a step."""
+    alone = _falls_alone(step, stage.alone)
+    return [stream for stream in company if not alone or stream != Stream.SMOOTH]
 
 
 def _falls_alone(step: int, share: float) -> bool:

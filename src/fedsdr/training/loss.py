@@ -31,6 +31,12 @@ def summed_loss(model: torch.nn.Module, batch: Batch) -> Tensor:
     return functional.cross_entropy(logits, batch.predicted, reduction="sum")
 
 
+def losses(model: torch.nn.Module, batch: Batch) -> Tensor:
+    """-log f(y_i | c_i, x_i) of each response token, row by row: (N,)."""
+    logits = response_logits(model, batch)
+    return functional.cross_entropy(logits, batch.predicted, reduction="none")
+
+
 def response_logits(model: torch.nn.Module, batch: Batch) -> Tensor:
     """Logits that predict the response tokens, one after another: (N, V), at least float32."""
     place: dict[str, Any] = {"attention_mask": batch.mask}

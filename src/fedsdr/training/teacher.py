@@ -20,24 +20,29 @@ from fedsdr.products import stack
 from fedsdr.training.loss import response_logits
 
 
+def taught(r: Adapter, s: Adapter) -> Adapter:
+    """R0 and S as one frozen adapter for the slot of S, so that R can move."""
+    return stack([(r, 1.0), (s, 1.0)])
+
+
 class Teacher:
-    """W0 + R0 + S, beside a student W0 + R in one model.
+    """W0 + R0 + S, beside a student W0 + R in one model, whose slot of S holds `taught`."""
 
-    R0 and S lie together in the slot of S, as one frozen adapter, so that R can move.
-    """
-
-    def __init__(self, model: TwoStreamModel, r: Adapter, s: Adapter, folded: bool) -> None:
+    def __init__(self, model: TwoStreamModel, folded: bool) -> None:
         """`folded`: whether a folded part of R is in the model, which both have."""
         self.model = model
         common = (Stream.FOLDED,) if folded else ()
         self.teaching, self.learning = (Stream.SMOOTH, *common), (Stream.RECTIFY, *common)
-        model.load(Stream.SMOOTH, stack([(r, 1.0), (s, 1.0)]))
 
     def summed_loss(self, batch: Batch) -> Tensor:
         """KL of the student from the teacher, summed over the batch's response tokens."""
+        return self.losses(batch).sum()
+
+    def losses(self, batch: Batch) -> Tensor:
+        """KL of the student from the teacher at each response token: (N,)."""
         self.model.activate(*self.teaching)
         with torch.no_grad():
             wanted = response_logits(self.model.model, batch).log_softmax(-1)
         self.model.activate(*self.learning)
         found = response_logits(self.model.model, batch).log_softmax(-1)
-        return functional.kl_div(found, wanted, reduction="sum", log_target=True)
+        return functional.kl_div(found, wanted, reduction="none", log_target=True).sum(-1)

@@ -1,0 +1,39 @@
+"""How many clients can be trained at once in the memory that is free."""
+
+from typing import Final
+
+import torch
+
+from fedsdr.engines.workbench import Workbench
+from fedsdr.estimate.memory import held_activations
+from fedsdr.model.fit import free_memory
+from fedsdr.model.lora import TwoStreamModel
+from fedsdr.model.outline import outline
+from fedsdr.sections.recipe import Recipe
+
+SHARE: Final = 0.5  # of the free memory: allocators, libraries and the server want some too
+FLOATS: Final = 4 * 7  # bytes a parameter of a client: three streams, gradient, moments, the start
+
+
+def cohort_that_fits(bench: Workbench, recipe: Recipe) -> int:
+    """At least 1, and that where the system does not tell its memory or the model is not traced."""
+    free = free_memory(bench.model.device)
+    each = bytes_of_a_client(bench, recipe)
+    return 1 if free is None or each is None else max(1, int(SHARE * free / each))
+
+
+def bytes_of_a_client(bench: Workbench, recipe: Recipe) -> int | None:
+    """Activations and logits of its longest (micro-)batch, and its adapters while they learn."""
+    local, lora, model = recipe.local, recipe.lora, bench.base.model
+    rows = min(local.micro_batch or local.batch_size, local.batch_size)
+    longest = max(len(example) for examples in bench.raw.values() for example in examples)
+    two = TwoStreamModel(
+        outline(bench.base.path).to(model.dtype), lora.targets, lora.rank, lora.alpha
+    )
+    held = held_activations(two, rows, longest, recipe.model.gradient_checkpointing)
+    if held is None:
+        return None
+    width = torch.promote_types(model.dtype, torch.float32).itemsize + model.dtype.itemsize
+    logits: int = rows * longest * int(model.config.get_text_config().vocab_size) * width
+    adapters: int = sum(tensor.numel() for tensor in bench.model.blank().values())
+    return held + logits + FLOATS * adapters
