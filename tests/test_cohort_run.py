@@ -1,0 +1,52 @@
+"""`local.cohort` in a run: the same adapters as one client after another, from a recipe."""
+
+import pytest
+import torch
+
+from fedsdr import recipe as recipes
+from fedsdr.algorithms.compose import build_algorithm
+from fedsdr.algorithms.contract import Round
+from fedsdr.engines.in_process import InProcess, batched
+from fedsdr.errors import UserError
+from fedsdr.progress import silent
+from fedsdr.setting import prepare
+from fedsdr.training.rounds import run_round
+from fedsdr.training.store import ClientStore
+from tiny import setting
+
+
+def server_after(path, folder, cohort):
+    recipe = recipes.load_recipe(setting(path), [f"local.cohort={cohort}"])
+    bench = prepare(recipe).workbench(silent())
+    examples = {name: {"raw": each, "distilled": each} for name, each in bench.raw.items()}
+    engine = InProcess(bench, recipe, examples, ClientStore(folder), silent())
+    algorithm = build_algorithm(recipe)
+    state = algorithm.init(bench.first_adapter(recipe.seed))
+    for number in (1, 2):
+        state, row = run_round(algorithm, engine, state, Round(number, 0), engine.clients())
+        assert row["clients"] == list(engine.clients())
+    return engine, state.adapter, row["train"]
+
+
+def test_a_run_by_cohorts_is_one_by_clients(tmp_path):
+    alone, wanted, told = server_after(tmp_path, tmp_path / "a", 1)
+    two, got, also = server_after(tmp_path, tmp_path / "b", 2)
+    every, most, _ = server_after(tmp_path, tmp_path / "c", '"auto"')
+    assert (alone.at_once, two.at_once) == (1, 2)
+    assert every.at_once > len(every.clients()), "a tiny model fits many times"
+    for found in (got, most):
+        for key in wanted:
+            torch.testing.assert_close(found[key], wanted[key], atol=2e-3, rtol=0)
+    assert also["loss/rectify"] == pytest.approx(told["loss/rectify"], rel=1e-3)
+    assert set(two.store.folder.iterdir()) == {two.store.folder / name for name in two.clients()}
+
+
+def test_names_are_taken_a_few_at_a_time():
+    assert list(batched("abcde", 2)) == [("a", "b"), ("c", "d"), ("e",)]
+    assert list(batched("ab", 5)) == [("a", "b")]
+
+
+@pytest.mark.parametrize("value", ["0", "-1", '"many"'])
+def test_a_cohort_of_none_is_refused(tmp_path, value):
+    with pytest.raises(UserError, match="cohort"):
+        recipes.load_recipe(setting(tmp_path), [f"local.cohort={value}"])
