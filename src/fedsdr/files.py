@@ -93,7 +93,8 @@ def write_json(path: Path, value: Any, private: bool = False) -> None:
 def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    # ValueError: wrong UTF-8, wrong JSON, and numbers of thousands of digits
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
 
 

@@ -19,6 +19,7 @@ from fedsdr.sections.recipe import Recipe
 
 VARIABLE: Final = re.compile(r"\$(?:(?P<plain>\w+)|\{(?P<braced>\w+)(?::-(?P<default>[^}]*))?\})")
 PATH_MARKS = (".", "/", "~", "$")  # how a path begins that is not a plain name
+DEEPEST: Final = 20  # levels of tables and lists; no key needs a third of them
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -40,10 +41,36 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def parse_recipe(tables: Mapping[str, Any], name: str = "recipe") -> Recipe:
+    _check_plain(tables, name)
     try:
         return Recipe.model_validate(tables)
     except ValidationError as error:
         raise UserError(f"{name}: " + "; ".join(map(_explain, error.errors()))) from error
+
+
+def _check_plain(value: Any, place: str, depth: int = 0) -> None:
+    """Raise `UserError` for what no TOML file may hold: it could be neither told nor written."""
+    if depth > DEEPEST:
+        raise UserError(f"{place[:80]}...: nested deeper than {DEEPEST} levels, as no key is")
+    if isinstance(value, int) and value.bit_length() >= 64:
+        raise UserError(f"{place}: a whole number beyond 64 bits, TOML's largest")
+    if isinstance(value, str) and not _encodes(value):
+        raise UserError(f"{place} = {value!r:.80}: not valid Unicode: half a surrogate pair")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_plain(key, f"{place}: a key", depth)
+            _check_plain(inner, f"{place}: {key}" if depth == 0 else f"{place}.{key}", depth + 1)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_plain(inner, place, depth + 1)
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _explain(error: Any) -> str:

@@ -20,7 +20,13 @@ from fedsdr.sections.data import Data, Split
 
 Shares = dict[str, list[Record]]  # client name -> its records
 
-SAFE_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+# A name that is a folder of its own on every system: no way out of it, no dot that Windows drops
+# at its end, none of the devices that Windows has in every folder.
+SAFE_NAME: Final = re.compile(
+    r"(?!(?:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))"
+    r"[a-z0-9_-](?:[a-z0-9._-]{0,98}[a-z0-9_-])?",
+    re.IGNORECASE | re.ASCII,
+)
 DRAWS: Final = 100  # of Dirichlet shares, until every client has enough
 LEAST: Final = 2  # records of a client: one to learn from and one to judge by
 
@@ -43,6 +49,8 @@ def build_clients(data: Data, seed: int) -> list[ClientData]:
         holder += read_source(source, seed)
     dealt = split_records(pooled, data.split, seed) if pooled else {}
     _check_distinct([*named, *dealt])
+    for name in dealt:
+        _check_name(name)
     shares = [*named.items(), *dealt.items()]
     return [hold_out(name, records, data.held_out, seed) for name, records in shares]
 
@@ -50,8 +58,8 @@ def build_clients(data: Data, seed: int) -> list[ClientData]:
 def _check_name(name: str) -> None:
     if not SAFE_NAME.fullmatch(name):
         raise UserError(
-            f"client = {name!r} cannot name a folder: use letters, digits and - _ . only, "
-            "and do not begin with a dot"
+            f"client = {name!r} cannot name a folder: use at most 100 letters, digits and "
+            "- _ . only, no dot at either end, and no name of a device such as con"
         )
 
 

@@ -28,6 +28,7 @@ from fedsdr.deploy.agreement import agreed, agreement
 from fedsdr.deploy.egress import Audit, UndeclaredError, check_declared
 from fedsdr.deploy.identity import PrivateKey, PublicKey, digest, seal, unseal
 from fedsdr.deploy.wire import (
+    LONGEST,
     Answer,
     Operation,
     Request,
@@ -101,24 +102,25 @@ class ClientSide:
         except WireError as error:
             self.audit.refused(str(error))
             raise
-        answer = self._answer(request, digest(payload))
-        sent = encode(answer)
+        answer, sent = self._answer(request, digest(payload))
         self.audit.sent(answer, sent, digest(sent))
         return seal(sent, self.key)
 
-    def _answer(self, request: Request, name: str) -> Answer:
+    def _answer(self, request: Request, name: str) -> tuple[Answer, bytes]:
+        """An answer and its bytes: whatever goes wrong, there is one, and it quotes no data."""
         blank = Answer(request.operation, request.run, self.client, request.method, request.round)
         try:
             self._check(request)
             answer = OPERATIONS[request.operation](self, request, blank, name)
             check_declared(answer)
+            return answer, encode(answer)
         except (RefusalError, UndeclaredError) as error:
             log.error("refused: %s", error)
-            return replace(blank, refused=str(error))
+            refusal = replace(blank, refused=str(error)[:LONGEST])
         except Exception:  # whose text may quote a record: it stays here
             log.exception("%s of round %d failed", request.operation, request.round)
-            return replace(blank, refused="failed for a reason that its own log tells")
-        return answer
+            refusal = replace(blank, refused="failed for a reason that its own log tells")
+        return refusal, encode(refusal)
 
     def _check(self, request: Request) -> None:
         """Raise `RefusalError` unless the request is for this client and its recipe."""

@@ -30,8 +30,10 @@ def new_key(path: Path) -> str:
 
     Returns the public half's line. Nothing is written over.
     """
-    if path.exists():
-        raise UserError(f"{path} exists already, and keys are not replaced")
+    public = path.with_name(path.name + ".pub")
+    for taken in (path, public):
+        if taken.exists():
+            raise UserError(f"{taken} exists already, and keys are not replaced")
     key = ec.generate_private_key(ec.SECP384R1())
     text = key.private_bytes(
         serialization.Encoding.PEM,
@@ -40,7 +42,7 @@ def new_key(path: Path) -> str:
     ).decode()
     files.write_text(path, text, private=True)
     line = public_line(key.public_key())
-    files.write_text(path.with_name(path.name + ".pub"), line + "\n")
+    files.write_text(public, line + "\n")
     return line
 
 
@@ -52,7 +54,7 @@ def public_line(key: PublicKey) -> str:
 def read_private(path: Path) -> PrivateKey:
     try:
         key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:  # Type: a passphrase
         raise UserError(f"cannot read the private key {path}: {error}") from error
     if not isinstance(key, PrivateKey):
         raise UserError(f"{path} is no elliptic curve key: make one by `fedsdr deploy init`")

@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 
 
 def listen(path: Path) -> socket.socket:
-    """Bind the socket, mode 0600. Raises `UserError` where another trainer has it."""
+    """Bind the socket, mode 0600. Raises `UserError` where something else is there: another
+    trainer that runs, a file."""
     if len(os.fsencode(path)) > LONGEST:
         raise UserError(
             f"the path {path} is too long for a socket ({LONGEST} bytes at most): use a folder "
@@ -47,11 +48,15 @@ def listen(path: Path) -> socket.socket:
 
 
 def _check_abandoned(path: Path) -> None:
+    if not path.is_socket():
+        raise UserError(f"{path} is not a socket, and is not written over: move it away")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(str(path))
-        except OSError:  # left behind by one that was killed
+        except ConnectionRefusedError:  # left behind by one that was killed
             return
+        except OSError as error:
+            raise UserError(f"cannot take over {path}: {error}") from error
     raise UserError(f"a trainer is running at {path} already: stop that one first")
 
 

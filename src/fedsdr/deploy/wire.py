@@ -21,6 +21,9 @@ from fedsdr.metrics import Mean
 VERSION: Final = 1
 HEADER: Final = "fedsdr"  # the entry of the safetensors header
 MOST: Final = 8 * 2**30  # bytes of a message
+LONGEST: Final = 2000  # characters of a refusal
+DIMENSIONS: Final = 8  # of a tensor; arithmetic on one of hundreds fails in torch
+METADATA: Final = "__metadata__"  # the name that safetensors keeps for itself
 
 Operation = Literal["hello", "prepare", "fit", "evaluate", "finish"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._+-]*$", max_length=200)]
@@ -89,10 +92,10 @@ class _RequestHead(_Head):
 
 class _AnswerHead(_Head):
     kind: Literal["answer"]
-    weight: Number
+    weight: Annotated[Number, Field(ge=0)]
     metrics: dict[Annotated[str, Field(max_length=200)], tuple[Number, Number]]
     facts: dict[Annotated[str, Field(max_length=40)], Annotated[str, Field(max_length=400)]]
-    refused: Annotated[str, Field(max_length=2000)]
+    refused: Annotated[str, Field(max_length=LONGEST)]
 
 
 def encode(message: Request | Answer) -> bytes:
@@ -106,6 +109,7 @@ def encode(message: Request | Answer) -> bytes:
         metrics = {name: tuple(mean) for name, mean in message.metrics.items()}
         more = {"kind": "answer", "metrics": metrics, "facts": dict(message.facts)}
         text = _head(_AnswerHead, {**head, **more})
+    _check_tensors(tensors)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return save(plain, {HEADER: text})
 
@@ -115,6 +119,16 @@ def _head(model: type[_Head], values: Mapping[str, Any]) -> str:
         return model.model_validate(values).model_dump_json()
     except ValidationError as error:
         raise WireError(f"this message cannot be sent: {_told(error)}") from error
+
+
+def _check_tensors(tensors: Adapter) -> None:
+    """Raise `WireError` for tensors that no adapter has."""
+    for name, tensor in tensors.items():
+        if name == METADATA or tensor.dim() > DIMENSIONS or tensor.is_complex():
+            raise WireError(
+                f"{name!r:.60} ({tensor.dim()} dimensions of {tensor.dtype}) is no tensor of an "
+                "adapter"
+            )
 
 
 def decode_request(data: bytes) -> Request:
@@ -142,9 +156,10 @@ def _decode(data: bytes, model: type[H]) -> tuple[H, Adapter]:
         tensors: dict[str, torch.Tensor] = load(data)
     except Exception as error:  # safetensors raises its own type from Rust, KeyError for a dtype
         raise WireError(f"a message that is no safetensors file: {error!s:.200}") from error
+    _check_tensors(tensors)
     try:
         text = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        return model.model_validate_json(text["__metadata__"][HEADER]), tensors
+        return model.model_validate_json(text[METADATA][HEADER]), tensors
     except ValidationError as error:
         raise WireError(f"a message with a wrong header: {_told(error)}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:

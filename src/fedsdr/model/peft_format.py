@@ -8,9 +8,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 from peft import LoraConfig
+from pydantic import BaseModel, Field, ValidationError
+from torch import Tensor
 
 from fedsdr import files
 from fedsdr.adapters import A_SUFFIX, B_SUFFIX, Adapter, layers
@@ -19,6 +21,16 @@ from fedsdr.errors import UserError
 PREFIX: Final = "base_model.model."
 WEIGHTS: Final = "adapter_model.safetensors"
 CONFIG: Final = "adapter_config.json"
+
+
+class _Config(BaseModel):
+    """What of adapter_config.json is read."""
+
+    r: Annotated[int, Field(gt=0)]
+    lora_alpha: Annotated[float, Field(allow_inf_nan=False)]
+    target_modules: list[str]
+    base_model_name_or_path: str
+    fan_in_fan_out: bool
 
 
 @dataclass(frozen=True)
@@ -68,7 +80,10 @@ def write_adapter(
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """The tensors of a PEFT LoRA folder under our names; every key must be a LoRA factor's."""
+    """The tensors of a PEFT LoRA folder under our names: both factors of each layer, no others.
+
+    Raises `UserError` for any other file.
+    """
     tensors, _ = files.read_tensors(folder / WEIGHTS)
     strange = [
         key
@@ -80,18 +95,37 @@ def read_adapter(folder: Path) -> Adapter:
             f"{folder / WEIGHTS} has the key {strange[0]!r}: expected only "
             f"{PREFIX}<layer>{A_SUFFIX} and {PREFIX}<layer>{B_SUFFIX}"
         )
-    return {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
+    adapter = {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
+    paths = {key.removesuffix(A_SUFFIX).removesuffix(B_SUFFIX) for key in adapter}
+    for path in sorted(paths):
+        if not _is_pair(adapter.get(path + A_SUFFIX), adapter.get(path + B_SUFFIX)):
+            raise UserError(
+                f"{folder / WEIGHTS}: layer {path!r} is no pair of LoRA factors: expected floats "
+                "A (r, in) and B (out, r)"
+            )
+    return adapter
+
+
+def _is_pair(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None or a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
+        return False
+    return a.is_floating_point() and b.is_floating_point()
 
 
 def read_settings(folder: Path) -> AdapterSettings:
-    """What `write_adapter` was told when it wrote this folder."""
-    config = files.read_json(folder / CONFIG)
+    """What `write_adapter` was told when it wrote this folder; `UserError` if nobody was."""
+    try:
+        config = _Config.model_validate(files.read_json(folder / CONFIG))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "its value"
+        raise UserError(f"{folder / CONFIG}: {place}: {first['msg']}") from error
     return AdapterSettings(
-        rank=config["r"],
-        alpha=config["lora_alpha"],
-        modules=config["target_modules"],
-        base_model=config["base_model_name_or_path"],
-        fan_in_fan_out=config["fan_in_fan_out"],
+        config.r,
+        config.lora_alpha,
+        config.target_modules,
+        config.base_model_name_or_path,
+        config.fan_in_fan_out,
     )
 
 
