@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test lint audit bench clean
 
 install: .venv/installed
 
@@ -22,6 +22,13 @@ lint: install
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
+
+# Known vulnerabilities of what constraints.txt pins. The tool has a folder of its own, and needs
+# pypi.org; with --strict what could not be looked up is a failure, and not a silent pass.
+audit:
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install --quiet pip-audit==2.10.1
+	build/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 bench: install
 	$(BIN)/python benchmarks/round_overhead.py

@@ -264,6 +264,12 @@ def test_nothing_is_unpickled():
     assert "torch.load" not in {module for tree in TREES.values() for module in imports(tree)}
 
 
+def test_nothing_is_unpacked():
+    """No archive that arrives can put a file anywhere: there is nothing that opens one."""
+    assert violations(FILES, {"tarfile", "zipfile", "zipimport", "py7zr", "rarfile"}) == []
+    assert users("unpack_archive") | users("extractall") == set()
+
+
 # --- The checks themselves
 
 

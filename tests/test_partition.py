@@ -230,10 +230,15 @@ def test_held_out_share_of_every_client(source):
     assert [(len(client.train), len(client.held_out)) for client in clients] == [(16, 4), (1, 1)]
 
 
-@pytest.mark.parametrize("name", ["", ".a", "..", "a/b", "a b", "ä", "a\n", "a\\b", "C:"])
+UNSAFE = ["", ".a", "..", "a/b", "a b", "ä", "a\n", "a\\b", "C:", "../x", "/x", "a\0b", "a.", "a.."]
+UNSAFE += ["con", "CON", "Nul.txt", "lpt1", "COM9.x", "x" * 101]  # nor would Windows have them
+UNSAFE += ["\u0430nna", "\uff0e\uff0e", "a\u2215b"]  # which look like "anna", ".." and "a/b"
+
+
+@pytest.mark.parametrize("name", UNSAFE)
 def test_unsafe_client_names(name):
     """Refused before any file is read: this one does not exist."""
-    with pytest.raises(UserError, match="cannot name a folder: use letters, digits"):
+    with pytest.raises(UserError, match="cannot name a folder: use at most 100 letters, digits"):
         build_clients(Data(sources=(Source(path="gone.json", client=name),)), 0)
 
 

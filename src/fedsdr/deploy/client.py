@@ -116,7 +116,8 @@ class ClientSide:
             return answer, encode(answer)
         except (RefusalError, UndeclaredError) as error:
             log.error("refused: %s", error)
-            refusal = replace(blank, refused=str(error)[:LONGEST])
+            words = "".join(c if c.isprintable() else " " for c in str(error))
+            refusal = replace(blank, refused=words[:LONGEST])
         except Exception:  # whose text may quote a record: it stays here
             log.exception("%s of round %d failed", request.operation, request.round)
             refusal = replace(blank, refused="failed for a reason that its own log tells")

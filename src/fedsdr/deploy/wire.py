@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import load, save
 
 from fedsdr.adapters import Adapter
@@ -28,6 +28,16 @@ METADATA: Final = "__metadata__"  # the name that safetensors keeps for itself
 Operation = Literal["hello", "prepare", "fit", "evaluate", "finish"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._+-]*$", max_length=200)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _printable(text: str) -> str:
+    """What others have written ends up on somebody's terminal: no escape codes, no line breaks."""
+    if not text.isprintable():
+        raise ValueError("it has characters that cannot be printed")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_printable)]
 
 
 class WireError(UserError):
@@ -93,9 +103,9 @@ class _RequestHead(_Head):
 class _AnswerHead(_Head):
     kind: Literal["answer"]
     weight: Annotated[Number, Field(ge=0)]
-    metrics: dict[Annotated[str, Field(max_length=200)], tuple[Number, Number]]
-    facts: dict[Annotated[str, Field(max_length=40)], Annotated[str, Field(max_length=400)]]
-    refused: Annotated[str, Field(max_length=LONGEST)]
+    metrics: dict[Annotated[Text, Field(max_length=200)], tuple[Number, Number]]
+    facts: dict[Annotated[Text, Field(max_length=40)], Annotated[Text, Field(max_length=400)]]
+    refused: Annotated[Text, Field(max_length=LONGEST)]
 
 
 def encode(message: Request | Answer) -> bytes:

@@ -13,7 +13,7 @@ from fedsdr.sections.federation import Federation, Privacy
 from fedsdr.sections.local import Local
 from fedsdr.sections.model import Lora, Model
 
-VariantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+VariantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=100)]
 
 
 class Recipe(Section):

@@ -1,0 +1,84 @@
+"""What may leave a client is declared, everything else is refused, and all that left is noted."""
+
+import json
+from dataclasses import replace
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from fedsdr import files
+from fedsdr.deploy.egress import DECLARED, LOG, Audit, UndeclaredError, check_declared
+from fedsdr.deploy.wire import Answer, Operation
+from fedsdr.metrics import Mean
+
+CHANGE = {"layers.0.x.lora_A.weight": torch.ones(2, 3, dtype=torch.bfloat16)}
+NOTHING: dict[str, Any] = {"change": {}, "weight": 0.0, "metrics": {}}
+FIT = Answer("fit", "run", "anna", "fedsdr", 1, CHANGE, 8.0, {"loss/rectify": Mean(1.0, 2.0)})
+
+
+def test_every_operation_is_declared():
+    assert set(DECLARED) == set(get_args(Operation))
+    check_declared(FIT)
+    for operation in DECLARED:
+        check_declared(Answer(operation, "run", "anna"))
+
+
+@pytest.mark.parametrize("operation", [each for each in DECLARED if each != "fit"])
+def test_tensors_leave_in_answers_to_fit_alone(operation):
+    with pytest.raises(
+        UndeclaredError, match=f"tensors may not leave in an answer to '{operation}"
+    ):
+        check_declared(Answer(operation, "run", "anna", change=CHANGE))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"metrics": {"text": Mean(1.0, 1.0)}}, "'text'"),
+        ({"metrics": {"loss": Mean(1.0, 1.0)}}, "'loss'"),
+        ({"facts": {"model": "abc"}}, "'model'"),
+        ({"operation": "hello", "change": {}, "metrics": {}}, "a weight"),
+        ({**NOTHING, "operation": "evaluate", "metrics": {"norm/R": Mean(1.0, 1.0)}}, "'norm/R'"),
+        ({**NOTHING, "operation": "hello", "facts": {"x": ""}}, "'x'"),
+    ],
+)  # fmt: skip
+def test_what_is_not_declared_may_not_leave(changes: Any, named):
+    with pytest.raises(UndeclaredError, match=f"{named} may not leave"):
+        check_declared(replace(FIT, **changes))
+
+
+def test_a_private_tensor_may_not_leave_under_any_name():
+    secret = {"private.x": torch.full((2, 3), 0.5)}
+    other = {"private.y": torch.full((2, 3), 0.25), "zero": torch.zeros(2, 3)}
+    answer = replace(FIT, change={"layers.9.lora_B.weight": secret["private.x"].clone()})
+    with pytest.raises(UndeclaredError, match=r"'private.x' is private"):
+        check_declared(answer, [other, secret])
+    check_declared(answer, [other])
+    check_declared(replace(FIT, change={"new": torch.zeros(2, 3)}), [other])  # a zero tells nothing
+
+
+def test_the_log_says_what_left_and_not_what_it_was(tmp_path):
+    audit = Audit(tmp_path)
+    audit.sent(FIT, b"12345", "d" * 32)
+    audit.refused("a reason")
+    assert audit.path == tmp_path / LOG
+    assert audit.path.stat().st_mode & 0o777 == 0o600
+    sent, refused = files.read_json_lines(audit.path)
+    assert sent.pop("time") > 0
+    assert sent == {
+        "operation": "fit", "run": "run", "method": "fedsdr", "round": 1, "bytes": 5,
+        "digest": "d" * 32, "weight": 8.0, "metrics": ["loss/rectify"], "facts": {}, "refused": "",
+        "tensors": {
+            "layers.0.x.lora_A.weight": {"shape": [2, 3], "dtype": "bfloat16", "bytes": 12}
+        },
+    }  # fmt: skip
+    assert refused["refused"] == "a reason"
+    assert refused["bytes"] == 0
+
+
+def test_a_log_goes_on_after_a_restart(tmp_path):
+    for reason in ("one", "two"):
+        Audit(tmp_path).refused(reason)
+    rows = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
+    assert [row["refused"] for row in rows] == ["one", "two"]

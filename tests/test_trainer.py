@@ -1,0 +1,177 @@
+"""The socket between relay and trainer: its owner's alone, one trainer's, and nothing is lost."""
+
+import os
+import socket
+import stat
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from fedsdr.deploy import relay, trainer
+from fedsdr.deploy.relay import TrainerError, ask
+from fedsdr.deploy.trainer import LONGEST, listen, serve_requests
+from fedsdr.deploy.wire import WireError
+from fedsdr.errors import UserError
+
+
+@contextmanager
+def serving(path: Path, answer: Callable[[bytes], bytes]) -> Iterator[None]:
+    """A trainer at work on `path`."""
+    server = listen(path)
+
+    def run() -> None:
+        with suppress(OSError):  # of accept, once the socket is shut down
+            serve_requests(server, answer)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+        server.close()
+    assert not thread.is_alive()
+
+
+def connected(path: Path) -> socket.socket:
+    line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    line.connect(str(path))
+    return line
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "own" / "t.sock"
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**20, 3 * 2**20 + 1])
+def test_a_message_and_its_answer_pass_whole(path, size):
+    data = os.urandom(size)
+    with serving(path, lambda asked: asked[::-1] + b"!"):
+        assert ask(path, data) == data[::-1] + b"!"
+
+
+def test_the_socket_and_its_folder_are_their_owners_alone(path):
+    old = os.umask(0)
+    try:
+        with listen(path):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+            assert os.umask(0) == 0  # as it was
+    finally:
+        os.umask(old)
+
+
+def test_another_user_is_not_answered(path, monkeypatch, caplog):
+    asked = []
+
+    class Stranger:
+        """A connection of which the system says that user 12345 is at its other end."""
+
+        def getsockopt(self, *place: int) -> bytes:
+            assert place[:2] == (socket.SOL_SOCKET, socket.SO_PEERCRED)
+            return struct.pack("3i", 1, os.getuid() + 12345, 0)
+
+    mine = trainer.is_owner
+    assert not mine(Stranger())
+    monkeypatch.setattr(trainer, "is_owner", lambda line: mine(Stranger()))
+    with serving(path, lambda data: asked.append(data) or b""):
+        with pytest.raises(TrainerError, match="went away"):
+            ask(path, b"x" * 2**20)
+        monkeypatch.setattr(trainer, "is_owner", mine)
+        assert ask(path, b"mine") == b""
+    assert asked == [b"mine"]
+    assert "another user tried to connect" in caplog.text
+
+
+def test_a_stale_socket_is_replaced_and_a_live_one_is_not(path):
+    listen(path).close()
+    assert path.is_socket()  # as a killed trainer leaves it
+    with serving(path, lambda asked: b"first"):
+        with pytest.raises(UserError, match=r"running at .* already: stop that one first"):
+            listen(path)
+        assert ask(path, b"") == b"first"
+
+
+def test_a_file_in_the_sockets_place_is_not_written_over(path):
+    path.parent.mkdir()
+    path.write_text("mine")
+    with pytest.raises(UserError, match="is not a socket, and is not written over"):
+        listen(path)
+    assert path.read_text() == "mine"
+
+
+def test_too_long_a_path_is_refused(tmp_path):
+    with pytest.raises(UserError, match=f"too long for a socket .{LONGEST} bytes at most"):
+        listen(tmp_path / ("x" * 100))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_relay_waits_for_a_trainer_that_starts_late(path):
+    answers = []
+    early = threading.Thread(target=lambda: answers.append(ask(path, b"early", patience=30)))
+    early.start()
+    time.sleep(0.3)
+    with serving(path, lambda asked: asked + b"!"):
+        early.join(30)
+    assert answers == [b"early!"]
+
+
+def test_a_relay_gives_up_in_the_end(path):
+    with pytest.raises(TrainerError, match=r"no trainer at .*: start it first"):
+        ask(path, b"", patience=0)
+
+
+def test_what_a_trainer_refuses_is_told_in_words(path):
+    def refuse(asked: bytes) -> bytes:
+        raise WireError("not a message: ü")
+
+    with serving(path, refuse):
+        for _ in range(2):  # and it goes on
+            with pytest.raises(TrainerError, match="not a message: ü"):
+                ask(path, b"x")
+
+
+def test_an_answer_is_not_lost_with_its_relay(path):
+    """A relay hangs up while the trainer works; another one gets what was worked out."""
+    begun, leave, kept = threading.Event(), threading.Event(), {}
+
+    def answer(asked: bytes) -> bytes:
+        if asked not in kept:
+            begun.set()
+            leave.wait(30)
+            kept[asked] = b"worked out once " + bytes(2**22)  # more than a socket holds
+        return kept[asked]
+
+    with serving(path, answer):
+        with connected(path) as line:
+            relay.write_frame(line, b"question")
+            assert begun.wait(30)
+        leave.set()
+        begun.clear()
+        assert ask(path, b"question").startswith(b"worked out once")
+        assert not begun.is_set()
+
+
+def test_an_announced_length_is_not_taken_at_its_word(path, caplog):
+    with serving(path, lambda asked: b""):
+        with connected(path) as line:
+            line.sendall((relay.MOST + 1).to_bytes(8, "big"))
+            assert line.recv(1) == b""  # hung up on
+        assert ask(path, b"") == b""
+    assert f"larger than {relay.MOST}" in caplog.text
+
+
+def test_a_message_that_ends_early_is_an_error_of_the_line():
+    near, far = socket.socketpair()
+    with far:
+        with near:
+            near.sendall((9).to_bytes(8, "big") + b"half")
+        with pytest.raises(ConnectionError, match="in the middle"):
+            relay.read_frame(far)
