@@ -36,6 +36,7 @@ from fedsdr.deploy.wire import (
     decode_answer,
     decode_request,
     encode,
+    printable,
 )
 from fedsdr.engines.in_process import InProcess
 from fedsdr.engines.workbench import Workbench
@@ -116,8 +117,7 @@ class ClientSide:
             return answer, encode(answer)
         except (RefusalError, UndeclaredError) as error:
             log.error("refused: %s", error)
-            words = "".join(c if c.isprintable() else " " for c in str(error))
-            refusal = replace(blank, refused=words[:LONGEST])
+            refusal = replace(blank, refused=printable(str(error))[:LONGEST])
         except Exception:  # whose text may quote a record: it stays here
             log.exception("%s of round %d failed", request.operation, request.round)
             refusal = replace(blank, refused="failed for a reason that its own log tells")

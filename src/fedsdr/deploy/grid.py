@@ -7,6 +7,7 @@ from flwr.serverapp import Grid
 
 from fedsdr.deploy.flower import KIND, pack, unpack
 from fedsdr.deploy.switchboard import Reply
+from fedsdr.deploy.wire import printable
 
 
 class FlowerLink:
@@ -33,7 +34,8 @@ class FlowerLink:
 def _reply(message: Message) -> Reply:
     id = message.metadata.reply_to_message_id
     if message.has_error():
-        return Reply(id, b"", f"{message.error.reason} (Flower's code {message.error.code})")
+        reason = printable(str(message.error.reason))
+        return Reply(id, b"", f"{reason} (Flower's code {message.error.code})")
     try:
         return Reply(id, unpack(message.content))
     except ValueError as error:

@@ -21,7 +21,7 @@ MIB = 2**20
 
 
 def print_status(folder: Path) -> None:
-    console = Console()
+    console = Console(markup=False)  # errors and refusals have brackets, and may be of others
     if (folder / ROSTER).exists():
         for part in server_status(folder):
             console.print(part, highlight=False, soft_wrap=True)

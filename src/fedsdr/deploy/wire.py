@@ -30,14 +30,18 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._+-]*$", max_leng
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
-def _printable(text: str) -> str:
-    """What others have written ends up on somebody's terminal: no escape codes, no line breaks."""
-    if not text.isprintable():
+def printable(text: str) -> str:
+    """A text without escape codes and line breaks: what others write ends up on terminals."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _check_printable(text: str) -> str:
+    if text != printable(text):
         raise ValueError("it has characters that cannot be printed")
     return text
 
 
-Text = Annotated[str, AfterValidator(_printable)]
+Text = Annotated[str, AfterValidator(_check_printable)]
 
 
 class WireError(UserError):
