@@ -108,7 +108,6 @@ HOSTILE: dict[str, tuple[Callable[[Answer], Answer], str]] = {
     "nothing": (lambda a: replace(a, change={}), "missing keys"),
     "giant": (every(filled(1e30)), "max_norm"),
     "weight 0": (lambda a: replace(a, weight=0.0), "weight 0.0"),
-    "weight below 0": (lambda a: replace(a, weight=-3.0), "weight -3.0"),
     "other run": (lambda a: replace(a, run="another"), "for another run"),
     "last round": (lambda a: replace(a, round=a.round - 1), "answered for round"),
     "other method": (lambda a: replace(a, method="fedavg+median"), "answered for method"),

@@ -85,6 +85,12 @@ def test_what_could_not_be_read_is_not_sent(changes, place):
         encode(replace(ANSWER, **changes))
 
 
+def test_a_weight_below_0_that_another_program_has_sent_is_refused():
+    sent = encode(replace(ANSWER, weight=80.0)).replace(b":80.0", b":-8.0")
+    with pytest.raises(WireError, match="wrong header: weight = -8"):
+        decode_answer(sent)
+
+
 def test_too_long_a_message_is_not_even_parsed(monkeypatch):
     data = encode(REQUEST)
     monkeypatch.setattr(wire, "MOST", len(data))

@@ -127,9 +127,10 @@ def weighted_mean(pairs: Iterable[tuple[Adapter, float]]) -> Adapter:
 
 
 def dot(a: Adapter, b: Adapter) -> float:
-    """Inner product of all entries, in float64."""
+    """Inner product of all entries, in float64; the same bits in whatever order the keys are, which
+    a message changes."""
     check_same_keys(a, b)
-    return float(sum(torch.sum(a[key].double() * b[key].double()) for key in a))
+    return float(sum(torch.sum(a[key].double() * b[key].double()) for key in sorted(a)))
 
 
 def norm(a: Adapter) -> float:
