@@ -4,8 +4,10 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -86,3 +88,56 @@ def give_free_ports(clients: Sequence[Path]) -> None:
         script = folder / "start.sh"
         text = re.sub(r"--port \d+ \\", f"--port {free_port()} \\\\", script.read_text())
         script.write_text(text)
+
+
+class Cable:
+    """A TCP cable from a port of its own to another one, which can be cut and mended.
+
+    Cut, it keeps connections open and passes nothing on, as a network does that loses every packet;
+    mended, the old connections are gone.
+    """
+
+    def __init__(self, target: int) -> None:
+        self.target, self.whole = target, threading.Event()
+        self.whole.set()
+        self._ends: list[socket.socket] = []
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._server.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        self.whole.clear()
+
+    def mend(self) -> None:
+        ends, self._ends = self._ends, []
+        for end in ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        self.whole.set()
+
+    def close(self) -> None:
+        self.mend()
+        self._server.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._server.accept()
+            except OSError:  # closed
+                return
+            try:
+                far = socket.create_connection(("127.0.0.1", self.target))
+            except OSError:  # nobody is at the other end yet
+                near.close()
+                continue
+            self._ends += [near, far]
+            for one, other in ((near, far), (far, near)):
+                threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
+
+    def _pass_on(self, one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := one.recv(1 << 16):
+                self.whole.wait()
+                other.sendall(data)
+        for end in (one, other):
+            end.close()

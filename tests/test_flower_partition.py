@@ -1,11 +1,6 @@
-"""A client whose network is cut (real network namespaces): left out, and back once mended.
+"""A client whose network is cut: left out while it lasts, and back once it is mended."""
 
-Needs the right to make namespaces (root on Linux), and is skipped elsewhere.
-"""
-
-import contextlib
-import os
-import shutil
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,61 +10,27 @@ import pytest
 import tiny
 from fedsdr import files
 from fedsdr.deploy.simulation import free_port
-from test_flower import FEDSDR, Scripts, fedsdr, give_free_ports, wait_until
+from flower_processes import FEDSDR, Cable, Scripts, fedsdr, give_free_ports, wait_until
 
-HERE, THERE = "10.213.77.1", "10.213.77.2"
-SPACE, LINK = "fedsdr-test", "fedsdr-t"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+CLIENTS = ("anna", "ben")
 PATIENCE = {
     "min_clients": 1, "wait_seconds": 300.0, "round_seconds": 45.0, "prepare_seconds": 300.0,
 }  # fmt: skip
 
 
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
-
-
-def namespaces() -> bool:
-    """Whether this process may make one."""
-    if shutil.which("ip") is None:
-        return False
-    name = f"{SPACE}-probe"
-    made = subprocess.run(["ip", "netns", "add", name], capture_output=True)
-    subprocess.run(["ip", "netns", "delete", name], capture_output=True)
-    return made.returncode == 0
-
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(1200),
-    pytest.mark.skipif(not namespaces(), reason="needs the right to make network namespaces"),
-]
+@pytest.fixture
+def scripts() -> Iterator[Scripts]:
+    scripts = Scripts()
+    yield scripts
+    scripts.end()
 
 
 @pytest.fixture
-def network() -> Iterator[None]:
-    """A namespace whose only way out is a cable to this machine."""
-    clear()
-    ip("netns", "add", SPACE)
-    try:
-        ip("link", "add", f"{LINK}0", "type", "veth", "peer", "name", f"{LINK}1")
-        ip("link", "set", f"{LINK}1", "netns", SPACE)
-        ip("addr", "add", f"{HERE}/24", "dev", f"{LINK}0")
-        ip("link", "set", f"{LINK}0", "up")
-        for words in (
-            ("addr", "add", f"{THERE}/24", "dev", f"{LINK}1"),
-            ("link", "set", f"{LINK}1", "up"),
-            ("link", "set", "lo", "up"),
-        ):
-            ip("-n", SPACE, *words)
-        yield
-    finally:
-        clear()
-
-
-def clear() -> None:
-    for words in (("link", "delete", f"{LINK}0"), ("netns", "delete", SPACE)):
-        with contextlib.suppress(subprocess.CalledProcessError):
-            ip(*words)
+def cable() -> Iterator[Cable]:
+    cable = Cable(free_port())
+    yield cable
+    cable.close()
 
 
 def rows(server: Path) -> list[dict]:
@@ -78,45 +39,52 @@ def rows(server: Path) -> list[dict]:
 
 
 def test_a_client_that_is_cut_off_is_left_out_and_comes_back(
-    tmp_path, monkeypatch, network, scripts: Scripts
+    tmp_path, monkeypatch, scripts: Scripts, cable: Cable
 ):
     monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
-    sources = [
-        {"path": str(tmp_path / "data" / f"{c}.jsonl"), "client": c} for c in ("anna", "ben")
-    ]
+    sources = [{"path": str(tmp_path / "data" / f"{c}.jsonl"), "client": c} for c in CLIENTS]
     recipe = tiny.setting(
         tmp_path,
-        federation={"rounds": 5, "targets": "raw"},
+        federation={"rounds": 6, "targets": "raw"},
         evaluate={"every": 0, "personal": False},
         data={"sources": sources},
         deployment=PATIENCE,
     )
-    out, port = tmp_path / "federation", free_port()
-    fedsdr("deploy", "init", str(recipe), "--out", str(out), "--host", HERE, "--port", str(port))
+    out, port = tmp_path / "federation", cable.target
+    fedsdr(
+        "deploy", "init", str(recipe), "--out", str(out), "--host", "localhost", "--port", str(port)
+    )
     server = out / "server"
-    give_free_ports(out)
-    scripts.start(server / "start.sh")
-    scripts.start(out / "anna" / "start.sh")
-    scripts.start(out / "ben" / "start.sh", before=["ip", "netns", "exec", SPACE])
+    give_free_ports([out / client for client in CLIENTS])
+    lead_through(cable, out / "ben" / "start.sh")
+    for site in ("server", *CLIENTS):
+        scripts.start(out / site / "start.sh")
     log = server / "logs" / "superlink.log"
     wait_until("the SuperLink is up", 120, lambda: log.exists() and "running on" in log.read_text())
     fedsdr("deploy", "register", str(server))
-    submitted = subprocess.Popen(
-        [FEDSDR, "deploy", "run", str(server)], stderr=subprocess.PIPE, env={**os.environ}
-    )
+    submitted = subprocess.Popen([FEDSDR, "deploy", "run", str(server)], stderr=subprocess.PIPE)
     try:
         wait_until("both take part", 500, lambda: any(len(r["clients"]) == 2 for r in rows(server)))
-        ip("link", "set", f"{LINK}0", "down")
+        cable.cut()
         wait_until("ben is left out", 400, lambda: any("absent" in row for row in rows(server)))
-        ip("link", "set", f"{LINK}0", "up")
+        cable.mend()
         assert submitted.wait(timeout=700) == 0
     finally:
         submitted.kill()
         submitted.communicate()
     taken = [row["clients"] for row in rows(server)]
-    assert len(taken) == 5
+    assert len(taken) == 6
     assert ["anna"] in taken
     assert all("anna" in each for each in taken)
     left_out = next(row for row in rows(server) if "absent" in row)
     assert "no answer within 45 s" in left_out["absent"]["ben"]
-    assert taken[-1] == ["anna", "ben"]
+    back = taken.index(["anna"]) + 1
+    assert ["anna", "ben"] in taken[back:]
+
+
+def lead_through(cable: Cable, script: Path) -> None:
+    """Have a client's node reach the server through a cable."""
+    text = script.read_text()
+    led = re.sub(r"--superlink localhost:\d+", f"--superlink localhost:{cable.port}", text)
+    assert led != text
+    script.write_text(led)
