@@ -4,7 +4,7 @@ cd "$(dirname "$0")" || exit 1
 . ./environment.sh
 trap 'trap - EXIT; kill 0' EXIT INT TERM
 keep_up trainer fedsdr deploy trainer . &
-keep_up supernode flower-supernode --superlink {{ host }}:{{ port }} --root-certificates ca.crt \
+keep_up supernode python -m fedsdr.deploy.node --superlink {{ host }}:{{ port }} --root-certificates ca.crt \
     --auth-supernode-private-key client.key --host 127.0.0.1 --port {{ node_port }} \
     --node-config "socket=\"$PWD/trainer.sock\"" &
 echo "client {{ client }}; logs in $PWD/logs"
