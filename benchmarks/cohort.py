@@ -1,0 +1,92 @@
+"""Clients trained at once against one after another, on the lab's model, and what they hold.
+
+    python benchmarks/cohort.py [--quick]
+
+The lab of recipes/lab.toml (pretrained once, then cached in $FEDSDR_CACHE), 8 clients dealt its
+records, batches of 4, 10 steps of one stage that trains R beside S. A turn is one stage of all 8.
+The second table is of what 8 clients hold at once: one base, whatever their number.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fedsdr.adapters import Private, fresh
+from fedsdr.algorithms.contract import Schedule, Stage
+from fedsdr.data.template import Example
+from fedsdr.engines.cohort_size import bytes_of_a_client
+from fedsdr.engines.workbench import Workbench
+from fedsdr.progress import silent
+from fedsdr.recipe import load_recipe
+from fedsdr.setting import prepare
+from fedsdr.training.cohort import train_cohort
+from fedsdr.training.local import LocalTrainer
+from measure import Contender, Row, arguments, compare, save, three
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "lab.toml"
+CLIENTS, STEPS = 8, 10
+
+
+def dealt(records: Sequence[Example]) -> list[list[Example]]:
+    """The records of all clients, dealt to 8."""
+    return [list(records[k::CLIENTS]) for k in range(CLIENTS)]
+
+
+def contenders(bench: Workbench, batch: int) -> dict[str, Contender]:
+    records = [example for each in bench.raw.values() for example in each]
+    trainers = [
+        LocalTrainer(
+            bench.model, {"raw": own}, client=str(k), round=1, seed=0, batch_size=batch, clip=1.0,
+            weight_decay=0.0, pad=bench.base.pad,
+        )
+        for k, own in enumerate(dealt(records))
+    ]  # fmt: skip
+    r, s = (fresh(bench.model.blank(), torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    stage = Stage("rectify", "R", Schedule(STEPS, 1e-3), r, private=Private(s))
+
+    def alone() -> float:
+        for trainer in trainers:
+            trainer(stage)
+        return CLIENTS * STEPS
+
+    def together(size: int) -> Contender:
+        def train() -> float:
+            for start in range(0, CLIENTS, size):
+                some = trainers[start : start + size]
+                train_cohort(some, [replace(stage)] * len(some))
+            return CLIENTS * STEPS
+
+        return train
+
+    return {
+        "one after another": alone,
+        **{f"{size} at once": together(size) for size in (2, 4, CLIENTS)},
+    }
+
+
+def memory(bench: Workbench, batch: int) -> list[Row]:
+    """MiB on the device by number of clients at once: the base, and what grows with them."""
+    recipe = load_recipe(RECIPE, [f"local.batch_size={batch}"])
+    base = sum(p.nbytes for p in bench.model.model.parameters()) / 2**20
+    each = (bytes_of_a_client(bench, recipe) or 0) / 2**20
+    return [
+        {"clients at once": k, "base MiB": three(base), "clients' MiB (estimate)": three(k * each)}
+        for k in (1, 2, 4, CLIENTS)
+    ]
+
+
+def main() -> None:
+    given = arguments(__doc__).parse_args()
+    bench = prepare(load_recipe(RECIPE)).workbench(silent())
+    rows: list[Row] = []
+    for batch in (4,) if given.quick else (4, 16, 32):
+        found = contenders(bench, batch)
+        runs = 1 if given.quick else 7
+        rows += compare(f"batch {batch}", found, "steps", "one after another", runs)
+    save("cohort", {"speed": rows, "memory": memory(bench, 4)}, quick=given.quick)
+
+
+if __name__ == "__main__":
+    main()
