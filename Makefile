@@ -33,6 +33,7 @@ audit:
 bench: install
 	$(BIN)/python benchmarks/round_overhead.py
 	$(BIN)/python benchmarks/aggregation.py
+	$(BIN)/python benchmarks/cohort.py
 
 clean:
 	rm -rf .venv runs build src/*.egg-info

@@ -232,7 +232,8 @@ def memory_plan(
     distils: bool,
 ) -> Memory:
     local, lora = recipe.local, recipe.lora
-    rows = min(local.micro_batch or local.batch_size, local.batch_size)
+    many = 1 if local.cohort == "auto" else min(local.cohort, len(clients))  # clients at once
+    rows = many * min(local.micro_batch or local.batch_size, local.batch_size)
     length = max(client.longest for client in clients)
     two = TwoStreamModel(base.to(dtype), lora.targets, lora.rank, lora.alpha)
     held = held_activations(two, rows, length, recipe.model.gradient_checkpointing)
@@ -241,8 +242,8 @@ def memory_plan(
     logits = rows * length * base.config.get_text_config().vocab_size
     return Memory(
         weights=model.weights,
-        adapters=3 * 4 * model.lora,  # R, S and what is folded, float32
-        optimiser=3 * 4 * model.lora,
+        adapters=many * 3 * 4 * model.lora,  # R, S and what is folded, float32
+        optimiser=many * 3 * 4 * model.lora,
         activations=held,
         logits=logits * (dtype.itemsize + 4),
         cache=cache_bytes(base.config, rewritten, dtype),
@@ -264,13 +265,18 @@ def assumptions(
         "training costs 4 N operations a token, N the weights of matrix products: the base is "
         "frozen, so 2 N forward and 2 N for the inputs' gradient (Kaplan et al. 2020, Sec. 2.1), "
         "and more for adapters and attention",
-        "a batch is as long as its longest record, and rewrites are as long as raw responses",
+        "a batch is as long as its longest record, though much of its padding is avoided, and "
+        "rewrites are as long as raw responses",
         "each record is rewritten once; refused ones are tried again, up to distill.attempts",
         "activations are those of the longest batch, attention in its plain form: fused kernels "
         "keep less",
         "memory of the allocator, of libraries and of the server's copies of adapters is not "
         "counted",
     ]
+    if recipe.local.cohort == "auto":
+        notes.append(
+            "one client is trained at a time; local.cohort = 'auto' takes what memory there is"
+        )
     if counter.chat is None:
         notes.append(f"no tokenizer in the model folder: a token is {CHARACTERS} characters")
     if memory.activations is None:
