@@ -30,10 +30,12 @@ audit:
 	build/audit/bin/python -m pip install --quiet pip-audit==2.10.1
 	build/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
+# Takes long; `make bench QUICK=--quick` runs every script in miniature and keeps nothing.
 bench: install
-	$(BIN)/python benchmarks/round_overhead.py
-	$(BIN)/python benchmarks/aggregation.py
-	$(BIN)/python benchmarks/cohort.py
+	for name in training cohort rewriting rounds aggregation deployment scale; do \
+		$(BIN)/python benchmarks/$$name.py $(QUICK) || exit 1; \
+	done
+	$(BIN)/python benchmarks/tables.py
 
 clean:
 	rm -rf .venv runs build src/*.egg-info

@@ -1,6 +1,6 @@
 """Aggregating a stream of updates: time per update against memory bandwidth, and memory.
 
-    python benchmarks/aggregation.py [--updates 10000] [--others 300] [--only fedavg,median]
+    python benchmarks/aggregation.py [--quick] [--updates 10000] [--others 300] [--only fedavg]
 
 The adapter has 4.9 million parameters: rank 16 on all linear layers of a model of SmolLM2-135M's
 shape (30 blocks of width 576). FedAvg aggregates `--updates` of them, the other methods `--others`
@@ -11,7 +11,6 @@ updates and after all of them. The bound is what any float64 sum of float32 upda
 fits into no cache, measured in the same process.
 """
 
-import argparse
 import json
 import resource
 import statistics
@@ -28,6 +27,7 @@ from fedsdr.algorithms.contract import Algorithm, Round, ServerState, Update, ch
 from fedsdr.methods import method
 from fedsdr.sections.model import Model
 from fedsdr.sections.recipe import Recipe
+from measure import arguments, save, three
 
 WIDTH, HIDDEN, KV, BLOCKS, RANK = 576, 1536, 192, 30, 16
 LAYERS = {
@@ -127,23 +127,19 @@ def stream(name: str, updates: int) -> dict[str, float | str | int]:
     return {
         "method": name,
         "updates": updates,
-        "million_parameters_sent": round_to(parameters / 1e6),
-        "add_ms": round_to(1e3 * statistics.median(adding)),
-        "bound_ms": round_to(1e3 * bound),
-        "times_bound": round_to(statistics.median(adding) / bound),
-        "check_ms": round_to(1e3 * statistics.median(checking)),
-        "finish_s": round_to(finished),
-        "peak_mib_after_a_tenth": round_to(early),
-        "peak_mib_after_all": round_to(late),
+        "million_parameters_sent": three(parameters / 1e6),
+        "add_ms": three(1e3 * statistics.median(adding)),
+        "bound_ms": three(1e3 * bound),
+        "times_bound": three(statistics.median(adding) / bound),
+        "check_ms": three(1e3 * statistics.median(checking)),
+        "finish_s": three(finished),
+        "peak_mib_after_a_tenth": three(early),
+        "peak_mib_after_all": three(late),
     }
 
 
-def round_to(value: float) -> float:
-    return float(f"{value:.3g}") if value < 100 else round(value)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("--updates", type=int, default=10_000)
     parser.add_argument("--others", type=int, default=300)
     parser.add_argument("--only", default="")
@@ -152,6 +148,8 @@ def main() -> None:
     if given.one:
         print(json.dumps(stream(given.one, given.updates)))
         return
+    if given.quick:
+        given.updates, given.others = 20, 10
     names = given.only.split(",") if given.only else [*STREAMING, *FORMING, *KEEPING]
     rows = []
     for name in names:
@@ -161,7 +159,7 @@ def main() -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         rows.append(json.loads(done.stdout))
         print(json.dumps(rows[-1]), file=sys.stderr)
-    print(json.dumps({"threads": torch.get_num_threads(), "methods": rows}, indent=2))
+    save("aggregation", {"methods": rows}, quick=given.quick)
 
 
 if __name__ == "__main__":

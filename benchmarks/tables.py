@@ -23,8 +23,8 @@ def rendered(document: str) -> str:
 
 def section(name: str, table: str) -> str:
     """One marked table; a result that is not there is said to be missing."""
-    if (RESULTS / f"{name}.json").exists():
-        result = load(name)
+    result = load(name) if (RESULTS / f"{name}.json").exists() else {"tables": {}}
+    if table in result["tables"]:
         body = f"{markdown(result['tables'][table])}\n\n{caption(result)}"
     else:
         body = f"Not measured yet: `python benchmarks/{name}.py`."

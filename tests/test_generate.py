@@ -8,7 +8,7 @@ from scipy import stats
 from fedsdr.model import generate as generation
 from fedsdr.model.choose import Job
 from fedsdr.model.generate import generate, in_batches
-from fedsdr.model.packed import packed
+from fedsdr.model.prepacked import prepacked
 from fedsdr.model.slots import serves
 from models import FAMILIES, VOCABULARY, logits, make, random_ids
 
@@ -242,10 +242,10 @@ def test_packing_leaves_the_model_as_it_was():
     model, ids = make("llama"), random_ids(2, 5)
     before = logits(model, ids)
     layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
-    with packed(model):
+    with prepacked(model):
         changed = [layer for layer in layers if "forward" in vars(layer)]
         torch.testing.assert_close(logits(model, ids), before, rtol=1e-4, atol=1e-4)
-    with pytest.raises(IndexError), packed(model):
+    with pytest.raises(IndexError), prepacked(model):
         logits(model, torch.full_like(ids, VOCABULARY))
     assert not [layer for layer in layers if "forward" in vars(layer)]
     assert torch.equal(logits(model, ids), before)
@@ -255,9 +255,9 @@ def test_packing_leaves_the_model_as_it_was():
 
 @pytest.mark.parametrize("free", [None, 1000])
 def test_nothing_is_packed_where_memory_is_short(free, monkeypatch):
-    monkeypatch.setattr("fedsdr.model.packed.free_memory", lambda _: free)
+    monkeypatch.setattr("fedsdr.model.prepacked.free_memory", lambda _: free)
     model = make("llama")
-    with packed(model):
+    with prepacked(model):
         assert not [layer for layer in model.modules() if "forward" in vars(layer)]
 
 

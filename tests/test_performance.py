@@ -1,10 +1,14 @@
 """What benchmarks measure and how docs/performance.md tells it."""
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
 import pytest
 
+import lengths
 import measure
 import tables
 
@@ -74,6 +78,35 @@ def test_a_result_is_written_and_rendered(tmp_path, monkeypatch, capsys):
     assert measure.processor() in lines[7]
     assert lines[8:] == ["<!-- end -->", "after"]
     assert tables.rendered("\n".join(lines)) == "\n".join(lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command", ["gpu.py --device cpu --tiny", "rewriting.py --quick --only fp32"]
+)
+def test_a_script_runs_in_miniature(command):
+    """And keeps nothing."""
+    before = sorted(measure.RESULTS.glob("*"))
+    folder = measure.RESULTS.parent
+    done = subprocess.run(
+        [sys.executable, *command.split()], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert all(rows for rows in result["tables"].values())
+    assert sorted(measure.RESULTS.glob("*")) == before
+
+
+def test_synthetic_lengths_have_the_quantiles_of_the_real_ones(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(lengths, "DATA", tmp_path)
+    drawn = lengths.records(4000)
+    assert "set FEDSDR_DATA" in capsys.readouterr().err
+    for name, wanted in lengths.QUANTILES.items():
+        assert tuple(lengths._quantile(name, rank) for rank in lengths.RANKS) == wanted
+        values = [getattr(each, name) for each in drawn]
+        assert wanted[0] <= min(values) < wanted[1]
+        assert wanted[5] < max(values) <= wanted[6]
+        assert sum(value <= wanted[3] for value in values) == pytest.approx(2000, abs=200)
 
 
 @pytest.mark.parametrize(("value", "told"), [(0.012345, 0.0123), (98.76, 98.8), (12345.6, 12346)])

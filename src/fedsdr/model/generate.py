@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from fedsdr.model.choose import Job, choose, uniforms
-from fedsdr.model.packed import packed
+from fedsdr.model.prepacked import prepacked
 from fedsdr.model.slots import Slots, serves
 
 
@@ -35,7 +35,7 @@ def generate(
     rows = min(rows or len(jobs), len(jobs))
     if not serves(model):
         return in_batches(model, jobs, stop, temperature, rows)
-    with packed(model):
+    with prepacked(model):
         return Slots(model, jobs, stop, temperature, rows).run()
 
 

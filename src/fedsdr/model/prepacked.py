@@ -21,7 +21,7 @@ SPARE: Final = 4  # how often the copy must fit into free memory: somebody else 
 
 
 @contextmanager
-def packed(model: Any) -> Iterator[None]:
+def prepacked(model: Any) -> Iterator[None]:
     """Within it the model's linear layers compute with packed weights; without gradients alone.
 
     Does nothing on other devices, processors and dtypes, and to layers that are not plain.
