@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from fedsdr.deploy import relay, trainer
+from fedsdr.deploy import relay, site, trainer
 from fedsdr.deploy.relay import TrainerError, ask
 from fedsdr.deploy.trainer import LONGEST, listen, serve_requests
 from fedsdr.deploy.wire import WireError
 from fedsdr.errors import UserError
+from fedsdr.progress import silent
 
 
 @contextmanager
@@ -175,3 +176,21 @@ def test_a_message_that_ends_early_is_an_error_of_the_line():
             near.sendall((9).to_bytes(8, "big") + b"half")
         with pytest.raises(ConnectionError, match="in the middle"):
             relay.read_frame(far)
+
+
+def test_whatever_a_trainer_writes_is_its_owners_alone(tmp_path, monkeypatch):
+    def write(folder: Path, reporter: object) -> None:
+        (folder / "private").mkdir()
+        (folder / "private" / "distillation.json").write_text("{}")
+        raise UserError("enough")
+
+    monkeypatch.setattr(site, "open_client", write)
+    old = os.umask(0o022)
+    try:
+        with pytest.raises(UserError, match="enough"):
+            site.run_trainer(tmp_path, silent())
+    finally:
+        os.umask(old)
+    [entry] = tmp_path.iterdir()  # the socket is gone
+    assert stat.S_IMODE(entry.stat().st_mode) == 0o700
+    assert stat.S_IMODE((entry / "distillation.json").stat().st_mode) == 0o600

@@ -6,6 +6,7 @@ client:  recipe.toml  client.json  client.key  server.pub  ca.crt  private/
 
 import fcntl
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -159,7 +160,8 @@ def open_client(folder: Path, reporter: Reporter) -> ClientSide:
 
 
 def run_trainer(folder: Path, reporter: Reporter) -> None:
-    """Serve a client's folder until the process ends."""
+    """Serve a client's folder until the process ends. All that it writes is its owner's alone."""
+    os.umask(0o077)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     server = listen(folder / SOCKET)
     try:
