@@ -69,7 +69,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
         kept.setdefault(self.folder, []).extend(unwrap(p) for p in state.private.values())
         save(self, client, round, state)
 
-    def generate(model: Any, jobs: list[Job], stop: int, temperature: float) -> list[list[int]]:
+    def generate(model: Any, jobs: list[Job], stop: int, *options: Any) -> list[list[int]]:
         return [[*written, stop] for _ in jobs]
 
     with pytest.MonkeyPatch.context() as patch:
