@@ -71,15 +71,20 @@ def test_peft_loads_the_global_stream_with_the_same_logits(tmp_path, family, kin
 
 @pytest.mark.parametrize(("family", "kind"), TARGETS)
 def test_both_streams_are_two_peft_adapters_active_at_once(tmp_path, family, kind):
-    model = two_streams(family, choose(family, kind))
+    """In float64: one product for both streams adds up in another order than two do."""
+    model = two_streams(family, choose(family, kind), dtype=torch.float64)
     for stream in Stream:
         write_adapter(tmp_path / stream, model.read(stream), settings(model))
-    loaded = PeftModel.from_pretrained(make(family), tmp_path / "R", adapter_name="R").eval()
+    loaded = PeftModel.from_pretrained(
+        make(family, dtype=torch.float64), tmp_path / "R", adapter_name="R"
+    ).eval()
     loaded.load_adapter(tmp_path / "S", adapter_name="S")
     for active in ([R], [S], [R, S]):
         loaded.base_model.set_adapter([str(stream) for stream in active])
         model.activate(*active)
-        torch.testing.assert_close(logits(loaded, IDS), logits(model.model, IDS), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            logits(loaded, IDS), logits(model.model, IDS), rtol=0, atol=1e-10
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
