@@ -102,22 +102,20 @@ def test_a_deployment_as_in_the_guide(here, tmp_path, scripts: Scripts):
     assert "anna, ben" in fedsdr("deploy", "register", str(server))
     assert "all were already" in fedsdr("deploy", "register", str(server))
 
-    submitted = subprocess.Popen(
+    with subprocess.Popen(
         [FEDSDR, "deploy", "run", str(server)], stderr=subprocess.PIPE, text=True
-    )
-    try:
-        metrics = server / "run" / "metrics.jsonl"
-        wait_until("the rounds begin", 400, metrics.exists)
-        kill("flower-superlink", str(port))
-        kill("fedsdr deploy trainer", where=out / "anna")
-        wait_until("round 1 is done", 400, lambda: len(files.read_json_lines(metrics)) > 1)
-        kill("flwr-serverapp", str(port))
-        assert submitted.wait(timeout=700) == 0
-        assert submitted.stderr
-        told = submitted.stderr.read()
-    finally:
-        submitted.kill()
-        submitted.wait()
+    ) as submitted:
+        try:
+            metrics = server / "run" / "metrics.jsonl"
+            wait_until("the rounds begin", 400, metrics.exists)
+            kill("flower-superlink", str(port))
+            kill("fedsdr deploy trainer", where=out / "anna")
+            wait_until("round 1 is done", 400, lambda: len(files.read_json_lines(metrics)) > 1)
+            kill("flwr-serverapp", str(port))
+            _, told = submitted.communicate(timeout=700)
+        finally:
+            submitted.kill()
+    assert submitted.returncode == 0, told
     assert "attempt 2 of 5" in told
     same(here, server / "run")
     shown = fedsdr("status", str(server))

@@ -62,16 +62,20 @@ def test_a_client_that_is_cut_off_is_left_out_and_comes_back(
     log = server / "logs" / "superlink.log"
     wait_until("the SuperLink is up", 120, lambda: log.exists() and "running on" in log.read_text())
     fedsdr("deploy", "register", str(server))
-    submitted = subprocess.Popen([FEDSDR, "deploy", "run", str(server)], stderr=subprocess.PIPE)
-    try:
-        wait_until("both take part", 500, lambda: any(len(r["clients"]) == 2 for r in rows(server)))
-        cable.cut()
-        wait_until("ben is left out", 400, lambda: any("absent" in row for row in rows(server)))
-        cable.mend()
-        assert submitted.wait(timeout=700) == 0
-    finally:
-        submitted.kill()
-        submitted.communicate()
+    with subprocess.Popen(
+        [FEDSDR, "deploy", "run", str(server)], stderr=subprocess.PIPE, text=True
+    ) as submitted:
+        try:
+            wait_until(
+                "both take part", 500, lambda: any(len(r["clients"]) == 2 for r in rows(server))
+            )
+            cable.cut()
+            wait_until("ben is left out", 400, lambda: any("absent" in r for r in rows(server)))
+            cable.mend()
+            _, told = submitted.communicate(timeout=700)
+        finally:
+            submitted.kill()
+    assert submitted.returncode == 0, told
     taken = [row["clients"] for row in rows(server)]
     assert len(taken) == 9
     assert ["anna"] in taken
