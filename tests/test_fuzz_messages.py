@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,13 @@ TENSORS = {
     "control/layers.0.x.lora_B.weight": torch.ones(4, 2, dtype=torch.bfloat16),
     "index": torch.arange(3),
 }
+FIT = Answer("fit", "run", CLIENT, "fedsdr", 3, request="0" * 32)
 MESSAGES = [
     encode(Request("hello", "run", "recipe", "-", agreed={"seed": "0", "lora.rank": "2"})),
     encode(Request("fit", "run", "recipe", CLIENT, "fedsdr", 3, TENSORS)),
-    encode(Answer("fit", "run", CLIENT, "fedsdr", 3, TENSORS, 8.0, {"loss/R": Mean(1.5, 2.0)})),
-    encode(Answer("hello", "run", CLIENT, facts={"model": "abc", "fedsdr": "0.1.0"})),
-    encode(Answer("fit", "run", CLIENT, refused="for a reason")),
+    encode(replace(FIT, change=TENSORS, weight=8.0, metrics={"loss/R": Mean(1.5, 2.0)})),
+    encode(replace(FIT, operation="hello", facts={"model": "abc", "fedsdr": "0.1.0"})),
+    encode(replace(FIT, refused="for a reason")),
 ]
 
 

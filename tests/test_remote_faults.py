@@ -14,7 +14,7 @@ import tiny
 from fedsdr import files
 from fedsdr.deploy import wire
 from fedsdr.deploy.client import ClientSide
-from fedsdr.deploy.identity import new_key, read_private, read_public, seal, unseal
+from fedsdr.deploy.identity import digest, new_key, read_private, read_public, seal, unseal
 from fedsdr.deploy.server import serve
 from fedsdr.deploy.switchboard import Reply
 from fedsdr.deploy.wire import Answer, Request, WireError, decode_answer, decode_request, encode
@@ -37,7 +37,7 @@ class Federation:
             folder,
             federation=federation,
             deployment={**PATIENCE, **sections.pop("deployment", {})},
-            evaluate={"personal": False, "every": 0},
+            evaluate={"personal": False, "every": 0, **sections.pop("evaluate", {})},
             **sections,
         )
         self.folder, self.recipe = folder, load_recipe(self.recipe_file)
@@ -112,6 +112,7 @@ HOSTILE: dict[str, tuple[Callable[[Answer], Answer], str]] = {
     "last round": (lambda a: replace(a, round=a.round - 1), "answered for round"),
     "other method": (lambda a: replace(a, method="fedavg+median"), "answered for method"),
     "other operation": (lambda a: replace(a, operation="evaluate"), "answered for operation"),
+    "other request": (lambda a: replace(a, request="0" * 32), "answered another request"),
     "other client": (lambda a: replace(a, client="anna"), "the signature is not of whom"),
     "nobody": (lambda a: replace(a, client="dora"), "not in the roster"),
     "refusal": (lambda a: replace(a, change={}, refused="no time"), "no time"),
@@ -212,8 +213,11 @@ def test_a_node_that_is_nobody_is_turned_away(federation):
     sides: dict[str, Callable[[bytes], bytes]] = {**federation.clients()}
 
     def stranger(data: bytes) -> bytes:
-        request = decode_request(unseal(data, None))
-        told = Answer("hello", request.run, "anna", facts={"model": "mine"})
+        payload = unseal(data, None)
+        request = decode_request(payload)
+        told = Answer(
+            "hello", request.run, "anna", facts={"model": "mine"}, request=digest(payload)
+        )
         return seal(encode(told), federation.keys["stranger"])
 
     line = loopback(sides)
@@ -472,3 +476,23 @@ def test_metrics_of_those_that_answered_are_merged(federation):
         for _, reply in line.traffic[node][-2:-1]
     ]
     assert judged["loss"] == Mean(*map(sum, zip(*told, strict=True))).value
+
+
+def test_an_old_answer_is_no_answer_to_a_new_question(tmp_path, monkeypatch):
+    """A node that carries messages keeps cleo's first evaluation, and gives it every time."""
+    monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
+    federation = Federation(tmp_path, evaluate={"every": 1})
+    line, kept = loopback(federation.clients()), []
+
+    def lost(node: int, asked: bytes, reply: bytes) -> bytes:
+        if node != 102 or decode_answer(unseal(reply, None)).operation != "evaluate":
+            return reply
+        kept.append(reply)
+        return kept[0]
+
+    line.lost = lost
+    out = federation.serve(line)
+    metrics = files.read_json_lines(out / "metrics.jsonl")
+    judged = [row["eval"].keys() for row in metrics if "eval" in row]
+    assert len(kept) == len(judged) > 1
+    assert ["loss/cleo" in keys for keys in judged] == [True] + [False] * (len(judged) - 1)

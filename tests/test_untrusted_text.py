@@ -36,7 +36,7 @@ def test_what_is_printable_is_left_alone():
 
 
 def test_a_refusal_that_is_not_printable_is_no_message():
-    answer = Answer("fit", "run", "anna", refused="a reason")
+    answer = Answer("fit", "run", "anna", refused="a reason", request="0" * 32)
     data = encode(answer).replace(b"a reason", b"a\\\\nason")
     with pytest.raises(WireError, match="cannot be printed"):
         decode_answer(data)

@@ -22,7 +22,10 @@ DTYPES = [
     torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
 ]  # fmt: skip
 REQUEST = Request("fit", "run", "recipe", "anna", "fedsdr+flora", 3)
-ANSWER = Answer("fit", "run", "anna", "fedsdr", 3, weight=8.0, metrics={"loss/R": Mean(1.5, 2.0)})
+ANSWER = Answer(
+    "fit", "run", "anna", "fedsdr", 3, weight=8.0, metrics={"loss/R": Mean(1.5, 2.0)},
+    request="0" * 32,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -39,6 +42,7 @@ def test_tensors_arrive_bit_by_bit(dtype, shape):
 def test_views_and_gradients_arrive_as_plain_tensors():
     weight = torch.arange(6.0, requires_grad=True)
     change = {"turned": weight.view(2, 3).T, "half": weight[:3], "rest": weight[3:]}
+    change |= {"all": weight, "again": weight}
     found = decode_request(encode(replace(REQUEST, shared=change))).shared
     for key, tensor in change.items():
         assert torch.equal(found[key], tensor)

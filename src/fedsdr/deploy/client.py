@@ -109,7 +109,8 @@ class ClientSide:
 
     def _answer(self, request: Request, name: str) -> tuple[Answer, bytes]:
         """An answer and its bytes: whatever goes wrong, there is one, and it quotes no data."""
-        blank = Answer(request.operation, request.run, self.client, request.method, request.round)
+        place = (request.operation, request.run, self.client, request.method, request.round)
+        blank = Answer(*place, request=name)
         try:
             self._check(request)
             answer = OPERATIONS[request.operation](self, request, blank, name)

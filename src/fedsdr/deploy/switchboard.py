@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final, NamedTuple, Protocol
 
 from fedsdr.deploy.agreement import agreed, agreement
-from fedsdr.deploy.identity import PrivateKey, PublicKey, seal, unseal
+from fedsdr.deploy.identity import PrivateKey, PublicKey, digest, seal, unseal
 from fedsdr.deploy.wire import Answer, Request, WireError, decode_answer, encode
 from fedsdr.errors import UserError
 from fedsdr.progress import Reporter
@@ -46,12 +46,21 @@ class Link(Protocol):
         ...
 
 
+class _Sent(NamedTuple):
+    """A message on its way: its id on the line, the digest of its request, the node, and when."""
+
+    id: str
+    digest: str
+    node: int
+    at: float
+
+
 @dataclass
 class _Asked:
     """A question on its way to a client."""
 
     request: Request
-    sent: str | None = None  # the message's id, while an answer is awaited
+    sent: _Sent | None = None  # while an answer is awaited
     again: float = 0.0  # when it may be sent again
     trouble: str = "it is not connected"
 
@@ -75,9 +84,10 @@ class Switchboard:
         self.reporter, self.key, self.pause = reporter, key, pause
         self.places: dict[str, int] = {}  # client -> node
         self.model = ""  # the fingerprint that all clients' base models must have
-        self._greeted: dict[str, tuple[int, float]] = {}  # message -> node, when
+        self._greeted: dict[str, _Sent] = {}  # hellos on their way, by message
         self._strangers: dict[int, str] = {}  # node -> why it is no client of ours
         self.agreement = agreement(recipe)
+        self.hello = Request("hello", run, self.agreement, "-", agreed=agreed(recipe))
 
     # --- Who is there
 
@@ -107,23 +117,21 @@ class Switchboard:
         there, now = set(self.link.nodes()), time.monotonic()
         self.places = {client: node for client, node in self.places.items() if node in there}
         self._strangers = {node: why for node, why in self._strangers.items() if node in there}
-        self._greeted = {
-            id: (node, at) for id, (node, at) in self._greeted.items() if now - at < FORGET
-        }
-        known = {*self.places.values(), *self._strangers, *(n for n, _ in self._greeted.values())}
-        hello = Request("hello", self.run, self.agreement, "-", agreed=agreed(self.recipe))
-        for node in sorted(there - known):
-            self._greeted[self._send(node, hello)] = node, now
+        self._greeted = {id: sent for id, sent in self._greeted.items() if now - sent.at < FORGET}
+        greeted = {sent.node for sent in self._greeted.values()}
+        for node in sorted(there - {*self.places.values(), *self._strangers, *greeted}):
+            sent = self._send(node, self.hello)
+            self._greeted[sent.id] = sent
 
     def _greeting(self, reply: Reply) -> None:
         """A node's answer to hello: it is one of our clients, or a stranger."""
-        node, _ = self._greeted.pop(reply.id)
+        sent = self._greeted.pop(reply.id)
+        node = sent.node
         if reply.error:  # it is asked again at the next look
             return
         try:
             answer = self._verified(reply.data)
-            if answer.operation != "hello":
-                raise WireError(f"it answered {answer.operation!r} to a hello")
+            _check_matches(answer, replace(self.hello, client=answer.client), sent.digest)
             if answer.refused:
                 raise WireError(answer.refused)
             model = answer.facts.get("model", "")
@@ -157,7 +165,7 @@ class Switchboard:
                     done[client] = Absent(client, f"no answer within {seconds:g} s: {trouble}")
                     break
                 self._send_open(open)
-                arrived = self._look([each.sent for each in open.values() if each.sent])
+                arrived = self._look([each.sent.id for each in open.values() if each.sent])
                 for reply in arrived:
                     self._take(reply, open, done)
                 if not arrived:
@@ -176,10 +184,11 @@ class Switchboard:
         self, reply: Reply, open: dict[str, _Asked], done: dict[str, Answer | Absent]
     ) -> None:
         """Put a reply where it belongs; a second one to the same message belongs nowhere."""
-        found = next(((c, a) for c, a in open.items() if a.sent == reply.id), None)
+        waiting = [(client, a, a.sent) for client, a in open.items() if a.sent]
+        found = next((each for each in waiting if each[-1].id == reply.id), None)
         if found is None:
             return
-        client, asked = found
+        client, asked, sent = found
         if reply.error:  # of the line, or of a trainer that is not up: it may come back
             asked.sent, asked.trouble = None, reply.error
             asked.again = time.monotonic() + 2 * self.pause
@@ -188,7 +197,7 @@ class Switchboard:
         del open[client]
         try:
             answer = self._verified(reply.data)
-            _check_matches(answer, asked.request)
+            _check_matches(answer, asked.request, sent.digest)
             done[client] = Absent(client, answer.refused) if answer.refused else answer
         except WireError as error:
             done[client] = Absent(client, str(error))
@@ -202,8 +211,10 @@ class Switchboard:
                 self._greeting(reply)
         return [reply for reply in replies if reply.id in ids]
 
-    def _send(self, node: int, request: Request) -> str:
-        return self.link.send(node, seal(encode(request), self.key))
+    def _send(self, node: int, request: Request) -> _Sent:
+        data = encode(request)
+        id = self.link.send(node, seal(data, self.key))
+        return _Sent(id, digest(data), node, time.monotonic())
 
     def _verified(self, data: bytes) -> Answer:
         """An answer that the client it names has signed, of this run."""
@@ -216,9 +227,11 @@ class Switchboard:
         return answer
 
 
-def _check_matches(answer: Answer, request: Request) -> None:
+def _check_matches(answer: Answer, request: Request, digest: str) -> None:
     """Raise `WireError` where an answer is not one to this request."""
     for field in ("client", "operation", "method", "round"):
         given, asked = getattr(answer, field), getattr(request, field)
         if given != asked:
             raise WireError(f"answered for {field} {given!r}, but was asked for {asked!r}")
+    if answer.request != digest:
+        raise WireError("answered another request of the same round, maybe an older one")

@@ -72,7 +72,8 @@ class Answer:
     """What a client sends: nothing that is not in here can leave it.
 
     change, weight, metrics: of an `Update`, or of an evaluation. facts: a hello's short texts.
-    refused: why the request was not carried out; then there is nothing else.
+    refused: why the request was not carried out; then there is nothing else. request: digest of the
+    request's bytes, so that an answer is of use for no other one.
     """
 
     operation: Operation
@@ -85,6 +86,7 @@ class Answer:
     metrics: Mapping[str, Mean] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
     refused: str = ""
+    request: str = ""
 
 
 class _Head(BaseModel):
@@ -110,6 +112,7 @@ class _AnswerHead(_Head):
     metrics: dict[Annotated[Text, Field(max_length=200)], tuple[Number, Number]]
     facts: dict[Annotated[Text, Field(max_length=40)], Annotated[Text, Field(max_length=400)]]
     refused: Annotated[Text, Field(max_length=LONGEST)]
+    request: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 
 def encode(message: Request | Answer) -> bytes:
@@ -124,7 +127,9 @@ def encode(message: Request | Answer) -> bytes:
         more = {"kind": "answer", "metrics": metrics, "facts": dict(message.facts)}
         text = _head(_AnswerHead, {**head, **more})
     _check_tensors(tensors)
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    plain = {  # copies, for safetensors refuses tensors that share memory
+        name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
+    }
     return save(plain, {HEADER: text})
 
 
