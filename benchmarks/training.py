@@ -1,6 +1,6 @@
 """A step of local training against TRL's SFTTrainer on PEFT, and against the matrix products' rate.
 
-    python benchmarks/training.py [--only float32]        needs trl: pip install 'fedsdr[bench]'
+    python benchmarks/training.py [--quick]        needs trl: pip install 'fedsdr[bench]'
 
 A model of SmolLM2-135M's shape with random weights (30 blocks of width 576, vocabulary 49,152),
 LoRA of rank 16 on all linear layers, AdamW, batches of 4. Texts are as long as Alpaca's prompts
@@ -17,6 +17,7 @@ turn over 4 N operations a token, N being all weights of matrix products, the vo
 import json
 import os
 import statistics
+import sys
 from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
@@ -31,7 +32,7 @@ from fedsdr.data.template import Example
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.training.correction import Correction
 from fedsdr.training.local import LocalTrainer
-from measure import RESULTS, Contender, Row, alternate, arguments, load, save, three
+from measure import Contender, Row, alternate, arguments, save, three
 
 PROJECT = Path(__file__).parents[1]
 REAL = Path(os.environ.get("FEDSDR_DATA", PROJECT.parent / "shared" / "data"))
@@ -208,14 +209,12 @@ def contenders(table: str, quick: bool) -> dict[str, Contender]:
 
 
 def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("--only", choices=TABLES, help="this table alone; the others stay")
-    given = parser.parse_args()
-    known = (RESULTS / "training.json").exists()
-    tables = dict(load("training")["tables"]) if known and given.only else {}
-    for table in [given.only] if given.only else TABLES:
-        rates = alternate(contenders(table, given.quick), 1 if given.quick else 5)
+    given = arguments(__doc__).parse_args()
+    tables = {}
+    for table in TABLES:
+        rates = alternate(contenders(table, given.quick), 1 if given.quick else 7)
         tables[table] = rows_of(table, rates)
+        print(json.dumps(tables[table]), file=sys.stderr, flush=True)
     save("training", tables, quick=given.quick)
 
 

@@ -31,10 +31,13 @@ def recomputed(model: Any, on: bool) -> Iterator[None]:
     transformers does it in training mode alone. Only the blocks themselves are put into that
     mode, not what is inside of them: dropout stays off, so gradients are those without it.
     """
-    chosen = blocks(model) if on else []
+    if not on:
+        yield
+        return
+    chosen = blocks(model)
     config = model.config.get_text_config()
     caches = config.use_cache
-    config.use_cache = caches and not on  # a block that runs twice would fill a cache twice
+    config.use_cache = False  # a block that runs twice would fill a cache twice
     for block in chosen:
         block.gradient_checkpointing = block.training = True
         block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
