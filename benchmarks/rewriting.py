@@ -115,14 +115,19 @@ def speed(
     )
 
 
-def lab_jobs(count: int) -> tuple[Any, list[Job], int]:
-    """The lab's base model and its clients' rewriting requests."""
+def lab(quick: bool, runs: int) -> list[Row]:
+    """The lab's base model on its clients' rewriting requests, as many rows as its recipe says."""
     recipe = load_recipe(LAB)
     setting = prepare(recipe)
     base = base_of(recipe, silent())
-    found = [record for client in setting.clients for record in client.train][:count]
+    found = [record for client in setting.clients for record in client.train]
     jobs = [rewriting_job(base.chat, record, recipe.distill, 0, 0) for record in found]
-    return base.model, jobs, base.chat.end_of_turn
+    stop, rows = base.chat.end_of_turn, recipe.distill.batch_size
+    if quick:
+        jobs, rows = jobs[:64], 16
+    same = generate(base.model, jobs, stop, 0.0, rows) == static(base.model, jobs, rows, stop)
+    print("the same texts" if same else "other texts", file=sys.stderr)
+    return speed("the lab's model, float32", base.model, jobs, rows, runs, stop)
 
 
 def main() -> None:
@@ -136,12 +141,7 @@ def main() -> None:
     rows: list[Row] = []
     for name in given.only.split(","):
         if name == "lab":
-            model, jobs, stop = lab_jobs(64 * batches)
-            rows += speed("the lab's model, float32", model, jobs, given.rows, runs, stop)
-            same = generate(model, jobs, stop, 0.0, given.rows) == static(
-                model, jobs, given.rows, stop
-            )
-            print("the same texts" if same else "other texts", file=sys.stderr)
+            rows += lab(given.quick, runs)
         else:
             shape = "tiny" if given.quick else "SmolLM2-135M"
             model = random_model(shape, DTYPES[name])
