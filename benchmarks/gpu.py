@@ -19,6 +19,7 @@ from fedsdr.adapters import fresh
 from fedsdr.data.batches import collate
 from fedsdr.data.template import Example
 from fedsdr.model.checkpointing import recomputed
+from fedsdr.model.generators import GENERATORS
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.training.loss import summed_loss
 from lengths import records
@@ -71,7 +72,10 @@ def measure(shape: str, device: str, tiny: bool, runs: int) -> tuple[Row, list[R
     jobs = batches_of(
         jobs_of(records(RECORDS), model.config.vocab_size), 4 if tiny else 32, 1 if tiny else 4
     )
-    rewriting = speed(shape, model, jobs[:4] if tiny else jobs, 4 if tiny else 32, runs)
+    rewriting = speed(
+        shape, model, jobs[:4] if tiny else jobs, 4 if tiny else 32, runs,
+        generators=list(GENERATORS),
+    )  # fmt: skip
     weights = sum(w.numel() for name, w in model.named_parameters() if "embed" not in name)
     step = training(model, device, 2 if tiny else 8, 32 if tiny else LENGTH)
     rates = sorted(alternate({"step": step}, runs, device)["step"])

@@ -50,30 +50,37 @@ def compare(
     runs: int = 5,
     device: str = "cpu",
     warm: bool = True,
+    also: str | None = None,
 ) -> list[Row]:
     """A row for each contender: median rate with its spread, and how often `against`'s rate it is.
 
     warm: each runs once before; a script whose runs are long may warm up with less work itself.
     `times` is the median over turns of the ratio within a turn, `least` and `most` its spread.
+    also: a second contender to be compared with, by the median alone.
     """
     rates = alternate(contenders, runs, device, warm)
     rows: list[Row] = []
     for name, its in rates.items():
-        ratios = [mine / base for mine, base in zip(its, rates[against], strict=True)]
-        rows.append(
-            {
-                "setting": setting,
-                "contender": name,
-                f"{unit}/s": three(statistics.median(its)),
-                "slowest": three(min(its)),
-                "fastest": three(max(its)),
-                "times": three(statistics.median(ratios)),
-                "least": three(min(ratios)),
-                "most": three(max(ratios)),
-            }
-        )
-        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+        ratios = within_turns(its, rates[against])
+        row: Row = {
+            "setting": setting,
+            "contender": name,
+            f"{unit}/s": three(statistics.median(its)),
+            "slowest": three(min(its)),
+            "fastest": three(max(its)),
+            "times": three(statistics.median(ratios)),
+            "least": three(min(ratios)),
+            "most": three(max(ratios)),
+        }
+        if also is not None:
+            row[f"times {also}"] = three(statistics.median(within_turns(its, rates[also])))
+        rows.append(row)
+        print(json.dumps(row), file=sys.stderr, flush=True)
     return rows
+
+
+def within_turns(its: Sequence[float], base: Sequence[float]) -> list[float]:
+    return [mine / other for mine, other in zip(its, base, strict=True)]
 
 
 def alternate(

@@ -5,15 +5,17 @@
 Prompts, limits and lengths are those of real pairs (`lengths.py`), in tokens of four characters,
 with the default prompt and limits of `[distill]`. A model with random weights does not stop where
 a real one would, so both contenders are told where each row ends: ours by the job's limit,
-`generate` by a stopping criterion. `generate` gets its prompts sorted by length, so that it pads
-little; what it loses is what its rows wait for the longest of their batch. The lab's model ends
-its texts itself, and both contenders' texts are compared.
+`generate` by a stopping criterion. `generate` gets its prompts in the order of the data, as a plain
+loop over records has them, and sorted by length, so that it pads little; what it loses then is
+what its rows wait for the longest of their batch. The lab's model ends its texts itself, and the
+contenders' texts are compared.
 """
 
 import math
 import os
+import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from fedsdr.distill.rewrite import rewriting_job
 from fedsdr.estimate.tokens import CHARACTERS
 from fedsdr.model.choose import Job
-from fedsdr.model.generate import generate
+from fedsdr.model.generators import GENERATORS
 from fedsdr.progress import silent
 from fedsdr.recipe import load_recipe
 from fedsdr.sections.distill import Distill
@@ -35,6 +37,7 @@ from shapes import random_model
 RECORDS = 2000  # of the client whose batches are rewritten
 TEMPLATE = 12  # tokens of a chat template around a prompt
 LAB = Path(__file__).parents[1] / "recipes" / "lab.toml"
+SORTED = "generate, sorted"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -54,7 +57,7 @@ def jobs_of(many: Sequence[Lengths], vocabulary: int) -> list[Job]:
     rewrite had."""
     draw, options = torch.Generator().manual_seed(0), Distill()
     frame = len(options.prompt.format(instruction="", response=""))
-    jobs = []
+    jobs: list[Job] = []
     for each in many:
         asked = TEMPLATE + math.ceil((frame + each.instruction + each.response) / CHARACTERS)
         reference = math.ceil(each.response / CHARACTERS) + 1
@@ -65,16 +68,21 @@ def jobs_of(many: Sequence[Lengths], vocabulary: int) -> list[Job]:
 
 
 def batches_of(jobs: Sequence[Job], rows: int, count: int) -> list[Job]:
-    """`count` of the static batches that sorted jobs make, from evenly spaced places: batches of
-    few jobs would differ more in length than those of a whole client do."""
+    """`count` of the static batches that sorted jobs make, from evenly spaced places (batches of
+    few jobs would differ more in length than those of a whole client do), in random order."""
     starts = [(2 * k + 1) * len(jobs) // (2 * count) for k in range(count)]
-    return [job for start in starts for job in jobs[start : start + rows]]
+    chosen = [job for start in starts for job in jobs[start : start + rows]]
+    return random.Random(0).sample(chosen, len(chosen))
 
 
 @torch.no_grad()
-def static(model: Any, jobs: Sequence[Job], rows: int, stop: int | None = None) -> list[list[int]]:
+def static(
+    model: Any, jobs: Sequence[Job], rows: int, stop: int | None = None, by_length: bool = True
+) -> list[list[int]]:
     """transformers' `generate`, batch by batch; rows end at their limit, or at `stop`."""
-    order = sorted(range(len(jobs)), key=lambda i: len(jobs[i].prompt))
+    order = list(range(len(jobs)))
+    if by_length:
+        order.sort(key=lambda i: len(jobs[i].prompt))
     done: dict[int, list[int]] = {}
     for start in range(0, len(order), rows):
         batch = [jobs[i] for i in order[start : start + rows]]
@@ -96,23 +104,34 @@ def static(model: Any, jobs: Sequence[Job], rows: int, stop: int | None = None) 
 
 
 def speed(
-    name: str, model: Any, jobs: Sequence[Job], rows: int, runs: int, stop: int | None = None
+    name: str,
+    model: Any,
+    jobs: Sequence[Job],
+    rows: int,
+    runs: int,
+    stop: int | None = None,
+    generators: Sequence[str] = ("fedsdr",),
 ) -> list[Row]:
-    """Both contenders on the same jobs, greedily."""
+    """`generate` and our generators on the same jobs, greedily."""
 
     def counted(texts: list[list[int]]) -> float:
         return sum(map(len, texts))
 
+    def own(generator: str) -> Callable[[], float]:
+        return lambda: counted(GENERATORS[generator](model, jobs, never, 0.0, rows))
+
     never = -1 if stop is None else stop
     contenders = {
-        "model.generate": lambda: counted(static(model, jobs, rows, stop)),
-        "fedsdr": lambda: counted(generate(model, jobs, never, 0.0, rows)),
+        "generate": lambda: counted(static(model, jobs, rows, stop, by_length=False)),
+        SORTED: lambda: counted(static(model, jobs, rows, stop)),
+        **{f"fedsdr, generator {each!r}": own(each) for each in generators},
     }
     first = [Job(jobs[0].prompt, 2)]
-    static(model, first, rows, stop), generate(model, first, never)
-    return compare(
-        name, contenders, "tokens", "model.generate", runs, str(model.device), warm=False
-    )
+    static(model, first, rows, stop)
+    for each in generators:
+        GENERATORS[each](model, first, never, 0.0, rows)
+    device = str(model.device)
+    return compare(name, contenders, "tokens", "generate", runs, device, warm=False, also=SORTED)
 
 
 def lab(quick: bool, runs: int) -> list[Row]:
@@ -125,7 +144,8 @@ def lab(quick: bool, runs: int) -> list[Row]:
     stop, rows = base.chat.end_of_turn, recipe.distill.batch_size
     if quick:
         jobs, rows = jobs[:64], 16
-    same = generate(base.model, jobs, stop, 0.0, rows) == static(base.model, jobs, rows, stop)
+    wanted = static(base.model, jobs, rows, stop)
+    same = GENERATORS["fedsdr"](base.model, jobs, stop, 0.0, rows) == wanted
     print("the same texts" if same else "other texts", file=sys.stderr)
     return speed("the lab's model, float32", base.model, jobs, rows, runs, stop)
 

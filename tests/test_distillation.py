@@ -38,13 +38,13 @@ def invoke(*args: str | Path) -> tuple[int, str, str]:
 def watch(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of all batches that are generated from now on."""
     sizes: list[int] = []
-    real: Callable[..., list[list[int]]] = rewrite.generate
+    real: Callable[..., list[list[int]]] = rewrite.GENERATORS["fedsdr"]
 
     def generate(model: Any, jobs: Sequence[Any], *rest: Any) -> list[list[int]]:
         sizes.append(len(jobs))
         return real(model, jobs, *rest)
 
-    monkeypatch.setattr(rewrite, "generate", generate)
+    monkeypatch.setitem(rewrite.GENERATORS, "fedsdr", generate)
     return sizes
 
 

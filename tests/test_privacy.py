@@ -76,7 +76,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
         patch.setenv("FEDSDR_CACHE", str(folder / "cache"))
         patch.setattr(InProcess, "run_round", watch_updates)
         patch.setattr(ClientStore, "save", watch_states)
-        patch.setattr(rewrite, "generate", generate)
+        patch.setitem(rewrite.GENERATORS, "fedsdr", generate)
         more = {"tracking.backends": ["tensorboard"], "local.consolidate_steps": 1}
         recipe = override(load_recipe(recipe_file), {"baselines": ["fedsd", *PERSONAL], **more})
         run(recipe, folder / "out", silent())

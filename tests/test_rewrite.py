@@ -89,7 +89,7 @@ def script(monkeypatch: pytest.MonkeyPatch, answer: Callable[[Job, int], str]) -
         calls.append((list(jobs), temperature))
         return [CHAT.response_ids(answer(job, len(calls))) for job in jobs]
 
-    monkeypatch.setattr(rewrite, "generate", generate)
+    monkeypatch.setitem(rewrite.GENERATORS, "fedsdr", generate)
     return calls
 
 
@@ -97,7 +97,7 @@ def refuse_to_generate(monkeypatch: pytest.MonkeyPatch) -> None:
     def generate(*_: Any) -> Generated:
         raise AssertionError("generated, though all is in the cache")
 
-    monkeypatch.setattr(rewrite, "generate", generate)
+    monkeypatch.setitem(rewrite.GENERATORS, "fedsdr", generate)
 
 
 # --- Cache and resumption
@@ -119,7 +119,7 @@ def test_a_second_time_nothing_is_generated(tmp_path, monkeypatch, changes):
 @pytest.mark.parametrize("sampled", [SAMPLED, BEST])
 def test_an_interrupted_distillation_ends_with_the_same_texts(tmp_path, monkeypatch, sampled):
     wanted = rewrite_all(tmp_path / "whole", RECORDS, **sampled)
-    real, calls = rewrite.generate, 0
+    real, calls = rewrite.GENERATORS["fedsdr"], 0
 
     def dies_at(last: int) -> Callable[..., Generated]:
         def generate(*arguments: Any) -> Generated:
@@ -134,11 +134,11 @@ def test_an_interrupted_distillation_ends_with_the_same_texts(tmp_path, monkeypa
     for last in range(7):  # three batches of the first attempt, and some of the later ones
         calls = 0
         folder = tmp_path / str(last)
-        monkeypatch.setattr(rewrite, "generate", dies_at(last))
+        monkeypatch.setitem(rewrite.GENERATORS, "fedsdr", dies_at(last))
         with pytest.raises(KeyboardInterrupt):
             rewrite_all(folder, RECORDS, **SAMPLED)
         calls = 0
-        monkeypatch.setattr(rewrite, "generate", dies_at(10**6))
+        monkeypatch.setitem(rewrite.GENERATORS, "fedsdr", dies_at(10**6))
         resumed = rewrite_all(folder, RECORDS, **SAMPLED)
         assert resumed == wanted
         assert calls + last == 9  # no batch that was done is done again
@@ -348,7 +348,7 @@ def test_a_text_without_its_end_of_turn_is_truncated(tmp_path, monkeypatch):
         assert stop == CHAT.end_of_turn
         return [CHAT.response_ids("one two")[:-1] for _ in jobs]
 
-    monkeypatch.setattr(rewrite, "generate", generate)
+    monkeypatch.setitem(rewrite.GENERATORS, "fedsdr", generate)
     assert [r.reason for r in rewrite_all(tmp_path, RECORDS)] == ["truncated"] * len(RECORDS)
 
 

@@ -20,6 +20,7 @@ from fedsdr.lab.pretrain import PretrainOptions, base_model_folder, save_outline
 from fedsdr.lab.world import World, WorldOptions, build_world, client_name
 from fedsdr.methods import CHOICES, METHODS, method, own_name
 from fedsdr.model.base import BaseModel, check_model, load_base
+from fedsdr.model.generators import check_generator
 from fedsdr.progress import Reporter
 from fedsdr.recipe import differences, override
 from fedsdr.sections.recipe import Recipe
@@ -81,7 +82,7 @@ def prepare(recipe: Recipe, weights: bool = True) -> Setting:
     check_methods(recipe)
     setting = _gather(recipe, weights)
     check_clients(recipe, [client.name for client in setting.clients])
-    _check_verifiers(setting)
+    _check_rewriting(setting)
     return replace(setting, benchmarks=_benchmarks(recipe))
 
 
@@ -100,7 +101,7 @@ def prepare_client(recipe: Recipe, client: str) -> Setting:
             f'[[data.sources]] with client = "{client}"'
         )
     setting = replace(setting, clients=mine)
-    _check_verifiers(setting)
+    _check_rewriting(setting)
     return setting
 
 
@@ -121,9 +122,10 @@ def _gather(recipe: Recipe, weights: bool) -> Setting:
     return Setting(recipe, build_clients(recipe.data, recipe.seed), None)
 
 
-def _check_verifiers(setting: Setting) -> None:
+def _check_rewriting(setting: Setting) -> None:
     records = [record for client in setting.clients for record in client.train]
     for each in methods_of(setting.recipe):
+        check_generator(each.distill.generator)
         check_verifier(each.distill, records, setting.recipe.model.device)
 
 

@@ -107,6 +107,10 @@ def reproduce(
     ] = False,
     only: Annotated[str, typer.Option(help="Comma-separated experiments, instead of all.")] = "",
     jobs: Annotated[int, typer.Option(min=1, help="Processes at a time.")] = 2,
+    cells: Annotated[
+        Path | None,
+        typer.Option(help="Finished cells, evidence/cells.jsonl.xz of a document: not run again."),
+    ] = None,
 ) -> None:
     """Test the paper's claims on the lab and write evidence.md with its figures.
 
@@ -121,7 +125,7 @@ def reproduce(
     with session("go on with the same command") as reporter:
         chosen = parse_seeds(seeds or ("0,1" if quick else "0,1,2,3,4"))
         names = choose_experiments(only, quick)
-        document = run_all(out, chosen, names, jobs, reporter, quick)
+        document = run_all(out, chosen, names, jobs, reporter, quick, cells)
     typer.echo(f"\nevidence: {document}")
 
 

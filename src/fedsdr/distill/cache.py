@@ -18,10 +18,11 @@ from fedsdr.errors import UserError
 from fedsdr.model.choose import Job
 
 
-def job_key(fingerprint: str, job: Job, temperature: float) -> str:
+def job_key(fingerprint: str, job: Job, temperature: float, generator: str = "fedsdr") -> str:
     """The cache key of one generation; a greedy one does not depend on the seed."""
     seed = job.seed if temperature > 0 else 0
-    content = json.dumps([fingerprint, list(job.prompt), job.limit, temperature, seed])
+    other = [] if generator == "fedsdr" else [generator]  # what lies in caches has no name in it
+    content = json.dumps([fingerprint, list(job.prompt), job.limit, temperature, seed, *other])
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 

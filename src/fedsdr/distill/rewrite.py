@@ -18,7 +18,7 @@ from fedsdr.distill.cache import Generations, job_key
 from fedsdr.distill.checks import Candidate, Rewrite, Verdict, answer
 from fedsdr.distill.verify import Gate
 from fedsdr.model.choose import Job
-from fedsdr.model.generate import generate
+from fedsdr.model.generators import GENERATORS
 from fedsdr.progress import Bar
 from fedsdr.sections.distill import Distill
 
@@ -104,7 +104,7 @@ def rewrite_records(
             done[i] = Rewritten(records[i], records[i].response, "too_long", attempt)
             bar.advance()
         temperature = options.temperature if attempt == 0 else options.retry_temperature
-        for batch in _generate_cached(teacher, jobs, options.batch_size, temperature, cache):
+        for batch in _generate_cached(teacher, jobs, options, temperature, cache):
             for i, new in _judge(teacher.chat, records, batch, gate, attempt).items():
                 done[i] = _better(done.get(i), new, teacher.chat)
                 again = attempt + 1 < options.attempts and (shorter or bool(done[i].reason))
@@ -119,7 +119,8 @@ def begun(
     """For each record, whether the cache holds its first attempt."""
     for record in records:
         job = rewriting_job(teacher.chat, record, options, seed, attempt=0)
-        yield cache.get(job_key(teacher.fingerprint, job, options.temperature)) is not None
+        key = job_key(teacher.fingerprint, job, options.temperature, options.generator)
+        yield cache.get(key) is not None
 
 
 def rewriting_job(
@@ -138,16 +139,21 @@ def rewriting_job(
 def _generate_cached(
     teacher: Teacher,
     jobs: dict[int, Job],
-    rows: int,
+    options: Distill,
     temperature: float,
     cache: Generations,
 ) -> Iterable[dict[int, list[int]]]:
-    """Groups of index -> new ids, of like lengths; `rows` of a group are in the works at a time.
+    """Groups of index -> new ids, of like lengths; as many rows of a group are in the works at a
+    time as `options` say.
 
     The groups are those of the whole list, whatever the cache holds: a resumed distillation
     forms the same ones and so ends with the same texts, and a kill loses one of them at most.
     """
-    keys = {i: job_key(teacher.fingerprint, job, temperature) for i, job in jobs.items()}
+    rows, generate = options.batch_size, GENERATORS[options.generator]
+    keys = {
+        i: job_key(teacher.fingerprint, job, temperature, options.generator)
+        for i, job in jobs.items()
+    }
     order = sorted(jobs, key=lambda i: (len(jobs[i].prompt), jobs[i].limit, i))
     size = GROUP * rows
     for start in range(0, len(order), size):

@@ -1,11 +1,12 @@
 """`fedsdr reproduce`: run what is planned, then write evidence.md with its figures and data."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
 from fedsdr import files
 from fedsdr.errors import UserError
+from fedsdr.evidence.archive import ARCHIVE, pack, unpack
 from fedsdr.evidence.chapter import Chapter, Claim, Table, shown
 from fedsdr.evidence.chapters.ablations import ablations
 from fedsdr.evidence.chapters.boosters import boosters
@@ -15,9 +16,9 @@ from fedsdr.evidence.chapters.paradox import paradox
 from fedsdr.evidence.chapters.pareto import pareto
 from fedsdr.evidence.chapters.real_text import real_text
 from fedsdr.evidence.chapters.rivals import rivals
-from fedsdr.evidence.plan import EXPERIMENTS, QUICK, planned
+from fedsdr.evidence.plan import EXPERIMENTS, QUICK, Cell, planned, whose_texts_are_read
 from fedsdr.evidence.results import Results
-from fedsdr.evidence.runner import run_cells
+from fedsdr.evidence.runner import CELLS_FOLDER, run_cells
 from fedsdr.progress import Reporter
 
 HOW_TO_READ: Final = """Numbers are means over seeds, in percent (words and losses are not), ±
@@ -56,8 +57,15 @@ def reproduce(
     jobs: int,
     reporter: Reporter,
     quick: bool = False,
+    known: Path | None = None,
 ) -> Path:
-    """Run the cells that are not done and write the document; returns its path."""
+    """Run the cells that are not done and write the document; returns its path.
+
+    known: an archive of finished cells.
+    """
+    if known is not None:
+        count = unpack(known, out / CELLS_FOLDER)
+        reporter.say(f"{count} finished cells from {known}")
     run_cells(planned(names, quick), seeds, out, jobs, reporter)
     return write_document(out, seeds, names, quick)
 
@@ -72,6 +80,7 @@ def write_document(
         for figure in chapter.figures:
             figure.write(out / FIGURES)
     files.write_text(out / FIGURES / CELLS, every_cell(results, names).csv())
+    files.write_bytes(out / FIGURES / ARCHIVE, _archive(results, names))
     everything = len(names) == len(QUICK if quick else EXPERIMENTS)
     only = (" --quick" if quick else "") + ("" if everything else f" --only {','.join(names)}")
     head = [
@@ -80,7 +89,9 @@ def write_document(
         f"```\nfedsdr reproduce{only} --seeds {','.join(map(str, seeds))}\n```",
         HOW_TO_READ,
         *_missing(results, names),
-        f"What each cell measured, seed by seed: [{CELLS}]({FIGURES}/{CELLS}).",
+        f"What each cell measured, seed by seed: [{CELLS}]({FIGURES}/{CELLS}). The finished cells, "
+        f"without models: [{ARCHIVE}]({FIGURES}/{ARCHIVE}). With `--cells {ARCHIVE}` the command "
+        "writes this document from them, and runs only what they lack.",
         "## Verdicts",
         _verdicts(written),
         *(_chapter(number, chapter) for number, chapter in enumerate(written, 1)),
@@ -102,6 +113,14 @@ def every_cell(results: Results, names: Sequence[str]) -> Table:
                 if "/" not in metric
             ]
     return Table(["cell", "seed", "metric", "value"], rows)
+
+
+def _archive(results: Results, names: Sequence[str]) -> bytes:
+    def folders(cells: Iterable[Cell]) -> list[Path]:
+        return [results.folder(cell, seed) for cell in cells for seed in results.done(cell)]
+
+    texts = folders(whose_texts_are_read())
+    return pack(results.out / CELLS_FOLDER, folders(planned(names)), texts)
 
 
 def _missing(results: Results, names: Sequence[str]) -> list[str]:

@@ -95,6 +95,13 @@ def paradox() -> Cells:
     }
 
 
+def whose_texts_are_read() -> list[Cell]:
+    """Cells of whose clients' rewrites a chapter says more than their metrics do."""
+    return [
+        cell for cell in (*flattening().values(), *paradox().values()) if cell.method == "fedsd"
+    ]
+
+
 def rivals() -> Cells:
     """4a. FedSDR against the others, and at equal compute."""
     names = (*MAIN, "fedsd_verified", "mixed", "feddpa", "ditto", "local", "flexlora", "fedex")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from pathlib import Path
+from typing import Final
 
 from fedsdr import files
 from fedsdr.evidence.measure import EVIDENCE_FILE, measure
@@ -20,11 +21,12 @@ from fedsdr.recipe import flat
 from fedsdr.sections.recipe import Recipe
 from fedsdr.setting import COMMON, prepare
 
+CELLS_FOLDER: Final = "cells"
 Task = tuple[Path, Cell]
 
 
 def cell_folder(out: Path, cell: Cell, seed: int) -> Path:
-    return out / "cells" / cell.key / f"seed-{seed}"
+    return out / CELLS_FOLDER / cell.key / f"seed-{seed}"
 
 
 def run_cells(

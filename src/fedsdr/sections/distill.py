@@ -69,6 +69,9 @@ class Distill(Section):
     attempts: tries for each record, each with a fresh seed, before the raw response is kept.
     prefer: which accepted rewrite is kept: the "first", or the "shorter" of `attempts` tries, the
         one of fewest tokens.
+    batch_size: texts in the works at a time.
+    generator: who runs the model (`fedsdr.model.generators`). "fedsdr" samples each text from its
+        own seed, whatever its neighbours; "transformers" is its continuous batching, for GPUs.
     pilot: records a client whose rewriting is timed and judged before that of all, where there are
         several attempts or a check with a model; 0 for none.
     """
@@ -87,6 +90,7 @@ class Distill(Section):
     attempts: Positive = 1
     prefer: Literal["first", "shorter"] = "first"
     batch_size: Positive = 16
+    generator: Literal["fedsdr", "transformers"] = "fedsdr"
     pilot: Annotated[int, Field(ge=0)] = 16
     entailment: Entailment = Entailment()
     support: Support = Support()
