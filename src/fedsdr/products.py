@@ -85,13 +85,7 @@ class ProductSum(NamedTuple):
         total = self.weight + weight
         if self.formed is None and _size_of_factors(parts) <= _size_of_weights(a):
             return ProductSum(parts, None, total)
-        formed = self.formed
-        for part, each in parts:
-            more = weights(part)
-            formed = {
-                path: more[path] * each if formed is None else formed[path] + more[path] * each
-                for path in more
-            }
+        formed = {path: _layer_sum(self.formed, parts, path) for path in layers(a)}
         return ProductSum((), formed, total)
 
     def factors(self) -> Adapter:
@@ -101,6 +95,18 @@ class ProductSum(NamedTuple):
     def weights(self) -> Weights:
         """The sum, formed."""
         return weights(stack(self.parts)) if self.formed is None else self.formed
+
+
+def _layer_sum(formed: Weights | None, parts: Sequence[tuple[Adapter, float]], path: str) -> Tensor:
+    """One layer's formed weight and w_k B_k A_k of all parts, with no other weight in between."""
+    first = parts[0][0]
+    shape = first[path + B_SUFFIX].shape[0], first[path + A_SUFFIX].shape[1]
+    zeros = first[path + B_SUFFIX].new_zeros(shape, dtype=torch.float64)
+    total = zeros if formed is None else formed[path].clone()
+    for part, weight in parts:
+        b_out, a_in = part[path + B_SUFFIX].double(), part[path + A_SUFFIX].double()
+        total.addmm_(b_out, a_in, alpha=weight)
+    return total
 
 
 def _size_of_factors(parts: Sequence[tuple[Adapter, float]]) -> int:
