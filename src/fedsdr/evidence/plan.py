@@ -144,6 +144,7 @@ def ablations() -> Cells:
         "S on verified rewrites": {**verified, "distill.attempts": 4},
         "literal, S reset": {**LITERAL, "local.smoothing_state": "reset"},
         "literal, R alone 0.5": {**LITERAL, "local.rectify_alone": 0.5},
+        "literal, base context": {**LITERAL, "local.smoothing_context": "base"},
         "S aggregated too": {**SHARED_S, "local.smoothing_context": "base"},
         "S aggregated too, literal": {**SHARED_S, **LITERAL},
         "consolidated": CONSOLIDATED,
@@ -190,6 +191,8 @@ def heterogeneity() -> Cells:
         cells[f"{name} 20 % of 50"] = Cell(name, some, {"lab.clients": 50})
         unequal = {"lab.clients": 10, "lab.imbalance": 9.0}
         cells[f"{name} unequal"] = Cell(name, world=unequal)
+    for name in ("ditto", "local"):  # what else gives a client a model of its own
+        cells[f"{name} clients 20"] = Cell(name, world={"lab.clients": 20})
     return cells
 
 

@@ -14,6 +14,7 @@ def ablations(results: Results) -> Chapter:
     cells = plan.ablations()
     own, literal = cells["fedsdr"], cells["as the equations say"]
     remedies = {
+        "stage 1 without R": "literal, base context",
         "S reset": "literal, S reset",
         "R alone in half of the batches": "literal, R alone 0.5",
     }

@@ -1,5 +1,6 @@
 """Who holds what, how many there are, how many take part, and who comes when."""
 
+from collections.abc import Callable
 from statistics import fmean
 from typing import Final
 
@@ -41,6 +42,11 @@ def heterogeneity(results: Results) -> Chapter:
                 "A client that never took part is served better by FedSDR's global model, without "
                 "an S, than by FedAvg's",
                 [_cold(results, cells, metric) for metric in SCORES],
+            ),
+            Claim(
+                "Clients know more of their own facts by FedSDR's personal models than by FedAvg's "
+                "global one",
+                [*_personal(results, cells), _small(results, cells)],
             ),
         ],
         [
@@ -88,14 +94,41 @@ def _of_clients(results: Results, cell: Cell, seed: int, names: list[str], metri
     return fmean(scores[name][metric] for name in names)
 
 
+def _pair(cells: Cells, which: str) -> tuple[Cell, Cell]:
+    """FedSDR and FedAvg in one setting."""
+    return cells[f"fedsdr {which}"], cells[f"fedavg {which}"]
+
+
 def _cold(results: Results, cells: Cells, metric: str) -> Condition:
-    a, b = cells["fedsdr two of five never"], cells["fedavg two of five never"]
+    pair = _pair(cells, "two of five never")
+    difference = _served(results, *pair, lambda cell, seed: _late(cell, seed)[1], metric)
+    return Condition(f"{metric}, FedSDR - FedAvg", difference)
+
+
+def _small(results: Results, cells: Cells) -> Condition:
+    pair = _pair(cells, "unequal")
+    few = _served(results, *pair, lambda cell, seed: _by_size(cell, seed)[1], "client_facts")
+    return Condition("the small ones of ten unequal clients", few)
+
+
+def _served(
+    results: Results, a: Cell, b: Cell, who: Callable[[Cell, int], list[str]], metric: str
+) -> Estimate | None:
+    """By how much some clients are served better by their own models of `a` than of `b`."""
     differences = []
     for seed in results.done(a, b):
-        _, new = _late(a, seed)
-        one, other = (_of_clients(results, cell, seed, new, metric) for cell in (a, b))
+        one, other = (_of_clients(results, cell, seed, who(a, seed), metric) for cell in (a, b))
         differences.append(one - other)
-    return Condition(f"{metric}, FedSDR - FedAvg", estimate(differences) if differences else None)
+    return estimate(differences) if differences else None
+
+
+def _personal(results: Results, cells: Cells) -> list[Condition]:
+    settings = {f"{count} clients": f"clients {count}" for count in CLIENTS}
+    settings["a fifth of 50 clients in a round"] = "20 % of 50"
+    return [
+        Condition(name, results.difference(*_pair(cells, which), "personal_client_facts"))
+        for name, which in settings.items()
+    ]
 
 
 def _newcomers(results: Results, cells: Cells) -> Table:
