@@ -347,6 +347,18 @@ def test_unusual_recipes_run_and_their_adapters_load(home, recipe, tmp_path, cha
     PeftModel.from_pretrained(base(home)[0], tmp_path / "out" / "global")
 
 
+@pytest.mark.parametrize("aggregation", ["fedsa", "fedper"])
+@pytest.mark.parametrize("rounds", [0, 1])
+def test_who_never_took_part_has_the_shared_part_alone(recipe, tmp_path, aggregation, rounds):
+    changes = {"federation.lora_aggregation": aggregation, "federation.targets": "raw"}
+    changes |= {"federation.rounds": rounds, "federation.participation": 0.3}
+    run(override(recipe, changes), tmp_path / "out", silent())
+    losses = read(tmp_path / "out" / "personal.json")
+    took_part = [path.parent.name for path in tmp_path.glob("out/clients/*/personal")]
+    assert (len(took_part), len(losses)) == (rounds, 3)
+    assert all(math.isfinite(each["loss"]) for each in losses.values())
+
+
 @pytest.mark.parametrize("state", ["keep", "reset", "decay"])
 def test_the_private_stream_may_have_a_rank_of_its_own(home, recipe, tmp_path, state):
     out = tmp_path / "out"

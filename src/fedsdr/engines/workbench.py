@@ -113,9 +113,13 @@ class Workbench:
         return fresh(self.model.blank(), seeds.generator(seed, "first adapter"))
 
     def use(self, personal: Personal) -> None:
-        """Put a model's adapters in place: global (private None), personal, or the base."""
+        """Put a model's adapters in place: global (private None), personal, or the base.
+
+        What a client that never took part has not of its own is zero, as it is in a fresh R.
+        """
+        r = rectifying(personal)
         streams = {
-            Stream.RECTIFY: rectifying(personal),
+            Stream.RECTIFY: {**self.model.blank(), **r} if r else {},
             Stream.SMOOTH: unwrap(personal.private),
             Stream.FOLDED: under(personal.shared or {}, FOLDED),
         }
