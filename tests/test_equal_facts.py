@@ -3,7 +3,7 @@
 import pytest
 
 from fedsdr.evaluate.claims import judge_at_equal_facts, judge_claims
-from fedsdr.evaluate.equal_facts import kept_at, kept_at_equal_facts
+from fedsdr.evaluate.equal_facts import kept_at, kept_at_equal_facts, points
 
 
 def curve(*points):
@@ -59,3 +59,10 @@ def test_claims_at_equal_facts_need_both_methods_curves():
         "FedSD with verified rewrites keeps more general knowledge than FedAvg on raw data "
         "at equal client facts"
     ]
+
+
+def test_a_round_that_was_only_put_to_benchmarks_is_no_point_of_a_curve():
+    known, asked = {"client_facts": 40.0, "general": 100.0}, {"crass": 25.0}
+    rows = [{"round": 0, "eval": known | asked}, {"round": 1}, {"round": 2, "eval": asked}]
+    assert points(rows) == [known | asked]
+    assert points(rows[1:]) == []

@@ -1,11 +1,12 @@
 """From finished runs to summary.json: estimates over seeds, and the claims in words."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedsdr import files
 from fedsdr.evaluate.claims import FEDSDR, judge_claims
+from fedsdr.evaluate.equal_facts import Curve, points
 from fedsdr.evaluate.intervals import estimates
 from fedsdr.folders import RECIPE_FILE, RESULT_FILE, SUMMARY_FILE, method_folders
 from fedsdr.methods import own_name
@@ -28,7 +29,7 @@ def summarise_runs(
     }
     # Variants have no part in the paper's claims; curves at equal facts exist in the lab alone.
     claimed = {name: each for name, each in results.items() if name not in recipe.variants}
-    curves = {name: [_curve(f) for f in places[name]] for name in claimed if recipe.uses_lab}
+    curves = _curves({n: places[n] for n in claimed}) if recipe.uses_lab else {}
     own = own_name(recipe)
     # A recipe of one stream does not stand for FedSDR; a baseline of that name may.
     fedsdr = own if recipe.federation.targets == "two_stream" else FEDSDR
@@ -47,7 +48,10 @@ def summarise_runs(
     return summary
 
 
-def _curve(folder: Path) -> list[dict[str, float]]:
-    """A method's evaluations along training."""
-    rows = files.read_json_lines(folder / METRICS_FILE)
-    return [row["eval"] for row in rows if row.get("eval")]
+def _curves(places: Mapping[str, Sequence[Path]]) -> dict[str, list[Curve]]:
+    """Each run's evaluations along training, for the methods whose global model has them."""
+    found = {
+        name: [points(files.read_json_lines(f / METRICS_FILE)) for f in folders]
+        for name, folders in places.items()
+    }
+    return {name: curves for name, curves in found.items() if all(curves)}
