@@ -19,6 +19,7 @@ from fedsdr.cli.main import app
 from fedsdr.errors import UserError
 from fedsdr.methods import method, own_name
 from fedsdr.recipe import differences, override, parse_recipe
+from fedsdr.sections.evaluate import Evaluate
 from fedsdr.sections.federation import Privacy
 from fedsdr.sections.model import Lora, Model
 from fedsdr.sections.recipe import Recipe
@@ -42,6 +43,11 @@ EXCLUDED = [
     ("fedsdr+fedex+ditto", {}, ["'fedex' moves the global model into its frozen part"]),
     ("flexlora", {"privacy": Privacy(mode="central")}, ["one noisy mean", "to 'local'"]),
     ("median", {"privacy": Privacy(mode="central")}, ["gives 'median' one noisy mean"]),
+    (
+        "fedavg",
+        {"privacy": Privacy(mode="central"), "evaluate": Evaluate(aggregation_error=True)},
+        ["evaluate.aggregation_error compares", "'central' privacy", "to false"],
+    ),
     ("fedex", {"lora": Lora(ranks={"anna": 4})}, ["lora.ranks needs", "not 'fedex'"]),
     ("flexlora+scaffold", {"lora": Lora(ranks={"anna": 4})}, ["lora.ranks and 'scaffold'"]),
     ("flexlora+krum", {"lora": Lora(ranks={"anna": 4})}, ["entry by entry", "'clipping'"]),

@@ -1,5 +1,6 @@
 """From a recipe's choices to one algorithm, and which choices exclude each other."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -7,6 +8,7 @@ from pydantic import ValidationError
 
 from fedsdr.algorithms.aggregation.error import measured
 from fedsdr.algorithms.contract import Algorithm, Options, Schedule, Setup, Targets
+from fedsdr.algorithms.limited import limited
 from fedsdr.algorithms.privacy import Privacy
 from fedsdr.algorithms.table import TABLES, Row
 from fedsdr.algorithms.two_stream import Smoothing
@@ -30,11 +32,13 @@ class Choice(NamedTuple):
 Chosen = Mapping[str, Choice]  # "algorithm", "targets", ... -> what the recipe chose
 
 
-def build_algorithm(recipe: Recipe, population: float = 1.0) -> Algorithm:
+def build_algorithm(
+    recipe: Recipe, population: float = 1.0, max_norm: float = math.inf
+) -> Algorithm:
     """The recipe's algorithm, wearing its transforms, the innermost first.
 
-    population: sum of all clients' weights. Raises `UserError` for unknown names or options, and
-    for choices that exclude each other.
+    population: sum of all clients' weights. max_norm: of an update; larger ones are refused. Raises
+    `UserError` for unknown names or options, and for choices that exclude each other.
     """
     check_options(recipe)
     chosen = {key.rpartition(".")[2]: choose(recipe, key) for key in TABLES}
@@ -53,7 +57,7 @@ def build_algorithm(recipe: Recipe, population: float = 1.0) -> Algorithm:
     it = personal.build(it, personal.options, schedule, rectify_targets(recipe))
     if not recipe.federation.sample_counts:
         it = uncounted(it)
-    it = chosen["mode"].build(it, privacy(recipe))
+    it = limited(chosen["mode"].build(it, privacy(recipe)), max_norm)
     return chosen["compression"].build(it, chosen["compression"].options)
 
 
@@ -155,6 +159,10 @@ def _rank_of_its_own(recipe: Recipe, chosen: Chosen) -> bool:
     return recipe.lora.smoothing_rank not in (None, recipe.lora.rank)
 
 
+def _measures_aggregation(recipe: Recipe, chosen: Chosen) -> bool:
+    return recipe.evaluate.aggregation_error
+
+
 def _other_course(recipe: Recipe, chosen: Chosen) -> bool:
     """S not kept, S trained last, or R consolidated."""
     local = recipe.local
@@ -246,6 +254,12 @@ EXCLUSIONS: Final = (
         _not(_is("robust", "none")),
         "{mode} privacy gives {robust} one noisy mean in place of the clients' updates, which "
         "leaves it nothing to do: set privacy.mode to 'local'",
+    ),
+    (
+        _is("mode", "central"),
+        _measures_aggregation,
+        "evaluate.aggregation_error compares the new model with the clients' updates, and {mode} "
+        "privacy shows one noisy mean in their place: set evaluate.aggregation_error to false",
     ),
     (
         _several_ranks,
