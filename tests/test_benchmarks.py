@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from fedsdr.data.template import ChatFormat
 from fedsdr.errors import UserError
 from fedsdr.evaluate.benchmarks import results
 from fedsdr.evaluate.benchmarks.drop import score as drop_score
+from fedsdr.evaluate.benchmarks.folder import read_lines
 from fedsdr.evaluate.benchmarks.gsm8k import score as gsm8k_score
 from fedsdr.evaluate.benchmarks.harness import Options, StreamLM, Suite
 from fedsdr.evaluate.benchmarks.results import Question, Result
@@ -373,6 +375,35 @@ def test_what_was_asked_otherwise_is_not_paired():
         results.paired(result([1.0, 0.0]), result([1.0, 0.0], limit=5), "acc")
     with pytest.raises(UserError, match="not asked the same questions"):
         results.paired(result([1.0, 0.0]), result([1.0]), "acc")
+
+
+def test_questions_of_a_group_may_have_metrics_of_their_own(tmp_path):
+    """A group of lm-eval's: one of its tasks has acc, another em, and both f1."""
+    scores = [{"acc": 1.0, "f1": 0.5}, {"acc": 0.0, "f1": 0.1}, {"em": 1.0, "f1": 0.9}]
+    questions = [Question(f"s{i}/0", f"h{i}", each, 0, False) for i, each in enumerate(scores)]
+    mine = Result("a", "hub:g", {"shots": 0}, tuple(questions))
+    found = mine.summary()["metrics"]
+    means = {metric: each["mean"] for metric, each in found.items()}
+    assert means == {"acc": 0.5, "f1": pytest.approx(0.5), "em": 1.0}
+    assert found["em"]["subjects"] == {"s2": 1.0}
+    assert results.paired(mine, mine, "acc")["n"] == 2
+    only = replace(mine, questions=(replace(questions[0], scores={"f1": 0.5}), *questions[1:]))
+    with pytest.raises(UserError, match="not the same questions have a score 'acc'"):
+        results.paired(mine, only, "acc")
+
+
+@pytest.mark.parametrize("task", ["mmlu", "drop"])
+def test_questions_are_known_before_they_are_asked(data, task):
+    asked = suite(data, [task], base_of(**small_context(512)), limit=2)
+    foreseen = [(q.id, q.hash) for q in asked.questions(task)]
+    assert foreseen == [(q.id, q.hash) for q in asked.run(task, "tiny").questions]
+
+
+def test_a_line_of_json_may_hold_what_ends_lines_elsewhere(tmp_path):
+    path = tmp_path / "a.jsonl"
+    text = "one\u2028two\x85three"
+    path.write_text(json.dumps({"context": text}, ensure_ascii=False) + "\r\n\n", "utf-8")
+    assert read_lines(path, ["context"]) == [{"context": text}]
 
 
 def test_a_result_is_read_as_it_was_written(tmp_path):

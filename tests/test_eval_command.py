@@ -101,6 +101,41 @@ def test_two_runs_are_compared_question_by_question(folder, data, tmp_path):
     assert read_json(one / "against.json") == summary["against"]
 
 
+@pytest.mark.parametrize(
+    ("models", "spoil", "reason"),
+    [
+        (["fedavg"], {}, "has no result for fedavg on crass, truthfulqa: evaluate that run first"),
+        (["base"], {"hash": "0"}, "not asked the same questions"),
+        (["base"], {"id": "crass/9"}, "not asked the same questions"),
+        (["base"], {"limit": 2}, "limit is None against 2"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_any_question(
+    folder, data, tmp_path, monkeypatch, models, spoil, reason
+):
+    two = tmp_path / "two"
+    benchmark(request(folder, data, two, models=["base"]), silent())
+    path = two / "base" / "crass.jsonl"
+    first, *rest = read_json_lines(path)
+    tiny.write_rows(path, [{**first, **{k: v for k, v in spoil.items() if k in first}}, *rest])
+    summary = read_json(path.with_suffix(".json"))
+    summary["settings"] |= {k: v for k, v in spoil.items() if k not in first}
+    path.with_suffix(".json").write_text(json.dumps(summary))
+    monkeypatch.setattr(harness.Suite, "run", lambda *_: pytest.fail("asks a question"))
+    with pytest.raises(UserError, match=reason):
+        benchmark(request(folder, data, tmp_path / "one", models=models, against=two), silent())
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_a_model_is_loaded(
+    folder, data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(benchmarking, "_open", lambda *_: pytest.fail("loads a model"))
+    (tmp_path / "file").write_text("")
+    code, said = invoke("eval", folder, "--tasks", "crass", "--data", data,
+                        "--out", tmp_path / "file" / "out")  # fmt: skip
+    assert_told(code, said, ["cannot write into", "file/out", "another --out"])
+
+
 def test_the_command_writes_into_the_run_and_its_report(folder, data):
     before = (folder / "report.html").read_text()
     assert 'id="benchmarks"' not in before
@@ -221,11 +256,43 @@ def test_what_is_neither_run_nor_model(tmp_path, data):
             '{"premise": "a", "question": "b", "options": ["c", "d"], "answer": "e"}\n',
             ["row 1: the answer is not one of the options"],
         ),
+        (
+            "crass.jsonl",
+            '{"premise": 1, "question": "b", "options": ["c", "d"], "answer": "c"}\n',
+            ["crass.jsonl, row 1: premise = 1: expected a text"],
+        ),
+        (
+            "crass.jsonl",
+            '{"premise": "a", "question": "b", "options": ["c", 2], "answer": "c"}\n',
+            ["row 1: options must be a list of 2 to 8 texts"],
+        ),
+        (
+            "gsm8k_train.jsonl",
+            '{"question": "a", "answer": 3}\n',
+            ["gsm8k_train.jsonl, row 1: answer = 3: expected a text"],
+        ),
+        (
+            "drop_v0_dev.jsonl",
+            '{"context": "a", "ref_text": "b"}\n{"context": "a", "ref_text": "|"}\n',
+            ["drop_v0_dev.jsonl, row 2: ref_text = '|' holds no right answer"],
+        ),
+        (
+            "drop_v0_dev.jsonl",
+            '{"context": "a", "ref_text": "b"}\n' * 5,
+            ["every row is on a passage of its 3 shots"],
+        ),
+        (
+            "TruthfulQA.csv",
+            "Question,Best Answer,Correct Answers,Incorrect Answers\na,b,c,d,e\n",
+            ["TruthfulQA.csv, row 1: more cells than the header has"],
+        ),
     ],
 )
 def test_files_that_are_wrong(folder, tmp_path, file, content, parts):
     (tmp_path / file).write_text(content)
-    args = ("eval", folder, "--tasks", "crass", "--data", tmp_path, "--out", tmp_path / "o")
+    (tmp_path / "gsm8k_test.jsonl").write_text("")
+    task = file.partition(".")[0].partition("_")[0].lower()
+    args = ("eval", folder, "--tasks", task, "--data", tmp_path, "--out", tmp_path / "o")
     assert_told(*invoke(*args), parts)
 
 

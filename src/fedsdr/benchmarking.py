@@ -11,18 +11,21 @@ evaluated again, so an interrupted evaluation goes on where it stopped.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote
 
 from fedsdr import files
 from fedsdr.errors import UserError
 from fedsdr.evaluate.benchmarks import results
 from fedsdr.evaluate.benchmarks.results import Result
-from fedsdr.evaluate.benchmarks.table import Chosen, choose
-from fedsdr.folders import BENCHMARKS, RECIPE_FILE
+from fedsdr.evaluate.benchmarks.table import HUB, Chosen, choose
+from fedsdr.folders import BENCHMARKS, RECIPE_FILE, check_writable
 from fedsdr.model.base import BaseModel, check_model, load_base
 from fedsdr.progress import Reporter
 from fedsdr.trained import BASE, CLIENT, Models, open_run
+
+if TYPE_CHECKING:
+    from fedsdr.evaluate.benchmarks.harness import Suite
 
 SUMMARY_FILE: Final = "summary.json"
 AGAINST_FILE: Final = "against.json"
@@ -79,7 +82,8 @@ def benchmark(request: Request, reporter: Reporter) -> dict[str, Any]:
     out, names = _place(request), _names(request)
     others = _results_folder(request.against) if request.against else None
     chosen = choose(request.tasks, request.data)
-    evaluate(request, chosen, names, out, reporter)
+    check_writable(out)
+    evaluate(request, chosen, names, out, reporter, others)
     summary = summarise(out)
     if others is not None:
         summary["against"] = compare(out, others, request, names)
@@ -125,15 +129,25 @@ def _open(request: Request, reporter: Reporter) -> Opened:
 
 
 def evaluate(
-    request: Request, chosen: Sequence[Chosen], names: Sequence[str], out: Path, reporter: Reporter
+    request: Request,
+    chosen: Sequence[Chosen],
+    names: Sequence[str],
+    out: Path,
+    reporter: Reporter,
+    others: Path | None = None,
 ) -> None:
-    """One model in memory for all; a pair's result is written as soon as it is there."""
+    """One model in memory for all; a pair's result is written as soon as it is there.
+
+    others: results that these are to be compared with; raises at once where they cannot be.
+    """
     from fedsdr.evaluate.benchmarks.harness import Options, Suite
 
     models = _open(request, reporter)
     options = Options(request.limit, request.chat, request.bos, request.batch_size)
     suite = Suite(chosen, models.base, options, reporter)
     todo = {name: _missing(out, name, chosen, suite.settings) for name in names}
+    if others is not None:
+        _check_against(others, request, names, suite)
     with reporter.bar("evaluating", sum(map(len, todo.values()))) as bar:
         for name, tasks in todo.items():
             if tasks:
@@ -158,6 +172,23 @@ def _missing(out: Path, model: str, chosen: Sequence[Chosen], settings: Any) -> 
                 "options"
             )
     return missing
+
+
+def _check_against(others: Path, request: Request, names: Sequence[str], suite: "Suite") -> None:
+    """Raise where other results are of other questions, or asked otherwise, or there are none."""
+    found = [results.read(others, name, task) for task in request.tasks for name in names]
+    if not (known := [other for other in found if other is not None]):
+        raise UserError(
+            f"{others} has no result for {', '.join(names)} on {', '.join(request.tasks)}: "
+            "evaluate that run first, with the same options"
+        )
+    for other in known:
+        asked = suite.questions(other.task)
+        if other.task.startswith(HUB):  # whose questions need not all have scores
+            scored = {(question.id, question.hash) for question in other.questions}
+            asked = [question for question in asked if (question.id, question.hash) in scored]
+        mine = Result(other.model, other.task, suite.settings(other.task), tuple(asked))
+        results.check_paired(mine, other)
 
 
 def stored(out: Path) -> list[Result]:
@@ -203,11 +234,6 @@ def compare(out: Path, others: Path, request: Request, names: Sequence[str]) -> 
             if mine is not None and other is not None:
                 differences = {m: results.paired(mine, other, m) for m in mine.metrics}
                 rows.append({"model": name, "task": task, "differences": differences})
-    if not rows:
-        raise UserError(
-            f"{others} has no result for {', '.join(names)} on {', '.join(request.tasks)}: "
-            "evaluate that run first, with the same options"
-        )
     return {"name": str(request.against), "interval": INTERVAL, "results": rows}
 
 

@@ -10,6 +10,7 @@ DIR/baselines/<name>/   recipe.toml and the last two lines again, for each basel
 """
 
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from fedsdr import files
 from fedsdr.errors import UserError
@@ -66,6 +67,21 @@ def check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
 def _is_unused(out: Path) -> bool:
     """An empty folder, or one whose recipe a killed run was about to write."""
     return out.is_dir() and all(path.match(f".{RECIPE_FILE}.*.tmp") for path in out.iterdir())
+
+
+def check_writable(folder: Path) -> None:
+    """Raise unless a file can be made in `folder`, or where the folder is to be made.
+
+    For what writes only after long work; nothing is left behind.
+    """
+    place = folder
+    try:
+        while not place.exists():
+            place = place.parent
+        with TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error}: give another --out") from error
 
 
 def claim_folder(out: Path, recipe: Recipe) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Final
 
 from fedsdr.errors import UserError
-from fedsdr.evaluate.benchmarks.folder import enough, find, first, read_lines
+from fedsdr.evaluate.benchmarks.folder import check_texts, enough, find, first, read_lines
 from fedsdr.evaluate.benchmarks.subject import (
     LETTERS,
     Benchmark,
@@ -34,9 +34,13 @@ def read(data: Path, shots: int) -> list[Subject]:
 def _rows(path: Path) -> list[Row]:
     rows = read_lines(path, FIELDS)
     for number, row in enumerate(rows, start=1):
+        check_texts(path, number, row, ("premise", "question"))
         options = row["options"]
-        if not isinstance(options, list) or not 2 <= len(options) <= len(LETTERS):
-            raise UserError(f"{path}, row {number}: options must be a list of 2 to {len(LETTERS)}")
+        texts = isinstance(options, list) and all(isinstance(each, str) for each in options)
+        if not texts or not 2 <= len(options) <= len(LETTERS):
+            raise UserError(
+                f"{path}, row {number}: options must be a list of 2 to {len(LETTERS)} texts"
+            )
         if row["answer"] not in options:
             raise UserError(f"{path}, row {number}: the answer is not one of the options")
     return [{key: row[key] for key in FIELDS} for row in rows]
@@ -57,6 +61,6 @@ CRASS: Final = Benchmark(
         f"{row['premise'].strip()} {row['question'].strip()}", row["options"]
     ),
     target=_answer,
-    score=lambda row, said: likeliest(row, said, _answer(row)),
+    score=lambda row, said: likeliest(said, _answer(row)),
     choices=lambda row: list(LETTERS[: len(row["options"])]),
 )

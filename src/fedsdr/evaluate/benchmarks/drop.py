@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Final
 
+from fedsdr.errors import UserError
 from fedsdr.evaluate.benchmarks.folder import enough, find, read_lines
 from fedsdr.evaluate.benchmarks.subject import Benchmark, Row, Scores, Subject
 
@@ -17,10 +18,22 @@ LAYOUT: Final = (
 def read(data: Path, shots: int) -> list[Subject]:
     """The first `shots` rows are the shots; questions on their passages are not asked."""
     path = find(data, FILES, LAYOUT)
-    rows = [{key: str(row[key]) for key in FIELDS} for row in read_lines(path, FIELDS)]
-    examples, rest = enough(path, rows, shots)
+    examples, rest = enough(path, _rows(path), shots)
     seen = {_passage(row) for row in examples}
-    return [Subject("drop", examples, [row for row in rest if _passage(row) not in seen])]
+    questions = [row for row in rest if _passage(row) not in seen]
+    if not questions:
+        raise UserError(f"{path}: every row is on a passage of its {shots} shots: add others")
+    return [Subject("drop", examples, questions)]
+
+
+def _rows(path: Path) -> list[Row]:
+    rows: list[Row] = [{key: str(row[key]) for key in FIELDS} for row in read_lines(path, FIELDS)]
+    for number, row in enumerate(rows, start=1):
+        if not golds(row):
+            raise UserError(
+                f"{path}, row {number}: ref_text = {row['ref_text']!r} holds no right answer"
+            )
+    return rows
 
 
 def _passage(row: Row) -> str:

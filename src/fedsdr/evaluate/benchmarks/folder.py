@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsdr.errors import UserError
+from fedsdr.evaluate.benchmarks.subject import Row
 
 
 def find(data: Path, names: Iterable[str], layout: str) -> Path:
@@ -23,6 +24,12 @@ def read_csv(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
     """The rows of a CSV file with a header; texts such as "NA" stay texts."""
     with _reading(path), open(path, encoding="utf-8-sig", newline="") as handle:
         rows = list(csv.DictReader(handle))
+    for number, row in enumerate(rows, start=1):
+        if None in row:  # where DictReader puts what the header has no name for
+            raise UserError(
+                f"{path}, row {number}: more cells than the header has: put texts with commas in "
+                "quotes"
+            )
     return checked(path, rows, columns)
 
 
@@ -30,7 +37,8 @@ def read_lines(path: Path, fields: Iterable[str]) -> list[dict[str, Any]]:
     """The objects of a JSONL file, which may be gzipped."""
     with _reading(path):
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        rows = [json.loads(line) for line in raw.decode("utf-8").splitlines() if line.strip()]
+        # Only "\n" ends a line: str.splitlines would also break at characters that texts may hold.
+        rows = [json.loads(line) for line in raw.decode("utf-8").split("\n") if line.strip()]
     return checked(path, rows, fields)
 
 
@@ -47,12 +55,20 @@ def checked(path: Path, rows: Any, fields: Iterable[str]) -> list[Any]:
     return rows
 
 
+def check_texts(path: Path, number: int, row: Row, fields: Iterable[str]) -> None:
+    """Raise unless these fields of a row are texts."""
+    if wrong := [field for field in fields if not isinstance(row[field], str)]:
+        raise UserError(
+            f"{path}, row {number}: {wrong[0]} = {row[wrong[0]]!r:.80}: expected a text, in quotes"
+        )
+
+
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Turns what goes wrong while a file is read into `UserError`."""
     try:
         yield
-    except (OSError, ValueError, EOFError, csv.Error) as error:
+    except (OSError, ValueError, EOFError, RecursionError, csv.Error) as error:
         raise UserError(f"cannot read {path}: {error}") from error
 
 

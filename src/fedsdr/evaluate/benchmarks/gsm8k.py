@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from fedsdr.errors import UserError
-from fedsdr.evaluate.benchmarks.folder import find, first, read_lines
+from fedsdr.evaluate.benchmarks.folder import check_texts, find, first, read_lines
 from fedsdr.evaluate.benchmarks.subject import Benchmark, Row, Scores, Subject
 
 FIELDS: Final = ("question", "answer")
@@ -29,6 +29,7 @@ def read(data: Path, shots: int) -> list[Subject]:
 def _rows(path: Path) -> list[Row]:
     rows = read_lines(path, FIELDS)
     for number, row in enumerate(rows, start=1):
+        check_texts(path, number, row, FIELDS)
         if not MARKED.search(row["answer"]):
             raise UserError(f"{path}, row {number}: the answer has no result after ####")
     return [{key: row[key] for key in FIELDS} for row in rows]

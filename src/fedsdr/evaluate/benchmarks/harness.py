@@ -8,6 +8,7 @@ question that is too long by itself loses its beginning, and is counted.
 import contextlib
 import copy
 import io
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
+from lm_eval.utils import handle_non_serializable, hash_string
 
 from fedsdr.data.records import Turn
 from fedsdr.errors import UserError
@@ -28,6 +30,7 @@ from fedsdr.model.base import BaseModel
 from fedsdr.progress import Bar, Reporter
 
 FEWSHOT_SEED = 1234  # lm-eval's own default, for its own tasks; ours draw nothing
+HASH = 16  # characters of a question's hash that are kept
 
 
 @dataclass(frozen=True)
@@ -221,6 +224,15 @@ class Suite:
             "context": lm.max_length,
         }
 
+    def questions(self, task: str) -> list[Question]:
+        """What a model will be asked, without scores: to see beforehand whether results pair."""
+        subjects = {name.removeprefix(f"{task}_"): each for name, each in self.tasks[task].items()}
+        return [
+            Question(f"{subject}/{number}", content_hash(doc), {}, None, False)
+            for subject, each in subjects.items()
+            for number, doc in each.doc_iterator(limit=self.options.limit)
+        ]
+
     def scores(self, model: str) -> Metrics:
         """The headline metric of each benchmark, in percent."""
         found = {}
@@ -271,11 +283,17 @@ def _questions(
             shots = task.used[min(prompts)] if isinstance(task, FittingTask) else None
             yield Question(
                 f"{subject}/{number}",
-                first[number]["doc_hash"][:16],
+                first[number]["doc_hash"][:HASH],
                 scores[number],
                 shots,
                 bool(prompts & cut),
             )
+
+
+def content_hash(doc: Any) -> str:
+    """The hash that lm-eval's log gives a question."""
+    text = json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False)
+    return str(hash_string(text))[:HASH]
 
 
 def hub_tasks(name: str) -> dict[str, Any]:

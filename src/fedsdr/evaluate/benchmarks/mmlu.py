@@ -49,6 +49,6 @@ MMLU: Final = Benchmark(
     read=read,
     prompt=lambda row: lettered(row["question"], [row[key] for key in OPTIONS]),
     target=lambda row: int(row["answer"]),
-    score=lambda row, said: likeliest(row, said, int(row["answer"])),
+    score=lambda row, said: likeliest(said, int(row["answer"])),
     choices=lambda row: ["A", "B", "C", "D"],
 )

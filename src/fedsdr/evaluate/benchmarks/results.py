@@ -37,7 +37,11 @@ class Question:
 
 @dataclass(frozen=True)
 class Result:
-    """One model on one benchmark; the first metric is the headline."""
+    """One model on one benchmark; the first metric is the headline.
+
+    The tasks of a group of lm-eval's may have metrics of their own: each is a mean over the
+    questions that have it.
+    """
 
     model: str
     task: str
@@ -46,10 +50,13 @@ class Result:
 
     @property
     def metrics(self) -> list[str]:
-        return list(self.questions[0].scores)
+        return list(dict.fromkeys(m for question in self.questions for m in question.scores))
+
+    def having(self, metric: str) -> list[Question]:
+        return [question for question in self.questions if metric in question.scores]
 
     def values(self, metric: str) -> list[float]:
-        return [question.scores[metric] for question in self.questions]
+        return [question.scores[metric] for question in self.having(metric)]
 
     def summary(self) -> dict[str, Any]:
         """Means over questions with standard errors; and over subjects, where there are several."""
@@ -66,7 +73,7 @@ class Result:
 
     def _metric(self, metric: str) -> dict[str, Any]:
         subjects: dict[str, list[float]] = defaultdict(list)
-        for question in self.questions:
+        for question in self.having(metric):
             subjects[question.id.rpartition("/")[0]].append(question.scores[metric])
         means = {name: math.fsum(each) / len(each) for name, each in subjects.items()}
         values = self.values(metric)
@@ -88,8 +95,20 @@ def standard_error(values: Sequence[float]) -> float | None:
 def paired(a: Result, b: Result, metric: str) -> Estimate:
     """Mean of a - b over the same questions, with the 95 % interval of the paired t statistic.
 
-    Raises `UserError` where the two were not asked the same questions in the same way.
+    Raises `UserError` where the two were not asked the same questions in the same way, or not
+    scored in the same way.
     """
+    check_paired(a, b)
+    if [q.id for q in a.having(metric)] != [q.id for q in b.having(metric)]:
+        raise UserError(
+            f"{a.task}: {a.model} and {b.model} cannot be paired: not the same questions have a "
+            f"score {metric!r}: evaluate both anew"
+        )
+    return paired_difference(a.values(metric), b.values(metric))
+
+
+def check_paired(a: Result, b: Result) -> None:
+    """Raise `UserError` unless the two were asked the same questions in the same way."""
     if changed := [k for k in a.settings if a.settings[k] != b.settings.get(k)]:
         key = changed[0]
         raise UserError(
@@ -101,7 +120,6 @@ def paired(a: Result, b: Result, metric: str) -> Estimate:
             f"{a.task}: {a.model} and {b.model} cannot be paired: they were not asked the same "
             "questions: evaluate both on the same data folder"
         )
-    return paired_difference(a.values(metric), b.values(metric))
 
 
 def place(folder: Path, model: str, task: str) -> Path:

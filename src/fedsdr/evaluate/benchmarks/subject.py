@@ -60,6 +60,6 @@ def lettered(question: str, options: Sequence[str]) -> str:
     return "\n".join([question, *lines, "Answer:"])
 
 
-def likeliest(row: Row, likelihoods: Sequence[float], answer: int) -> Scores:
+def likeliest(likelihoods: Sequence[float], answer: int) -> Scores:
     """Accuracy: whether the right choice has the highest log-likelihood (the first of equals)."""
     return {"acc": float(max(range(len(likelihoods)), key=likelihoods.__getitem__) == answer)}
