@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import tiny
 from fedsdr.cli.main import app
+from fedsdr.report import html
 
 Tables = dict[str, Any]
 
@@ -329,6 +330,16 @@ def test_a_cache_that_cannot_be_written(tables, tmp_path, monkeypatch):
 
 def test_a_report_of_no_run(tmp_path):
     assert_told(*invoke("report", tmp_path), ["has no summary.json", "finished run"])
+
+
+def test_a_report_that_cannot_be_written(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(html, "load", lambda folder: None)
+    monkeypatch.setattr(html, "render", lambda material: "<html>")
+    monkeypatch.setattr(html, "write_text", full)
+    assert_told(*invoke("report", tmp_path), ["cannot write", "report.html: No space left"])
 
 
 # Training that diverges: what was done before stays, and the message says where it happened

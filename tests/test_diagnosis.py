@@ -256,7 +256,7 @@ def test_one_client_has_no_pairs(recipe, tmp_path):
     ("options", "parts"),
     [
         (["--gradients", "0"], ["--gradients 0", "at least 1", "--no-model"]),
-        (["--distilled", "0"], ["--distilled", "at least 1"]),
+        (["--distilled", "0"], ["--distilled 0: give at least 1 record"]),
         (["--no-model", "--gradients", "3"], ["--no-model", "remove it"]),
         (["--no-model", "--distilled", "3"], ["--no-model", "remove it"]),
         (["--rewrites", "x", "--distilled", "3"], ["--rewrites and --distilled"]),
@@ -266,6 +266,7 @@ def test_one_client_has_no_pairs(recipe, tmp_path):
         (["--no-model", "--set", "model.max_length=2"], ["no usable record", "max_length"]),
         (["--set", "model.max_length=2"], ["no record fits into 2 tokens"]),
         (["--out", "data"], ["is not empty and nothing is written over"]),
+        (["--out", "recipe.toml/out"], ["cannot write into recipe.toml/out", "another --out"]),
     ],
 )
 def test_bad_input(recipe, tmp_path, monkeypatch, options, parts):

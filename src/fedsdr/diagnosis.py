@@ -54,7 +54,7 @@ class Options:
     the same prompts, instead. model: whether weights may be loaded."""
 
     gradients: int | None = None
-    distilled: int = 0
+    distilled: int | None = None
     rewrites: Path | None = None
     model: bool = True
 
@@ -92,7 +92,7 @@ def check_options(options: Options) -> None:
         raise UserError(
             f"--gradients {options.gradients}: give at least 1 record, or --no-model for none"
         )
-    if options.distilled < 0:
+    if options.distilled is not None and options.distilled < 1:
         raise UserError(f"--distilled {options.distilled}: give at least 1 record")
     if not options.model and (options.distilled or options.gradients):
         raise UserError("--no-model loads no weights: remove it, or --gradients and --distilled")
@@ -103,7 +103,7 @@ def check_options(options: Options) -> None:
 def _loads(recipe: Recipe, options: Options) -> bool:
     if not options.model:
         return False
-    asked = options.gradients is not None or options.distilled > 0
+    asked = options.gradients is not None or options.distilled is not None
     return asked or recipe.uses_lab or _weights(Path(recipe.model.path)) <= SMALL
 
 

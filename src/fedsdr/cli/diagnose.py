@@ -33,7 +33,7 @@ def diagnose(
     from fedsdr import diagnosis
     from fedsdr import recipe as recipes
     from fedsdr.cli.plan import costs, plan_of, print_costs
-    from fedsdr.folders import check_folder
+    from fedsdr.folders import check_folder, check_writable
     from fedsdr.report.diagnosis import write_diagnosis
     from fedsdr.setting import prepare
 
@@ -41,9 +41,8 @@ def diagnose(
         loaded = recipes.load_recipe(recipe, set_ or [])
         if out is not None:
             check_folder(out, loaded, resume=False)
-        if distilled == 0:
-            distilled = -1  # an option that is given must ask for something
-        options = diagnosis.Options(gradients, distilled or 0, rewrites, not no_model)
+            check_writable(out)
+        options = diagnosis.Options(gradients, distilled, rewrites, not no_model)
         diagnosis.check_options(options)
         setting = prepare(loaded)
         found = diagnosis.diagnose(setting, options, reporter)

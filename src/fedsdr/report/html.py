@@ -4,6 +4,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from fedsdr.errors import UserError
 from fedsdr.files import write_text
 from fedsdr.report import (
     benchmarks,
@@ -24,10 +25,15 @@ def write_report(folder: Path) -> Path:
     """Write `folder/report.html`, one self-contained page, and return its path.
 
     The page depends on the files of the folder and nothing else: no clock, no network.
-    Raises `UserError` where there is no summary.json or a file of the folder is unreadable.
+    Raises `UserError` where there is no summary.json, a file of the folder is unreadable, or it
+    cannot be written into.
     """
     path = folder / "report.html"
-    write_text(path, render(load(folder)))
+    page = render(load(folder))
+    try:
+        write_text(path, page)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}: copy the folder elsewhere") from error
     return path
 
 
