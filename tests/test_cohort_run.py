@@ -6,6 +6,8 @@ import torch
 from fedsdr import recipe as recipes
 from fedsdr.algorithms.compose import build_algorithm
 from fedsdr.algorithms.contract import Round
+from fedsdr.data.template import Example
+from fedsdr.engines import cohort_size
 from fedsdr.engines.in_process import InProcess, batched
 from fedsdr.errors import UserError
 from fedsdr.progress import silent
@@ -39,6 +41,21 @@ def test_a_run_by_cohorts_is_one_by_clients(tmp_path):
             torch.testing.assert_close(found[key], wanted[key], atol=2e-3, rtol=0)
     assert also["loss/rectify"] == pytest.approx(told["loss/rectify"], rel=1e-3)
     assert set(two.store.folder.iterdir()) == {two.store.folder / name for name in two.clients()}
+
+
+def test_rewrites_that_are_longer_leave_room_for_fewer(tmp_path, monkeypatch):
+    recipe = recipes.load_recipe(setting(tmp_path), ['local.cohort="auto"'])
+    bench = prepare(recipe).workbench(silent())
+    raw = {name: {"raw": each} for name, each in bench.raw.items()}
+    longest = max(len(example) for each in bench.raw.values() for example in each)
+    rewrite = Example((7,), (7,) * 2 * longest)
+    longer = {name: {**each, "distilled": [rewrite]} for name, each in raw.items()}
+    monkeypatch.setattr(cohort_size, "free_memory", lambda device: 2**30)
+    sizes = [
+        InProcess(bench, recipe, examples, ClientStore(tmp_path), silent()).at_once
+        for examples in (raw, longer)
+    ]
+    assert sizes[0] > 1.5 * sizes[1] > 0
 
 
 def test_names_are_taken_a_few_at_a_time():

@@ -15,18 +15,20 @@ SHARE: Final = 0.5  # of the free memory: allocators, libraries and the server w
 FLOATS: Final = 4 * 7  # bytes a parameter of a client: three streams, gradient, moments, the start
 
 
-def cohort_that_fits(bench: Workbench, recipe: Recipe) -> int:
-    """At least 1, and that where the system does not tell its memory or the model is not traced."""
+def cohort_that_fits(bench: Workbench, recipe: Recipe, longest: int) -> int:
+    """At least 1, and that where the system does not tell its memory or the model is not traced.
+
+    longest: tokens of the longest example that is trained on.
+    """
     free = free_memory(bench.model.device)
-    each = bytes_of_a_client(bench, recipe)
+    each = bytes_of_a_client(bench, recipe, longest)
     return 1 if free is None or each is None else max(1, int(SHARE * free / each))
 
 
-def bytes_of_a_client(bench: Workbench, recipe: Recipe) -> int | None:
+def bytes_of_a_client(bench: Workbench, recipe: Recipe, longest: int) -> int | None:
     """Activations and logits of its longest (micro-)batch, and its adapters while they learn."""
     local, lora, model = recipe.local, recipe.lora, bench.base.model
     rows = min(local.micro_batch or local.batch_size, local.batch_size)
-    longest = max(len(example) for examples in bench.raw.values() for example in examples)
     two = TwoStreamModel(
         outline(bench.base.path).to(model.dtype), lora.targets, lora.rank, lora.alpha
     )

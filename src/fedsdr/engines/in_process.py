@@ -86,7 +86,11 @@ class InProcess:
     def at_once(self) -> int:
         """How many clients are trained at once."""
         wanted = self.recipe.local.cohort
-        return cohort_that_fits(self.bench, self.recipe) if wanted == "auto" else wanted
+        if wanted != "auto":
+            return wanted
+        kinds = [each for kinds in self.examples.values() for each in kinds.values()]
+        longest = max(len(example) for each in kinds for example in each)
+        return cohort_that_fits(self.bench, self.recipe, longest)
 
     def trainer(self, client: str, round: int) -> LocalTrainer:
         local = self.recipe.local
