@@ -2,16 +2,29 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
 
 from fedsdr import files
-from fedsdr.deploy.egress import DECLARED, LOG, Audit, UndeclaredError, check_declared
+from fedsdr.algorithms.compose import build_algorithm
+from fedsdr.algorithms.contract import Round
+from fedsdr.deploy.egress import (
+    DECLARED,
+    LOG,
+    Audit,
+    UndeclaredError,
+    check_declared,
+    check_tensors,
+)
 from fedsdr.deploy.wire import Answer, Operation
+from fedsdr.methods import method
 from fedsdr.metrics import Mean
+from fedsdr.recipe import load_recipe
 
+RECIPE = load_recipe(Path(__file__).parents[1] / "recipes" / "lab.toml")
 CHANGE = {"layers.0.x.lora_A.weight": torch.ones(2, 3, dtype=torch.bfloat16)}
 NOTHING: dict[str, Any] = {"change": {}, "weight": 0.0, "metrics": {}}
 FIT = Answer("fit", "run", "anna", "fedsdr", 1, CHANGE, 8.0, {"loss/rectify": Mean(1.0, 2.0)})
@@ -58,6 +71,33 @@ def test_a_private_tensor_may_not_leave_under_any_name():
     check_declared(replace(FIT, change={"new": torch.zeros(2, 3)}), [other])  # a zero tells nothing
 
 
+FAMILY = ("fedavg", "scaffold+int8", "fedsdr", "fedsdr+topk", "fedsa", "ffa", "flora", "fedex")
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_tensors_have_the_names_and_shapes_of_an_update(name):
+    algorithm = build_algorithm(method(name, RECIPE))
+    first = {
+        f"layers.{k}.x.lora_{factor}.weight": torch.ones(shape)
+        for k in range(2)
+        for factor, shape in (("A", (4, 6)), ("B", (5, 4)))
+    }
+    for round in (1, 2):
+        state = algorithm.init(first)
+        change = algorithm.uploads(state, Round(round, 7))
+        answer = replace(FIT, change=change, round=round)
+        check_tensors(answer, algorithm, first)
+        key = min(change)
+        for other in (
+            {**change, "secret": torch.zeros(1)},
+            {k: t for k, t in change.items() if k != key},
+            {**change, key: change[key].double()},
+            {**change, key: change[key].flatten()[:-1]},
+        ):
+            with pytest.raises(UndeclaredError, match="this may not leave: update of client"):
+                check_tensors(replace(answer, change=other), algorithm, first)
+
+
 def test_the_log_says_what_left_and_not_what_it_was(tmp_path):
     audit = Audit(tmp_path)
     audit.sent(FIT, b"12345", "d" * 32)
@@ -75,6 +115,16 @@ def test_the_log_says_what_left_and_not_what_it_was(tmp_path):
     }  # fmt: skip
     assert refused["refused"] == "a reason"
     assert refused["bytes"] == 0
+
+
+def test_a_line_that_a_crash_cut_short_is_dropped_and_the_log_goes_on(tmp_path):
+    audit = Audit(tmp_path)
+    audit.refused("one")
+    with audit.path.open("ab") as file:
+        file.write('{"time": 1, "refused": "é'.encode()[:-1])
+    assert [row["refused"] for row in files.read_json_lines(audit.path)] == ["one"]
+    audit.refused("two")
+    assert [row["refused"] for row in files.read_json_lines(audit.path)] == ["one", "two"]
 
 
 def test_a_log_goes_on_after_a_restart(tmp_path):

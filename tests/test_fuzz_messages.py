@@ -20,6 +20,7 @@ from fedsdr.deploy.client import ClientSide
 from fedsdr.deploy.egress import LOG
 from fedsdr.deploy.identity import MAGIC, new_key, read_private, seal, unseal
 from fedsdr.deploy.relay import ask
+from fedsdr.deploy.server import Shape
 from fedsdr.deploy.trainer import listen, serve_requests
 from fedsdr.deploy.wire import (
     DIMENSIONS,
@@ -87,8 +88,8 @@ ENTRIES = st.fixed_dictionaries(
     optional={"more": st.none()},
 )
 HEAD: dict[str, Any] = {
-    "version": 1, "kind": "request", "operation": "fit", "run": "run", "client": CLIENT,
-    "method": "fedsdr", "round": 1, "recipe": "recipe", "agreed": {},
+    "version": 2, "kind": "request", "operation": "fit", "run": "run", "client": CLIENT,
+    "method": "fedsdr", "round": 1, "counted": 0, "recipe": "recipe", "agreed": {},
 }  # fmt: skip
 CHANGED_HEADS = st.dictionaries(st.sampled_from([*HEAD, "more"]), JUNK, max_size=3)
 
@@ -172,7 +173,7 @@ def requests(place: Path) -> list[bytes]:
     hello = Request("hello", "run", digest, "-", agreed=agreed(recipe))
     operations = [
         Request("prepare", "run", digest, CLIENT, "fedsdr"),
-        Request("fit", "other", digest, CLIENT, "fedsdr", 1),
+        Request("fit", "other", digest, CLIENT, "fedsdr", 1, Shape(recipe).first),
         Request("finish", "run", digest, CLIENT, "fedsdr", recipe.federation.rounds),
     ]
     return [seal(encode(each), key) for each in [hello, *operations]]

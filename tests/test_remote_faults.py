@@ -1,7 +1,9 @@
 """What a line, a client or a server can do wrong: refused, waited for, or gone on from."""
 
 import itertools
+import json
 import random
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -99,7 +101,7 @@ def filled(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
 
 HOSTILE: dict[str, tuple[Callable[[Answer], Answer], str]] = {
     "nan": (one(filled(float("nan"))), "NaN or infinite"),
-    "infinity": (one(filled(float("inf"))), "has norm inf"),
+    "infinity": (one(filled(float("inf"))), "NaN or infinite"),
     "shape": (one(lambda t: t[:1]), "has shape"),
     "dtype": (one(lambda t: t.double()), "float64, expected"),
     "integers": (one(lambda t: t.to(torch.int8)), "int8, expected"),
@@ -107,14 +109,16 @@ HOSTILE: dict[str, tuple[Callable[[Answer], Answer], str]] = {
     "extra": (changed("model.embed_tokens.weight", torch.zeros(2)), "unexpected keys"),
     "nothing": (lambda a: replace(a, change={}), "missing keys"),
     "giant": (every(filled(1e30)), "max_norm"),
-    "weight 0": (lambda a: replace(a, weight=0.0), "weight 0.0"),
+    "weight 0": (lambda a: replace(a, weight=0.0), "weighs 0, and it was prepared for"),
+    "weight": (lambda a: replace(a, weight=a.weight + 1), "and it was prepared for"),
+    "undeclared": (lambda a: replace(a, metrics={"records": Mean(1.0, 1.0)}), "may not leave"),
     "other run": (lambda a: replace(a, run="another"), "for another run"),
     "last round": (lambda a: replace(a, round=a.round - 1), "answered for round"),
     "other method": (lambda a: replace(a, method="fedavg+median"), "answered for method"),
     "other operation": (lambda a: replace(a, operation="evaluate"), "answered for operation"),
     "other request": (lambda a: replace(a, request="0" * 32), "answered another request"),
-    "other client": (lambda a: replace(a, client="anna"), "the signature is not of whom"),
-    "nobody": (lambda a: replace(a, client="dora"), "not in the roster"),
+    "other client": (lambda a: replace(a, client="anna"), "answered for client 'anna'"),
+    "nobody": (lambda a: replace(a, client="dora"), "answered for client 'dora'"),
     "refusal": (lambda a: replace(a, change={}, refused="no time"), "no time"),
 }
 
@@ -161,6 +165,63 @@ def test_a_hostile_update_is_refused_and_the_round_goes_on(shared, kind):
         assert row["absent"].keys() == {"cleo"}
         assert reason in row["absent"]["cleo"]
     assert bits(out) == without
+
+
+def claiming(answer: Answer, **head: Any) -> bytes:
+    """The answer's bytes with other words in its header, whatever `encode` would say to them."""
+    data = encode(answer)
+    end = 8 + int.from_bytes(data[:8], "little")
+    outer = json.loads(data[8:end])
+    outer["__metadata__"]["fedsdr"] = json.dumps(json.loads(outer["__metadata__"]["fedsdr"]) | head)
+    text = json.dumps(outer).encode()
+    return len(text).to_bytes(8, "little") + text + data[end:]
+
+
+CLAIMS: dict[str, tuple[dict[str, Any], str]] = {
+    "giant weight": ({"weight": 1e308}, "weight = 1e+308"),
+    "giant sum": ({"metrics": {"loss/rectify": [1e308, 1.0]}}, "metrics.loss/rectify.0 = 1e+308"),
+    "sum over nothing": ({"metrics": {"loss/rectify": [1.0, 1e-300]}}, "metrics.loss/rectify"),
+}
+
+
+@pytest.mark.parametrize("kind", CLAIMS)
+def test_no_number_of_one_client_makes_a_total_infinite(shared, kind):
+    federation, sides, without = shared
+    head, reason = CLAIMS[kind]
+    key = federation.keys["cleo"]
+    line = corrupt(loopback(sides), lambda answer: seal(claiming(answer, **head), key))
+    out = federation.serve(line, f"out-{kind}".replace(" ", "-"))
+    for row in rows(out):
+        assert reason in row["absent"]["cleo"]
+    assert bits(out) == without
+
+
+def test_a_client_that_may_not_tell_its_records_weighs_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
+    federation = Federation(tmp_path, federation={"sample_counts": False})
+    heavy = lambda a: seal(encode(replace(a, weight=1e9)), federation.keys["cleo"])  # noqa: E731
+    out = federation.serve(corrupt(loopback(federation.clients()), heavy))
+    for row in rows(out):
+        assert row["absent"]["cleo"] == "its update weighs 1e+09, and it was prepared for 1"
+
+
+def test_the_largest_norm_is_that_of_what_was_encoded(tmp_path, monkeypatch):
+    """An update of int8 carries scales; what they stand for is up to 127 times as large."""
+    monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
+    federation = Federation(
+        tmp_path, federation={"compression": "int8"}, deployment={"max_norm": 100.0}
+    )
+
+    def blown_up(answer: Answer) -> bytes:
+        scales = {k: torch.ones_like(t) for k, t in answer.change.items() if k.endswith("/scale")}
+        full = {
+            k: torch.full_like(t, 127) for k, t in answer.change.items() if t.dtype == torch.int8
+        }
+        return seal(encode(replace(answer, change=full | scales)), federation.keys["cleo"])
+
+    out = federation.serve(corrupt(loopback(federation.clients()), blown_up))
+    for row in rows(out):
+        assert "and deployment.max_norm is 100" in row["absent"]["cleo"]
 
 
 BROKEN: dict[str, tuple[Callable[[bytes], bytes], str]] = {
@@ -241,11 +302,14 @@ def test_a_client_with_another_recipe_or_model_is_turned_away(federation, tmp_pa
             loopback(sides), **{"deployment.min_clients": 3, "deployment.wait_seconds": 0.5}
         )
     sides = federation.clients()
-    sides["cleo"].bench.fingerprint = "another"
+    sides["anna"].bench.fingerprint = "another"  # who comes first decides nothing
     with pytest.raises(UserError, match="base model has other weights"):
         federation.serve(
             loopback(sides), "two", **{"deployment.min_clients": 3, "deployment.wait_seconds": 0.5}
         )
+    out = federation.serve(loopback(sides), "most")
+    assert [row["clients"] for row in rows(out)] == [["ben", "cleo"]] * 3
+    assert files.read_json(out / "environment.json")["data"] == sides["ben"].bench.fingerprint
 
 
 def listing(folder: Path) -> dict[str, bytes]:
@@ -361,6 +425,78 @@ def test_a_straggler_is_left_out_and_its_late_answer_counts_nowhere(federation):
     assert taken == [[*tiny.CLIENTS], ["anna", "ben"], ["anna", "ben"]]
     assert "no answer within 1.5 s" in rows(out)[1]["absent"]["cleo"]
     assert "answered for round 1, but was asked for 3" in rows(out)[2]["absent"]["cleo"]
+
+
+def test_an_update_that_did_not_count_leaves_no_trace(tmp_path, monkeypatch):
+    """Late or refused: the client's own tensors are those of a run in which it was not asked."""
+    monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
+    federation = Federation(
+        tmp_path,
+        federation={"algorithm": "scaffold", "compression": "int8", "targets": "two_stream"},
+        local={"smoothing_state": "keep"},
+    )
+    lines = {
+        "late": lambda answer, reply: None if answer.round == 2 else reply,
+        "refused": lambda answer, reply: reply[:-1] if answer.round == 2 else reply,
+    }
+    ends = {}
+    for name, edit in lines.items():
+        line = loopback(federation.clients(name))
+        line.lost = _in_rounds(edit)
+        ends[name] = federation.serve(line, f"out-{name}"), tmp_path / "of" / name
+    line = loopback(federation.clients("deaf"))
+    line.up[102] = _deaf_in_round(2, line.up[102])
+    ends["deaf"] = federation.serve(line, "out-deaf"), tmp_path / "of" / "deaf"
+    wanted, folder = ends.pop("deaf")
+    for out, own in ends.values():
+        assert [row["clients"] for row in rows(out)] == [row["clients"] for row in rows(wanted)]
+        assert bits(out) == bits(wanted)
+        assert _states(own) == _states(folder)
+    assert _states(folder)
+
+
+def _in_rounds(edit: Callable[[Answer, bytes], bytes | None]) -> Any:
+    def lost(node: int, asked: bytes, reply: bytes) -> bytes | None:
+        answer = decode_answer(unseal(reply, None))
+        return edit(answer, reply) if node == 102 and answer.operation == "fit" else reply
+
+    return lost
+
+
+def _deaf_in_round(round: int, client: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+    def answer(data: bytes) -> bytes:
+        request = decode_request(unseal(data, None))
+        if (request.operation, request.round) == ("fit", round):
+            raise OSError("it hears nothing")
+        return client(data)
+
+    return answer
+
+
+def _states(folder: Path) -> dict[tuple[str, str], bytes]:
+    """(client, file) -> what it keeps; runs have names of their own."""
+    found = folder.rglob("state-*.safetensors")
+    return {(p.relative_to(folder).parts[0], p.name): p.read_bytes() for p in found}
+
+
+def test_a_client_that_stays_away_is_not_waited_for_to_the_end(federation):
+    """It answers hello, and is gone before the first round."""
+    line = loopback(federation.clients())
+    served: dict[int, Callable[[bytes], bytes]] = dict(line.up)
+
+    def leaving(data: bytes) -> bytes:
+        reply = served[102](data)
+        line.up.pop(102, None)
+        return reply
+
+    line.up[102] = leaving
+    began = time.monotonic()
+    out = federation.serve(
+        line, **{"deployment.round_seconds": 600.0, "deployment.reconnect_seconds": 0.2}
+    )
+    assert time.monotonic() - began < 60
+    for row in rows(out):
+        assert "it did not come back within 0.2 s" in row["absent"]["cleo"]
 
 
 class Twice(Loopback):

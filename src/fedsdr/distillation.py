@@ -79,11 +79,14 @@ def distilling(recipe: Recipe, out: Path) -> list[tuple[str, Path, Recipe]]:
 
 
 def rewrite_all(
-    bench: Workbench, recipe: Recipe, reporter: Reporter
+    bench: Workbench, recipe: Recipe, reporter: Reporter, folder: Path | None = None
 ) -> Mapping[str, list[Rewritten]]:
-    """Every client's rewrites; told beforehand what they will cost, if that is much."""
+    """Every client's rewrites; told beforehand what they will cost, if that is much.
+
+    folder: of the cache; the user's common one where it is None.
+    """
     options = recipe.distill
-    with rewrite_cache() as cache:
+    with rewrite_cache(folder) as cache:
         costly = options.attempts > 1 or not SLOW.isdisjoint(options.checks)
         if options.pilot and costly and not _begun(bench, recipe, cache):
             reporter.say(told(pilots(bench, recipe, options.pilot)))

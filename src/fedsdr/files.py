@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -108,12 +108,28 @@ def read_json_lines(path: Path) -> list[Any]:
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")  # not decoded whole: the cut may be inside a character
-    return [json.loads(line) for line in lines[:-1] if line]
+    try:
+        return [json.loads(line) for line in lines[:-1] if line]
+    except ValueError as error:
+        raise UserError(f"cannot read {path}: a line of it is no JSON: {error}") from error
 
 
 def append_json_line(path: Path, row: Any) -> None:
-    with open(path, "a", encoding="utf-8") as handle:
-        handle.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    """Add a line; one that a crash had cut short before it is dropped."""
+    line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    with open(path, "ab+") as handle:
+        _drop_torn_line(handle)
+        handle.write(line.encode())
+
+
+def _drop_torn_line(handle: BinaryIO) -> None:
+    end = handle.seek(0, os.SEEK_END)
+    if not end:
+        return
+    handle.seek(end - 1)
+    if handle.read(1) != b"\n":
+        handle.seek(0)
+        handle.truncate(handle.read().rfind(b"\n") + 1)
 
 
 def write_tensors(

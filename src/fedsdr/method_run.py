@@ -195,15 +195,18 @@ def pooled_recipe(recipe: Recipe, clients: int) -> Recipe:
 
 
 def client_examples(
-    bench: Workbench, recipe: Recipe, folder: Path, reporter: Reporter
+    bench: Workbench, recipe: Recipe, folder: Path, reporter: Reporter, cache: Path | None = None
 ) -> Mapping[str, Mapping[Targets, Sequence[Example]]]:
-    """Each client's tokenised records by kind of target, rewritten first where a method asks."""
+    """Each client's tokenised records by kind of target, rewritten first where a method asks.
+
+    cache: the folder of the cache of rewrites, where that is not the user's common one.
+    """
     raw = bench.raw
     if recipe.federation.pooled:
         return {pool(bench.clients).name: {"raw": [e for each in raw.values() for e in each]}}
     if not recipe.federation.rewrites:
         return {client: {"raw": examples} for client, examples in raw.items()}
-    rewrites = rewrite_all(bench, recipe, reporter)
+    rewrites = rewrite_all(bench, recipe, reporter, cache)
     record_distillation(folder, rewrites, recipe.seed)
     examples: dict[str, Mapping[Targets, Sequence[Example]]] = {}
     for client in bench.clients:

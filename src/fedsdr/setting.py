@@ -33,9 +33,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get("FEDSDR_CACHE") or Path.home() / ".cache" / "fedsdr")
 
 
-def rewrite_cache() -> RewriteCache:
-    """The cache of rewrites, to be closed by who opens it."""
-    return RewriteCache(cache_folder() / "rewrites.sqlite")
+def rewrite_cache(folder: Path | None = None) -> RewriteCache:
+    """The cache of rewrites in `folder`, or the common one, to be closed by who opens it."""
+    return RewriteCache((folder or cache_folder()) / "rewrites.sqlite")
 
 
 @dataclass(frozen=True)

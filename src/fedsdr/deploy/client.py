@@ -10,7 +10,8 @@ evaluate   judge a global model by the held-out records
 finish     write the client's own model, and judge it
 
 A request that comes again, after a crash on either side, is answered by the same bytes: an answer
-is on disk before it is sent. A round that is over stays over.
+is on disk before it is sent. A round that is over stays over, and one whose update did not count,
+being late or refused, leaves no trace: the next begins from the state of the last that did.
 """
 
 import logging
@@ -21,11 +22,11 @@ from pathlib import Path
 from typing import Final
 
 from fedsdr import __version__, files
-from fedsdr.adapters import all_finite, unwrap
+from fedsdr.adapters import Adapter, all_finite, unwrap
 from fedsdr.algorithms.compose import build_algorithm
 from fedsdr.algorithms.contract import Algorithm, Personal
 from fedsdr.deploy.agreement import agreed, agreement
-from fedsdr.deploy.egress import Audit, UndeclaredError, check_declared
+from fedsdr.deploy.egress import Audit, UndeclaredError, check_declared, check_tensors
 from fedsdr.deploy.identity import PrivateKey, PublicKey, digest, seal, unseal
 from fedsdr.deploy.wire import (
     LONGEST,
@@ -169,7 +170,7 @@ class ClientSide:
         if (before := self._answered(course, request, name)) is not None:
             return before
         engine = course.engine
-        engine.commit(request.round - 1, [self.client])
+        engine.rewind(self.client, request.counted)
         [participant] = engine.run_round(
             course.algorithm, request.shared, request.round, [self.client]
         )
@@ -180,8 +181,13 @@ class ClientSide:
         )
         kept = engine.state(self.client, request.round).private.values()
         check_declared(answer, [unwrap(private) for private in kept])
+        check_tensors(answer, course.algorithm, self._first())
         self._keep(course, request, name, answer)
         return answer
+
+    def _first(self) -> Adapter:
+        """An adapter of this client's model, by which the algorithm says what updates are like."""
+        return self.bench.first_adapter(self.recipe.seed)
 
     def _evaluate(self, request: Request, blank: Answer, name: str) -> Answer:
         recipe = self._method(request)[1]
@@ -192,7 +198,7 @@ class ClientSide:
         course = self._course(request)
         if request.round != course.recipe.federation.rounds:
             raise RefusalError(f"round {request.round} is not the last one")
-        course.engine.commit(request.round, [self.client])
+        course.engine.rewind(self.client, request.counted)
         own = finish_client(course.engine, course.algorithm, request.shared, self.client)
         return replace(blank, metrics=_told(course.recipe, own))
 
@@ -217,7 +223,7 @@ class ClientSide:
     def _begin(self, request: Request) -> Course:
         folder, recipe = self._method(request)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        examples = client_examples(self.bench, recipe, folder, self.reporter)
+        examples = client_examples(self.bench, recipe, folder, self.reporter, self.folder)
         engine = InProcess(
             self.bench,
             recipe,

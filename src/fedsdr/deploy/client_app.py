@@ -4,6 +4,7 @@ Deployed, to the trainer whose socket the node's configuration names. In a simul
 that lives in this process (`fedsdr.deploy.resident`), since many share a machine there.
 """
 
+import logging
 from pathlib import Path
 
 from flwr.app import Context, Message
@@ -13,14 +14,22 @@ from fedsdr.deploy import relay
 from fedsdr.deploy.flower import pack, unpack
 
 app = ClientApp()
+log = logging.getLogger(__name__)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Errors become Flower's, which the server asks again after."""
+    """Errors become Flower's, which the server asks again after.
+
+    Flower sends their text to the server, so it tells nothing of this machine; the log does.
+    """
     data = unpack(message.content)
     if "socket" in context.node_config:
-        answer = relay.ask(Path(str(context.node_config["socket"])), data)
+        try:
+            answer = relay.ask(Path(str(context.node_config["socket"])), data)
+        except relay.TrainerError as error:
+            log.error("%s", error)
+            raise relay.TrainerError("the trainer gave no answer, see this client's log") from None
     else:
         from fedsdr.deploy.resident import client_at
 

@@ -15,6 +15,7 @@ import torch
 
 from fedsdr import files
 from fedsdr.adapters import Adapter, size_in_bytes
+from fedsdr.algorithms.contract import Algorithm, Round, Update, check_update
 from fedsdr.deploy.wire import Answer, Operation
 from fedsdr.errors import UserError
 
@@ -73,6 +74,18 @@ def check_declared(answer: Answer, private: Iterable[Adapter] = ()) -> None:
         for key, tensor in adapter.items():
             if bool(tensor.any()) and any(_same(tensor, each) for each in answer.change.values()):
                 raise UndeclaredError(f"{key!r} is private and may not leave")
+
+
+def check_tensors(answer: Answer, algorithm: Algorithm, first: Adapter) -> None:
+    """Raise `UndeclaredError` unless the tensors have the names, shapes and dtypes of an update.
+
+    first: an adapter of the client's model. What the server takes in is checked by the same rule.
+    """
+    like = algorithm.uploads(algorithm.init(first), Round(answer.round, 0))
+    try:
+        check_update(answer.client, Update(answer.change, answer.weight), like, algorithm.ranks)
+    except ValueError as error:
+        raise UndeclaredError(f"this may not leave: {error}") from error
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -31,6 +31,7 @@ from fedsdr.setting import lab_clients
 NODE_PORT: Final = 9094  # of the first client's SuperNode, on its own machine's loopback
 SERVER: Final = "server"
 NODES: Final = "nodes"  # public keys of the clients' nodes, in the server's folder
+LOOPBACKS: Final = {"localhost": "127.0.0.1", "127.0.0.1": "127.0.0.1", "::1": "::1"}
 HOST: Final = re.compile(r"[A-Za-z0-9._:-]+")
 
 
@@ -117,7 +118,7 @@ def write_server(
     files.write_text(folder / "superexec.secret", secrets.token_hex(32), private=True)
     files.write_text(folder / RECIPE_FILE, to_toml(recipe))
     write_app(folder, port)
-    listen = "127.0.0.1" if host in ("localhost", "127.0.0.1") else "0.0.0.0"
+    listen = LOOPBACKS.get(host) or ("::" if ":" in host else "0.0.0.0")
     write_script(folder / "start.sh", "server.sh", {"listen": listen, "port": port})
     write_script(folder / "environment.sh", "environment.sh", {"programs": programs()})
     write_roster(folder, dict(keys))

@@ -1,8 +1,9 @@
 """The engine across organisations: client halves run where the data are."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from fedsdr.adapters import Adapter, norm, select
+from fedsdr.adapters import Adapter
 from fedsdr.algorithms.contract import Algorithm, Update
 from fedsdr.deploy.switchboard import Switchboard
 from fedsdr.deploy.wire import Answer, Operation, Request
@@ -21,6 +22,8 @@ class Remote:
     ) -> None:
         self.switchboard, self.recipe, self.method = switchboard, recipe, method
         self.reporter, self.deployment = reporter, recipe.deployment
+        self.weights: dict[str, float] = {}  # what each client's updates weigh
+        self.counted: dict[str, int] = {}  # the last round that each client had a part in
 
     def clients(self) -> Sequence[str]:
         return list(self.switchboard.roster)
@@ -28,20 +31,25 @@ class Remote:
     def prepare(self) -> dict[str, float]:
         """Have all clients rewrite; returns the weight of each that is ready, 1 if untold."""
         ready = self._all("prepare", {}, 0, self.deployment.prepare_seconds)
-        return {client: answer.weight or 1.0 for client, answer in ready.items()}
+        return {client: self._weight(answer) for client, answer in ready.items()}
 
     def run_round(
         self, algorithm: Algorithm, shared: Adapter, round: int, cohort: Sequence[str]
     ) -> Iterator[Participant | Absent]:
         question = self._question("fit", shared, round)
         with self.reporter.bar(f"  round {round}: clients", len(cohort), keep=False) as bar:
-            answers = self.switchboard.ask(cohort, question, self.deployment.round_seconds)
+            seconds = self.deployment.round_seconds
+            answers = self.switchboard.ask(cohort, question, seconds, self.counted)
             for client, answer in zip(cohort, answers, strict=True):
                 bar.advance(note=client)
                 yield answer if isinstance(answer, Absent) else self._participant(answer)
 
     def commit(self, round: int, cohort: Sequence[str]) -> None:
         """Clients learn of it by the next round's request."""
+
+    def count(self, row: Mapping[str, Any]) -> None:
+        """A committed line of the log: whose updates were aggregated."""
+        self.counted |= dict.fromkeys(row.get("clients", []), row["round"])
 
     def evaluate(self, deployed: Adapter) -> Metrics:
         """The global model, judged by every client that answers on its own held-out records."""
@@ -59,7 +67,7 @@ class Remote:
     ) -> dict[str, Answer]:
         """The answers of all clients that give one. Raises `UserError` where these are too few."""
         question = self._question(operation, shared, round)
-        answers = list(self.switchboard.ask(self.clients(), question, seconds))
+        answers = list(self.switchboard.ask(self.clients(), question, seconds, self.counted))
         absent = {each.client: each.reason for each in answers if isinstance(each, Absent)}
         told = "; ".join(f"{client}: {reason}" for client, reason in absent.items())
         needed = min(self.deployment.min_clients, len(answers))
@@ -77,12 +85,14 @@ class Remote:
         return Request(operation, board.run, board.agreement, "-", self.method, round, shared)
 
     def _participant(self, answer: Answer) -> Participant | Absent:
-        change = answer.change
-        length = norm(select(change, lambda key: change[key].is_floating_point()))
-        if length > self.deployment.max_norm:  # one that is NaN is refused like every other
-            return Absent(
-                answer.client,
-                f"its update has norm {length:.3g}, and deployment.max_norm is "
-                f"{self.deployment.max_norm:g}",
-            )
-        return Participant(answer.client, Update(change, answer.weight, answer.metrics))
+        """The update; refused if it does not weigh what the client has said before."""
+        agreed = self.weights.setdefault(answer.client, self._weight(answer))
+        if answer.weight != agreed:
+            reason = f"its update weighs {answer.weight:g}, and it was prepared for {agreed:g}"
+            return Absent(answer.client, reason)
+        return Participant(answer.client, Update(answer.change, answer.weight, answer.metrics))
+
+    def _weight(self, answer: Answer) -> float:
+        """A client's number of records; 1 where the recipe does not let it tell that."""
+        private = not self.recipe.federation.sample_counts or self.recipe.privacy.mode != "none"
+        return 1.0 if private else answer.weight

@@ -42,9 +42,10 @@ from fedsdr.setting import check_clients, check_methods, methods_of, plan_folder
 from fedsdr.summary import summarise_runs
 from fedsdr.tracking.follow import Follower, tracked
 from fedsdr.tracking.table import choose
-from fedsdr.training.rounds import nobody, run_rounds
+from fedsdr.training.rounds import run_rounds
 
 RUN_FILE: Final = "run.json"  # the run's name, by which clients know it after a restart
+WEIGHTS_FILE: Final = "weights.json"
 
 
 def serve(
@@ -68,6 +69,7 @@ def serve(
     shape = Shape(recipe)
     claim_folder(out, recipe)
     board = Switchboard(link, recipe, run_name(out), roster, reporter, key, pause)
+    board.model = known_model(out)
     deployment = recipe.deployment
     board.connect(min(deployment.min_clients, len(roster)), deployment.wait_seconds)
     record_federation(out, recipe, board)
@@ -102,15 +104,28 @@ def run_name(out: Path) -> str:
     return str(files.read_json(path)["run"])
 
 
+def known_model(out: Path) -> str:
+    """The fingerprint of the base model that a run began on; "" for one that is to begin."""
+    file = out / ENVIRONMENT_FILE
+    return str(files.read_json(file)["data"]) if file.exists() else ""
+
+
 def record_federation(out: Path, recipe: Recipe, board: Switchboard) -> None:
-    """Note what the run began on; clients with another base model are turned away for good."""
+    """Note what the run begins on; clients with another base model are turned away for good."""
     file = out / ENVIRONMENT_FILE
     if file.exists():
-        board.model = str(files.read_json(file)["data"])
         return
     files.write_json(out / PARTITION_FILE, [{"name": client} for client in board.roster])
     described = describe_environment(recipe.seed)
     files.write_json(file, described | {"model": {"fingerprint": board.model}, "data": board.model})
+
+
+def known_weights(folder: Path, prepared: Mapping[str, float]) -> dict[str, float]:
+    """What each client's updates weigh: as it was told when the method began, whoever is there."""
+    file = folder / WEIGHTS_FILE
+    if not file.exists():
+        files.write_json(file, prepared)
+    return dict(files.read_json(file))
 
 
 class Shape:
@@ -142,14 +157,22 @@ def serve_method(
     files.write_text(folder / RECIPE_FILE, to_toml(recipe))
     engine = Remote(board, recipe, name, reporter)
     reporter.say(f"{name}: clients prepare their data")
-    weights = engine.prepare()
+    prepared = engine.prepare()
+    weights = known_weights(folder, prepared)
+    engine.weights = {**prepared, **weights}
     secret = noise_seed(recipe, folder)
     options = round_options(recipe, secret, recipe.deployment.min_clients)
-    algorithm = build_algorithm(recipe, sum(weights.values()))
+    algorithm = build_algorithm(recipe, sum(weights.values()), recipe.deployment.max_norm)
     with follower or nullcontext() as tracking:
+
+        def observe(row: Mapping[str, Any]) -> None:
+            engine.count(row)
+            if tracking:
+                tracking.row(row)
+
         state = run_rounds(
             algorithm, engine, shape.first, options, engine.evaluate, folder,
-            reporter, name, tracking.row if tracking else nobody,
+            reporter, name, observe,
         )  # fmt: skip
         personal = engine.finish(algorithm.broadcast(state))
         result = conclude(recipe, folder, shape.settings, algorithm.deployed(state), personal)

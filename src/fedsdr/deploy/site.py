@@ -117,7 +117,8 @@ def serve_folder(folder: Path, line: Callable[[float], Link], pause: float = 0.5
 def _serve_folder(
     folder: Path, line: Callable[[float], Link], pause: float, reporter: Reporter
 ) -> None:
-    status = {"began": time.time(), "state": "running", "error": ""}
+    before = files.read_json(folder / STATUS) if (folder / STATUS).exists() else {}
+    status = {"began": time.time(), "state": "running", "error": before.get("error", "")}
     files.write_json(folder / STATUS, status)
     try:
         site = load_site(folder)
@@ -127,7 +128,7 @@ def _serve_folder(
     except BaseException as error:
         files.write_json(folder / STATUS, status | {"state": "failed", "error": str(error)})
         raise
-    files.write_json(folder / STATUS, status | {"state": "finished"})
+    files.write_json(folder / STATUS, status | {"state": "finished", "error": ""})
 
 
 @contextmanager
@@ -162,6 +163,7 @@ def open_client(folder: Path, reporter: Reporter) -> ClientSide:
 def run_trainer(folder: Path, reporter: Reporter) -> None:
     """Serve a client's folder until the process ends. All that it writes is its owner's alone."""
     os.umask(0o077)
+    folder = folder.absolute()  # relays open the socket by its whole path, whose length is limited
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     server = listen(folder / SOCKET)
     try:

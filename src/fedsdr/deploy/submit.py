@@ -9,17 +9,18 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fedsdr import files
 from fedsdr.deploy.init import NODES, programs, render
-from fedsdr.deploy.site import STATUS, server_port
+from fedsdr.deploy.site import STATUS, only_one, server_port
 from fedsdr.errors import UserError
 from fedsdr.progress import Reporter
 
 LINK: Final = "federation"  # the SuperLink's name in flower/config.toml
+LINK_AWAY: Final = 600.0  # seconds that a SuperLink that was there may take to come back
 QUIET: Final = {  # nothing calls home, nothing is installed
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -43,15 +44,18 @@ def submit(
 ) -> None:
     """Run the federation of a server's folder; returns when it is finished.
 
-    options: further words for `flwr run`. Raises `UserError` where it failed, or where `attempts`
-    ServerApps died.
+    options: further words for `flwr run`. Raises `UserError` where one is running there already,
+    where it failed, where `attempts` ServerApps died, or the SuperLink did and stayed away.
     """
+    server_port(folder)  # of a folder that is none of ours, nothing is written into
+    with only_one(folder):  # a ServerApp that an earlier command submitted may be at work
+        pass
     for attempt in range(1, attempts + 1):
         began = time.time()
-        number = start(folder, *options)
+        again = attempt > 1  # the SuperLink was there, and may be coming back
+        number = patiently(lambda: start(folder, *options), LINK_AWAY if again else 0.0, pause)
         reporter.say(f"submitted as Flower's run {number} (attempt {attempt} of {attempts})")
-        while (state := flower_state(folder, number)) is None:
-            time.sleep(pause)
+        state = ended(folder, number, pause)
         told = read_status(folder)
         if told.get("began", 0) >= began:
             if told["state"] == "finished":
@@ -60,6 +64,28 @@ def submit(
                 raise UserError(f"the run failed: {told['error']}: mend that, and run it again")
         reporter.say(f"the ServerApp ended ({state}) without a word; its log: flwr log {number}")
     raise UserError(f"{attempts} ServerApps died: see {folder / 'logs'}, and run it again")
+
+
+T = TypeVar("T")
+
+
+def patiently(action: Callable[[], T], seconds: float, pause: float) -> T:
+    """What `action` returns, tried again for so long after a `UserError`, which it then raises."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return action()
+        except UserError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(pause)
+
+
+def ended(folder: Path, number: int, pause: float) -> str:
+    """Wait for the end of Flower's run; returns how it ended."""
+    while (state := patiently(lambda: flower_state(folder, number), LINK_AWAY, pause)) is None:
+        time.sleep(pause)
+    return state
 
 
 def start(folder: Path, *options: str) -> int:
@@ -98,11 +124,8 @@ def configure(folder: Path) -> None:
 
 
 def flower_state(folder: Path, number: int) -> str | None:
-    """How Flower's run ended; None while it goes on, or while the SuperLink cannot be asked."""
-    try:
-        told = _flwr(folder, "list", LINK, "--run-id", str(number), "--format", "json")
-    except UserError:  # restarting, say
-        return None
+    """How Flower's run ended; None while it goes on."""
+    told = _flwr(folder, "list", LINK, "--run-id", str(number), "--format", "json")
     status = str(told["runs"][0]["status"])
     return status if status.startswith("finished") else None
 

@@ -3,15 +3,18 @@
 A line (`Link`) may lose messages, deliver them late, or break for a while; a node may be anybody.
 So every answer is verified, and matched to the question that it should be of; a question that got
 an error instead of an answer is asked again until its time is up, which does no harm, since a
-client answers the same question by the same bytes.
+client answers the same question by the same bytes. A client that is not connected is waited for no
+longer than it takes to come back.
 """
 
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple, Protocol
 
 from fedsdr.deploy.agreement import agreed, agreement
+from fedsdr.deploy.egress import UndeclaredError, check_declared
 from fedsdr.deploy.identity import PrivateKey, PublicKey, digest, seal, unseal
 from fedsdr.deploy.wire import Answer, Request, WireError, decode_answer, encode
 from fedsdr.errors import UserError
@@ -20,6 +23,7 @@ from fedsdr.sections.recipe import Recipe
 from fedsdr.training.rounds import Absent
 
 FORGET: Final = 120.0  # seconds after which a hello without an answer is said again
+LONGEST_HELLO: Final = 2**16  # bytes: it is read before it is known whose signature it should have
 
 
 class Reply(NamedTuple):
@@ -62,6 +66,7 @@ class _Asked:
     request: Request
     sent: _Sent | None = None  # while an answer is awaited
     again: float = 0.0  # when it may be sent again
+    away: float | None = None  # since when the client is not connected
     trouble: str = "it is not connected"
 
 
@@ -84,6 +89,7 @@ class Switchboard:
         self.reporter, self.key, self.pause = reporter, key, pause
         self.places: dict[str, int] = {}  # client -> node
         self.model = ""  # the fingerprint that all clients' base models must have
+        self._models: dict[str, str] = {}  # client -> the fingerprint that it told
         self._greeted: dict[str, _Sent] = {}  # hellos on their way, by message
         self._strangers: dict[int, str] = {}  # node -> why it is no client of ours
         self.agreement = agreement(recipe)
@@ -94,7 +100,8 @@ class Switchboard:
     def connect(self, needed: int, seconds: float) -> None:
         """Wait for all clients, or for `needed` of them once `seconds` are over.
 
-        Raises `UserError` where fewer have come.
+        Where no run has settled it before, `model` becomes what most of them have. Raises
+        `UserError` where fewer have come.
         """
         end = time.monotonic() + seconds
         with self.reporter.bar("clients connected", len(self.roster)) as bar:
@@ -104,6 +111,7 @@ class Switchboard:
                 bar.advance(len(self.places) - seen)
                 seen = len(self.places)
                 time.sleep(self.pause)
+        self._settle_model()
         if len(self.places) < needed:
             missing = ", ".join(client for client in self.roster if client not in self.places)
             others = "; ".join(f"node {n}: {why}" for n, why in self._strangers.items())
@@ -111,6 +119,21 @@ class Switchboard:
                 f"{len(self.places)} of {needed} clients came within {seconds:g} s; missing: "
                 f"{missing}" + (f" (turned away: {others})" if others else "")
             )
+
+    def _settle_model(self) -> None:
+        """The base model is what most clients have (of equally many, the roster's first); others
+        are turned away."""
+        came = Counter(self._models[client] for client in self.roster if client in self.places)
+        if not self.model and came:
+            [(self.model, _)] = came.most_common(1)
+        for client, node in list(self.places.items()):
+            if self._models[client] != self.model:
+                del self.places[client]
+                self._turn_away(node, _other_weights(self._models[client]))
+
+    def _turn_away(self, node: int, why: str) -> None:
+        self._strangers[node] = why
+        self.reporter.say(f"node {node} is turned away: {why}")
 
     def _greet(self) -> None:
         """Say hello to nodes that are not known yet, and forget those that have left."""
@@ -130,39 +153,51 @@ class Switchboard:
         if reply.error:  # it is asked again at the next look
             return
         try:
-            answer = self._verified(reply.data)
+            answer = self._verified(reply.data, self._greeter(reply.data))
             _check_matches(answer, replace(self.hello, client=answer.client), sent.digest)
             if answer.refused:
                 raise WireError(answer.refused)
             model = answer.facts.get("model", "")
             if self.model and model != self.model:
-                raise WireError(
-                    f"its base model has other weights than the other clients' ({model})"
-                )
+                raise WireError(_other_weights(model))
         except WireError as error:
-            self._strangers[node] = str(error)
-            self.reporter.say(f"node {node} is turned away: {error}")
+            self._turn_away(node, str(error))
             return
-        self.model = model
+        self._models[answer.client] = model
         self.places[answer.client] = node
+
+    def _greeter(self, data: bytes) -> str:
+        """Who says that a hello's answer is from them. Raises `WireError` where that is nobody."""
+        if len(data) > LONGEST_HELLO:
+            raise WireError(f"its hello has {len(data)} bytes, and {LONGEST_HELLO} are plenty")
+        client = decode_answer(unseal(data, None)).client
+        if client not in self.roster:
+            raise WireError(f"client {client!r} is not in the roster")
+        return client
 
     # --- Questions
 
     def ask(
-        self, clients: Sequence[str], question: Request, seconds: float
+        self,
+        clients: Sequence[str],
+        question: Request,
+        seconds: float,
+        counted: Mapping[str, int],
     ) -> Iterator[Answer | Absent]:
         """Each client's answer, in the order of `clients`, or why there is none in time.
 
-        question: its `client` is filled in.
+        question: its `client` and `counted` are filled in. counted: `Request.counted` by client.
         """
         end = time.monotonic() + seconds
-        open = {client: _Asked(replace(question, client=client)) for client in clients}
+        open = {
+            client: _Asked(replace(question, client=client, counted=counted.get(client, 0)))
+            for client in clients
+        }
         done: dict[str, Answer | Absent] = {}
         for client in clients:
             while client not in done:
-                if time.monotonic() > end:
-                    trouble = open[client].trouble
-                    done[client] = Absent(client, f"no answer within {seconds:g} s: {trouble}")
+                if (waited := self._too_long(open[client], end, seconds)) is not None:
+                    done[client] = Absent(client, waited)
                     break
                 self._send_open(open)
                 arrived = self._look([each.sent.id for each in open.values() if each.sent])
@@ -173,9 +208,22 @@ class Switchboard:
             open.pop(client, None)
             yield done.pop(client)
 
+    def _too_long(self, asked: _Asked, end: float, seconds: float) -> str | None:
+        """Why a client is not waited for any longer, if so."""
+        now, patience = time.monotonic(), self.recipe.deployment.reconnect_seconds
+        if now > end:
+            return f"no answer within {seconds:g} s: {asked.trouble}"
+        if asked.away is not None and now - asked.away > patience:
+            return f"it did not come back within {patience:g} s: {asked.trouble}"
+        return None
+
     def _send_open(self, open: Mapping[str, _Asked]) -> None:
         now = time.monotonic()
         for client, asked in open.items():
+            if client in self.places or asked.sent is not None:
+                asked.away = None
+            elif asked.away is None:
+                asked.away = now
             if asked.sent is None and client in self.places and now >= asked.again:
                 asked.sent = self._send(self.places[client], asked.request)
                 asked.trouble = "it was asked, and has not answered"
@@ -196,10 +244,11 @@ class Switchboard:
             return
         del open[client]
         try:
-            answer = self._verified(reply.data)
+            answer = self._verified(reply.data, client)
             _check_matches(answer, asked.request, sent.digest)
+            check_declared(answer)
             done[client] = Absent(client, answer.refused) if answer.refused else answer
-        except WireError as error:
+        except (WireError, UndeclaredError) as error:
             done[client] = Absent(client, str(error))
 
     def _look(self, ids: Collection[str]) -> list[Reply]:
@@ -216,15 +265,16 @@ class Switchboard:
         id = self.link.send(node, seal(data, self.key))
         return _Sent(id, digest(data), node, time.monotonic())
 
-    def _verified(self, data: bytes) -> Answer:
-        """An answer that the client it names has signed, of this run."""
-        answer = decode_answer(unseal(data, None))
-        if answer.client not in self.roster:
-            raise WireError(f"client {answer.client!r} is not in the roster")
-        unseal(data, self.roster[answer.client])
+    def _verified(self, data: bytes, client: str) -> Answer:
+        """An answer that `client` has signed, of this run. Nothing else is even parsed."""
+        answer = decode_answer(unseal(data, self.roster[client]))
         if answer.run != self.run:
             raise WireError(f"client {answer.client!r} answered for another run, {answer.run!r}")
         return answer
+
+
+def _other_weights(model: str) -> str:
+    return f"its base model has other weights than the other clients' ({model})"
 
 
 def _check_matches(answer: Answer, request: Request, digest: str) -> None:

@@ -18,6 +18,7 @@ from fedsdr.errors import UserError
 SOCKET: Final = "trainer.sock"
 LONGEST: Final = 100  # bytes of a socket's path, which the system limits to about 107
 WAITING: Final = 16  # connections in line
+PATIENCE: Final = 120.0  # seconds for a relay to take its answer, or to give its question
 
 log = logging.getLogger(__name__)
 
@@ -83,9 +84,8 @@ def is_owner(line: socket.socket) -> bool:
 
 
 def _serve_one(line: socket.socket, answer: Callable[[bytes], bytes]) -> None:
-    line.settimeout(60)  # for a relay that stops in the middle of its message
+    line.settimeout(PATIENCE)  # for a relay that stops in the middle
     data = relay.read_frame(line)
-    line.settimeout(None)
     try:
         status, reply = relay.ANSWER, answer(data)
     except UserError as error:  # no request of our server: told to the relay, logged already

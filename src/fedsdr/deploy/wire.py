@@ -18,16 +18,22 @@ from fedsdr.adapters import Adapter
 from fedsdr.errors import UserError
 from fedsdr.metrics import Mean
 
-VERSION: Final = 1
+VERSION: Final = 2
 HEADER: Final = "fedsdr"  # the entry of the safetensors header
 MOST: Final = 8 * 2**30  # bytes of a message
 LONGEST: Final = 2000  # characters of a refusal
 DIMENSIONS: Final = 8  # of a tensor; arithmetic on one of hundreds fails in torch
+# What weights and sums of metrics may be, so that no client's number makes a total infinite.
+MOST_RECORDS: Final = 1e12
+MOST_SUM: Final = 1e15
+LEAST_WEIGHT: Final = 1e-6  # of a metric that has one
 METADATA: Final = "__metadata__"  # the name that safetensors keeps for itself
 
 Operation = Literal["hello", "prepare", "fit", "evaluate", "finish"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._+-]*$", max_length=200)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
+Round = Annotated[int, Field(ge=0, lt=10**6)]
+Weight = Annotated[float, Field(ge=0, le=MOST_RECORDS, allow_inf_nan=False)]
+Sum = Annotated[float, Field(ge=-MOST_SUM, le=MOST_SUM, allow_inf_nan=False)]
 
 
 def printable(text: str) -> str:
@@ -44,6 +50,15 @@ def _check_printable(text: str) -> str:
 Text = Annotated[str, AfterValidator(_check_printable)]
 
 
+def _check_divisible(pair: tuple[float, float]) -> tuple[float, float]:
+    if 0 < pair[1] < LEAST_WEIGHT:
+        raise ValueError(f"the weight of a mean is 0, or {LEAST_WEIGHT} at least")
+    return pair
+
+
+Pair = Annotated[tuple[Sum, Weight], AfterValidator(_check_divisible)]  # of a Mean
+
+
 class WireError(UserError):
     """Bytes that are no message of ours."""
 
@@ -54,7 +69,8 @@ class Request:
 
     run: the server's name of this run. recipe: digest of what all must agree on. method: which of
     the recipe's methods. round: from 1; 0 outside of rounds. shared: the algorithm's broadcast.
-    agreed: in a hello, what the digest is of, key by key.
+    counted: the last round in which this client's update was aggregated, 0 for none. agreed: in a
+    hello, what the digest is of, key by key.
     """
 
     operation: Operation
@@ -64,6 +80,7 @@ class Request:
     method: str = "-"
     round: int = 0
     shared: Adapter = field(default_factory=dict)
+    counted: int = 0
     agreed: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -92,24 +109,25 @@ class Answer:
 class _Head(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    version: Literal[1]
+    version: Literal[2]
     operation: Operation
     run: Name
     client: Name
     method: Name
-    round: Annotated[int, Field(ge=0, lt=10**6)]
+    round: Round
 
 
 class _RequestHead(_Head):
     kind: Literal["request"]
     recipe: Name
+    counted: Round
     agreed: dict[str, str]
 
 
 class _AnswerHead(_Head):
     kind: Literal["answer"]
-    weight: Annotated[Number, Field(ge=0)]
-    metrics: dict[Annotated[Text, Field(max_length=200)], tuple[Number, Number]]
+    weight: Weight
+    metrics: dict[Annotated[Text, Field(max_length=200)], Pair]
     facts: dict[Annotated[Text, Field(max_length=40)], Annotated[Text, Field(max_length=400)]]
     refused: Annotated[Text, Field(max_length=LONGEST)]
     request: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]

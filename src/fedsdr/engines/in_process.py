@@ -114,6 +114,11 @@ class InProcess:
         for client in cohort:
             self.store.prune(client, round)
 
+    def rewind(self, client: str, round: int) -> None:
+        """The last round of a client that counted is `round`: later ones left no trace."""
+        self.store.prune(client, round)
+        self.store.discard(client, round)
+
     def state(self, client: str, round: int) -> ClientState:
         """What the client kept of the rounds up to `round`."""
         state = self.store.load(client, committed=round)

@@ -62,6 +62,12 @@ class ClientStore:
         for round in older[:-1]:
             self._path(client, round).unlink()
 
+    def discard(self, client: str, after: int) -> None:
+        """Drop the versions of rounds after `after`, which came to nothing."""
+        for round in self._versions(client):
+            if round > after:
+                self._path(client, round).unlink()
+
     def _versions(self, client: str) -> list[int]:
         folder = self.folder / client
         matches = (VERSION.fullmatch(path.name) for path in folder.glob("state-*"))

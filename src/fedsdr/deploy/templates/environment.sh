@@ -2,6 +2,7 @@
 export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 RAY_USAGE_STATS_ENABLED=0
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1
 export FLWR_HOME="$PWD/flower"
+umask 077  # logs may quote records, and Flower's database has every message
 # The commands of the environment that `fedsdr deploy init` ran in; change it where they lie elsewhere.
 export PATH="{{ programs }}:$PATH"
 

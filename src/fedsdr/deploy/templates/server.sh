@@ -3,7 +3,7 @@
 # of either. Ctrl-C ends both.
 cd "$(dirname "$0")" || exit 1
 . ./environment.sh
-trap 'trap - EXIT; kill 0' EXIT INT TERM
+trap 'trap - EXIT INT TERM; kill 0' EXIT INT TERM
 keep_up superlink flower-superlink --host {{ listen }} --port {{ port }} \
     --ssl-ca-certfile certificates/ca.crt --ssl-certfile certificates/server.crt \
     --ssl-keyfile certificates/server.key --enable-supernode-auth --database flower/state.db \

@@ -1,0 +1,21 @@
+"""A limit on what one client can send: updates beyond it are refused, not scaled."""
+
+from typing import Any
+
+from fedsdr.adapters import norm
+from fedsdr.algorithms.contract import Algorithm, Update
+
+
+def limited(inner: Algorithm, most: float) -> Algorithm:
+    """`inner`, whose server refuses updates of a larger Euclidean norm than `most`, by
+    `ValueError`; as they are once decoded."""
+
+    def collect(fold: Any, update: Update) -> Any:
+        length = norm(update.change)
+        if length > most:
+            raise ValueError(
+                f"its update has norm {length:.3g}, and deployment.max_norm is {most:g}"
+            )
+        return inner.add(fold, update)
+
+    return inner._replace(add=collect)
