@@ -1,5 +1,8 @@
 """PEFT as the judge: it loads what we write, we load what it writes, and the logits agree."""
 
+import stat
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -7,10 +10,12 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from fedsdr import files
 from fedsdr.adapters import Adapter, layers, resized
 from fedsdr.errors import UserError
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.model.peft_format import (
+    CONFIG,
     PREFIX,
     WEIGHTS,
     AdapterSettings,
@@ -184,6 +189,32 @@ def test_keys_that_are_no_lora_factors_are_refused(tmp_path, key):
     save_file({**tensors, key: torch.ones(1)}, tmp_path / WEIGHTS)
     with pytest.raises(UserError, match=r"has the key '" + key.replace(".", r"\.")):
         read_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_private_adapters_files_are_its_owners_alone(tmp_path, private):
+    model = two_streams("llama")
+    write_adapter(tmp_path / "a", model.read(S), settings(model), private=private)
+    files = list((tmp_path / "a").iterdir())
+    assert {file.name for file in files} == {CONFIG, WEIGHTS}
+    if private:
+        assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+    else:
+        assert (tmp_path / "a" / CONFIG).stat().st_mode & 0o044
+
+
+def test_a_write_that_fails_leaves_the_old_config(tmp_path, monkeypatch):
+    model = two_streams("llama")
+    write_adapter(tmp_path, model.read(S), settings(model))
+    before = (tmp_path / CONFIG).read_bytes()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_adapter(tmp_path, model.read(S), replace(settings(model), alpha=99.0))
+    assert (tmp_path / CONFIG).read_bytes() == before
 
 
 def test_a_folder_without_weights_is_the_users_error(tmp_path):

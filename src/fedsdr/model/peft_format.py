@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Final
 
 from peft import LoraConfig
@@ -74,9 +75,16 @@ def write_adapter(
         base_model_name_or_path=settings.base_model,
     )
     folder.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o777)
-    config.save_pretrained(folder)
+    files.write_text(folder / CONFIG, _as_text(config), private=private)
     tensors = {PREFIX + key: tensor for key, tensor in adapter.items()}
     files.write_tensors(folder / WEIGHTS, tensors, {"format": "pt"}, private=private)
+
+
+def _as_text(config: LoraConfig) -> str:
+    """What PEFT would write; by itself it writes in place, and for all to read."""
+    with TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        return (Path(folder) / CONFIG).read_text(encoding="utf-8")
 
 
 def read_adapter(folder: Path) -> Adapter:
