@@ -231,6 +231,34 @@ def test_a_broken_cache_is_the_users_error(tmp_path):
         RewriteCache(tmp_path / "c")
 
 
+def test_a_cache_without_room_is_the_users_error_and_keeps_what_it_had(tmp_path):
+    with RewriteCache(tmp_path / "c") as cache:
+        cache.put({"key": [1]})
+        cache._db.execute("PRAGMA max_page_count = 1")
+        with pytest.raises(UserError, match=r"cannot write .*full: make room"):
+            cache.put({"key": [2], "other": list(range(9999))})
+        cache._db.execute("PRAGMA max_page_count = 1000")
+        assert (cache.get("key"), cache.get("other")) == ([1], None)
+        cache.put({"other": [3]})
+    with RewriteCache(tmp_path / "c") as cache:
+        assert cache.get("other") == [3]
+
+
+def test_a_cache_that_another_process_holds_is_the_users_error(tmp_path):
+    with RewriteCache(tmp_path / "c") as cache, RewriteCache(tmp_path / "c") as other:
+        cache._db.execute("PRAGMA busy_timeout = 1")
+        other._db.execute("BEGIN IMMEDIATE")
+        with pytest.raises(UserError, match=r"locked.*wait for the process"):
+            cache.put({"key": [1]})
+
+
+def test_a_cache_that_is_damaged_while_open_is_the_users_error(tmp_path):
+    with RewriteCache(tmp_path / "c") as cache:
+        cache._db.execute("DROP TABLE rewrites")
+        with pytest.raises(UserError, match="cannot read the rewrite cache"):
+            cache.get("key")
+
+
 # --- The request
 
 

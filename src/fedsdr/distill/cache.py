@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -63,6 +64,7 @@ class RewriteCache:
             raise UserError(
                 f"the rewrite cache {path} is unreadable ({error}): delete it and run again"
             ) from error
+        self._path = path
 
     def __enter__(self) -> "RewriteCache":
         return self
@@ -71,12 +73,29 @@ class RewriteCache:
         self._db.close()
 
     def get(self, key: str) -> list[int] | None:
-        row = self._db.execute("SELECT ids FROM rewrites WHERE key = ?", (key,)).fetchone()
+        with self._told("read"):
+            row = self._db.execute("SELECT ids FROM rewrites WHERE key = ?", (key,)).fetchone()
         return None if row is None else list(json.loads(row[0]))
 
     def put(self, results: Mapping[str, Sequence[int]]) -> None:
         """Store a batch, all of it or nothing."""
         rows = [(key, json.dumps(list(ids))) for key, ids in results.items()]
-        self._db.execute("BEGIN IMMEDIATE")
-        self._db.executemany("INSERT OR REPLACE INTO rewrites VALUES (?, ?)", rows)
-        self._db.execute("COMMIT")
+        with self._told("write"):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                self._db.executemany("INSERT OR REPLACE INTO rewrites VALUES (?, ?)", rows)
+                self._db.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Turns what goes wrong in the file (no space, another's lock, damage) into `UserError`."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise UserError(
+                f"cannot {what} the rewrite cache {self._path}: {error}: make room, wait for the "
+                "process that holds it, or set FEDSDR_CACHE to another folder"
+            ) from error
