@@ -8,10 +8,12 @@ import pytest
 import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from fedsdr.errors import UserError
 from fedsdr.methods import METHODS, method, own_name
 from fedsdr.recipe import differences, load_recipe, override, parse_recipe, to_toml
+from fedsdr.sections.local import Local
 from fedsdr.sections.recipe import Recipe
 
 LAB: dict[str, Any] = {"model": {"path": "lab"}}
@@ -319,6 +321,15 @@ def test_recipes_that_are_refused(tables, parts):
     assert all(part in said for part in parts), said
     assert "Value error" not in said
     assert len(said) < 600
+
+
+def test_no_rate_rises_along_a_cosine():
+    local = {"schedule": "cosine", "final_lr": 2e-4, "consolidate_lr": 1e-4}
+    Local(**local)  # without a third stage its rate does not matter
+    with pytest.raises(ValidationError, match=r"final_lr = 0\.0002 is above consolidate_lr"):
+        Local(**local, consolidate_steps=1)
+    with pytest.raises(ValidationError, match=r"final_lr = 0\.0002 is above smooth_lr"):
+        Local(**local, smooth_lr=1e-4)
 
 
 @pytest.mark.parametrize(

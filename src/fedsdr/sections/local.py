@@ -28,8 +28,8 @@ class Local(Section):
         as many as fit into half of the free memory. It pays for small models and small batches,
         whose steps are mostly the starting of operations (docs/performance.md); results are the
         same but for rounding.
-    schedule: both learning rates are constant, or fall from round to round along a cosine to
-        final_lr (`fedsdr.training.annealing`).
+    schedule: the learning rates of all stages are constant, or fall from round to round along a
+        cosine to final_lr (`fedsdr.training.annealing`).
     """
 
     batch_size: Positive = 16
@@ -56,7 +56,8 @@ class Local(Section):
 
     @model_validator(mode="after")
     def _rates_fall(self) -> "Local":
-        for name in ("rectify_lr", "smooth_lr"):
+        third = ["consolidate_lr"] if self.consolidate_steps else []
+        for name in ("rectify_lr", "smooth_lr", *third):
             if self.schedule == "cosine" and self.final_lr > getattr(self, name):
                 raise ValueError(f"final_lr = {self.final_lr} is above {name}: lower it")
         return self
