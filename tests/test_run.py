@@ -511,11 +511,15 @@ def test_only_a_recipe_of_two_streams_stands_for_fedsdr(
 def test_a_resumed_run_remembers_when_it_began(recipe, tmp_path):
     short = override(recipe, {"federation.rounds": 0})
     run(short, tmp_path / "out", silent())
+    page = (tmp_path / "out" / "report.html").read_text()
     (tmp_path / "out" / "report.html").unlink()
     environment = read(tmp_path / "out" / "environment.json") | {"started": "long ago"}
     (tmp_path / "out" / "environment.json").write_text(json.dumps(environment))
+    assert "<dt>Duration</dt>" in page
     run(short, tmp_path / "out", silent(), resume=True)
     assert read(tmp_path / "out" / "environment.json") == environment
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<dt>Duration since resumed</dt>" in page
 
 
 @pytest.mark.parametrize(("share", "steps"), [(1.0, 3), (0.5, 2), (0.1, 1)])

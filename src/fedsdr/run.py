@@ -15,6 +15,7 @@ from fedsdr.errors import UserError
 from fedsdr.folders import (
     ENVIRONMENT_FILE,
     PARTITION_FILE,
+    RECIPE_FILE,
     REPORT_FILE,
     SUMMARY_FILE,
     check_folder,
@@ -41,7 +42,7 @@ def run(recipe: Recipe, out: Path, reporter: Reporter, resume: bool = False) -> 
     check_folder(out, recipe, resume)
     if resume and (out / REPORT_FILE).exists():
         return dict(files.read_json(out / SUMMARY_FILE))
-    began = time.perf_counter()
+    began, begun = time.perf_counter(), (out / RECIPE_FILE).exists()
     bench = setting.workbench(reporter)
     claim_folder(out, recipe)
     reporter.say("model: " + ", ".join(f"{k} {v}" for k, v in bench.description.items()))
@@ -50,7 +51,7 @@ def run(recipe: Recipe, out: Path, reporter: Reporter, resume: bool = False) -> 
     for name, folder, each in method_folders(recipe, out):
         follower = Follower(backends, tracked(each, out.name, name, out, folder), reporter)
         run_method(bench, each, folder, name, reporter, follower)
-    return summarise_runs([recipe.seed], [out], out, time.perf_counter() - began)
+    return summarise_runs([recipe.seed], [out], out, time.perf_counter() - began, begun)
 
 
 def compare(
@@ -62,12 +63,13 @@ def compare(
     for each in recipes:
         prepare(each)
     check_folder(out, recipe, resume)
+    begun = (out / RECIPE_FILE).exists()
     claim_folder(out, recipe)
     folders = [out / f"seed-{seed}" for seed in seeds]
     for each, folder in zip(recipes, folders, strict=True):
         reporter.say(f"seed {each.seed}")
         run(each, folder, reporter, resume)
-    return summarise_runs(seeds, folders, out, time.perf_counter() - began)
+    return summarise_runs(seeds, folders, out, time.perf_counter() - began, begun)
 
 
 def demo(out: Path, seeds: Sequence[int], reporter: Reporter) -> dict[str, Any]:

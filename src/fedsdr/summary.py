@@ -16,9 +16,12 @@ from fedsdr.training.rounds import METRICS_FILE
 
 
 def summarise_runs(
-    seeds: Sequence[int], folders: Sequence[Path], out: Path, seconds: float
+    seeds: Sequence[int], folders: Sequence[Path], out: Path, seconds: float, resumed: bool = False
 ) -> dict[str, Any]:
-    """Gather the results of finished runs, one folder a seed, into summary.json and report.html."""
+    """Gather the results of finished runs, one folder a seed, into summary.json and report.html.
+
+    seconds: of this process. resumed: whether another process had begun the work.
+    """
     recipe = load_recipe(out / RECIPE_FILE)
     places: dict[str, list[Path]] = {}
     for top in folders:
@@ -39,6 +42,7 @@ def summarise_runs(
         "own": own,
         "seeds": list(seeds),
         "seconds": round(seconds, 1),
+        "resumed": resumed,
         "methods": {name: estimates(each) for name, each in results.items()},
         "runs": {name: [str(f.relative_to(out)) for f in each] for name, each in places.items()},
         "claims": judge_claims(claimed, fedsdr, curves),

@@ -66,13 +66,17 @@ class Benchmarks:
 
 @dataclass(frozen=True)
 class Material:
-    """All that a report shows. Methods are in the order of `labels.METHODS`."""
+    """All that a report shows. Methods are in the order of `labels.METHODS`.
+
+    seconds: of the process that finished the work, which another had begun if it was resumed.
+    """
 
     kind: str
     name: str
     own: str
     seeds: tuple[int, ...]
     seconds: float | None
+    resumed: bool
     methods: tuple[Method, ...]
     claims: tuple[Claim, ...]
     partition: tuple[Mapping[str, Any], ...]
@@ -101,6 +105,7 @@ def load(folder: Path) -> Material:
         own=str(summary.get("own", "")),
         seeds=tuple(summary.get("seeds") or ()),
         seconds=number(summary.get("seconds")),
+        resumed=bool(summary.get("resumed")),
         methods=tuple(
             Method(name, _scores(scores.get(name) or {}), _runs(folder, runs.get(name) or ()))
             for name in labels.ordered({*scores, *runs}, labels.METHODS)

@@ -19,11 +19,12 @@ def head(material: Material) -> dict[str, Any]:
     last = max((row.index for run in runs for row in run), default=0)
     trained = {client for run in runs for row in run for client in row.clients}
     clients = len(material.partition) or len(trained)
+    duration = "Duration since resumed" if material.resumed else "Duration"
     facts = {
         "Rounds": str(last or ""),
         "Clients": str(clients or ""),
         "Seed" if len(material.seeds) == 1 else "Seeds": ", ".join(map(str, material.seeds)),
-        "Duration": "" if material.seconds is None else text.duration(material.seconds),
+        duration: "" if material.seconds is None else text.duration(material.seconds),
     }
     own = labels.method(material.own)
     seeds = text.plural(len(material.seeds), "seed")
