@@ -466,7 +466,12 @@ def test_styles_differ_in_more_than_colour() -> None:
         (text.duration(4.26), "4.3 s"),
         (text.duration(59.7), "1 min 0 s"),
         (text.duration(7384), "2 h 3 min"),
-        (text.size(1_658_880), "1.7 MB"),
+        (text.size(1_658_880), "1.58 MiB"),
+        (text.size(1_010 * 1024), "0.986 MiB"),
+        (text.size(999 * 1024), "999 KiB"),
+        (text.size(64 * 2**20), "64 MiB"),
+        (text.size(512), "512 B"),
+        (text.size(2**50), "1 PiB"),
     ],
 )
 def test_numbers_read_well(shown: str, expected: str) -> None:

@@ -13,6 +13,7 @@ from fedsdr.estimate.memory import Memory
 from fedsdr.estimate.plan import MethodPlan, RunPlan, estimate_run
 from fedsdr.folders import check_folder
 from fedsdr.model.base import choose_device, choose_dtype
+from fedsdr.report.text import size
 from fedsdr.sections.recipe import Recipe
 from fedsdr.setting import Setting, plan_folder, prepare
 
@@ -126,15 +127,6 @@ def costs(plan: RunPlan) -> dict[str, Any]:
         "columns": list(METHOD_COLUMNS),
         "methods": [_method(each) for each in plan.methods],
     }
-
-
-def size(count: float) -> str:
-    """Bytes with a binary prefix, three digits."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} TiB"
 
 
 def hours(count: float | None) -> str:

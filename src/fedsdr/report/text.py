@@ -45,14 +45,14 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float | None) -> str:
-    """Bytes with a decimal unit."""
+    """Bytes with a binary unit, three digits."""
     if count is None:
         return EN_DASH
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{fixed(count, 0 if unit == 'B' else 1)} {unit}"
-        count /= 1000
-    return f"{fixed(count)} TB"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if count < 999.5:  # else three digits would need an exponent
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} PiB"
 
 
 def plural(count: int, noun: str) -> str:
