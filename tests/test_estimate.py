@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
 from fedsdr import recipe as recipes
+from fedsdr.cli.plan import digits, hours
 from fedsdr.data.batches import Batch
 from fedsdr.errors import UserError
 from fedsdr.estimate.arithmetic import arithmetic
@@ -155,6 +156,20 @@ def test_hours_are_operations_over_speed(tmp_path):
     assert own.hours == pytest.approx((own.flops + own.evaluation_flops) / 0.4e12 / 3600)
     assert plan.hours == pytest.approx(own.hours + plan.rewrites.hours)
     assert plan_of(path).hours is None
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (hours(1234.5), "1,234 h"),
+        (hours(999.6), "1,000 h"),
+        (hours(12.34), "12.3 h"),
+        (digits(120, 2), "120"),
+        (digits(0.0123, 2), "0.012"),
+    ],
+)
+def test_large_numbers_have_no_exponent(shown, expected):
+    assert shown == expected
 
 
 def test_hardware_is_measured():

@@ -87,7 +87,7 @@ def _method(plan: MethodPlan) -> list[str]:
     one = f"{size(sent.upload)} / {size(sent.download)}" if plan.rounds else "-"
     return [
         plan.name, str(plan.rounds), f"{plan.steps:,}", f"{plan.tokens:,}",
-        f"{(plan.flops + plan.evaluation_flops) / 1e15:.2g}",
+        digits((plan.flops + plan.evaluation_flops) / 1e15, 2),
         one,
         f"{size(sent.bytes_up)} / {size(sent.bytes_down)}", hours(plan.hours),
     ]  # fmt: skip
@@ -133,5 +133,10 @@ def hours(count: float | None) -> str:
     if count is None:
         return "time unknown"
     if count >= 1:
-        return f"{count:.3g} h"
+        return f"{digits(count, 3)} h"
     return f"{count * 60:.2g} min" if count * 60 >= 1 else f"{count * 3600:.2g} s"
+
+
+def digits(value: float, count: int) -> str:
+    """The number with so many digits, or all before the point where these are more."""
+    return f"{value:,.0f}" if value >= 10**count - 0.5 else f"{value:.{count}g}"
