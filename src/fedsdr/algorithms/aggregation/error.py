@@ -10,12 +10,11 @@ the one before the round (all as changes of the frozen part, without alpha / r):
 Whatever a server optimiser or a robust mean does on purpose counts as well.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from fedsdr.adapters import FOLDED, Adapter, factors, rank_of
+from fedsdr.adapters import FOLDED, Adapter, factors, norm, rank_of, subtract
 from fedsdr.algorithms.aggregation.folding import whole
 from fedsdr.algorithms.aggregation.ranks import starting_point
 from fedsdr.algorithms.contract import Algorithm, Round, ServerState, Update
@@ -47,8 +46,8 @@ def measured(inner: Algorithm) -> Algorithm:
         ideal = {p: w / fold.products.weight for p, w in fold.products.weights().items()}
         frozen = state.memory.get(FOLDED)
         before, after = (whole(inner.deployed(each)) for each in (state, new))
-        error = distance(ideal, without(after, frozen))
-        moved = distance(ideal, without(before, frozen))
+        error = norm(subtract(ideal, without(after, frozen)))
+        moved = norm(subtract(ideal, without(before, frozen)))
         metrics = {
             "aggregation/error": Mean(error, 1),
             # Beside the weights themselves, a way of rounding errors is no way.
@@ -70,12 +69,3 @@ def without(deployed: Adapter, frozen: Mapping[str, Any] | None) -> Weights:
         return formed
     part = weights(dict(frozen))
     return {path: formed[path] - part[path] for path in formed}
-
-
-def norm(a: Weights) -> float:
-    """Frobenius norm over all layers."""
-    return math.sqrt(sum(float(weight.square().sum()) for weight in a.values()))
-
-
-def distance(a: Weights, b: Weights) -> float:
-    return norm({path: a[path] - b[path] for path in a})
