@@ -14,6 +14,7 @@ from fedsdr import seeds
 from fedsdr.data.records import ClientData, Record
 from fedsdr.data.sources import read_source, skipped_rows
 from fedsdr.data.template import ChatFormat
+from fedsdr.diagnose.divergence import fewest_words
 from fedsdr.diagnose.heterogeneity import (
     Apart,
     Change,
@@ -22,7 +23,6 @@ from fedsdr.diagnose.heterogeneity import (
     Interval,
     apart,
     change,
-    fewest_words,
     gradient_change,
 )
 from fedsdr.diagnose.holdings import QUANTILES, Holding, holdings, prompt_key

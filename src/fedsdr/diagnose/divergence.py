@@ -85,6 +85,11 @@ def tfidf_cosine(clients: Clients) -> float:
     return tfidf_matrix(clients).mean
 
 
+def fewest_words(clients: Clients) -> int:
+    """How many the client has that has fewest: as many can be drawn of each."""
+    return min(counts.total() for counts in _counts(clients).values())
+
+
 def thin(clients: Clients, size: int, seed: int = 0) -> dict[str, list[list[Token]]]:
     """`size` words of each client, drawn without replacement from all it has, as one text."""
     thinned = {}

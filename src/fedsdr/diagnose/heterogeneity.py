@@ -16,7 +16,14 @@ from scipy.special import xlogy
 from fedsdr import seeds
 from fedsdr.adapters import Adapter
 from fedsdr.data.template import Example
-from fedsdr.diagnose.divergence import js_matrix, mean_js, tfidf_cosine, tfidf_matrix, thin
+from fedsdr.diagnose.divergence import (
+    fewest_words,
+    js_matrix,
+    mean_js,
+    tfidf_cosine,
+    tfidf_matrix,
+    thin,
+)
 from fedsdr.diagnose.gradients import client_gradients
 from fedsdr.diagnose.pairwise import Pairwise
 from fedsdr.diagnose.text import words
@@ -87,10 +94,6 @@ def change(raw: Texts, rewritten: Texts, seed: int) -> Change:
         counts.interval(lambda each: js_of(each[1]) - js_of(each[0])),
         counts.interval(lambda each: tfidf_of(each[1]) - tfidf_of(each[0])),
     )
-
-
-def fewest_words(clients: Texts) -> int:
-    return min(sum(len(words(text)) for text in texts) for texts in clients.values())
 
 
 def _dealt(clients: Texts, seed: int) -> dict[str, list[str]]:

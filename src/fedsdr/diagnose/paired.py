@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fedsdr import seeds
-from fedsdr.diagnose.divergence import Clients, mean_js, tfidf_cosine, thin
-from fedsdr.diagnose.text import TextStats, text_stats, words
+from fedsdr.diagnose.divergence import Clients, fewest_words, mean_js, tfidf_cosine, thin
+from fedsdr.diagnose.text import TextStats, text_stats
 from fedsdr.errors import UserError
 
 Groups = dict[str, list[str]]  # group -> its responses
@@ -70,7 +70,7 @@ def compare_pairs(
     order = np.random.default_rng(seeds.derive(seed, "chance")).permutation(len(groups))
     dealt = [groups[index] for index in order]
     grouped = [(_group(texts, groups), _group(texts, dealt)) for texts in (raw, rewritten)]
-    size = min(_fewest_words(each) for pair in grouped for each in pair)
+    size = min(fewest_words(each) for pair in grouped for each in pair)
     sides = [
         _side(texts, own, chance, size, seed)
         for texts, (own, chance) in zip((raw, rewritten), grouped, strict=True)
@@ -89,10 +89,6 @@ def _group(texts: Sequence[str], groups: Sequence[str | int]) -> Groups:
     for text, group in zip(texts, groups, strict=True):
         found.setdefault(str(group), []).append(text)
     return found
-
-
-def _fewest_words(groups: Groups) -> int:
-    return min(sum(len(words(text)) for text in texts) for texts in groups.values())
 
 
 def _apart(groups: Clients) -> Apart:

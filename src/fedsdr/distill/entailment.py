@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from fedsdr.data.records import Record
 from fedsdr.distill.checks import Candidate, Judge, Verdict
 from fedsdr.errors import UserError
-from fedsdr.model.base import choose_device
+from fedsdr.model.base import choose_device, positions
 from fedsdr.sections.distill import Entailment
 
 KEY: Final = "distill.entailment"
@@ -102,7 +102,7 @@ def load_entailment(options: Entailment, device: str) -> Score:
     if model.config.pad_token_id is None:  # decoders find the last token by it
         model.config.pad_token_id = tokenizer.pad_token_id
     model.requires_grad_(False).eval().to(choose_device(options.device or device))
-    room = min(options.max_length, tokenizer.model_max_length, _positions(model.config))
+    room = min(options.max_length, tokenizer.model_max_length, positions(model.config))
     label = _label(model.config, options)
 
     def score(pairs: Sequence[Texts]) -> list[float | None]:
@@ -124,10 +124,6 @@ def load_entailment(options: Entailment, device: str) -> Score:
 def _probabilities(model: Any, inputs: Any, label: int) -> list[float]:
     logits = model(**inputs.to(model.device)).logits  # (B, classes)
     return list(logits.float().softmax(-1)[:, label].tolist())
-
-
-def _positions(config: Any) -> int:
-    return int(getattr(config, "max_position_embeddings", None) or 2**20)
 
 
 def _label(config: Any, options: Entailment) -> int:
