@@ -25,7 +25,6 @@ def print_holdings(
 
 def listed(categories: Mapping[str, int]) -> str:
     """The largest categories with their records."""
-    order = sorted(categories, key=lambda name: (-categories[name], name))
-    shown = [f"{name} {categories[name]}" for name in order[:SHOWN]]
-    rest = len(order) - SHOWN
-    return ", ".join([*shown, f"{rest} more"] if rest > 0 else shown)
+    from fedsdr.report.text import largest  # its package is slow to import
+
+    return largest(categories, SHOWN)

@@ -21,6 +21,7 @@ from fedsdr.report.svg import canvas, settings, to_svg
 Found = Mapping[str, Any]
 Rows = list[list[Any]]
 CELL: Final = 105.0  # at most; a figure is as wide as its column, and so are its letters
+SHOWN_CATEGORIES: Final = 4  # of a client, in the table
 NUMBERED: Final = 12  # clients on a heat map that has room for numbers
 POSITIVE, NEGATIVE = palette.styles(["fedsd"])["fedsd"], palette.styles(["fedavg"])["fedavg"]
 
@@ -45,7 +46,7 @@ def render(found: Found) -> str:
             heats=heats(found),
             scatters=scatters(found),
             lengths=lengths(found),
-            categories=_categories,
+            shown_categories=SHOWN_CATEGORIES,
             changes=changes(found),
             client_styles=client_styles([client["name"] for client in found["clients"]]),
             text=text,
@@ -254,10 +255,3 @@ def _csv(rows: Rows) -> str:
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows(rows)
     return buffer.getvalue()
-
-
-def _categories(counts: Mapping[str, int], shown: int = 4) -> str:
-    """The largest categories."""
-    order = sorted(counts, key=lambda name: (-counts[name], name))
-    named = [f"{name} {counts[name]}" for name in order[:shown]]
-    return ", ".join([*named, f"{len(order) - shown} more"] if len(order) > shown else named)

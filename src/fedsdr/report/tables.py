@@ -170,7 +170,4 @@ def _categories(counts: Mapping[str, Any]) -> str:
     """The largest categories with their shares."""
     named = {name or "none": float(count) for name, count in counts.items()}
     total = sum(named.values()) or 1
-    order = sorted(named, key=lambda name: (-named[name], name))
-    shown = [f"{name} {100 * named[name] / total:.0f} %" for name in order[:SHOWN_CATEGORIES]]
-    rest = len(order) - len(shown)
-    return ", ".join([*shown, f"{rest} more"] if rest else shown)
+    return text.largest(named, SHOWN_CATEGORIES, lambda count: f"{100 * count / total:.0f} %")

@@ -1,6 +1,6 @@
 """Numbers as a reader wants them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 MINUS = "\N{MINUS SIGN}"
 EN_DASH = "\N{EN DASH}"
@@ -64,3 +64,11 @@ def listing(items: Sequence[str]) -> str:
     if len(items) < 2:
         return "".join(items)
     return f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def largest(counts: Mapping[str, float], shown: int, written: Callable[[float], str] = str) -> str:
+    """The names with the largest counts, each with its own, and how many more there are."""
+    order = sorted(counts, key=lambda name: (-counts[name], name))
+    named = [f"{name} {written(counts[name])}" for name in order[:shown]]
+    rest = len(order) - shown
+    return ", ".join([*named, f"{rest} more"] if rest > 0 else named)
