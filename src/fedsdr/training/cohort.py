@@ -81,11 +81,7 @@ class Together:
 
     def _steps(self, stream: Stream, company: tuple[Stream, ...]) -> tuple[list[Mean], Adapter]:
         stage, first = self.stage, self.first
-        factors = "AB" if stage.factors == "both" else stage.factors
-        parameters = self.model.train_only(stream, factors)
-        optimiser = torch.optim.AdamW(
-            parameters.values(), lr=first.rate(stage), weight_decay=first.weight_decay, fused=True
-        )
+        parameters, optimiser = first.learning(stage, stream)
         correction = Correction(self._corrections(), parameters)
         by_token = self._losses(company)
         batches = [t.batches(s) for t, s in zip(self.trainers, self.stages, strict=True)]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsdr import adapters, seeds
 from fedsdr.adapters import Adapter, Private
@@ -122,11 +122,7 @@ class LocalTrainer:
     def _steps(
         self, stage: Stage, stream: Stream, company: tuple[Stream, ...]
     ) -> tuple[Mean, Adapter]:
-        factors = "AB" if stage.factors == "both" else stage.factors
-        parameters = self.model.train_only(stream, factors)
-        optimiser = torch.optim.AdamW(
-            parameters.values(), lr=self.rate(stage), weight_decay=self.weight_decay, fused=True
-        )
+        parameters, optimiser = self.learning(stage, stream)
         correction = Correction(stage, parameters)
         teacher = Teacher(self.model, Stream.FOLDED in company)
         summed = teacher.summed_loss if stage.distil else self._summed_loss
@@ -146,6 +142,17 @@ class LocalTrainer:
                     raise self.diverged(f"{name} became {value}", stage, step + 1)
         self.model.train_only(None)
         return total, correction.mean_gradient(self.model.read(stream))
+
+    def learning(
+        self, stage: Stage, stream: Stream
+    ) -> tuple[dict[str, nn.Parameter], torch.optim.Optimizer]:
+        """What of the model a stage trains, by name, and its fresh optimiser."""
+        factors = "AB" if stage.factors == "both" else stage.factors
+        parameters = self.model.train_only(stream, factors)
+        optimiser = torch.optim.AdamW(
+            parameters.values(), lr=self.rate(stage), weight_decay=self.weight_decay, fused=True
+        )
+        return parameters, optimiser
 
     def _summed_loss(self, batch: Batch) -> Tensor:
         return summed_loss(self.model.model, batch)
