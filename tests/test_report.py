@@ -389,6 +389,11 @@ def test_a_clients_two_losses_have_different_names() -> None:
     ]
 
 
+def test_metrics_are_told_as_they_are_counted() -> None:
+    assert labels.metric("length").unit == "words"
+    assert "over all response tokens" in labels.metric("loss").words
+
+
 @pytest.mark.parametrize("content", [None, {}, {"remedy": {}}])
 def test_without_own_models_there_is_no_table(comparison: Path, content: Any) -> None:
     if content is not None:

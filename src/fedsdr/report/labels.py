@@ -54,7 +54,7 @@ METRICS: dict[str, Metric] = {
     ),
     "length": Metric(
         "Answer length",
-        "tokens",
+        "words",
         "",
         "Mean length of an answer; the clients' own answers are short, the base model's long.",
     ),
@@ -76,7 +76,7 @@ METRICS: dict[str, Metric] = {
         "Held-out loss",
         "nats per token",
         "lower",
-        "Loss on the responses of held-out records, averaged over the clients.",
+        "Mean loss over all response tokens of the clients' held-out records.",
         3,
     ),
 }
