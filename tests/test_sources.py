@@ -223,7 +223,7 @@ def test_files_that_cannot_be_read(write, name, content, options, parts):
 def test_missing_file(tmp_path):
     said = message(tmp_path / "gone.json")
     assert "does not exist" in said
-    assert "save_to_disk" in said
+    assert "or hub:OWNER/NAME for a data set of the hub" in said
 
 
 def test_a_path_that_is_no_path(tmp_path):

@@ -80,7 +80,7 @@ def _format(path: Path, wanted: str) -> str:
     if not exists:
         raise UserError(
             f"{path} does not exist: give the path of a JSONL, JSON or CSV file or of a "
-            "`datasets` folder (a hub data set must first be saved with save_to_disk)"
+            f"`datasets` folder, or {HUB}OWNER/NAME for a data set of the hub"
         )
     if folder != (wanted == "datasets") and wanted != "auto":
         kind, remedy = ("a folder", "datasets") if folder else ("a file", "jsonl, json or csv")
