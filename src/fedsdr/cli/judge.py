@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -12,6 +12,10 @@ from fedsdr.errors import UserError
 
 if TYPE_CHECKING:
     from fedsdr.judge.asking import Estimate
+    from fedsdr.judge.client import Endpoint
+    from fedsdr.judge.judging import Prepared
+
+GO_ON: Final = "give the same command again to go on"
 
 
 def judge(
@@ -54,18 +58,8 @@ def judge(
     folder, and its report.
     """
     from fedsdr.judge.asking import Prices
-    from fedsdr.judge.client import OPENAI, Endpoint, endpoint_from
-    from fedsdr.judge.judging import (
-        Plan,
-        carry_out,
-        check_endpoint,
-        check_plan,
-        prepare_judging,
-        source_name,
-    )
+    from fedsdr.judge.judging import Plan, check_plan, prepare_judging, source_name
     from fedsdr.judge.questions import read_questions
-    from fedsdr.report.html import write_report
-    from fedsdr.report.terminal import print_judging
     from fedsdr.trained import open_run
 
     options: dict[str, Any] = {
@@ -73,7 +67,7 @@ def judge(
         "retries": retries, "backoff": backoff, "requests_per_minute": rpm,
         "concurrency": concurrency,
     }  # fmt: skip
-    with session("give the same command again to go on") as reporter:
+    with session(GO_ON) as reporter:
         run = open_run(folder)
         if against is not None and not b:
             raise UserError(f"--against {against} needs --b, the name of a model of that run")
@@ -84,11 +78,7 @@ def judge(
             Prices(price_in, price_out), max_cost,
         )  # fmt: skip
         check_plan(plan)
-        if dry_run:
-            endpoint = Endpoint(base_url or OPENAI, judge_model, "", **options)
-        else:
-            endpoint = endpoint_from(os.environ, key_variable, base_url, judge_model, **options)
-            check_endpoint(endpoint)
+        endpoint = _endpoint(base_url, judge_model, None if dry_run else key_variable, options)
         prepared = prepare_judging(plan, endpoint, reporter)
         reporter.say(_cost(prepared.cost, endpoint.host))
     if dry_run:
@@ -96,7 +86,30 @@ def judge(
     if prepared.cost.requests and not yes and not _confirmed():
         typer.echo("nobody was asked")
         return
-    with session("give the same command again to go on") as reporter:
+    _ask(prepared, folder)
+
+
+def _endpoint(
+    base_url: str, model: str, key_variable: str | None, options: dict[str, Any]
+) -> "Endpoint":
+    """Who is to be asked, reached once; where no key is named, nobody will be."""
+    from fedsdr.judge.client import OPENAI, Endpoint, endpoint_from
+    from fedsdr.judge.judging import check_endpoint
+
+    if key_variable is None:
+        return Endpoint(base_url or OPENAI, model, "", **options)
+    endpoint = endpoint_from(os.environ, key_variable, base_url, model, **options)
+    check_endpoint(endpoint)
+    return endpoint
+
+
+def _ask(prepared: "Prepared", folder: Path) -> None:
+    """Ask for the verdicts, and show what came of it."""
+    from fedsdr.judge.judging import carry_out
+    from fedsdr.report.html import write_report
+    from fedsdr.report.terminal import print_judging
+
+    with session(GO_ON) as reporter:
         result = carry_out(prepared, reporter)
         if (folder / "summary.json").exists():
             write_report(folder)

@@ -142,28 +142,35 @@ def judgings(folder: Path) -> list[dict[str, Any]]:
 
 
 def _result(prepared: Prepared) -> dict[str, Any]:
-    plan, endpoint, (a, b) = prepared.plan, prepared.endpoint, prepared.answers
-    rows = [prepared.journal.get(item.key) for item in prepared.items]
-    said = {(row["question"], row["turn"], row["order"]): row["verdict"] for row in rows if row}
-    turns = [(q, turn) for q in plan.questions for turn in range(len(q.turns))]
-    if b is None:
-        scores = [(q.id, q.category, said[q.id, turn, ""]) for q, turn in turns]
-        judged = score_result(scores)
-    else:
-        judged = pairwise_result([_comparison(q, turn, a, b, said) for q, turn in turns])
-    texts = json.dumps([[q.turns, q.references] for q in plan.questions])
+    """One judging of judge.json: what was asked, what came of it, what it took."""
+    plan, (a, b) = prepared.plan, prepared.answers
+    rows = [row for item in prepared.items if (row := prepared.journal.get(item.key))]
     tokens = {
-        kind: sum(row[kind] for row in rows if row)
-        for kind in ("prompt_tokens", "completion_tokens")
+        kind: sum(row[kind] for row in rows) for kind in ("prompt_tokens", "completion_tokens")
     }
-    head = {
-        "kind": "score" if b is None else "pairwise",
+    head = _head(plan, prepared.endpoint)
+    given = {name: answers for name, answers in (("a", a), ("b", b)) if answers is not None}
+    return {
+        "id": hashlib.blake2b(json.dumps(head).encode(), digest_size=8).hexdigest(),
+        **head,
+        "answers": {name: _describe(answers) for name, answers in given.items()},
+        **_judged(plan, a, b, rows),
+        "tokens": tokens,
+        "cost": plan.prices.cost(*tokens.values()),
+    }
+
+
+def _head(plan: Plan, endpoint: Endpoint) -> dict[str, Any]:
+    """What makes it this judging and no other: its id is the hash of this."""
+    texts = json.dumps([[q.turns, q.references] for q in plan.questions])
+    return {
+        "kind": "score" if plan.b is None else "pairwise",
         "a": plan.a,
         "b": plan.label_b,
         "questions": {
             "file": plan.source,
             "count": len(plan.questions),
-            "turns": len(turns),
+            "turns": len(_turns(plan)),
             "digest": hashlib.blake2b(texts.encode(), digest_size=8).hexdigest(),
         },
         "judge": {
@@ -174,18 +181,20 @@ def _result(prepared: Prepared) -> dict[str, Any]:
         },
         "answer_tokens": plan.limit,
     }
-    return {
-        "id": hashlib.blake2b(json.dumps(head).encode(), digest_size=8).hexdigest(),
-        **head,
-        "answers": {
-            name: _describe(answers)
-            for name, answers in (("a", a), ("b", b))
-            if answers is not None
-        },
-        **judged,
-        "tokens": tokens,
-        "cost": plan.prices.cost(*tokens.values()),
-    }
+
+
+def _judged(
+    plan: Plan, a: Answers, b: Answers | None, rows: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """The verdicts taken together; without B they are scores."""
+    said = {(row["question"], row["turn"], row["order"]): row["verdict"] for row in rows}
+    if b is None:
+        return score_result([(q.id, q.category, said[q.id, n, ""]) for q, n in _turns(plan)])
+    return pairwise_result([_comparison(q, n, a, b, said) for q, n in _turns(plan)])
+
+
+def _turns(plan: Plan) -> list[tuple[Question, int]]:
+    return [(question, n) for question in plan.questions for n in range(len(question.turns))]
 
 
 def _comparison(
