@@ -37,5 +37,6 @@ bench: install
 	done
 	$(BIN)/python benchmarks/tables.py
 
+# What runs have made is the user's and stays.
 clean:
-	rm -rf .venv runs build src/*.egg-info
+	rm -rf .venv build src/*.egg-info
