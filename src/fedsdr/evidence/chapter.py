@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,14 @@ class Claim:
 
     text: str
     tests: Sequence[Condition]
+
+    @property
+    def counts(self) -> str:
+        """How its conditions came out: "4 hold, 1 fails, 2 open"."""
+        found = Counter(test.verdict for test in self.tests)
+        words = {"holds": ("holds", "hold"), "fails": ("fails", "fail"), "open": ("open", "open")}
+        told = [f"{found[v]} {words[v][found[v] > 1]}" for v in words if found[v]]
+        return ", ".join(told)
 
     @property
     def verdict(self) -> str:

@@ -7,7 +7,7 @@ from typing import Final
 from fedsdr import files
 from fedsdr.errors import UserError
 from fedsdr.evidence.archive import ARCHIVE, pack, unpack
-from fedsdr.evidence.chapter import Chapter, Claim, Table, shown
+from fedsdr.evidence.chapter import Chapter, Claim, Condition, Table, shown
 from fedsdr.evidence.chapters.ablations import ablations
 from fedsdr.evidence.chapters.boosters import boosters
 from fedsdr.evidence.chapters.flattening import flattening
@@ -21,11 +21,13 @@ from fedsdr.evidence.results import Results
 from fedsdr.evidence.runner import CELLS_FOLDER, run_cells
 from fedsdr.progress import Reporter
 
-HOW_TO_READ: Final = """Numbers are means over seeds, in percent (words and losses are not), ±
-half of a 95 % t interval; differences are paired by seed. A claim holds if the interval of every
-condition is on its side of zero, in part if that of some is, fails if none is and one is on the
-other side, and is open otherwise, or with fewer than three seeds. Every figure has its data beside
-it as CSV. What the lab can show and what it cannot is in findings.md."""
+HOW_TO_READ: Final = """Numbers are means over seeds, in percent, but for words, losses, cosines,
+bits and the chapter on real text; ± is half of a 95 % t interval; differences are paired by seed. A
+condition holds if its interval is on its side of zero, fails if it is on the other side, and is
+open otherwise, or with fewer than three seeds. A claim holds if all of its conditions do, in part
+if some do, fails if none does and one fails, and is open otherwise. So one that holds in part may
+fail for the rest: the table counts. Every figure has its data beside it as CSV. What the lab can
+show and what it cannot is in findings.md."""
 DOCUMENT: Final = "evidence.md"
 FIGURES: Final = "evidence"
 CELLS: Final = "cells.csv"
@@ -90,8 +92,8 @@ def write_document(
         HOW_TO_READ,
         *_missing(results, names),
         f"What each cell measured, seed by seed: [{CELLS}]({FIGURES}/{CELLS}). The finished cells, "
-        f"without models: [{ARCHIVE}]({FIGURES}/{ARCHIVE}). With `--cells {ARCHIVE}` the command "
-        "writes this document from them, and runs only what they lack.",
+        f"without models: [{ARCHIVE}]({FIGURES}/{ARCHIVE}). With `--cells` and its path the "
+        "command writes this document from them, and runs only what they lack.",
         "## Verdicts",
         _verdicts(written),
         *(_chapter(number, chapter) for number, chapter in enumerate(written, 1)),
@@ -137,8 +139,12 @@ def _missing(results: Results, names: Sequence[str]) -> list[str]:
 
 
 def _verdicts(written: Sequence[Chapter]) -> str:
-    rows = ["| claim | verdict |", "|---|---|"]
-    rows += [f"| {c.text} | **{c.verdict}** |" for chapter in written for c in chapter.claims]
+    rows = ["| claim | verdict | conditions |", "|---|---|---|"]
+    rows += [
+        f"| {claim.text} | **{claim.verdict}** | {claim.counts} |"
+        for chapter in written
+        for claim in chapter.claims
+    ]
     return "\n".join(rows)
 
 
@@ -156,7 +162,12 @@ def _chapter(number: int, chapter: Chapter) -> str:
 
 def _claim(claim: Claim) -> str:
     tests = "\n".join(
-        f"* {test.what}: {shown(test.difference, 2, sign=True)} ({test.verdict})"
+        f"* {test.what}: {shown(test.difference, _digits(test), sign=True)} ({test.verdict})"
         for test in claim.tests
     )
     return f"**{claim.text}: {claim.verdict}.**\n\n{tests}"
+
+
+def _digits(test: Condition) -> int:
+    """Two, and more where these would round a difference away."""
+    return 4 if test.difference and abs(test.difference["mean"]) < 0.1 else 2

@@ -191,6 +191,7 @@ def heterogeneity() -> Cells:
         cells[f"{name} 20 % of 50"] = Cell(name, some, {"lab.clients": 50})
         unequal = {"lab.clients": 10, "lab.imbalance": 9.0}
         cells[f"{name} unequal"] = Cell(name, world=unequal)
+    cells["base"] = Cell("base")
     for name in ("ditto", "local"):  # what else gives a client a model of its own
         cells[f"{name} clients 20"] = Cell(name, world={"lab.clients": 20})
     return cells

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from fedsdr.evaluate.intervals import Estimate, estimate
 from fedsdr.evidence import plan
 from fedsdr.evidence.chapter import Chapter, Claim, Condition, Table, shown
+from fedsdr.evidence.chapters.shared import at_equal_facts
 from fedsdr.evidence.plan import BOOSTED, Cell
 from fedsdr.evidence.results import Results, win_rate
 from fedsdr.report.labels import method as label
@@ -33,7 +34,7 @@ def boosters(results: Results) -> Chapter:
             ),
             Claim(
                 "On rewrites every algorithm keeps more general knowledge at equal client facts",
-                tests("general at equal facts", lambda a, b: _at_equal_facts(results, a, b)),
+                tests("general at equal facts", lambda a, b: at_equal_facts(results, a, b)),
             ),
             Claim(
                 "On rewrites every algorithm learns more client facts",
@@ -72,11 +73,6 @@ def _arrow(results: Results, raw: Cell, rewritten: Cell, metric: str) -> str:
     digits = 2 if metric == "response_loss" else 1
     moved = shown(results.difference(rewritten, raw, metric), digits, sign=True)
     return f"{first['mean']:.{digits}f} -> {second['mean']:.{digits}f} ({moved})"
-
-
-def _at_equal_facts(results: Results, a: Cell, b: Cell) -> Estimate | None:
-    found = results.at_equal_facts(a, b)
-    return found[0] if found else None
 
 
 def _wins(results: Results, a: Cell, b: Cell) -> Estimate:

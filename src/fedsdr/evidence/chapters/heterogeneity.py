@@ -7,7 +7,7 @@ from typing import Final
 from fedsdr.evaluate.intervals import Estimate, estimate
 from fedsdr.evidence import plan
 from fedsdr.evidence.chapter import Chapter, Claim, Condition, Figure, Table, shown
-from fedsdr.evidence.chapters.shared import GLOBAL, PERSONAL, overview, sweep
+from fedsdr.evidence.chapters.shared import GLOBAL, PERSONAL, at_equal_facts, overview, sweep
 from fedsdr.evidence.plan import ALPHAS, CLIENTS, MAIN, PARTICIPATION, Cell, Cells
 from fedsdr.evidence.results import Results
 from fedsdr.report.labels import method as label
@@ -20,15 +20,6 @@ NEWCOMERS: Final = {"two of five late": "half of the rounds", "two of five never
 
 def heterogeneity(results: Results) -> Chapter:
     cells = plan.heterogeneity()
-    kept = [
-        Condition(
-            f"general, fedsd - fedavg, alpha {alpha:g}",
-            results.difference(
-                cells[f"fedsd alpha {alpha:g}"], cells[f"fedavg alpha {alpha:g}"], "general"
-            ),
-        )
-        for alpha in ALPHAS
-    ]
     return Chapter(
         "Heterogeneity and scale",
         "Facts dealt to five clients by Dirichlet(alpha), from almost exclusive to uniform (styles "
@@ -37,7 +28,16 @@ def heterogeneity(results: Results) -> Chapter:
         "two of five clients that join after half of the rounds, or never do: such a client has "
         "the global model and no S.",
         [
-            Claim("FedSD keeps more general knowledge than FedAvg at any heterogeneity", kept),
+            Claim(
+                "FedSD keeps more general knowledge than FedAvg at any heterogeneity, after as "
+                "many rounds",
+                _kept(results, cells, lambda a, b: results.difference(a, b, "general")),
+            ),
+            Claim(
+                "FedSD keeps more general knowledge than FedAvg at any heterogeneity, at equal "
+                "client facts",
+                _kept(results, cells, lambda a, b: at_equal_facts(results, a, b)),
+            ),
             Claim(
                 "A client that never took part is served better by FedSDR's global model, without "
                 "an S, than by FedAvg's",
@@ -45,7 +45,7 @@ def heterogeneity(results: Results) -> Chapter:
             ),
             Claim(
                 "Clients know more of their own facts by FedSDR's personal models than by FedAvg's "
-                "global one",
+                "global one (a comparison added after its numbers had been seen)",
                 [*_personal(results, cells), _small(results, cells)],
             ),
         ],
@@ -56,6 +56,13 @@ def heterogeneity(results: Results) -> Chapter:
         ],
         _figures(results, cells),
     )
+
+
+def _kept(
+    results: Results, cells: Cells, measure: Callable[[Cell, Cell], Estimate | None]
+) -> list[Condition]:
+    pairs = {a: (cells[f"fedsd alpha {a:g}"], cells[f"fedavg alpha {a:g}"]) for a in ALPHAS}
+    return [Condition(f"alpha {alpha:g}", measure(*pair)) for alpha, pair in pairs.items()]
 
 
 def _figures(results: Results, cells: Cells) -> list[Figure]:
@@ -133,22 +140,24 @@ def _personal(results: Results, cells: Cells) -> list[Condition]:
 
 def _newcomers(results: Results, cells: Cells) -> Table:
     """Means of own models over those who were there from the first round, and over the others."""
+    asked = [
+        (label(method).short, rounds, cells[f"{method} {when}"], cells[f"{method} {when}"])
+        for method in MAIN
+        for when, rounds in NEWCOMERS.items()
+    ]
+    asked.append((label("base").short, "no round", Cell("base"), cells["fedavg two of five never"]))
     rows = []
-    for method in MAIN:
-        for when, rounds in NEWCOMERS.items():
-            cell = cells[f"{method} {when}"]
-            seeds = results.done(cell)
-            if not seeds:
-                continue
-            sides = {seed: _late(cell, seed) for seed in seeds}
-            means = [
-                estimate(
-                    [_of_clients(results, cell, s, sides[s][side], metric) for s in seeds]
-                )
-                for side in (0, 1)
-                for metric in SCORES
-            ]  # fmt: skip
-            rows.append([label(method).short, rounds, *map(shown, means), str(len(seeds))])
+    for name, rounds, judged, split in asked:
+        seeds = results.done(judged, split)
+        if not seeds:
+            continue
+        sides = {seed: _late(split, seed) for seed in seeds}
+        means = [
+            estimate([_of_clients(results, judged, s, sides[s][side], metric) for s in seeds])
+            for side in (0, 1)
+            for metric in SCORES
+        ]
+        rows.append([name, rounds, *map(shown, means), str(len(seeds))])
     columns = [f"{who}: {GLOBAL[metric]}" for who in ("founders", "newcomers") for metric in SCORES]
     return Table(["method", "newcomers took part in", *columns, "seeds"], rows)
 

@@ -34,7 +34,7 @@ def paradox(results: Results) -> Chapter:
         "model of its own; the claims are judged at 0.5.",
         [
             Claim(
-                "Averaging broadcasts false rewrites: FedSD hallucinates more than FedAvg",
+                "False rewrites reach the global model: FedSD hallucinates more than FedAvg",
                 [differs("fedsd", "fedavg", "hallucination")],
             ),
             Claim(

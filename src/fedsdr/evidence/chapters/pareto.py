@@ -1,4 +1,4 @@
-"""What no other method is better than: client facts against general knowledge, fronts marked."""
+"""The Pareto front: client facts against general knowledge, and what no other method beats."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -22,7 +22,7 @@ Points = Mapping[str, tuple[float, float]]  # what it is called -> (client facts
 def pareto(results: Results) -> Chapter:
     cells = _once(plan.rivals() | plan.ablations())
     return Chapter(
-        "What no other method is better than",
+        "The Pareto front",
         "A point is on the front if no other method knows at least as many client facts and keeps "
         "at least as much general knowledge, and more of one; by means over seeds, so neighbours "
         "on the front may differ by chance. First at equal rounds, all methods and variants; the "

@@ -2,11 +2,13 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from fedsdr.diagnose.clusters import pseudo_clients
 from fedsdr.diagnose.paired import Comparison, compare_pairs
+from fedsdr.diagnose.text import TextStats, text_stats
 from fedsdr.evaluate.intervals import estimate, paired_difference
 from fedsdr.evidence.chapter import Chapter, Claim, Condition, Table, shown
 from fedsdr.evidence.results import Results
@@ -29,18 +31,19 @@ def real_text(results: Results) -> Chapter:
         before, after = sides[name]
         return Condition(f"{name}, rewritten - raw", paired_difference(after, before), positive)
 
+    def beyond_chance(name: str, positive: bool) -> Condition:
+        own, dealt = (_moves(sides[f"{kind} {name}"]) for kind in ("thinned", "chance"))
+        return Condition(f"{name}, beyond chance", paired_difference(own, dealt), positive)
+
     return Chapter(
         title,
         f"{found[0].pairs} pairs of Alpaca responses and their rewrites by Llama-2-7B-chat "
         f"(sail-sg/sdft), {found[0].fallbacks} of them the raw response itself. Groups are "
-        f"{GROUPS} clusters of the instructions, by TF-IDF; the intervals are over five "
-        "clusterings, not over data. `thinned` is at equal word counts, `chance` the same for "
-        "groups dealt by chance: what is left beyond chance is how far groups really lie apart.",
+        f"{GROUPS} clusters of the instructions, by TF-IDF; intervals of how far groups lie apart "
+        "are over five clusterings, those of words and fillers over responses. `thinned` is at "
+        "equal word counts, `chance` the same for groups dealt by chance.",
         [
-            Claim(
-                "Rewrites are longer and fuller of fillers",
-                [moved("words", True), moved("filler", True)],
-            ),
+            Claim("Rewrites are longer and fuller of fillers", _style(folder)),
             Claim(
                 "Rewriting brings groups together: JS falls, TF-IDF cosine rises",
                 [moved("js", False), moved("tfidf_cosine", True)],
@@ -49,9 +52,36 @@ def real_text(results: Results) -> Chapter:
                 "Rewriting brings groups together at equal word counts",
                 [moved("thinned js", False), moved("thinned tfidf_cosine", True)],
             ),
+            Claim(
+                "Rewriting brings groups together at equal word counts, by more than groups dealt "
+                "by chance come together",
+                [beyond_chance("js", False), beyond_chance("tfidf_cosine", True)],
+            ),
         ],
         [("Before and after", _table(sides))],
     )
+
+
+def _moves(side: tuple[list[float], list[float]]) -> list[float]:
+    """By how much a measure changes, clustering by clustering."""
+    return [after - before for before, after in zip(*side, strict=True)]
+
+
+def _style(folder: Path) -> list[Condition]:
+    """Words and fillers of each response and its rewrite."""
+    _, *sides = _texts(folder)
+    raw, new = ([text_stats([text]) for text in texts] for texts in sides)
+    measures: dict[str, Callable[[TextStats], float]] = {
+        "words": lambda stats: stats.words,
+        "share with a filler": lambda stats: stats.filler,
+    }
+    return [
+        Condition(
+            f"{name}, rewritten - raw",
+            paired_difference([*map(measure, new)], [*map(measure, raw)]),
+        )
+        for name, measure in measures.items()
+    ]
 
 
 def _sides(found: list[Comparison]) -> Sides:
@@ -78,10 +108,17 @@ def _table(sides: Sides) -> Table:
 
 def compare(folder: Path) -> list[Comparison]:
     """One comparison a clustering."""
-    raw = json.loads((folder / "alpaca_raw.json").read_text(encoding="utf-8"))
-    new = json.loads((folder / "alpaca_distilled_llama2_7b_chat.json").read_text(encoding="utf-8"))
-    asked = [f"{row['instruction']} {row['input']}".strip() for row in raw]
-    before, after = ([row["output"] for row in side] for side in (raw, new))
+    asked, before, after = _texts(folder)
     return [
         compare_pairs(before, after, pseudo_clients(asked, GROUPS, seed)) for seed in CLUSTERINGS
     ]
+
+
+def _texts(folder: Path) -> tuple[list[str], list[str], list[str]]:
+    """Instructions, responses and rewrites."""
+    raw, new = (
+        json.loads((folder / name).read_text(encoding="utf-8"))
+        for name in ("alpaca_raw.json", "alpaca_distilled_llama2_7b_chat.json")
+    )
+    asked = [f"{row['instruction']} {row['input']}".strip() for row in raw]
+    return asked, [row["output"] for row in raw], [row["output"] for row in new]

@@ -37,6 +37,12 @@ def overview(results: Results, cells: Cells, metrics: Mapping[str, str]) -> Tabl
     return Table(["", *metrics.values(), "seeds"], rows)
 
 
+def at_equal_facts(results: Results, a: Cell, b: Cell) -> Estimate | None:
+    """General knowledge that a keeps more than b where both know equally many client facts."""
+    found = results.at_equal_facts(a, b)
+    return found[0] if found else None
+
+
 def sweep(
     results: Results, name: str, axis: str, levels: Sequence[float],
     cells: Mapping[str, Sequence[Cell]], log: bool = False,
@@ -156,7 +162,10 @@ def front(results: Results, name: str, cells: Cells) -> Figure:
         for i, (x, y) in enumerate(points)
     ]
     data = Table(["method", "evaluation", "client_facts", "general"], rows)
-    caption = "The way of each global model from first to last evaluation; right and up is better."
+    caption = (
+        "Each global model's path from its first to its last evaluation; up and to the right is "
+        "better."
+    )
     return Figure(f"front-{name}", caption, [draw], data)
 
 
