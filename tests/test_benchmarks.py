@@ -406,6 +406,14 @@ def test_a_line_of_json_may_hold_what_ends_lines_elsewhere(tmp_path):
     assert read_lines(path, ["context"]) == [{"context": text}]
 
 
+def test_a_damaged_gzip_file_is_the_users_error(tmp_path):
+    path = tmp_path / "a.jsonl.gz"
+    whole = gzip.compress(b'{"context": "a b c d e f g"}\n')
+    path.write_bytes(whole[:12] + b"\xff" * 8 + whole[20:])
+    with pytest.raises(UserError, match=r"cannot read .*a\.jsonl\.gz"):
+        read_lines(path, ["context"])
+
+
 def test_a_result_is_read_as_it_was_written(tmp_path):
     mine = result([1.0, 0.0, 0.0], "fedavg/client:anna")
     assert results.read(tmp_path, mine.model, "mmlu") is None

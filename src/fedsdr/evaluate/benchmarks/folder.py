@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,7 +69,7 @@ def _reading(path: Path) -> Iterator[None]:
     """Turns what goes wrong while a file is read into `UserError`."""
     try:
         yield
-    except (OSError, ValueError, EOFError, RecursionError, csv.Error) as error:
+    except (OSError, ValueError, EOFError, RecursionError, csv.Error, zlib.error) as error:
         raise UserError(f"cannot read {path}: {error}") from error
 
 
