@@ -4,6 +4,8 @@ import pytest
 
 from fedsdr.evaluate.claims import judge_at_equal_facts, judge_claims
 from fedsdr.evaluate.equal_facts import kept_at, kept_at_equal_facts, points
+from fedsdr.summary import curves_of
+from tiny import write_rows
 
 
 def curve(*points):
@@ -66,3 +68,12 @@ def test_a_round_that_was_only_put_to_benchmarks_is_no_point_of_a_curve():
     rows = [{"round": 0, "eval": known | asked}, {"round": 1}, {"round": 2, "eval": asked}]
     assert points(rows) == [known | asked]
     assert points(rows[1:]) == []
+
+
+def test_a_method_without_a_global_model_has_no_curve(tmp_path):
+    """Its log holds the base model's scores, its results only those of the clients' own models."""
+    scores = {"client_facts": 40.0, "general": 100.0}
+    write_rows(tmp_path / "metrics.jsonl", [{"round": 0, "eval": scores}])
+    results = {"fedavg": [scores], "fedsa": [{"personal_general": 90.0}]}
+    curves = curves_of(results, dict.fromkeys(results, [tmp_path]))
+    assert curves == {"fedavg": [[scores]]}

@@ -6,7 +6,7 @@ from typing import Any
 
 from fedsdr import files
 from fedsdr.evaluate.claims import FEDSDR, judge_claims
-from fedsdr.evaluate.equal_facts import Curve, points
+from fedsdr.evaluate.equal_facts import KEPT, Curve, points
 from fedsdr.evaluate.intervals import estimates
 from fedsdr.folders import RECIPE_FILE, RESULT_FILE, SUMMARY_FILE, method_folders
 from fedsdr.methods import own_name
@@ -32,7 +32,7 @@ def summarise_runs(
     }
     # Variants have no part in the paper's claims; curves at equal facts exist in the lab alone.
     claimed = {name: each for name, each in results.items() if name not in recipe.variants}
-    curves = _curves({n: places[n] for n in claimed}) if recipe.uses_lab else {}
+    curves = curves_of(claimed, places) if recipe.uses_lab else {}
     own = own_name(recipe)
     # A recipe of one stream does not stand for FedSDR; a baseline of that name may.
     fedsdr = own if recipe.federation.targets == "two_stream" else FEDSDR
@@ -52,10 +52,15 @@ def summarise_runs(
     return summary
 
 
-def _curves(places: Mapping[str, Sequence[Path]]) -> dict[str, list[Curve]]:
-    """Each run's evaluations along training, for the methods whose global model has them."""
-    found = {
-        name: [points(files.read_json_lines(f / METRICS_FILE)) for f in folders]
-        for name, folders in places.items()
+def curves_of(
+    results: Mapping[str, Sequence[Mapping[str, float]]], places: Mapping[str, Sequence[Path]]
+) -> dict[str, list[Curve]]:
+    """Each run's evaluations along training, for the methods that have a global model.
+
+    What the others log is the base model's.
+    """
+    return {
+        name: [points(files.read_json_lines(f / METRICS_FILE)) for f in places[name]]
+        for name, runs in results.items()
+        if all(KEPT in run for run in runs)
     }
-    return {name: curves for name, curves in found.items() if all(curves)}
