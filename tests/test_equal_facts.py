@@ -75,5 +75,5 @@ def test_a_method_without_a_global_model_has_no_curve(tmp_path):
     scores = {"client_facts": 40.0, "general": 100.0}
     write_rows(tmp_path / "metrics.jsonl", [{"round": 0, "eval": scores}])
     results = {"fedavg": [scores], "fedsa": [{"personal_general": 90.0}]}
-    curves = curves_of(results, dict.fromkeys(results, [tmp_path]))
+    curves = curves_of(results, {name: [tmp_path] for name in results})
     assert curves == {"fedavg": [[scores]]}
