@@ -85,7 +85,7 @@ def wait_until(what: str, seconds: float, ready: Callable[[], object]) -> None:
 def give_free_ports(clients: Sequence[Path]) -> None:
     """Several clients on one machine: their nodes' own ports must be free here."""
     for folder in clients:
-        script = folder / "start.sh"
+        script = folder / "relay" / "start.sh"
         text = re.sub(r"--port \d+ \\", f"--port {free_port()} \\\\", script.read_text())
         script.write_text(text)
 

@@ -156,10 +156,10 @@ def unknown_nodes_get_nothing(out: Path, port: int) -> None:
             node.wait()
         return said.read_text()
 
-    assert "Failed to activate" in turned_away(out / "anna" / "ca.crt")
+    assert "Failed to activate" in turned_away(out / "anna" / "relay" / "ca.crt")
     recipe, others = str(out.parent / "recipe.toml"), out.parent / "others"
     fedsdr("deploy", "init", recipe, "--out", str(others), "--host", "localhost")
-    assert "Exit Code" in turned_away(others / "anna" / "ca.crt")
+    assert "Exit Code" in turned_away(others / "anna" / "relay" / "ca.crt")
     assert "Activated" not in (out / "server" / "logs" / "superlink.log").read_text()
 
 

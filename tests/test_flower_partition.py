@@ -56,7 +56,7 @@ def test_a_client_that_is_cut_off_is_left_out_and_comes_back(
     )
     server = out / "server"
     give_free_ports([out / client for client in CLIENTS])
-    lead_through(cable, out / "ben" / "start.sh")
+    lead_through(cable, out / "ben" / "relay" / "start.sh")
     for site in ("server", *CLIENTS):
         scripts.start(out / site / "start.sh")
     log = server / "logs" / "superlink.log"

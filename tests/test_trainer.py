@@ -1,33 +1,39 @@
 """The socket between relay and trainer: its owner's alone, one trainer's, and nothing is lost."""
 
 import os
+import shutil
 import socket
 import stat
 import struct
+import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from fedsdr.deploy import relay, site, trainer
 from fedsdr.deploy.relay import TrainerError, ask
-from fedsdr.deploy.trainer import LONGEST, listen, serve_requests
+from fedsdr.deploy.trainer import LONGEST, allowed_users, listen, serve_requests
 from fedsdr.deploy.wire import WireError
 from fedsdr.errors import UserError
 from fedsdr.progress import silent
 
 
 @contextmanager
-def serving(path: Path, answer: Callable[[bytes], bytes]) -> Iterator[None]:
+def serving(
+    path: Path, answer: Callable[[bytes], bytes], users: frozenset[int] | None = None
+) -> Iterator[None]:
     """A trainer at work on `path`."""
-    server = listen(path)
+    server = listen(path, users)
 
     def run() -> None:
         with suppress(OSError):  # of accept, once the socket is shut down
-            serve_requests(server, answer)
+            serve_requests(server, answer, users)
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -79,16 +85,69 @@ def test_another_user_is_not_answered(path, monkeypatch, caplog):
             assert place[:2] == (socket.SOL_SOCKET, socket.SO_PEERCRED)
             return struct.pack("3i", 1, os.getuid() + 12345, 0)
 
-    mine = trainer.is_owner
-    assert not mine(Stranger())
-    monkeypatch.setattr(trainer, "is_owner", lambda line: mine(Stranger()))
+    mine = trainer.is_allowed
+    assert not mine(Stranger(), allowed_users())
+    monkeypatch.setattr(trainer, "is_allowed", lambda line, users: mine(Stranger(), users))
     with serving(path, lambda data: asked.append(data) or b""):
         with pytest.raises(TrainerError, match="went away"):
             ask(path, b"x" * 2**20)
-        monkeypatch.setattr(trainer, "is_owner", mine)
+        monkeypatch.setattr(trainer, "is_allowed", mine)
         assert ask(path, b"mine") == b""
     assert asked == [b"mine"]
     assert "another user tried to connect" in caplog.text
+
+
+def test_a_relay_may_run_as_one_other_user(path, monkeypatch):
+    monkeypatch.setattr(
+        trainer.pwd, "getpwnam", lambda name: SimpleNamespace(pw_uid=os.getuid() + 12345)
+    )
+    users = allowed_users("relay")
+    assert users == {os.getuid(), os.getuid() + 12345}
+    with listen(path, users):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666
+        assert stat.S_IMODE(path.parent.stat().st_mode) & 0o011 == 0o011
+
+
+def test_a_relay_user_that_is_not_there_is_an_error():
+    with pytest.raises(UserError, match="--relay-user 'no-such-user': there is no such user"):
+        allowed_users("no-such-user")
+
+
+ASK = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from relay import ask
+print(ask(Path(sys.argv[2]), b"question", 5).decode())
+print(Path(sys.argv[3]).read_text())
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize(
+    ("relay_user", "end"),
+    [("nobody", "PermissionError"), ("daemon", "went away"), ("", "Permission denied")],
+)
+def test_an_app_that_runs_as_the_relays_user_can_ask_and_read_nothing(relay_user, end):
+    """Asked by `nobody`: answered where that is the relay's user, whom the client's folder is
+    closed to; no other user gets anything."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        place.chmod(0o755)
+        shutil.copy(relay.__file__, place / "relay.py")
+        (place / "relay.py").chmod(0o644)
+        (place / "own").mkdir(mode=0o700)
+        (place / "own" / "record.txt").write_text("a record")
+        users = allowed_users(relay_user)
+        with serving(place / "t.sock", lambda asked: asked + b"!", users):
+            words = [folder, str(place / "t.sock"), str(place / "own" / "record.txt")]
+            done = subprocess.run(
+                ["python3", "-c", ASK, *words], user="nobody", group=65534, extra_groups=[],
+                capture_output=True, text=True, cwd="/",
+            )  # fmt: skip
+        assert done.returncode != 0
+        assert done.stdout == ("question!\n" if relay_user == "nobody" else "")
+        assert end in done.stderr
 
 
 def test_a_stale_socket_is_replaced_and_a_live_one_is_not(path):

@@ -49,12 +49,20 @@ def register(folder: Site) -> None:
 
 
 @app.command()
-def trainer(folder: Site) -> None:
+def trainer(
+    folder: Site,
+    socket: Annotated[
+        Path | None, typer.Option(help="Where relays ask; FOLDER/trainer.sock by default.")
+    ] = None,
+    relay_user: Annotated[
+        str, typer.Option(help="The user who runs the SuperNode, where that is another one.")
+    ] = "",
+) -> None:
     """Hold a client's model and data ready, and do what its server asks (start.sh does it)."""
     from fedsdr.deploy.site import run_trainer
 
     with session("start it again, and it goes on") as reporter:
-        run_trainer(folder, reporter)
+        run_trainer(folder, reporter, socket, relay_user)
 
 
 @app.command()

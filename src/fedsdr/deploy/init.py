@@ -5,7 +5,7 @@ import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import jinja2
 
@@ -31,8 +31,17 @@ from fedsdr.setting import lab_clients
 NODE_PORT: Final = 9094  # of the first client's SuperNode, on its own machine's loopback
 SERVER: Final = "server"
 NODES: Final = "nodes"  # public keys of the clients' nodes, in the server's folder
+RELAY: Final = "relay"  # what a client's SuperNode needs, in the client's folder
+NODE_KEY: Final = "node.key"
 LOOPBACKS: Final = {"localhost": "127.0.0.1", "127.0.0.1": "127.0.0.1", "::1": "::1"}
 HOST: Final = re.compile(r"[A-Za-z0-9._:-]+")
+
+
+class Keys(NamedTuple):
+    """Public halves: `signs` answers, `connects` to the SuperLink."""
+
+    signs: str
+    connects: str
 
 
 def init(recipe: Recipe, out: Path, host: str, port: int, clients: Sequence[str] = ()) -> list[str]:
@@ -83,19 +92,27 @@ def client_ids(recipe: Recipe, clients: Sequence[str]) -> list[str]:
 
 def write_client(
     out: Path, recipe: Recipe, client: str, host: str, port: int, node_port: int, server: str
-) -> str:
-    """One client's folder; returns its public key's line."""
+) -> Keys:
+    """One client's folder, and in it that of its SuperNode; returns the public keys of both.
+
+    They have a key each: who runs the node, and whatever app runs there, cannot sign an answer.
+    """
     folder = out / client
     folder.mkdir(parents=True, mode=0o700)
-    line = new_key(folder / CLIENT_KEY)
+    signs = new_key(folder / CLIENT_KEY)
     files.write_text(folder / SERVER_PUBLIC, server + "\n")
-    files.write_bytes(folder / "ca.crt", (out / SERVER / "certificates" / "ca.crt").read_bytes())
     files.write_json(folder / CLIENT, {"id": client})
     files.write_text(folder / RECIPE_FILE, to_toml(own_recipe(recipe, client)))
-    where = {"host": bracketed(host), "port": port, "node_port": node_port, "client": client}
-    write_script(folder / "start.sh", "client.sh", where)
+    write_script(folder / "start.sh", "client.sh", {"client": client})
     write_script(folder / "environment.sh", "environment.sh", {"programs": programs()})
-    return line
+    relay = folder / RELAY
+    relay.mkdir(mode=0o700)
+    connects = new_key(relay / NODE_KEY)
+    files.write_bytes(relay / "ca.crt", (out / SERVER / "certificates" / "ca.crt").read_bytes())
+    where = {"host": bracketed(host), "port": port, "node_port": node_port}
+    write_script(relay / "start.sh", "relay.sh", where)
+    write_script(relay / "environment.sh", "environment.sh", {"programs": programs()})
+    return Keys(signs, connects)
 
 
 def own_recipe(recipe: Recipe, client: str) -> Recipe:
@@ -109,19 +126,19 @@ def own_recipe(recipe: Recipe, client: str) -> Recipe:
 
 
 def write_server(
-    folder: Path, recipe: Recipe, keys: Mapping[str, str], host: str, port: int
+    folder: Path, recipe: Recipe, keys: Mapping[str, Keys], host: str, port: int
 ) -> None:
     """The server's folder, its roster last."""
     nodes = folder / NODES
-    for client, line in keys.items():
-        files.write_text(nodes / f"{client}.pub", line + "\n")
+    for client, (_, connects) in keys.items():
+        files.write_text(nodes / f"{client}.pub", connects + "\n")
     files.write_text(folder / "superexec.secret", secrets.token_hex(32), private=True)
     files.write_text(folder / RECIPE_FILE, to_toml(recipe))
     write_app(folder, port)
     listen = LOOPBACKS.get(host) or ("::" if ":" in host else "0.0.0.0")
     write_script(folder / "start.sh", "server.sh", {"listen": listen, "port": port})
     write_script(folder / "environment.sh", "environment.sh", {"programs": programs()})
-    write_roster(folder, dict(keys))
+    write_roster(folder, {client: signs for client, (signs, _) in keys.items()})
 
 
 def write_roster(folder: Path, keys: Mapping[str, str | None]) -> None:

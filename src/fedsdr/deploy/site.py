@@ -1,7 +1,8 @@
 """The folder of a site: what a server or a client needs to take part, and where its run lies.
 
 server:  recipe.toml  roster.json  server.json  server.key  certificates/  app/  run/  status.json
-client:  recipe.toml  client.json  client.key  server.pub  ca.crt  private/
+client:  recipe.toml  client.json  client.key  server.pub  private/
+         relay/: node.key  ca.crt
 """
 
 import fcntl
@@ -21,7 +22,7 @@ from fedsdr.deploy.client import ClientSide
 from fedsdr.deploy.identity import PrivateKey, PublicKey, read_private, read_public
 from fedsdr.deploy.server import serve
 from fedsdr.deploy.switchboard import Link
-from fedsdr.deploy.trainer import SOCKET, listen, serve_requests
+from fedsdr.deploy.trainer import SOCKET, allowed_users, listen, serve_requests
 from fedsdr.deploy.wire import Name
 from fedsdr.errors import UserError
 from fedsdr.folders import RECIPE_FILE
@@ -160,16 +161,23 @@ def open_client(folder: Path, reporter: Reporter) -> ClientSide:
     return ClientSide(bench.of(client), recipe, client, private, reporter, key, server)
 
 
-def run_trainer(folder: Path, reporter: Reporter) -> None:
-    """Serve a client's folder until the process ends. All that it writes is its owner's alone."""
+def run_trainer(
+    folder: Path, reporter: Reporter, socket: Path | None = None, relay_user: str = ""
+) -> None:
+    """Serve a client's folder until the process ends. All that it writes is its owner's alone.
+
+    socket: where relays ask, in `folder` by default. relay_user: who may ask beside this user.
+    """
     os.umask(0o077)
-    folder = folder.absolute()  # relays open the socket by its whole path, whose length is limited
+    # Relays open the socket by its whole path, whose length is limited.
+    path = (socket or folder / SOCKET).absolute()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    server = listen(folder / SOCKET)
+    users = allowed_users(relay_user)
+    server = listen(path, users)
     try:
         client = open_client(folder, reporter)
-        reporter.say(f"client {client.client} is ready: {folder / SOCKET}")
-        serve_requests(server, client)
+        reporter.say(f"client {client.client} is ready: {path}")
+        serve_requests(server, client, users)
     finally:
         server.close()
-        (folder / SOCKET).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)

@@ -1,11 +1,13 @@
 #!/bin/sh
 # Keeps this client's trainer up, and the SuperNode that passes messages on to it. Ctrl-C ends both.
+#
+# Where another user runs the SuperNode (docs/deploy.md): RELAY_USER=name SOCKET=/a/path ./start.sh
+# here, and SOCKET=/a/path relay/start.sh there.
 cd "$(dirname "$0")" || exit 1
 . ./environment.sh
 trap 'trap - EXIT INT TERM; kill 0' EXIT INT TERM
-keep_up trainer fedsdr deploy trainer "$PWD" &
-keep_up supernode python -m fedsdr.deploy.node --superlink {{ host }}:{{ port }} --root-certificates ca.crt \
-    --auth-supernode-private-key client.key --host 127.0.0.1 --port {{ node_port }} \
-    --node-config "socket=\"$PWD/trainer.sock\"" &
-echo "client {{ client }}; logs in $PWD/logs"
+export SOCKET="${SOCKET:-$PWD/trainer.sock}"
+keep_up trainer fedsdr deploy trainer "$PWD" --socket "$SOCKET" --relay-user "$RELAY_USER" &
+[ -n "$RELAY_USER" ] || relay/start.sh &
+echo "client {{ client }}; logs in $PWD/logs and $PWD/relay/logs"
 wait
