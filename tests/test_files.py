@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,17 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )  # fmt: skip
+
+
+@pytest.mark.parametrize(("private", "wanted"), [(False, 0o644), (True, 0o600)])
+def test_tensors_can_be_read_by_whom_the_umask_lets(tmp_path, private, wanted):
+    """safetensors by itself writes for the owner alone."""
+    old = os.umask(0o022)
+    try:
+        files.write_tensors(tmp_path / "x", {"a": torch.ones(2)}, private=private)
+    finally:
+        os.umask(old)
+    assert mode(tmp_path / "x") == wanted
 
 
 @settings(deadline=None)

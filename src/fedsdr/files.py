@@ -31,9 +31,9 @@ def write_atomically(path: Path, write: Callable[[Path], None], private: bool = 
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.touch(mode=PRIVATE if private else 0o666)
+        mode = temporary.stat().st_mode
         write(temporary)
-        if private:
-            temporary.chmod(PRIVATE)
+        temporary.chmod(mode)  # a library may have put a file of its own in its place
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)

@@ -65,7 +65,7 @@ def serve(
     check_folder(out, recipe, resume=True)
     if (out / REPORT_FILE).exists():
         return dict(files.read_json(out / SUMMARY_FILE))
-    began = time.perf_counter()
+    began, begun = time.perf_counter(), (out / RECIPE_FILE).exists()
     shape = Shape(recipe)
     claim_folder(out, recipe)
     board = Switchboard(link, recipe, run_name(out), roster, reporter, key, pause)
@@ -78,7 +78,7 @@ def serve(
             choose(recipe.tracking.backends), tracked(each, out.name, name, out, folder), reporter
         )
         serve_method(board, shape, each, folder, name, reporter, follower)
-    return summarise_runs([recipe.seed], [out], out, time.perf_counter() - began)
+    return summarise_runs([recipe.seed], [out], out, time.perf_counter() - began, begun)
 
 
 def check_served(recipe: Recipe, clients: list[str]) -> None:

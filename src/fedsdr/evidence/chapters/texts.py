@@ -1,7 +1,6 @@
 """The texts of a cell's clients, before and after rewriting."""
 
-import json
-
+from fedsdr import files
 from fedsdr.evidence.plan import Cell
 from fedsdr.evidence.results import Results
 from fedsdr.setting import prepare
@@ -16,8 +15,7 @@ def raw(cell: Cell, seed: int) -> Texts:
 
 def rewritten(results: Results, cell: Cell, seed: int) -> Texts:
     folders = sorted((results.folder(cell, seed) / "clients").iterdir())
-    files = {folder.name: folder / "rewrites.jsonl" for folder in folders}
     return {
-        name: [json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines()]
-        for name, file in files.items()
+        folder.name: [row["text"] for row in files.read_json_lines(folder / "rewrites.jsonl")]
+        for folder in folders
     }
