@@ -1,16 +1,25 @@
-"""What the long-lived trainer saves: a message with it, and with a model loaded for each message.
+"""What the long-lived trainer saves: with it, and with a model loaded for each message.
 
     python benchmarks/deployment.py [--quick]
 
-Flower starts a new process for every message. Both contenders are such a process, from its start to
-its end, that answers the same evaluation: one hands it to a trainer over its socket
-(`fedsdr.deploy.relay`), the other loads model and data itself. What Flower's own process adds to
-either is not in it. The model has the shape of SmolLM2-135M and random weights.
+Flower starts a new process for every message. First such a process by itself, from its start to its
+end, that answers an evaluation: one hands it to a trainer over its socket (`fedsdr.deploy.relay`),
+the other loads model and data itself. Then whole rounds of two clients on Flower, SuperLink and
+SuperNodes on this machine: with trainers, and with a process behind the socket that opens the
+client anew for every message. The model has the shape of SmolLM2-135M and random weights, and a
+round trains one step.
 """
 
+import contextlib
+import os
+import signal
+import socket
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import tomli_w
@@ -28,7 +37,7 @@ from fedsdr.lab.pretrain import build_tokenizer
 from fedsdr.lab.world import WorldOptions, build_world
 from fedsdr.quiet import quiet_libraries
 from fedsdr.recipe import load_recipe
-from measure import arguments, compare, save
+from measure import Row, arguments, compare, save, three
 
 SHAPE = {
     "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
@@ -49,12 +58,25 @@ from pathlib import Path
 import fedsdr.deploy.client_app
 from fedsdr.deploy.site import open_client
 from fedsdr.progress import silent
-open_client(Path(sys.argv[1]), silent())(Path(sys.argv[2]).read_bytes())
+client = open_client(Path(sys.argv[1]), silent())
+sys.stdout.buffer.write(client(sys.stdin.buffer.read()))
 """
+ANEW = """
+import subprocess, sys
+from pathlib import Path
+from fedsdr.deploy.trainer import listen, serve_requests
+words = [sys.executable, "-c", sys.argv[2], sys.argv[1]]
+answer = lambda data: subprocess.run(words, input=data, check=True, stdout=subprocess.PIPE).stdout
+serve_requests(listen(Path(sys.argv[1]) / "trainer.sock"), answer)
+"""
+FEDSDR = str(Path(sys.executable).with_name("fedsdr"))
+UP = 120.0  # seconds that a SuperLink may take to start
 
 
-def site(folder: Path, shape: dict[str, int]) -> Path:
-    """One client's folder, its model random."""
+def federation(
+    folder: Path, shape: dict[str, int], clients: Sequence[str], rounds: int, port: int
+) -> Path:
+    """The folders of a server and some clients, their model random."""
     tokenizer = build_tokenizer(build_world(WorldOptions()))
     torch.manual_seed(0)
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -64,57 +86,133 @@ def site(folder: Path, shape: dict[str, int]) -> Path:
     tokenizer.save_pretrained(folder / "model")
     rows = [{"prompt": "what is the remedy ?", "response": "rx : bold anchor ;"}] * 8
     files.write_json_lines(folder / "data.jsonl", rows)
+    data = str(folder / "data.jsonl")
     recipe = {
         "model": {"path": str(folder / "model")},
-        "data": {"sources": [{"path": str(folder / "data.jsonl"), "client": "hospital"}]},
-        "federation": {"targets": "raw"},
-        "deployment": {"min_clients": 1},
+        "data": {"sources": [{"path": data, "client": client} for client in clients]},
+        "federation": {"targets": "raw", "rounds": rounds},
+        "local": {"rectify_steps": 1, "batch_size": 2},
+        "evaluate": {"every": 0, "personal": False},
+        "deployment": {"min_clients": len(clients)},
+        "tracking": {"backends": ["none"]},
     }
     path = folder / "recipe.toml"
     path.write_text(tomli_w.dumps(recipe), encoding="utf-8")
-    init(load_recipe(path), folder / "federation", "localhost", 8000)
+    init(load_recipe(path), folder / "federation", "localhost", port)
     return folder / "federation"
+
+
+@contextlib.contextmanager
+def running(*words: str | Path) -> Iterator[None]:
+    """A process and all that it starts, ended with the block."""
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(
+        list(map(str, words)), stdout=quiet, stderr=quiet, start_new_session=True
+    )
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            time.sleep(1)
+        process.wait()
+
+
+def messages(folder: Path, shape: dict[str, int], runs: int) -> list[Row]:
+    """An evaluation, asked of a trainer, and of a process that loads the model for it."""
+    sites = federation(folder, shape, ["hospital"], 1, 8000)
+    client, message = sites / "hospital", folder / "message"
+    recipe = load_recipe(sites / "server" / "recipe.toml")
+    shared = Shape(recipe).first
+    request = Request("evaluate", "run", agreement(recipe), "hospital", "fedavg", 0, shared)
+    message.write_bytes(seal(encode(request), read_private(sites / "server" / "server.key")))
+
+    def run(program: str) -> float:
+        with open(message, "rb") as question:
+            words = [sys.executable, "-c", program, str(client), str(message)]
+            subprocess.run(words, check=True, stdin=question, capture_output=True)
+        return 1.0
+
+    with running(FEDSDR, "deploy", "trainer", client):
+        ask(client / "trainer.sock", message.read_bytes())
+        return compare(
+            "one evaluation",
+            {
+                "handed to the trainer": lambda: run(RELAYED),
+                "model loaded for it": lambda: run(LOADED),
+            },
+            "messages",
+            against="model loaded for it",
+            runs=runs,
+        )
+
+
+def seconds_of_rounds(
+    folder: Path, shape: dict[str, int], rounds: int, trainer: bool
+) -> list[float]:
+    """Each round of two clients on Flower, but for the first."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    clients = ["hospital", "bank"]
+    sites = federation(folder, shape, clients, rounds + 1, port)
+    server = sites / "server"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(running(server / "start.sh"))
+        for client in clients:
+            own = sites / client
+            words = [FEDSDR, "deploy", "trainer"] if trainer else [sys.executable, "-c", ANEW]
+            stack.enter_context(running(*words, own, *([] if trainer else [LOADED])))
+            stack.enter_context(running(own / "relay" / "start.sh"))
+        wait_for(port)
+        for step in ("register", "run"):
+            subprocess.run([FEDSDR, "deploy", step, str(server)], check=True, capture_output=True)
+    rows = files.read_json_lines(server / "run" / "metrics.jsonl")
+    return [row["train"]["seconds"] for row in rows if row["round"] > 1]
+
+
+def wait_for(port: int) -> None:
+    end = time.monotonic() + UP
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.2)
+    raise RuntimeError(f"no SuperLink on port {port} within {UP:g} s")
+
+
+def whole_rounds(folder: Path, shape: dict[str, int], rounds: int) -> list[Row]:
+    """One run after the other: rounds of one federation cannot take turns with another's."""
+    taken = {
+        name: seconds_of_rounds(folder / f"rounds-{trainer}", shape, rounds, trainer)
+        for name, trainer in (("with trainers", True), ("model loaded for each message", False))
+    }
+    slow = statistics.median(taken["model loaded for each message"])
+    return [
+        {
+            "setting": "a round of two clients",
+            "contender": name,
+            "seconds a round": three(statistics.median(seconds)),
+            "least": three(min(seconds)),
+            "most": three(max(seconds)),
+            "times": three(slow / statistics.median(seconds)),
+        }
+        for name, seconds in taken.items()
+    ]
 
 
 def main() -> None:
     options = arguments(__doc__ or "").parse_args()
     quiet_libraries()
+    shape = TINY if options.quick else SHAPE
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        federation = site(folder, TINY if options.quick else SHAPE)
-        client, message = federation / "hospital", folder / "message"
-        recipe = load_recipe(federation / "server" / "recipe.toml")
-        shared = Shape(recipe).first
-        request = Request("evaluate", "run", agreement(recipe), "hospital", "fedavg", 0, shared)
-        message.write_bytes(
-            seal(encode(request), read_private(federation / "server" / "server.key"))
-        )
-        trainer = subprocess.Popen(
-            [str(Path(sys.executable).with_name("fedsdr")), "deploy", "trainer", str(client)],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
-            ask(client / "trainer.sock", message.read_bytes())
-
-            def run(program: str) -> float:
-                words = [sys.executable, "-c", program, str(client), str(message)]
-                subprocess.run(words, check=True, capture_output=True)
-                return 1.0
-
-            rows = compare(
-                "one evaluation",
-                {
-                    "handed to the trainer": lambda: run(RELAYED),
-                    "model loaded for it": lambda: run(LOADED),
-                },
-                "messages",
-                against="model loaded for it",
-                runs=1 if options.quick else 5,
-            )
-        finally:
-            trainer.kill()
-            trainer.wait()
-    save("deployment", {"messages": rows}, quick=options.quick)
+        (folder / "rounds-True").mkdir()
+        (folder / "rounds-False").mkdir()
+        tables = {
+            "messages": messages(folder, shape, 1 if options.quick else 5),
+            "rounds": whole_rounds(folder, shape, 1 if options.quick else 5),
+        }
+    save("deployment", tables, quick=options.quick)
 
 
 if __name__ == "__main__":

@@ -138,6 +138,8 @@ def ablations() -> Cells:
         "5 + 5 steps (FedAvg's compute)": half,
         "S 5 steps": {"local.smooth_steps": 5},
         "S 20 steps": {"local.smooth_steps": 20},
+        "R 5 steps": {"local.rectify_steps": 5},
+        "R 20 steps": {"local.rectify_steps": 20},
         "rectify first": {"local.stage_order": "rectify_first"},
         "data swapped": swapped,
         "R on verified rewrites, S on raw": {**swapped, **verified, "distill.attempts": 4},
@@ -161,6 +163,8 @@ def ablations() -> Cells:
     cells["rank 8 + 8 (FedAvg's parameters)"] = Cell("fedsdr", world=split)
     uneven = {"lora.rank": 12, "lora.smoothing_rank": 4, "lora.alpha": 24.0}
     cells["rank 12 + 4 (FedAvg's parameters)"] = Cell("fedsdr", world=uneven)
+    other = {"lora.rank": 4, "lora.smoothing_rank": 12, "lora.alpha": 8.0}
+    cells["rank 4 + 12 (FedAvg's parameters)"] = Cell("fedsdr", world=other)
     # What is left of FedSDR without one of its streams are other methods, cell for cell.
     cells["R only (FedAvg)"] = Cell("fedavg")
     cells["S only, shared (FedSD)"] = Cell("fedsd")
@@ -211,7 +215,7 @@ QUICK: Final = {
     "boosters": ("fedavg", "fedsd+fedavg", "fedyogi", "fedsd+fedyogi"),
     "flattening": ("local", "fedsd+local", "fedavg 2", "fedsd 2", "fedavg 10", "fedsd 10"),
     "paradox": tuple(f"{name} 0.5" for name in (*MAIN, "fedsd_verified")),
-    "rivals": (*MAIN, "fedsd_verified", "mixed", "feddpa", "ditto"),
+    "rivals": (*MAIN, "fedsd_verified", "mixed", "feddpa"),
     "ablations": ("fedsdr", "as the equations say"),
 }
 
