@@ -30,19 +30,27 @@ class Lengths(NamedTuple):
     rewrite: int
 
 
+def source() -> str:
+    """What lengths are of, for the results."""
+    return "real files" if all(path.exists() for path in _paths()) else "synthetic"
+
+
 def records(count: int, seed: int = 0) -> list[Lengths]:
     """So many records, drawn by seed."""
     draw = random.Random(seed)
-    paths = [DATA / "paired" / name for name in FILES]
-    if not all(path.exists() for path in paths):
+    if source() == "synthetic":
         print(f"lengths are synthetic: no paired/ in {DATA}, set FEDSDR_DATA", file=sys.stderr)
         return [_synthetic(draw) for _ in range(count)]
-    raw, rewritten = (json.loads(path.read_text(encoding="utf-8")) for path in paths)
+    raw, rewritten = (json.loads(path.read_text(encoding="utf-8")) for path in _paths())
     found = [
         Lengths(len(a["instruction"]) + len(a["input"]), len(a["output"]), len(b["output"]))
         for a, b in zip(raw, rewritten, strict=True)
     ]
     return draw.sample(found, count)
+
+
+def _paths() -> list[Path]:
+    return [DATA / "paired" / name for name in FILES]
 
 
 def _synthetic(draw: random.Random) -> Lengths:

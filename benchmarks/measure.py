@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import sys
 import time
@@ -118,11 +119,21 @@ def three(value: float) -> float:
     return float(f"{value:.3g}") if abs(value) < 100 else round(value)
 
 
-def save(name: str, tables: Mapping[str, Rows], device: str = "cpu", quick: bool = False) -> None:
-    """Write benchmarks/results/NAME.json; a quick run is printed alone."""
+def save(
+    name: str,
+    tables: Mapping[str, Rows],
+    device: str = "cpu",
+    quick: bool = False,
+    lengths: str | None = None,
+) -> None:
+    """Write benchmarks/results/NAME.json; a quick run is printed alone.
+
+    lengths: whose the texts' lengths are, where a script draws them.
+    """
     result = {
         "command": " ".join(["python", f"benchmarks/{name}.py", *sys.argv[1:]]),
         "machine": machine(device),
+        **({} if lengths is None else {"lengths": lengths}),
         "tables": {key: list(rows) for key, rows in tables.items()},
     }
     text = json.dumps(result, indent=2) + "\n"
@@ -130,6 +141,20 @@ def save(name: str, tables: Mapping[str, Rows], device: str = "cpu", quick: bool
     if not quick:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
+
+
+def peak() -> float:
+    """This process's largest memory so far, in MiB.
+
+    Linux counts in `ru_maxrss` what the process that started this one held: not in VmHWM.
+    """
+    told = Path("/proc/self/status")
+    if told.exists():
+        for line in told.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def machine(device: str = "cpu") -> dict[str, str | int | None]:
@@ -140,7 +165,7 @@ def machine(device: str = "cpu") -> dict[str, str | int | None]:
         "threads": torch.get_num_threads(),
         **{name: metadata.version(name) for name in ("torch", "transformers")},
         "python": platform.python_version(),
-        "fedsdr": git_commit(),
+        "fedsdr": git_commit(apart="benchmarks/results"),
         "day": datetime.now(UTC).date().isoformat(),
     }
 

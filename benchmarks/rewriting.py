@@ -30,7 +30,7 @@ from fedsdr.progress import silent
 from fedsdr.recipe import load_recipe
 from fedsdr.sections.distill import Distill
 from fedsdr.setting import base_of, prepare
-from lengths import Lengths, records
+from lengths import Lengths, records, source
 from measure import Row, arguments, compare, save
 from shapes import random_model
 
@@ -170,7 +170,7 @@ def main() -> None:
             rows += speed(
                 f"{shape}, {DTYPES[name]}".replace("torch.", ""), model, jobs, given.rows, runs
             )
-    save("rewriting", {"speed": rows}, quick=given.quick)
+    save("rewriting", {"speed": rows}, quick=given.quick, lengths=source())
 
 
 if __name__ == "__main__":

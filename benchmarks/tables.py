@@ -44,9 +44,10 @@ def cell(value: str | float | int) -> str:
 
 def caption(result: dict[str, Any]) -> str:
     its = result["machine"]
+    lengths = f", lengths: {result['lengths']}" if "lengths" in result else ""
     return (
         f"`{result['command']}`: {its['processor']}, {its['cores']} cores, {its['threads']} "
-        f"threads, torch {its['torch']}, transformers {its['transformers']}, {its['day']}."
+        f"threads, torch {its['torch']}, transformers {its['transformers']}, {its['day']}{lengths}."
     )
 
 

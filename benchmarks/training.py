@@ -4,23 +4,24 @@
 
 A model of SmolLM2-135M's shape with random weights (30 blocks of width 576, vocabulary 49,152),
 LoRA of rank 16 on all linear layers, AdamW, batches of 4. Texts are as long as Alpaca's prompts
-with Llama-2-7B-chat's rewrites ($FEDSDR_DATA/paired; a token is 4 characters, and 40 tokens of
-template), or of a synthetic distribution with the same quantiles; their tokens are random. A token
-counts if it is of prompt or response, not if it is padding. All take the same batches in turn.
+with Llama-2-7B-chat's rewrites (`lengths.py`; a token is 4 characters, and 40 tokens of template);
+their tokens are random. A token counts if it is of prompt or response, not if it is padding. All
+take the same batches in turn, several a turn: batches differ in how much padding they need.
 
-SFTTrainer runs its own collator, loss and backward pass (`training_step`), then clips, steps; its
-evaluation, logging and saving are left out. Its default is float32 weights under bfloat16 autocast,
-batches of 8 and gradient checkpointing. The bound is the rate of a 2048-square product in the same
-turn over 4 N operations a token, N being all weights of matrix products, the vocabulary's included.
+SFTTrainer runs its own collator, loss and backward pass (`training_step`) on what its accelerator
+prepares, then clips, steps; its evaluation, logging and saving are left out. Its default is float32
+weights under bfloat16 autocast, batches of 8 and gradient checkpointing; there ours takes a step of
+8 too. The bound is the rate of a 2048-square product in the same turn, in the narrowest type of the
+setting, over 4 N operations a token, N being all weights of matrix products, the vocabulary's too.
+
+`streams` tells turn by turn what a frozen stream costs: two streams over one, and over PEFT's two.
 """
 
 import json
-import os
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,45 +33,33 @@ from fedsdr.data.template import Example
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.training.correction import Correction
 from fedsdr.training.local import LocalTrainer
-from measure import Contender, Row, alternate, arguments, save, three
+from lengths import records, source
+from measure import Contender, Row, alternate, arguments, save, three, within_turns
 
-PROJECT = Path(__file__).parents[1]
-REAL = Path(os.environ.get("FEDSDR_DATA", PROJECT.parent / "shared" / "data"))
-QUANTILES = [5, 31, 45, 68, 103, 142, 181, 225, 307, 450]  # of the real lengths, in tokens
-TEMPLATE, LONGEST = 40, 512
+TEMPLATE, CHARACTERS, LONGEST = 40, 4, 512  # tokens, characters a token, tokens
+TURN = 20  # records that a contender takes in a turn
 SHAPE = {
     "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
     "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True,
     "max_position_embeddings": 2048, "pad_token_id": 0, "eos_token_id": 1,
 }  # fmt: skip
-SMALL = {**SHAPE, "hidden_size": 72, "intermediate_size": 128, "num_hidden_layers": 2}
+SMALL = {
+    **SHAPE, "hidden_size": 72, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 512,
+}  # fmt: skip
 SIDE, PRODUCTS = 2048, 20
 TABLES = ("float32", "bfloat16", "default")
 PEFT = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-TRL = {"max_length": LONGEST, "use_cpu": True, "report_to": "none", "output_dir": "/tmp/trl"}
+TRL = {"max_length": LONGEST, "report_to": "none", "output_dir": "/tmp/trl"}
+TWO = "fedsdr, R beside S"
 
 
-def lengths() -> list[tuple[int, int]]:
-    """(prompt, response) of each record, in tokens."""
-    path = REAL / "paired" / "alpaca_distilled_llama2_7b_chat.json"
-    if not path.exists():
-        print(f"{path} is not there (set FEDSDR_DATA): lengths are synthetic")
-        return [(TEMPLATE + 20, n) for n in QUANTILES * 20]
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    return [
-        (TEMPLATE + len(row["instruction"] + row["input"]) // 4, 1 + len(row["output"]) // 4)
-        for row in rows
-    ]
-
-
-def examples(count: int) -> list[Example]:
-    draw = torch.Generator().manual_seed(0)
-    known = lengths()
-    chosen = torch.randperm(len(known), generator=draw)[:count].tolist()
-    made = []
-    for prompt, response in (known[i] for i in chosen):
-        response = min(response, LONGEST - prompt)
-        ids = torch.randint(2, 49152, (prompt + response,), generator=draw).tolist()
+def examples(count: int, vocabulary: int) -> list[Example]:
+    """Random tokens, as many as real records have."""
+    draw, made = torch.Generator().manual_seed(0), []
+    for each in records(count):
+        prompt = TEMPLATE + each.instruction // CHARACTERS
+        whole = min(LONGEST, prompt + 1 + each.rewrite // CHARACTERS)
+        ids = torch.randint(2, vocabulary, (whole,), generator=draw).tolist()
         made.append(Example(tuple(ids[:prompt]), tuple(ids[prompt:])))
     return made
 
@@ -84,20 +73,20 @@ def batches(records: list[Example], size: int) -> Iterator[list[Example]]:
     return cycle([records[i : i + size] for i in range(0, len(records) - size + 1, size)])
 
 
-def ours(model: Any, records: list[Example], *company: Stream) -> Contender:
+def ours(model: Any, records: list[Example], *company: Stream, size: int = 4) -> Contender:
     """The trainer's own step."""
     two = TwoStreamModel(model, "all-linear", 16, 32.0)
     for seed, stream in enumerate((Stream.RECTIFY, Stream.SMOOTH)):
         two.load(stream, fresh(two.blank(), torch.Generator().manual_seed(seed)))
     two.activate(Stream.RECTIFY, *company)
     trainer = LocalTrainer(
-        two, {"raw": records}, client="a", round=1, seed=0, batch_size=4, clip=1.0,
+        two, {"raw": records}, client="a", round=1, seed=0, batch_size=size, clip=1.0,
         weight_decay=0.0, pad=0,
     )  # fmt: skip
     parameters = two.train_only(Stream.RECTIFY)
     optimiser = torch.optim.AdamW(parameters.values(), lr=1e-4, fused=True)
     correction = Correction(Stage("rectify", "R", Schedule(1, 1e-4)), parameters)
-    queue = batches(records, 4)
+    queue = batches(records, size)
 
     def step() -> float:
         chosen = next(queue)
@@ -111,15 +100,9 @@ def ours(model: Any, records: list[Example], *company: Stream) -> Contender:
     return step
 
 
-def sft(
-    model: Any, records: list[Example], size: int = 4, two: bool = False, **own: Any
-) -> Contender:
-    """TRL's step; two: with a second, frozen adapter beside the trained one."""
-    from datasets import Dataset
+def with_peft(model: Any, two: bool) -> Any:
+    """PEFT's adapter; two: with a second, frozen one beside the trained one."""
     from peft import LoraConfig, get_peft_model
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-    from trl import SFTConfig, SFTTrainer
 
     peft = get_peft_model(model, LoraConfig(**PEFT))
     if two:
@@ -127,28 +110,58 @@ def sft(
         peft.base_model.set_adapter(["default", "S"])
         for name, parameter in peft.named_parameters():
             parameter.requires_grad_(".default." in name)
-    rows = [
+    return peft
+
+
+def rows_of_tokens(records: Sequence[Example]) -> list[dict[str, Any]]:
+    """As TRL's collator takes them."""
+    return [
         {
             "input_ids": [*e.prompt, *e.response],
             "completion_mask": [0] * len(e.prompt) + [1] * len(e.response),
         }
         for e in records
     ]
+
+
+def sft_trainer(model: Any, rows: list[dict[str, Any]], size: int, **own: Any) -> Any:
+    """TRL's trainer in the state in which `train` enters its loop."""
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+    from trl import SFTConfig, SFTTrainer
+
     words = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0, "<end>": 1}, "<pad>")),
         pad_token="<pad>", eos_token="<end>", unk_token="<pad>",
     )  # fmt: skip
-    config = SFTConfig(**TRL, per_device_train_batch_size=size, completion_only_loss=True, **own)
+    config = SFTConfig(
+        **TRL, use_cpu=model.device.type == "cpu", per_device_train_batch_size=size,
+        completion_only_loss=True, **own,
+    )  # fmt: skip
     trainer = SFTTrainer(
-        peft, config, train_dataset=Dataset.from_list(rows), processing_class=words
+        model, config, train_dataset=Dataset.from_list(rows), processing_class=words
     )
-    trainer.create_optimizer()
+    if config.activation_checkpointing:
+        trainer.model.activation_checkpointing_enable()
+    trainer.create_optimizer()  # what follows puts the forward pass under autocast
+    prepared = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
+    trainer.model_wrapped, trainer.optimizer = prepared
+    return trainer
+
+
+def sft(
+    model: Any, records: list[Example], size: int = 4, two: bool = False, **own: Any
+) -> Contender:
+    """TRL's step; two: with a second, frozen adapter. Has done one, to see what it runs under."""
+    rows = rows_of_tokens(records)
+    trainer = sft_trainer(with_peft(model, two), rows, size, **own)
     queue = cycle([rows[i : i + size] for i in range(0, len(rows) - size + 1, size)])
 
     def step() -> float:
         chosen = next(queue)
         inputs = trainer.data_collator(chosen)
-        trainer.training_step(trainer.model, inputs, (inputs["labels"] != -100).sum())
+        trainer.training_step(trainer.model_wrapped, inputs, (inputs["labels"] != -100).sum())
         torch.nn.utils.clip_grad_norm_(
             [p for p in trainer.model.parameters() if p.requires_grad], 1.0
         )
@@ -156,7 +169,21 @@ def sft(
         trainer.optimizer.zero_grad()
         return float(sum(len(row["input_ids"]) for row in chosen))
 
+    check_settings(trainer, step)
     return step
+
+
+def check_settings(trainer: Any, step: Contender) -> None:
+    """A step, in which a layer of the first block tells whether autocast and checkpointing are on:
+    a block that is checkpointed computes twice."""
+    device, seen = trainer.model.device.type, []
+    layer = next(m for m in trainer.model.modules() if isinstance(m, torch.nn.Linear))
+    handle = layer.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled(device)))
+    step()
+    handle.remove()
+    config = trainer.args
+    assert len(seen) == (2 if config.activation_checkpointing else 1), seen
+    assert set(seen) == {config.bf16}, seen
 
 
 def products(dtype: torch.dtype, matrices: int) -> Contender:
@@ -171,12 +198,12 @@ def products(dtype: torch.dtype, matrices: int) -> Contender:
     return multiply
 
 
-def rows_of(setting: str, rates: dict[str, list[float]]) -> list[Row]:
+def rows_of(setting: str, rates: Mapping[str, list[float]]) -> list[Row]:
     """Medians, and within each turn the ratios to SFTTrainer and to the bound."""
     found: list[Row] = []
     for name, its in rates.items():
-        ratios = [mine / base for mine, base in zip(its, rates["SFTTrainer"], strict=True)]
-        shares = [mine / top for mine, top in zip(its, rates["matrix products"], strict=True)]
+        ratios = within_turns(its, rates["SFTTrainer"])
+        shares = within_turns(its, rates["matrix products"])
         found.append(
             {
                 "setting": setting, "contender": name, "tokens/s": three(statistics.median(its)),
@@ -188,34 +215,64 @@ def rows_of(setting: str, rates: dict[str, list[float]]) -> list[Row]:
     return found
 
 
+def streams_of(setting: str, rates: Mapping[str, list[float]]) -> list[Row]:
+    """Our speed with a frozen stream beside the trained one, over that of others, turn by turn."""
+    found: list[Row] = []
+    for other in ("fedsdr, R", "SFTTrainer, two adapters"):
+        ratios = [three(each) for each in within_turns(rates[TWO], rates[other])]
+        found.append(
+            {
+                "setting": setting, "R beside S over": other,
+                "times": three(statistics.median(ratios)),
+                "turn by turn": ", ".join(map(str, ratios)),
+            }
+        )  # fmt: skip
+    return found
+
+
 def contenders(table: str, quick: bool) -> dict[str, Contender]:
-    """Those of a table: a dtype's, or SFTTrainer as it comes."""
-    records = examples(40)
+    """Those of a table, a dtype's or SFTTrainer as it comes; each has done one step."""
+    given = examples(2 * TURN, (SMALL if quick else SHAPE)["vocab_size"])
     dtype = torch.bfloat16 if table == "bfloat16" else torch.float32
     matrices = sum(p.numel() for p in base(dtype, quick).parameters() if p.dim() == 2)
-    chosen = {
-        "matrix products": products(dtype, matrices),
-        "fedsdr, R": ours(base(dtype, quick), records),
-    }
     if table == "default":
-        return {**chosen, "SFTTrainer": sft(base(dtype, quick), records, 8)}
-    plain = {"bf16": False, "gradient_checkpointing": False}
-    return {
-        **chosen,
-        "fedsdr, R beside S": ours(base(dtype, quick), records, Stream.SMOOTH),
-        "SFTTrainer": sft(base(dtype, quick), records, **plain),
-        "SFTTrainer, two adapters": sft(base(dtype, quick), records, two=True, **plain),
-    }
+        size, narrow = 8, torch.bfloat16
+        steps = {
+            "fedsdr, R": ours(base(dtype, quick), given, size=size),
+            "fedsdr, R, bfloat16": ours(base(narrow, quick), given, size=size),
+            "SFTTrainer": sft(base(dtype, quick), given, size),
+        }
+    else:
+        size, narrow = 4, dtype
+        plain = {"bf16": False, "activation_checkpointing": False}
+        steps = {
+            "fedsdr, R": ours(base(dtype, quick), given),
+            TWO: ours(base(dtype, quick), given, Stream.SMOOTH),
+            "SFTTrainer": sft(base(dtype, quick), given, **plain),
+            "SFTTrainer, two adapters": sft(base(dtype, quick), given, two=True, **plain),
+        }
+    for name, step in steps.items():
+        if name.startswith("fedsdr"):
+            step()
+    count = 1 if quick else TURN // size
+    many = {name: repeated(step, count) for name, step in steps.items()}
+    return {"matrix products": products(narrow, matrices), **many}
+
+
+def repeated(step: Contender, times: int) -> Contender:
+    return lambda: sum(step() for _ in range(times))
 
 
 def main() -> None:
     given = arguments(__doc__).parse_args()
-    tables = {}
+    tables: dict[str, list[Row]] = {"streams": []}
     for table in TABLES:
-        rates = alternate(contenders(table, given.quick), 1 if given.quick else 7)
+        rates = alternate(contenders(table, given.quick), 1 if given.quick else 3, warm=False)
         tables[table] = rows_of(table, rates)
+        if TWO in rates:
+            tables["streams"] += streams_of(table, rates)
         print(json.dumps(tables[table]), file=sys.stderr, flush=True)
-    save("training", tables, quick=given.quick)
+    save("training", tables, quick=given.quick, lengths=source())
 
 
 if __name__ == "__main__":

@@ -29,8 +29,11 @@ def describe_environment(seed: int) -> dict[str, Any]:
     }
 
 
-def git_commit() -> str | None:
-    """The commit of the checkout that this package lies in, "+" appended if it was changed."""
+def git_commit(apart: str | None = None) -> str | None:
+    """The commit of the checkout that this package lies in, "+" appended if it was changed.
+
+    apart: a folder of the checkout whose changes do not count.
+    """
     folder = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -38,7 +41,9 @@ def git_commit() -> str | None:
             ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
         ).stdout.strip()
 
+    counted = [":(top)"] if apart is None else [":(top)", f":(top,exclude){apart}"]
     try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain") else "")
+        changed = git("status", "--porcelain", "--", *counted)
+        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
