@@ -12,7 +12,6 @@ fits into no cache, measured in the same process.
 """
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from fedsdr.algorithms.contract import Algorithm, Round, ServerState, Update, ch
 from fedsdr.methods import method
 from fedsdr.sections.model import Model
 from fedsdr.sections.recipe import Recipe
-from measure import arguments, save, three
+from measure import arguments, peak, save, three
 
 WIDTH, HIDDEN, KV, BLOCKS, RANK = 576, 1536, 192, 30, 16
 LAYERS = {
@@ -79,11 +78,6 @@ def like(template: Adapter, seed: int) -> Adapter:
 
 def copied(update: Update) -> Update:
     return replace(update, change={key: t.clone() for key, t in update.change.items()})
-
-
-def peak() -> float:
-    """This process's largest memory so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def bandwidth() -> float:

@@ -11,11 +11,11 @@ today's libraries: "rebuilt for each message" loads the model, wraps it and make
 every client message (Flower's example for language models); "rebuilt for each client" keeps the
 model and makes trainer, optimiser and tokens anew for each client and round (OpenFedLLM). Both use
 `transformers.Trainer`.
-`memory`: the peak of a process that runs a round of so many clients.
+`memory`: the peak of a process that runs a round of FedSDR with so many clients, so that each keeps
+a private stream; they share five record lists, the five clients', since records are not measured.
 """
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -40,17 +40,18 @@ from fedsdr.training import local
 from fedsdr.training.checkpoint import save_checkpoint
 from fedsdr.training.rounds import run_round
 from fedsdr.training.store import ClientStore
-from measure import Row, arguments, compare, save, three
+from measure import Row, arguments, compare, peak, save, three
 from rebuilding import each_client, each_message
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 FIVE, LAB = RECIPES / "five_domains.toml", RECIPES / "lab.toml"
 SMALL_STEPS = (
     "baselines=[]",
-    'federation.targets="raw"',
     "local.rectify_steps=10",
+    "local.smooth_steps=10",
     "local.batch_size=4",
 )
+RAW = (*SMALL_STEPS, 'federation.targets="raw"')
 
 
 class Clock:
@@ -126,9 +127,9 @@ def overhead(recipe: Recipe, rounds: int) -> list[Row]:
 
 def rates(setting: str, path: Path, runs: int) -> list[Row]:
     """Client-rounds a minute, ours and those of both patterns, on the same records."""
-    recipe = load_recipe(path, SMALL_STEPS)
+    recipe = load_recipe(path, RAW)
     clients = prepare(recipe).clients
-    at_once = load_recipe(path, [*SMALL_STEPS, f"local.cohort={len(clients)}"])
+    at_once = load_recipe(path, [*RAW, f"local.cohort={len(clients)}"])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         one, all = Federation(recipe, folder / "one"), Federation(at_once, folder / "all")
@@ -155,25 +156,29 @@ def memory(counts: Iterable[int]) -> list[Row]:
     for count in counts:
         command = [sys.executable, __file__, "--clients", str(count)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        rows.append({"clients": count, "peak MiB": json.loads(done.stdout.splitlines()[-1])})
+        rows.append({"clients": count, **json.loads(done.stdout.splitlines()[-1])})
     return rows
 
 
-def peak(recipe: Recipe, clients: int) -> int:
-    """MiB of this process after a round of so many clients."""
+def held(recipe: Recipe, clients: int) -> dict[str, int]:
+    """Of this process, after a round of so many clients: how many kept an S, and MiB at most."""
     with tempfile.TemporaryDirectory() as folder:
-        Federation(recipe, Path(folder), clients).run()
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        federation = Federation(recipe, Path(folder), clients)
+        federation.run()
+        most, engine = round(peak()), federation.engine
+        private = sum(bool(engine.state(client, 1).private) for client in engine.clients())
+        lists = min(clients, len(federation.bench.raw))
+    return {"with an S": private, "record lists": lists, "peak MiB": most}
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--clients", type=int, help="print this process's peak of memory alone")
+    parser.add_argument("--clients", type=int, help="print what a round of so many clients holds")
     given = parser.parse_args()
     if given.clients:
-        print(peak(load_recipe(FIVE, SMALL_STEPS), given.clients))
+        print(json.dumps(held(load_recipe(FIVE, SMALL_STEPS), given.clients)))
         return
     runs = 1 if given.quick else given.runs
     tables = {
