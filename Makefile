@@ -31,7 +31,9 @@ audit:
 	build/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 # Takes long; `make bench QUICK=--quick` runs every script in miniature and keeps nothing.
+# One of the contenders is TRL's trainer, which nothing else needs.
 bench: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	for name in training cohort rewriting rounds aggregation deployment scale; do \
 		$(BIN)/python benchmarks/$$name.py $(QUICK) || exit 1; \
 	done

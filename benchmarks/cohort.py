@@ -70,7 +70,8 @@ def memory(bench: Workbench, batch: int) -> list[Row]:
     """MiB on the device by number of clients at once: the base, and what grows with them."""
     recipe = load_recipe(RECIPE, [f"local.batch_size={batch}"])
     base = sum(p.nbytes for p in bench.model.model.parameters()) / 2**20
-    each = (bytes_of_a_client(bench, recipe) or 0) / 2**20
+    longest = max(len(example) for each in bench.raw.values() for example in each)
+    each = (bytes_of_a_client(bench, recipe, longest) or 0) / 2**20
     return [
         {"clients at once": k, "base MiB": three(base), "clients' MiB (estimate)": three(k * each)}
         for k in (1, 2, 4, CLIENTS)

@@ -5,12 +5,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
+import cohort
 import lengths
 import measure
 import tables
+from fedsdr import environment
+from tiny import setting
 
 
 def test_the_document_says_what_the_results_say():
@@ -80,10 +85,16 @@ def test_a_result_is_written_and_rendered(tmp_path, monkeypatch, capsys):
     assert tables.rendered("\n".join(lines)) == "\n".join(lines)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "command", ["gpu.py --device cpu --tiny", "rewriting.py --quick --only fp32"]
+TRL = pytest.mark.skipif(find_spec("trl") is None, reason="trl comes with fedsdr[bench]")
+SCRIPTS = (
+    "gpu.py --device cpu --tiny",
+    "rewriting.py --quick --only fp32",
+    pytest.param("training.py --quick", marks=TRL),
 )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", SCRIPTS)
 def test_a_script_runs_in_miniature(command):
     """And keeps nothing."""
     before = sorted(measure.RESULTS.glob("*"))
@@ -95,6 +106,51 @@ def test_a_script_runs_in_miniature(command):
     result = json.loads(done.stdout)
     assert all(rows for rows in result["tables"].values())
     assert sorted(measure.RESULTS.glob("*")) == before
+
+
+def test_cohorts_are_measured_on_any_recipe(tmp_path, monkeypatch, capsys):
+    """In a second on a tiny model: the lab's would first be pretrained."""
+    monkeypatch.setattr(cohort, "RECIPE", setting(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["cohort.py", "--quick"])
+    cohort.main()
+    found = json.loads(capsys.readouterr().out)["tables"]
+    assert [row["contender"] for row in found["speed"]][-1] == "8 at once"
+    assert found["memory"][0]["clients' MiB (estimate)"] > 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells it there")
+def test_a_process_does_not_inherit_the_peak_of_the_one_that_started_it():
+    held = bytearray(2**30)
+    done = subprocess.run(
+        [sys.executable, "-c", "import measure; print(measure.peak())"],
+        cwd=measure.RESULTS.parent, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert len(held) / 2**20 < measure.peak()
+    assert 10 < float(done.stdout) < len(held) / 2**20
+
+
+def test_results_do_not_make_a_checkout_a_changed_one(tmp_path, monkeypatch):
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True, capture_output=True)
+
+    package = tmp_path / "src" / "package"
+    package.mkdir(parents=True)
+    (package / "code.py").write_text("")
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "one.json").write_text("{}")
+    git("init")
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-m", "all")
+    monkeypatch.setattr(environment, "__file__", str(package / "environment.py"))
+    clean = environment.git_commit()
+    assert clean is not None
+    (results / "one.json").write_text("{1}")
+    (results / "two.json").write_text("{}")
+    assert environment.git_commit() == f"{clean}+"
+    assert environment.git_commit(apart="results") == clean
+    (package / "code.py").write_text("changed")
+    assert environment.git_commit(apart="results") == f"{clean}+"
 
 
 def test_synthetic_lengths_have_the_quantiles_of_the_real_ones(tmp_path, monkeypatch, capsys):
