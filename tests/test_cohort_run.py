@@ -10,6 +10,7 @@ from fedsdr.data.template import Example
 from fedsdr.engines import cohort_size
 from fedsdr.engines.in_process import InProcess, batched
 from fedsdr.errors import UserError
+from fedsdr.model import packing
 from fedsdr.progress import silent
 from fedsdr.setting import prepare
 from fedsdr.training.rounds import run_round
@@ -56,6 +57,31 @@ def test_rewrites_that_are_longer_leave_room_for_fewer(tmp_path, monkeypatch):
         for examples in (raw, longer)
     ]
     assert sizes[0] > 1.5 * sizes[1] > 0
+
+
+def test_clients_are_trained_one_by_one_where_their_padding_would_be_dear(tmp_path, monkeypatch):
+    recipe = recipes.load_recipe(setting(tmp_path), ['local.cohort="auto"'])
+    bench = prepare(recipe).workbench(silent())
+    even, odd = ({"raw": [Example((7,), (7,) * n) for n in sizes]} for sizes in ([9] * 8, [3, 30]))
+    raw = {"even": {"ann": even, "ben": even}, "uneven": {"ann": even, "ben": odd}}
+    engines = {
+        name: lambda its=its: InProcess(bench, recipe, its, ClientStore(tmp_path), silent())
+        for name, its in raw.items()
+    }
+    assert min(new().at_once for new in engines.values()) > 1, "padding costs a tiny model nothing"
+    monkeypatch.setattr(packing, "CALL", {"cpu": 1.0})
+    assert engines["even"]().at_once > 1
+    assert engines["uneven"]().at_once == 1
+    bench.model.packing.__dict__["possible"] = False  # padded all the same, then
+    assert engines["uneven"]().at_once > 1
+
+
+@pytest.mark.parametrize(
+    ("lengths", "rows", "wanted"),
+    [([5, 1, 3, 2, 4, 6], 3, [2, 4, 6]), ([7], 4, [7] * 4), ([1, 9], 1, [9]), ([3, 1], 2, [1, 3])],
+)
+def test_a_typical_batch_is_spread_over_all_lengths(lengths, rows, wanted):
+    assert cohort_size.typical(lengths, rows) == wanted
 
 
 def test_names_are_taken_a_few_at_a_time():

@@ -1,5 +1,6 @@
-"""How many clients can be trained at once in the memory that is free."""
+"""How many clients are best trained at once: what memory allows, where padding costs little."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -15,6 +16,28 @@ SHARE: Final = 0.5  # of the free memory: allocators, libraries and the server w
 FLOATS: Final = 4 * 7  # bytes a parameter of a client: three streams, gradient, moments, the start
 
 
+def best_cohort(bench: Workbench, recipe: Recipe, lengths: Sequence[int]) -> int:
+    """1 where the padding that even two clients at once would need is dear; else as many as fit.
+
+    lengths: tokens of the examples that are trained on. One client alone is trained end to end.
+    """
+    if bench.model.packing.pays(typical(lengths, 2 * rows_of(recipe))):
+        return 1
+    return cohort_that_fits(bench, recipe, max(lengths))
+
+
+def typical(lengths: Sequence[int], rows: int) -> list[int]:
+    """Lengths of a batch that is like all of them: one of each of `rows` equal parts, sorted."""
+    known = sorted(lengths)
+    return [known[(2 * part + 1) * len(known) // (2 * rows)] for part in range(rows)]
+
+
+def rows_of(recipe: Recipe) -> int:
+    """Examples of a client in one pass."""
+    local = recipe.local
+    return min(local.micro_batch or local.batch_size, local.batch_size)
+
+
 def cohort_that_fits(bench: Workbench, recipe: Recipe, longest: int) -> int:
     """At least 1, and that where the system does not tell its memory or the model is not traced.
 
@@ -27,8 +50,7 @@ def cohort_that_fits(bench: Workbench, recipe: Recipe, longest: int) -> int:
 
 def bytes_of_a_client(bench: Workbench, recipe: Recipe, longest: int) -> int | None:
     """Activations and logits of its longest (micro-)batch, and its adapters while they learn."""
-    local, lora, model = recipe.local, recipe.lora, bench.base.model
-    rows = min(local.micro_batch or local.batch_size, local.batch_size)
+    lora, model, rows = recipe.lora, bench.base.model, rows_of(recipe)
     two = TwoStreamModel(
         outline(bench.base.path).to(model.dtype), lora.targets, lora.rank, lora.alpha
     )

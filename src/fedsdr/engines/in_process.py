@@ -18,7 +18,7 @@ from fedsdr.algorithms.contract import (
     Update,
 )
 from fedsdr.data.template import Example
-from fedsdr.engines.cohort_size import cohort_that_fits
+from fedsdr.engines.cohort_size import best_cohort
 from fedsdr.engines.taking_turns import run_together
 from fedsdr.engines.workbench import Workbench
 from fedsdr.progress import Reporter
@@ -89,8 +89,8 @@ class InProcess:
         if wanted != "auto":
             return wanted
         kinds = [each for kinds in self.examples.values() for each in kinds.values()]
-        longest = max(len(example) for each in kinds for example in each)
-        return cohort_that_fits(self.bench, self.recipe, longest)
+        lengths = [len(example) for each in kinds for example in each]
+        return best_cohort(self.bench, self.recipe, lengths)
 
     def trainer(self, client: str, round: int) -> LocalTrainer:
         local = self.recipe.local

@@ -24,10 +24,11 @@ class Local(Section):
 
     micro_batch: records in memory at a time: a batch of more is worked off in parts, with the
         same gradient.
-    cohort: clients trained at once, each row of a batch with its own client's adapters; "auto" is
-        as many as fit into half of the free memory. It pays for small models and small batches,
-        whose steps are mostly the starting of operations (docs/performance.md); results are the
-        same but for rounding.
+    cohort: clients trained at once, each row of a batch with its own client's adapters. It pays for
+        small models and small batches, whose steps are mostly the starting of operations, and not
+        where records of different lengths are padded at a price (docs/performance.md); "auto" is 1
+        there, and else as many as fit into half of the free memory. Results are the same but for
+        rounding.
     schedule: the learning rates of all stages are constant, or fall from round to round along a
         cosine to final_lr (`fedsdr.training.annealing`).
     """
