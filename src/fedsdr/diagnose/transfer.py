@@ -54,12 +54,23 @@ def transfer_gap(matrix: Losses) -> float:
 
     The further above 0, the less clients' adapters have learnt that is of use to the others.
     """
-    entries = [(a == b, loss) for a, row in matrix.items() for b, loss in row.items()]
-    own = [loss for same, loss in entries if same]
-    others = [loss for same, loss in entries if not same]
-    if not own or not others:
+    return loss_on_others(matrix) - loss_on_own(matrix)
+
+
+def loss_on_own(matrix: Losses) -> float:
+    """Mean loss of the clients' adapters on their own examples, in nats."""
+    return _mean(matrix, [loss for a, row in matrix.items() for b, loss in row.items() if a == b])
+
+
+def loss_on_others(matrix: Losses) -> float:
+    """Mean loss of the clients' adapters on each other's examples, in nats."""
+    return _mean(matrix, [loss for a, row in matrix.items() for b, loss in row.items() if a != b])
+
+
+def _mean(matrix: Losses, losses: Sequence[float]) -> float:
+    if not losses:
         raise UserError(
             f"clients = {list(matrix)}: a gap needs an adapter judged on its own client's "
             "examples and one judged on another's"
         )
-    return fmean(others) - fmean(own)
+    return fmean(losses)

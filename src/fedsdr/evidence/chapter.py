@@ -18,8 +18,8 @@ from fedsdr.evaluate.intervals import Estimate
 
 LEAST_SEEDS = 3  # with fewer, an interval is too uncertain itself to decide anything
 MANY_NAMES = 6  # more do not fit among the lines
-# Twenty lines that can be told apart.
-LINES = cycler(linestyle=["-", "--"]) * cycler(color=list(TABLEAU_COLORS.values()))
+# Forty lines that can be told apart.
+LINES = cycler(linestyle=["-", "--", ":", "-."]) * cycler(color=list(TABLEAU_COLORS.values()))
 Draw = Callable[[Axes], None]
 
 
@@ -44,10 +44,14 @@ class Condition:
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says, put as conditions."""
+    """What the paper says, put as conditions.
+
+    each: it is said of each of them ("every algorithm"), so that one that fails refutes it.
+    """
 
     text: str
     tests: Sequence[Condition]
+    each: bool = False
 
     @property
     def counts(self) -> str:
@@ -59,8 +63,11 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """Holds if all conditions do, in part if some do, fails if none does and one is refuted."""
+        """Holds if all conditions do, in part if some do, fails if one is refuted and none holds,
+        or all would have to."""
         found = [test.verdict for test in self.tests]
+        if self.each and "fails" in found:
+            return "fails"
         if found and all(each == "holds" for each in found):
             return "holds"
         if "holds" in found:

@@ -25,9 +25,10 @@ HOW_TO_READ: Final = """Numbers are means over seeds, in percent, but for words,
 bits and the chapter on real text; ± is half of a 95 % t interval; differences are paired by seed. A
 condition holds if its interval is on its side of zero, fails if it is on the other side, and is
 open otherwise, or with fewer than three seeds. A claim holds if all of its conditions do, in part
-if some do, fails if none does and one fails, and is open otherwise. So one that holds in part may
-fail for the rest: the table counts. Every figure has its data beside it as CSV. What the lab can
-show and what it cannot is in findings.md."""
+if some do, fails if none does and one fails, or if it is said of each and one fails, and is open
+otherwise; the table counts. Nothing is corrected for how many intervals there are: of twenty that
+should include zero one will not. Every figure has its data beside it as CSV. What the lab can show
+and what it cannot is in findings.md."""
 DOCUMENT: Final = "evidence.md"
 FIGURES: Final = "evidence"
 CELLS: Final = "cells.csv"

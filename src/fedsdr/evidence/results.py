@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fedsdr import files
-from fedsdr.evaluate.equal_facts import kept_at_equal_facts
+from fedsdr.evaluate.equal_facts import LEARNT, kept_at_equal_facts
 from fedsdr.evaluate.intervals import Estimate, estimate, paired_difference
 from fedsdr.evidence.measure import EVIDENCE_FILE
 from fedsdr.evidence.plan import Cell
@@ -70,11 +70,14 @@ class Results:
 
     def at_equal_facts(self, a: Cell, b: Cell) -> tuple[Estimate, float] | None:
         """General knowledge that a keeps more than b where both know equally many client facts,
-        and how many those are."""
+        and how many those are; None where a seed has learnt nothing, so that there is nothing to
+        compare but the base model with itself."""
         seeds = self.done(a, b)
-        if not seeds:
+        curves = [(self.curve(a, seed), self.curve(b, seed)) for seed in seeds]
+        points = [kept_at_equal_facts(*pair) for pair in curves]
+        starts = [max(curve[0][LEARNT] for curve in pair) for pair in curves]
+        if not seeds or any(point[0] <= start for point, start in zip(points, starts, strict=True)):
             return None
-        points = [kept_at_equal_facts(self.curve(a, s), self.curve(b, s)) for s in seeds]
         difference = paired_difference([p[1] for p in points], [p[2] for p in points])
         return difference, sum(p[0] for p in points) / len(points)
 

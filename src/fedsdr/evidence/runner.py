@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Final
 
 from fedsdr import files
+from fedsdr.errors import UserError
 from fedsdr.evidence.measure import EVIDENCE_FILE, measure
 from fedsdr.evidence.plan import Cell
 from fedsdr.evidence.pool import workers
+from fedsdr.folders import RECIPE_FILE
 from fedsdr.method_run import run_method
 from fedsdr.progress import Reporter, silent
 from fedsdr.quiet import quiet_libraries
-from fedsdr.recipe import flat
+from fedsdr.recipe import differences, flat, load_recipe
 from fedsdr.sections.recipe import Recipe
 from fedsdr.setting import COMMON, prepare
 
@@ -40,6 +42,8 @@ def run_cells(
         for seed in seeds
     ]
     folders = [folder for _, tasks in groups for folder, _ in tasks]
+    for cell in cells:
+        check_recipe(cell, seeds, out)
     waiting = [(seed, todo) for seed, tasks in groups if (todo := unfinished(tasks))]
     with reporter.bar("evidence: cells", len(folders)) as bar:
         bar.advance(shown := len(folders) - sum(len(tasks) for _, tasks in waiting))
@@ -53,6 +57,21 @@ def run_cells(
                 finished = sum((folder / EVIDENCE_FILE).exists() for folder in folders)
                 bar.advance(finished - shown)
                 shown = finished
+
+
+def check_recipe(cell: Cell, seeds: Sequence[int], out: Path) -> None:
+    """Raise `UserError` where a cell was run by another recipe than its name stands for now: a
+    cell is named by what is no default, and defaults may change."""
+    for seed in seeds:
+        folder = cell_folder(out, cell, seed)
+        if not (folder / EVIDENCE_FILE).exists():
+            continue
+        if changed := differences(load_recipe(folder / RECIPE_FILE), cell.recipe(seed)):
+            raise UserError(
+                f"{folder} was run with another {', '.join(changed[:3])}: give another --out (or "
+                "other --cells), so that its numbers do not stand for the present defaults"
+            )
+        return  # the other seeds were run by the same program
 
 
 def unfinished(tasks: Iterable[Task]) -> list[Task]:

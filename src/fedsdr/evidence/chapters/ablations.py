@@ -3,7 +3,7 @@
 from fedsdr.evaluate.intervals import estimate
 from fedsdr.evidence import plan
 from fedsdr.evidence.chapter import Chapter, Claim, Condition, Figure, Table, shown
-from fedsdr.evidence.chapters.shared import GLOBAL, PERSONAL, along_rounds, front, overview
+from fedsdr.evidence.chapters.shared import GLOBAL, PERSONAL, along_rounds, front, once, overview
 from fedsdr.evidence.plan import Cell, Cells
 from fedsdr.evidence.results import Results
 
@@ -38,20 +38,21 @@ def ablations(results: Results) -> Chapter:
         "FedSDR's open choices",
         "Each row changes one choice of the shipped default. Differences are to the default, "
         "paired by seed; the cosine is that of the two streams' weight updates in a round, below "
-        "zero where each undoes the other.",
+        "zero where each undoes the other. At equal facts nothing is said of what learnt nothing.",
         [
             Claim("The literal form of the equations is better than the shipped default", stable),
             Claim(
                 "Each of the default's choices makes the literal form's global model better",
                 remedied,
+                each=True,
             ),
-            Claim("R can be taught by W0 + R + S what S has learnt, at no loss", taught),
+            Claim("R can be taught by W0 + R + S what S has learnt, at no loss", taught, each=True),
         ],
         [
             ("Difference to the default", _differences(results, cells)),
             ("Absolute", overview(results, cells, GLOBAL | PERSONAL)),
         ],
-        [_conflict(results, cells), front(results, "ablations", cells)],
+        [_conflict(results, cells), front(results, "ablations", once(cells))],
     )
 
 
@@ -76,7 +77,7 @@ def _differences(results: Results, cells: Cells) -> Table:
         moved = [shown(results.difference(cell, own, m), sign=True) for m in COMPARED]
         shared = results.has(cell, "client_facts")  # there is a global model
         equal = results.at_equal_facts(cell, own) if shared else None
-        kept = shown(equal[0], sign=True) if equal else ""
+        kept = f"{shown(equal[0], sign=True)} (at {equal[1]:.0f})" if equal else ""
         rows.append([name, *moved, kept, _cosine(results, cell)])
     names = [(GLOBAL | PERSONAL)[metric] for metric in COMPARED]
     return Table(["", *names, "general at equal facts", "cosine of S and R"], rows)

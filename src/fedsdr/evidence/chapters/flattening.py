@@ -6,17 +6,19 @@ from typing import Final
 
 from matplotlib.axes import Axes
 
-from fedsdr.diagnose.divergence import Clients, mean_js, tfidf_cosine, thin
+from fedsdr.diagnose.divergence import Clients, fewest_words, mean_js, tfidf_cosine, thin
 from fedsdr.diagnose.maps import response_map
+from fedsdr.diagnose.transfer import Losses, loss_on_others, loss_on_own
 from fedsdr.evaluate.intervals import Estimate, estimate, paired_difference
 from fedsdr.evidence import plan
 from fedsdr.evidence.chapter import Chapter, Claim, Condition, Draw, Figure, Table, shown
-from fedsdr.evidence.chapters.shared import NUMBERS, numbers
+from fedsdr.evidence.chapters.shared import NUMBERS, line_with_band, numbers
 from fedsdr.evidence.chapters.texts import Texts, raw, rewritten
 from fedsdr.evidence.plan import Cell
 from fedsdr.evidence.results import Results
 
 ROUNDS: Final = (*plan.STAGES, 10)
+TRANSFER: Final = {"on their own records": loss_on_own, "on the others'": loss_on_others}
 MAPPED: Final = 60  # responses of each client on the map
 
 
@@ -26,25 +28,33 @@ def flattening(results: Results) -> Chapter:
     texts = {
         seed: (raw(fedsd, seed), rewritten(results, fedsd, seed)) for seed in results.done(fedsd)
     }
-    apart = {
-        "Jensen-Shannon divergence, bits": mean_js,
-        "the same at equal word counts": lambda clients: mean_js(_thinned(clients)),
-        "TF-IDF cosine": tfidf_cosine,
-        "TF-IDF cosine at equal word counts": lambda clients: tfidf_cosine(_thinned(clients)),
+    equal = {seed: _equally_long(*pair) for seed, pair in texts.items()}
+    measured = {
+        "Jensen-Shannon divergence, bits": _both(texts, mean_js),
+        "the same at equal word counts": _both(equal, mean_js),
+        "TF-IDF cosine": _both(texts, tfidf_cosine),
+        "TF-IDF cosine at equal word counts": _both(equal, tfidf_cosine),
     }
-    measured = {name: _both(texts, measure) for name, measure in apart.items()}
-    js, _, cosine, _ = (_difference(pair) for pair in measured.values())
+    js, equal_js, cosine, equal_cosine = (_difference(pair) for pair in measured.values())
     return Chapter(
         "Manifold flattening",
         "Distances between the clients' responses before and after rewriting, each a mean over "
         "pairs of clients (longer texts alone come closer, so also at equal word counts); cosines "
-        "between the clients' gradients of R on what each method learns from; and how much worse a "
-        "client's own model does on the others' held-out records than on its own.",
+        "between the clients' gradients of R on what each method learns from; and the loss "
+        "of a client's own model on its own and on the others' held-out records: raw responses, "
+        "whose styles those trained on rewrites have not seen.",
         [
             Claim(
                 "Rewriting brings the clients' texts together (paper: JS 0.407 to 0.361, TF-IDF "
                 "cosine 0.636 to 0.706)",
                 [Condition("JS", js, positive=False), Condition("TF-IDF cosine", cosine)],
+            ),
+            Claim(
+                "Rewriting brings the clients' texts together at equal word counts",
+                [
+                    Condition("JS", equal_js, positive=False),
+                    Condition("TF-IDF cosine", equal_cosine),
+                ],
             ),
             Claim(
                 "Rewriting turns the clients' gradients towards each other (paper: by 8 to 41 "
@@ -55,8 +65,8 @@ def flattening(results: Results) -> Chapter:
                 "Models trained on rewrites alone do better on each other's data",
                 [
                     Condition(
-                        "transfer gap, rewritten - raw",
-                        results.difference(cells["fedsd+local"], cells["local"], "transfer_gap"),
+                        "loss on the others' held-out records, in nats, rewritten - raw",
+                        _transfer_difference(results, loss_on_others),
                         positive=False,
                     )
                 ],
@@ -67,13 +77,14 @@ def flattening(results: Results) -> Chapter:
     )
 
 
-def _thinned(clients: Texts) -> Clients:
-    """As many words of each client as the shortest set of raw responses has."""
-    return thin(clients, min(sum(len(t.split()) for t in texts) for texts in clients.values()) // 4)
+def _equally_long(before: Texts, after: Texts) -> tuple[Clients, Clients]:
+    """As many words of each client on both sides: as many as the shortest set has."""
+    size = min(fewest_words(before), fewest_words(after))
+    return thin(before, size), thin(after, size)
 
 
 def _both(
-    texts: Mapping[int, tuple[Texts, Texts]], measure: Callable[[Texts], float]
+    texts: Mapping[int, tuple[Clients, Clients]], measure: Callable[[Clients], float]
 ) -> tuple[list[float], list[float]]:
     """The measure before and after, seed by seed."""
     return [measure(a) for a, _ in texts.values()], [measure(b) for _, b in texts.values()]
@@ -84,14 +95,14 @@ def _difference(pair: tuple[list[float], list[float]]) -> Estimate | None:
     return paired_difference(after, before) if before else None
 
 
-def _cosine_of(results: Results, method: str, rounds: int) -> tuple[Cell, str]:
+def _cosine_of(method: str, rounds: int) -> tuple[Cell, str]:
     cells = plan.flattening()
     when = "gradients_last" if rounds else "gradients_first"
     return cells[f"{method} {rounds or ROUNDS[0]}"], when
 
 
 def _gradients(results: Results, rounds: int) -> Condition:
-    (a, when), (b, _) = (_cosine_of(results, method, rounds) for method in ("fedsd", "fedavg"))
+    (a, when), (b, _) = (_cosine_of(method, rounds) for method in ("fedsd", "fedavg"))
     what = f"cosine of gradients after round {rounds}, rewritten - raw"
     return Condition(what, results.difference(a, b, when))
 
@@ -106,16 +117,28 @@ def _table(results: Results, measured: Mapping[str, tuple[list[float], list[floa
         for name, pair in measured.items()
     ]
     for rounds in (0, *ROUNDS):
-        (b, when), (a, _) = (_cosine_of(results, method, rounds) for method in ("fedsd", "fedavg"))
+        (b, when), (a, _) = (_cosine_of(method, rounds) for method in ("fedsd", "fedavg"))
         rows.append([f"cosine of gradients, round {rounds}", *_sides(results, a, b, when)])
-    cells = plan.flattening()
-    rows.append(
-        [
-            "transfer gap, nats",
-            *_sides(results, cells["local"], cells["fedsd+local"], "transfer_gap"),
-        ]
-    )
+    for name, mean in TRANSFER.items():
+        sides = (_transfer(results, which, mean) for which in ("local", "fedsd+local"))
+        told = (shown(estimate([*side.values()]), 3) if side else "" for side in sides)
+        difference = shown(_transfer_difference(results, mean), 3, sign=True)
+        rows.append([f"own models' loss {name}, nats", *told, difference])
     return Table(["", "raw", "rewritten", "difference"], rows)
+
+
+def _transfer(results: Results, which: str, mean: Callable[[Losses], float]) -> dict[int, float]:
+    """A mean of the matrix of losses of `_transfers`, seed by seed."""
+    cell = plan.flattening()[which]
+    matrices = {seed: results.transfer(cell, seed) for seed in results.done(cell)}
+    return {seed: mean(matrix) for seed, matrix in matrices.items() if matrix}
+
+
+def _transfer_difference(results: Results, mean: Callable[[Losses], float]) -> Estimate | None:
+    """On rewrites minus on raw responses."""
+    raw, new = (_transfer(results, which, mean) for which in ("local", "fedsd+local"))
+    both = sorted(raw.keys() & new.keys())
+    return paired_difference([new[s] for s in both], [raw[s] for s in both]) if both else None
 
 
 def _sides(results: Results, a: Cell, b: Cell, metric: str) -> list[str]:
@@ -129,22 +152,25 @@ def _sides(results: Results, a: Cell, b: Cell, metric: str) -> list[str]:
 
 def _cosines(results: Results) -> Figure:
     """Cosine of the clients' gradients along training."""
-    found: dict[str, list[tuple[int, Estimate]]] = {}
+    found: dict[str, list[tuple[float, Estimate]]] = {}
     for method in ("fedavg", "fedsd"):
-        places = [(rounds, *_cosine_of(results, method, rounds)) for rounds in (0, *ROUNDS)]
+        places = [(rounds, *_cosine_of(method, rounds)) for rounds in (0, *ROUNDS)]
         found[method] = [(r, e) for r, cell, when in places if (e := results.estimate(cell, when))]
 
     def draw(axes: Axes) -> None:
         for method, points in found.items():
-            axes.plot(
-                [r for r, _ in points], [e["mean"] for _, e in points], marker="o", label=method
-            )
+            line_with_band(axes, method, points)
         axes.set_xlabel("round")
         axes.set_title("cosine of clients' gradients", loc="left", fontsize=10)
 
-    rows = [[method, str(r), *numbers(e)] for method, points in found.items() for r, e in points]
+    rows = [[method, f"{r:g}", *numbers(e)] for method, points in found.items() for r, e in points]
     data = Table(["method", "round", *NUMBERS], rows)
-    return Figure("gradients", "Mean cosine between the gradients of clients.", [draw], data)
+    return Figure(
+        "gradients",
+        "Mean cosine between the gradients of clients; bands are 95 % intervals.",
+        [draw],
+        data,
+    )
 
 
 def _transfers(results: Results) -> list[Figure]:

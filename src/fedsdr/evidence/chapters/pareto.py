@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from fedsdr.evaluate.fronts import non_dominated
 from fedsdr.evidence import plan
 from fedsdr.evidence.chapter import Chapter, Draw, Figure, Table, shown
-from fedsdr.evidence.chapters.shared import mean_of
+from fedsdr.evidence.chapters.shared import mean_of, once
 from fedsdr.evidence.plan import Cells
 from fedsdr.evidence.results import Results
 
@@ -20,7 +20,7 @@ Points = Mapping[str, tuple[float, float]]  # what it is called -> (client facts
 
 
 def pareto(results: Results) -> Chapter:
-    cells = _once(plan.rivals() | plan.ablations())
+    cells = once(plan.rivals() | plan.ablations())
     return Chapter(
         "The Pareto front",
         "A point is on the front if no other method knows at least as many client facts and keeps "
@@ -33,16 +33,12 @@ def pareto(results: Results) -> Chapter:
             ("On the front of those that need no gold answers", _fronts(results, _free(cells))),
             ("Along training", _stages(results)),
         ],
-        figures=[_finals(results, cells), _ways(results, cells)],
+        figures=[
+            _finals(results, cells),
+            _ways(results, cells, "pareto-training", "every method and variant"),
+            _ways(results, _free(cells), "pareto-training-free", "those without gold answers"),
+        ],
     )
-
-
-def _once(cells: Cells) -> Cells:
-    """Cells of equal content under the first of their names."""
-    names: dict[str, str] = {}
-    for name, cell in cells.items():
-        names.setdefault(cell.key, name)
-    return {name: cells[name] for name in names.values()}
 
 
 def _free(cells: Cells) -> Cells:
@@ -119,8 +115,8 @@ def _scatter(side: str, points: Points, front: Sequence[str]) -> Draw:
     return draw
 
 
-def _ways(results: Results, cells: Cells) -> Figure:
-    """Every evaluation of every global model; the fronts of all of them together."""
+def _ways(results: Results, cells: Cells, called: str, whose: str) -> Figure:
+    """Every evaluation of every global model; the front of all of them together."""
     steps: dict[str, tuple[float, float]] = {}
     for name, cell in cells.items():
         runs = [results.curve(cell, seed) for seed in results.done(cell)]
@@ -145,8 +141,8 @@ def _ways(results: Results, cells: Cells) -> Figure:
         _name_axes(axes, "global models along training")
 
     data = Table(["method", "evaluation", "client_facts", "general", "on_front"], rows)
-    caption = "Every evaluation of every global model; those on the common front are named."
-    return Figure("pareto-training", caption, [draw], data)
+    caption = f"Every evaluation of the global models of {whose}; those on the front are named."
+    return Figure(called, caption, [draw], data)
 
 
 def _name_axes(axes: Axes, title: str) -> None:

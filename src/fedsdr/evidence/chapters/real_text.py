@@ -9,7 +9,7 @@ from typing import Final
 from fedsdr.diagnose.clusters import pseudo_clients
 from fedsdr.diagnose.paired import Comparison, compare_pairs
 from fedsdr.diagnose.text import TextStats, text_stats
-from fedsdr.evaluate.intervals import estimate, paired_difference
+from fedsdr.evaluate.intervals import Estimate, estimate, paired_difference
 from fedsdr.evidence.chapter import Chapter, Claim, Condition, Table, shown
 from fedsdr.evidence.results import Results
 
@@ -40,7 +40,8 @@ def real_text(results: Results) -> Chapter:
         f"{found[0].pairs} pairs of Alpaca responses and their rewrites by Llama-2-7B-chat "
         f"(sail-sg/sdft), {found[0].fallbacks} of them the raw response itself. Groups are "
         f"{GROUPS} clusters of the instructions, by TF-IDF; intervals of how far groups lie apart "
-        "are over five clusterings, those of words and fillers over responses. `thinned` is at "
+        "are over five clusterings of the same pairs and not over data, those of words and fillers "
+        "over responses. `thinned` is at "
         "equal word counts, `chance` the same for groups dealt by chance.",
         [
             Claim("Rewrites are longer and fuller of fillers", _style(folder)),
@@ -93,13 +94,20 @@ def _sides(found: list[Comparison]) -> Sides:
     }
 
 
+def _spread(found: Estimate, sign: bool = False) -> str:
+    """As `shown`; what no clustering changes has no interval."""
+    if found["low"] == found["high"]:
+        return f"{found['mean']:{'+' if sign else ''}.4f}"
+    return shown(found, 4, sign)
+
+
 def _table(sides: Sides) -> Table:
     rows = [
         [
             name,
-            shown(estimate(before), 4),
-            shown(estimate(after), 4),
-            shown(paired_difference(after, before), 4, sign=True),
+            _spread(estimate(before)),
+            _spread(estimate(after)),
+            _spread(paired_difference(after, before), sign=True),
         ]
         for name, (before, after) in sides.items()
     ]
@@ -110,7 +118,8 @@ def compare(folder: Path) -> list[Comparison]:
     """One comparison a clustering."""
     asked, before, after = _texts(folder)
     return [
-        compare_pairs(before, after, pseudo_clients(asked, GROUPS, seed)) for seed in CLUSTERINGS
+        compare_pairs(before, after, pseudo_clients(asked, GROUPS, seed), seed)
+        for seed in CLUSTERINGS
     ]
 
 

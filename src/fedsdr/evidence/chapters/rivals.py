@@ -1,8 +1,12 @@
 """FedSDR's global and personal models against everybody else's."""
 
+from statistics import fmean
+
+from fedsdr.evaluate.intervals import estimate
 from fedsdr.evidence import plan
-from fedsdr.evidence.chapter import Chapter, Claim, Condition
+from fedsdr.evidence.chapter import Chapter, Claim, Condition, Table, shown
 from fedsdr.evidence.chapters.shared import GLOBAL, PERSONAL, front, overview
+from fedsdr.evidence.plan import Cells
 from fedsdr.evidence.results import Results
 from fedsdr.report.labels import method as label
 
@@ -42,8 +46,40 @@ def rivals(results: Results) -> Chapter:
             Claim(
                 "FedSDR's personal models know more client facts than those of any other method",
                 [ahead(other, "personal_client_facts") for other in own if other != "fedsdr"],
+                each=True,
+            ),
+            Claim(
+                "The average of the clients' adapters does worse on their data than what each "
+                "learns alone",
+                [
+                    Condition(
+                        "personal_client_facts, local - FedAvg",
+                        results.difference(
+                            cells["local"], cells["fedavg"], "personal_client_facts"
+                        ),
+                    )
+                ],
             ),
         ],
-        [("All methods", overview(results, cells, GLOBAL | PERSONAL))],
+        [
+            ("All methods", overview(results, cells, GLOBAL | PERSONAL)),
+            ("What five clients send and receive in a round", _traffic(results, cells)),
+        ],
         [front(results, "rivals", cells)],
     )
+
+
+def _traffic(results: Results, cells: Cells) -> Table:
+    """MB of tensors, means over rounds."""
+    rows = []
+    for name, cell in cells.items():
+        sums = [
+            [
+                fmean(results.training(cell, seed, f"bytes_{way}")) / 1e6
+                for seed in results.done(cell)
+            ]
+            for way in ("up", "down")
+        ]
+        if all(sums):
+            rows.append([label(name).short, *(shown(estimate(each), 2) for each in sums)])
+    return Table(["method", "MB up", "MB down"], rows)

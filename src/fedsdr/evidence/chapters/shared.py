@@ -23,6 +23,7 @@ PERSONAL: Final = {
     "personal_client_facts": "personal client facts",
     "personal_general": "personal general",
 }
+UNBOUNDED: Final = ("length", "response_loss", "conflict/cosine", "norm/R", "norm/S")
 NUMBERS: Final = ("mean", "low", "high", "seeds")
 Points = Mapping[tuple[str, str], Sequence[tuple[float, Estimate]]]  # (method, metric) -> (x, y)
 
@@ -35,6 +36,14 @@ def overview(results: Results, cells: Cells, metrics: Mapping[str, str]) -> Tabl
         if results.done(cell)
     ]
     return Table(["", *metrics.values(), "seeds"], rows)
+
+
+def once(cells: Cells) -> Cells:
+    """Cells of equal content under the first of their names."""
+    names: dict[str, str] = {}
+    for name, cell in cells.items():
+        names.setdefault(cell.key, name)
+    return {name: cells[name] for name in names.values()}
 
 
 def at_equal_facts(results: Results, a: Cell, b: Cell) -> Estimate | None:
@@ -58,7 +67,7 @@ def sweep(
         for method, row in cells.items()
         for metric in metrics
     }
-    caption = f"Final global models over {axis}; bands are 95 % intervals."
+    caption = f"Final global models over {axis}; bands are 95 % intervals, within 0 and 100."
     return lines(name, caption, axis, found, metrics, log)
 
 
@@ -104,7 +113,7 @@ def lines(
         def draw(axes: Axes) -> None:
             for (method, each), points in found.items():
                 if each == metric:
-                    _line(axes, label(method).short, points)
+                    line_with_band(axes, label(method).short, points, metric not in UNBOUNDED)
             if log:
                 levels = sorted({x for points in found.values() for x, _ in points})
                 axes.set_xscale("log")
@@ -124,13 +133,18 @@ def lines(
     return Figure(name, caption, [panel(metric) for metric in metrics], data)
 
 
-def _line(axes: Axes, name: str, points: Sequence[tuple[float, Estimate]]) -> None:
+def line_with_band(
+    axes: Axes, name: str, points: Sequence[tuple[float, Estimate]], percent: bool = False
+) -> None:
+    """percent: what is drawn lies between 0 and 100, where intervals may not."""
     if not points:
         return
     xs = [x for x, _ in points]
     (line,) = axes.plot(xs, [e["mean"] for _, e in points], marker="o", markersize=3, label=name)
     lows = [e["mean"] if e["low"] is None else e["low"] for _, e in points]
     highs = [e["mean"] if e["high"] is None else e["high"] for _, e in points]
+    if percent:
+        lows, highs = [max(low, 0.0) for low in lows], [min(high, 100.0) for high in highs]
     axes.fill_between(xs, lows, highs, color=line.get_color(), alpha=0.15, linewidth=0)
 
 
