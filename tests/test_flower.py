@@ -88,7 +88,8 @@ def scripts() -> Iterator[Scripts]:
 
 
 def test_a_deployment_as_in_the_guide(here, tmp_path, scripts: Scripts):
-    """And three deaths on the way: of the SuperLink, of the ServerApp, of a client's trainer."""
+    """And five deaths on the way: of the SuperLink, the SuperExec, the ServerApp, of a client's
+    trainer and of another's SuperNode."""
     out, port = tmp_path / "federation", free_port()
     recipe = str(tmp_path / "recipe.toml")
     fedsdr("deploy", "init", recipe, "--out", str(out), "--host", "localhost", "--port", str(port))
@@ -111,6 +112,8 @@ def test_a_deployment_as_in_the_guide(here, tmp_path, scripts: Scripts):
             kill("flower-superlink", str(port))
             kill("fedsdr deploy trainer", where=out / "anna")
             wait_until("round 1 is done", 400, lambda: len(files.read_json_lines(metrics)) > 1)
+            kill("flower-superexec", str(port))
+            kill("fedsdr.deploy.node", where=out / "ben" / "relay")
             kill("flwr-serverapp", str(port))
             _, told = submitted.communicate(timeout=700)
         finally:

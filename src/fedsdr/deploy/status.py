@@ -43,7 +43,9 @@ def server_status(folder: Path) -> list[str | Table]:
         lines.append(f"last error: {told['error']}")
     recipe = load_recipe(folder / RECIPE_FILE)
     roster = files.read_json(folder / ROSTER)["clients"]
-    rounds = Table("method", "rounds", "MiB up", "MiB down", "last round", "seconds a round")
+    rounds = Table(
+        "method", "rounds", "MiB of updates", "MiB of models", "last round", "seconds a round"
+    )
     parts: Counter[str] = Counter()
     absent: dict[str, str] = {}
     for name, place, each in method_folders(recipe, folder / RUN):
