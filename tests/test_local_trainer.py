@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -25,11 +26,12 @@ from fedsdr.adapters import (
     under,
     unwrap,
 )
-from fedsdr.algorithms.contract import Schedule, Stage
-from fedsdr.data.batches import collate, shuffled
+from fedsdr.algorithms.contract import Pull, Schedule, Stage
+from fedsdr.data.batches import collate, end_to_end, shuffled
 from fedsdr.data.template import Example
 from fedsdr.errors import UserError
 from fedsdr.metrics import Mean
+from fedsdr.model import packing
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.training.local import LocalTrainer, _falls_alone
 from fedsdr.training.loss import response_loss, summed_loss
@@ -78,6 +80,26 @@ def trainer(model: TwoStreamModel, **changes: Any) -> LocalTrainer:
         "pad": PAD,
     }
     return LocalTrainer(model, DATA, **(options | changes))
+
+
+@pytest.fixture(params=["padded", "end to end"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Batches padded, as they are on a tiny model, and end to end, as if a call cost nothing."""
+    forms = []
+
+    def told(name: str, call: Any) -> Any:
+        def made(*given: Any) -> Any:
+            forms.append(name)
+            return call(*given)
+
+        return made
+
+    monkeypatch.setattr("fedsdr.training.local.collate", told("padded", collate))
+    monkeypatch.setattr("fedsdr.training.local.end_to_end", told("end to end", end_to_end))
+    if request.param == "end to end":
+        monkeypatch.setattr(packing, "CALL", {"cpu": -1.0})
+    yield
+    assert set(forms) == {request.param}
 
 
 def close(a: Adapter, b: Adapter, tolerance: float) -> None:
@@ -159,12 +181,21 @@ def plain_loop(
         loss = by_hand(functional_call(base, changed, kwargs=inputs).logits, batch)
         count = sum(len(example.response) for example in batch)
         gradients = torch.autograd.grad(loss / count, list(trained.values()))
+        pairs = zip(trained.items(), gradients, strict=True)
+        gradients = [corrected(stage, key, tensor, g) for (key, tensor), g in pairs]
         length = math.sqrt(sum(float(g.square().sum()) for g in gradients))
         for tensor, gradient in zip(trained.values(), gradients, strict=True):
             tensor.grad = gradient * min(1.0, clip / length)
         optimiser.step()
         total, tokens = total + float(loss.detach()), tokens + count
     return {key: tensor.detach() for key, tensor in whole.items()}, Mean(total, tokens)
+
+
+def corrected(stage: Stage, key: str, value: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """g + strength (w - towards) + shift."""
+    if stage.pull is not None:
+        gradient = gradient + stage.pull.strength * (value.detach() - stage.pull.towards[key])
+    return gradient if stage.shift is None else gradient + stage.shift[key]
 
 
 def chosen_factor(stage: Stage, key: str) -> bool:
@@ -209,6 +240,9 @@ STAGES = {
         [],
     ),
 }
+HELD = Stage(
+    "rectify", "R", SHORT, adapter(1), private=PRIVATE, pull=Pull(adapter(5), 0.8), shift=adapter(6)
+)
 
 
 def parts(stage: Stage) -> tuple[Adapter, list[Adapter]]:
@@ -220,12 +254,13 @@ def parts(stage: Stage) -> tuple[Adapter, list[Adapter]]:
     return start, [part for part in (folded, other) if part]
 
 
+@pytest.mark.parametrize("micro_batch", [None, 2])
 @pytest.mark.parametrize("clip", [TIGHT, LOOSE])
-@pytest.mark.parametrize("name", STAGES)
-def test_a_stage_is_a_plain_training_loop(name, clip):
-    stage, alone = STAGES[name]
+@pytest.mark.parametrize("name", [*STAGES, "R beside S, pulled and shifted"])
+def test_a_stage_is_a_plain_training_loop(name, clip, micro_batch, form):
+    stage, alone = STAGES.get(name, (HELD, []))
     start, company = parts(stage)
-    fitted = trainer(new_model(), clip=clip)(stage)
+    fitted = trainer(new_model(), clip=clip, micro_batch=micro_batch)(stage)
     got = unwrap(fitted.after)
     assert same(unwrap(fitted.before), start)
     wanted, loss = plain_loop(stage, start, company, alone, clip)
@@ -311,12 +346,13 @@ def test_batches_depend_on_client_round_and_seed(changes):
 # --- A stage that learns from the client's own model
 
 
+@pytest.mark.parametrize("micro_batch", [None, 2])
 @pytest.mark.parametrize("targets", ["raw", "distilled"])
 @pytest.mark.parametrize("shared", [adapter(1), BESIDE_FOLD], ids=["R", "R and what is folded"])
-def test_consolidating_is_a_plain_loop_of_distillation(shared, targets):
+def test_consolidating_is_a_plain_loop_of_distillation(shared, targets, micro_batch, form):
     """W0 + R0 + S teaches W0 + R: KL over the response tokens, written out, on a plain model."""
     stage = Stage("consolidate", "R", SHORT, shared, private=PRIVATE, targets=targets, distil=True)
-    fitted = trainer(new_model())(stage)
+    fitted = trainer(new_model(), micro_batch=micro_batch)(stage)
     base = make("llama", dtype=torch.float64)
     weights = {name: p.detach() for name, p in base.named_parameters()}
     r0, s, folded = factors(shared), unwrap(PRIVATE), under(shared, FOLDED)

@@ -383,3 +383,37 @@ def test_adapters_are_at_least_float32(family, base, adapter):
     parameters = model.train_only(S)
     step(model, parameters)
     assert {p.grad.dtype for p in parameters.values() if p.grad is not None} == {adapter}
+
+
+@pytest.mark.parametrize("clients", [0, 3])
+@pytest.mark.parametrize("active", [(R,), (R, S)])
+def test_thin_products_in_bfloat16_are_the_wide_ones_but_for_its_rounding(active, clients):
+    """Output and gradients of A, B and the input, against float32 on the same weights and input.
+
+    bfloat16 rounds by at most 2^-9 of a number. A value is rounded a handful of times on its way,
+    the errors of a sum's terms are independent: 2^-7 of a tensor's norm bounds them.
+    """
+    draw = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=draw)
+
+    weight, h, g = (random(*n).bfloat16() for n in ((96, 64), (6, 20, 64), (6, 20, 96)))
+    many = (clients,) if clients else ()
+    factors = {s: (random(*many, 16, 64), random(*many, 96, 16)) for s in Stream}
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        base = nn.Linear(64, 96, bias=False).requires_grad_(False)
+        base.weight.copy_(weight)
+        layer = TwoStreamLinear(base.to(dtype), rank=16, alpha=8.0)
+        for stream, (a, b) in factors.items():
+            layer.A[stream] = nn.Parameter(a.clone(), stream == R)
+            layer.B[stream] = nn.Parameter(b.clone(), stream == R)
+        layer.active = active
+        inputs = h.to(dtype).requires_grad_()
+        out = layer(inputs)
+        learnt = (inputs, layer.A[R], layer.B[R])
+        found.append([out.detach(), *torch.autograd.grad(out, learnt, g.to(dtype))])
+    assert [t.dtype for t in found[0]] == [torch.bfloat16] * 2 + [torch.float32] * 2
+    for narrow, wide in zip(*found, strict=True):
+        assert 0 < float((narrow - wide).norm()) < 2**-7 * float(wide.norm())
