@@ -18,6 +18,7 @@ from fedsdr.algorithms.contract import Schedule, Stage
 from fedsdr.data.template import Example
 from fedsdr.engines.cohort_size import bytes_of_a_client
 from fedsdr.engines.workbench import Workbench
+from fedsdr.model.lora import TwoStreamModel
 from fedsdr.progress import silent
 from fedsdr.recipe import load_recipe
 from fedsdr.setting import prepare
@@ -34,16 +35,22 @@ def dealt(records: Sequence[Example]) -> list[list[Example]]:
     return [list(records[k::CLIENTS]) for k in range(CLIENTS)]
 
 
-def contenders(bench: Workbench, batch: int) -> dict[str, Contender]:
-    records = [example for each in bench.raw.values() for example in each]
+def contenders(
+    model: TwoStreamModel,
+    records: Sequence[Example],
+    batch: int,
+    pad: int = 0,
+    sizes: Sequence[int] = (2, 4, CLIENTS),
+    checkpointing: bool = False,
+) -> dict[str, Contender]:
     trainers = [
         LocalTrainer(
-            bench.model, {"raw": own}, client=str(k), round=1, seed=0, batch_size=batch, clip=1.0,
-            weight_decay=0.0, pad=bench.base.pad,
+            model, {"raw": own}, client=str(k), round=1, seed=0, batch_size=batch, clip=1.0,
+            weight_decay=0.0, pad=pad, checkpointing=checkpointing,
         )
         for k, own in enumerate(dealt(records))
     ]  # fmt: skip
-    r, s = (fresh(bench.model.blank(), torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    r, s = (fresh(model.blank(), torch.Generator().manual_seed(seed)) for seed in (0, 1))
     stage = Stage("rectify", "R", Schedule(STEPS, 1e-3), r, private=Private(s))
 
     def alone() -> float:
@@ -62,7 +69,7 @@ def contenders(bench: Workbench, batch: int) -> dict[str, Contender]:
 
     return {
         "one after another": alone,
-        **{f"{size} at once": together(size) for size in (2, 4, CLIENTS)},
+        **{f"{size} at once": together(size) for size in sizes},
     }
 
 
@@ -81,9 +88,10 @@ def memory(bench: Workbench, batch: int) -> list[Row]:
 def main() -> None:
     given = arguments(__doc__).parse_args()
     bench = prepare(load_recipe(RECIPE)).workbench(silent())
+    records = [example for each in bench.raw.values() for example in each]
     rows: list[Row] = []
     for batch in (4,) if given.quick else (4, 16, 32):
-        found = contenders(bench, batch)
+        found = contenders(bench.model, records, batch, bench.base.pad)
         runs = 1 if given.quick else 7
         rows += compare(f"batch {batch}", found, "steps", "one after another", runs)
     save("cohort", {"speed": rows, "memory": memory(bench, 4)}, quick=given.quick)

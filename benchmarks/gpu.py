@@ -2,91 +2,97 @@
 
     python benchmarks/gpu.py [--device cuda] [--shapes Llama-3.2-1B,Llama-2-7B] [--tiny] [--quick]
 
-Random weights in bfloat16. A training step runs both streams, rank 16 on all linear layers, R
-being trained; its useful work is 4 FLOPs a parameter and token (forward, and backward to the
-inputs; the base is frozen), and `utilisation %` is that over the rate of a large matrix product
-measured in the same process. Rewriting is `rewriting.py`'s comparison. `--tiny` is a miniature
-that runs anywhere, the processor included.
+Random weights in bfloat16, rank 16 on all linear layers. `training` is `training.py`'s comparison
+on real lengths, batches of 16: useful work is 4 FLOPs a weight of a matrix product and token
+(forward, and backward to the inputs; the base is frozen), the vocabulary's product included, and
+the bound is a large product's rate in the same turn. Gradients are checkpointed where a shape needs
+it, for all alike: `with recomputation` counts those operations too. SFTTrainer is there if trl is
+installed. `cohort` is `cohort.py`'s comparison, batches of 4, and `rewriting` is `rewriting.py`'s.
+`--tiny` is a miniature that runs anywhere, the processor included.
 """
 
-import time
-from collections.abc import Callable
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import torch
 
-from fedsdr.adapters import fresh
-from fedsdr.data.batches import collate
-from fedsdr.data.template import Example
-from fedsdr.model.checkpointing import recomputed
+import cohort
 from fedsdr.model.generators import GENERATORS
 from fedsdr.model.lora import Stream, TwoStreamModel
-from fedsdr.training.loss import summed_loss
-from lengths import records
-from measure import Row, alternate, arguments, save, three, wait
+from lengths import records, source
+from measure import Row, alternate, arguments, compare, save, three
 from rewriting import batches_of, jobs_of, speed
-from shapes import random_model
+from shapes import product_weights, random_model
+from training import TWO, examples, ours, products, repeated, rows_of, sft, with_streams
 
-RANK, LENGTH, RECORDS = 16, 512, 512
-
-
-def product_rate(device: str, dtype: torch.dtype, side: int) -> float:
-    """FLOPs a second of a square product; many are queued, so that none waits to be started."""
-    a = torch.randn(side, side, device=device, dtype=dtype)
-    a @ a
-    wait(device)
-    began, products = time.perf_counter(), 20
-    for _ in range(products):
-        a @ a
-    wait(device)
-    return products * 2 * side**3 / (time.perf_counter() - began)
+RECORDS = 512  # whose rewriting is measured
+CHECKPOINTED = ("Llama-2-7B",)  # whose activations would not fit beside two copies of the weights
+DTYPE = torch.bfloat16
 
 
-def training(model: Any, device: str, rows: int, length: int) -> Callable[[], float]:
-    """A step of stage 2 on full rows; returns its tokens."""
-    two = TwoStreamModel(model, "all-linear", RANK, 2 * RANK)
-    for stream in (Stream.RECTIFY, Stream.SMOOTH):
-        two.load(stream, fresh(two.read(stream), torch.Generator().manual_seed(0)))
-    two.activate(Stream.RECTIFY, Stream.SMOOTH)
-    parameters = list(two.train_only(Stream.RECTIFY).values())
-    optimiser = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
-    ids = torch.randint(3, model.config.vocab_size, (rows, length)).tolist()
-    batch = collate([Example(row[: length // 2], row[length // 2 :]) for row in ids], 0).to(device)
+class Size(NamedTuple):
+    """How much is measured: rows, batches of jobs, records a batch, steps a turn, turns."""
 
-    def step() -> float:
-        with recomputed(model, True):
-            (summed_loss(model, batch) / batch.response_tokens).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
-        return rows * length
-
-    return step
+    rows: int
+    batches: int
+    batch: int
+    steps: int
+    runs: int
+    side: int  # of the product that is the bound
+    clients: tuple[int, ...]  # at once
 
 
-def measure(shape: str, device: str, tiny: bool, runs: int) -> tuple[Row, list[Row]]:
-    """A shape's training row and its rewriting rows."""
-    dtype = torch.bfloat16
-    peak = product_rate(device, dtype, 256 if tiny else 8192)
-    model = random_model(shape, dtype, device)
-    jobs = batches_of(
-        jobs_of(records(RECORDS), model.config.vocab_size), 4 if tiny else 32, 1 if tiny else 4
-    )
-    rewriting = speed(
-        shape, model, jobs[:4] if tiny else jobs, 4 if tiny else 32, runs,
-        generators=list(GENERATORS),
-    )  # fmt: skip
-    weights = sum(w.numel() for name, w in model.named_parameters() if "embed" not in name)
-    step = training(model, device, 2 if tiny else 8, 32 if tiny else LENGTH)
-    rates = sorted(alternate({"step": step}, runs, device)["step"])
-    rate = rates[len(rates) // 2]
-    row: Row = {
-        "shape": shape,
-        "tokens/s": three(rate),
-        "product TFLOP/s": three(peak / 1e12),
-        "utilisation %": three(100 * 4 * weights * rate / peak),
+FULL = Size(32, 4, 16, 10, 5, 8192, (2, cohort.CLIENTS))
+TINY = Size(4, 1, 2, 1, 1, 256, (cohort.CLIENTS,))
+
+
+def rewriting(shape: str, model: Any, size: Size) -> list[Row]:
+    jobs = batches_of(jobs_of(records(RECORDS), model.config.vocab_size), size.rows, size.batches)
+    return speed(shape, model, jobs, size.rows, size.runs, generators=list(GENERATORS))
+
+
+def training(shape: str, two: TwoStreamModel, device: str, size: Size) -> list[Row]:
+    """A step with one stream and with two, and TRL's on a copy of the model."""
+    again, batch = shape in CHECKPOINTED, size.batch
+    given = examples(size.steps * batch, two.model.config.vocab_size)
+    steps = {
+        "fedsdr, R": ours(two, given, size=batch, again=again),
+        TWO: ours(two, given, Stream.SMOOTH, size=batch, again=again),
     }
-    return row, rewriting
+    if find_spec("trl"):
+        copy = random_model(shape, DTYPE, device)
+        steps["SFTTrainer"] = sft(copy, given, batch, activation_checkpointing=again)
+    many = {name: repeated(step, size.steps) for name, step in steps.items()}
+    matrices = product_weights(random_model(shape, DTYPE, "meta"))
+    bound = products(DTYPE, matrices, device, size.side)
+    rates = alternate({"matrix products": bound, **many}, size.runs, device)
+    rows = rows_of(shape, rates, "SFTTrainer" if "SFTTrainer" in steps else "fedsdr, R")
+    more = 1.5 if again else 1.0  # 6 FLOPs where the forward pass is computed twice
+    for row in rows[1:]:
+        row["with recomputation"] = three(more * float(row["of the bound"]))
+    return rows
+
+
+def cohorts(shape: str, two: TwoStreamModel, device: str, size: Size) -> list[Row]:
+    """Eight clients at once, and one after another."""
+    batch = min(4, size.batch)
+    given = examples(2 * batch * cohort.CLIENTS, two.model.config.vocab_size)
+    found = cohort.contenders(
+        two, given, batch, sizes=size.clients, checkpointing=shape in CHECKPOINTED
+    )
+    return compare(shape, found, "steps", "one after another", size.runs, device)
+
+
+def measure(shape: str, device: str, size: Size) -> dict[str, list[Row]]:
+    """A shape's rows in each table; the model is adapted once it has rewritten."""
+    model = random_model(shape, DTYPE, device)
+    rewritten = rewriting(shape, model, size)
+    two = with_streams(model)
+    return {
+        "training": training(shape, two, device, size),
+        "cohort": cohorts(shape, two, device, size),
+        "rewriting": rewritten,
+    }
 
 
 def main() -> None:
@@ -97,12 +103,9 @@ def main() -> None:
     given = parser.parse_args()
     small = given.tiny or given.quick
     shapes = ["tiny"] if small else given.shapes.split(",")
-    measured = [measure(shape, given.device, small, 1 if small else 5) for shape in shapes]
-    tables = {
-        "training": [row for row, _ in measured],
-        "rewriting": [row for _, rows in measured for row in rows],
-    }
-    save("gpu", tables, given.device, quick=small)
+    measured = [measure(shape, given.device, TINY if small else FULL) for shape in shapes]
+    tables = {name: [row for each in measured for row in each[name]] for name in measured[0]}
+    save("gpu", tables, given.device, quick=small, lengths=source())
 
 
 if __name__ == "__main__":

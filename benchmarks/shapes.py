@@ -39,3 +39,10 @@ def random_model(shape: str, dtype: torch.dtype, device: str = "cpu") -> Any:
     finally:
         torch.set_default_dtype(before)
     return model.requires_grad_(False).eval()
+
+
+def product_weights(model: Any) -> int:
+    """Weights of matrix products: all matrices, but not a table where words are looked up alone."""
+    whole = sum(p.numel() for p in model.parameters() if p.dim() == 2)
+    table = 0 if model.config.tie_word_embeddings else model.get_input_embeddings().weight.numel()
+    return int(whole - table)

@@ -35,6 +35,7 @@ from fedsdr.training.correction import Correction
 from fedsdr.training.local import LocalTrainer
 from lengths import records, source
 from measure import Contender, Row, alternate, arguments, save, three, within_turns
+from shapes import product_weights
 
 TEMPLATE, CHARACTERS, LONGEST = 40, 4, 512  # tokens, characters a token, tokens
 TURN = 20  # records that a contender takes in a turn
@@ -73,15 +74,25 @@ def batches(records: list[Example], size: int) -> Iterator[list[Example]]:
     return cycle([records[i : i + size] for i in range(0, len(records) - size + 1, size)])
 
 
-def ours(model: Any, records: list[Example], *company: Stream, size: int = 4) -> Contender:
-    """The trainer's own step."""
+def with_streams(model: Any) -> TwoStreamModel:
+    """R, which will be trained, and S."""
     two = TwoStreamModel(model, "all-linear", 16, 32.0)
     for seed, stream in enumerate((Stream.RECTIFY, Stream.SMOOTH)):
         two.load(stream, fresh(two.blank(), torch.Generator().manual_seed(seed)))
-    two.activate(Stream.RECTIFY, *company)
+    return two
+
+
+def ours(
+    two: TwoStreamModel,
+    records: list[Example],
+    *company: Stream,
+    size: int = 4,
+    again: bool = False,
+) -> Contender:
+    """The trainer's own step; again: with gradient checkpointing."""
     trainer = LocalTrainer(
         two, {"raw": records}, client="a", round=1, seed=0, batch_size=size, clip=1.0,
-        weight_decay=0.0, pad=0,
+        weight_decay=0.0, pad=0, checkpointing=again,
     )  # fmt: skip
     parameters = two.train_only(Stream.RECTIFY)
     optimiser = torch.optim.AdamW(parameters.values(), lr=1e-4, fused=True)
@@ -90,6 +101,7 @@ def ours(model: Any, records: list[Example], *company: Stream, size: int = 4) ->
 
     def step() -> float:
         chosen = next(queue)
+        two.activate(Stream.RECTIFY, *company)
         trainer._backward(chosen, trainer._summed_loss)
         correction.apply()
         torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
@@ -161,7 +173,8 @@ def sft(
     def step() -> float:
         chosen = next(queue)
         inputs = trainer.data_collator(chosen)
-        trainer.training_step(trainer.model_wrapped, inputs, (inputs["labels"] != -100).sum())
+        tokens = (inputs["labels"] != -100).sum().to(trainer.args.device)
+        trainer.training_step(trainer.model_wrapped, inputs, tokens)
         torch.nn.utils.clip_grad_norm_(
             [p for p in trainer.model.parameters() if p.requires_grad], 1.0
         )
@@ -186,23 +199,25 @@ def check_settings(trainer: Any, step: Contender) -> None:
     assert set(seen) == {config.bf16}, seen
 
 
-def products(dtype: torch.dtype, matrices: int) -> Contender:
+def products(dtype: torch.dtype, matrices: int, device: str = "cpu", side: int = SIDE) -> Contender:
     """Square products; the tokens that could be trained on with as many operations."""
-    a = torch.randn(SIDE, SIDE).to(dtype)
+    a = torch.randn(side, side, device=device).to(dtype)
 
     def multiply() -> float:
         for _ in range(PRODUCTS):
             a @ a
-        return PRODUCTS * 2 * SIDE**3 / (4 * matrices)
+        return PRODUCTS * 2 * side**3 / (4 * matrices)
 
     return multiply
 
 
-def rows_of(setting: str, rates: Mapping[str, list[float]]) -> list[Row]:
-    """Medians, and within each turn the ratios to SFTTrainer and to the bound."""
+def rows_of(
+    setting: str, rates: Mapping[str, list[float]], against: str = "SFTTrainer"
+) -> list[Row]:
+    """Medians, and within each turn the ratios to another and to the bound."""
     found: list[Row] = []
     for name, its in rates.items():
-        ratios = within_turns(its, rates["SFTTrainer"])
+        ratios = within_turns(its, rates[against])
         shares = within_turns(its, rates["matrix products"])
         found.append(
             {
@@ -234,20 +249,21 @@ def contenders(table: str, quick: bool) -> dict[str, Contender]:
     """Those of a table, a dtype's or SFTTrainer as it comes; each has done one step."""
     given = examples(2 * TURN, (SMALL if quick else SHAPE)["vocab_size"])
     dtype = torch.bfloat16 if table == "bfloat16" else torch.float32
-    matrices = sum(p.numel() for p in base(dtype, quick).parameters() if p.dim() == 2)
+    matrices = product_weights(base(dtype, quick))
+    two = with_streams(base(dtype, quick))
     if table == "default":
         size, narrow = 8, torch.bfloat16
         steps = {
-            "fedsdr, R": ours(base(dtype, quick), given, size=size),
-            "fedsdr, R, bfloat16": ours(base(narrow, quick), given, size=size),
+            "fedsdr, R": ours(two, given, size=size),
+            "fedsdr, R, bfloat16": ours(with_streams(base(narrow, quick)), given, size=size),
             "SFTTrainer": sft(base(dtype, quick), given, size),
         }
     else:
         size, narrow = 4, dtype
         plain = {"bf16": False, "activation_checkpointing": False}
         steps = {
-            "fedsdr, R": ours(base(dtype, quick), given),
-            TWO: ours(base(dtype, quick), given, Stream.SMOOTH),
+            "fedsdr, R": ours(two, given),
+            TWO: ours(two, given, Stream.SMOOTH),
             "SFTTrainer": sft(base(dtype, quick), given, **plain),
             "SFTTrainer, two adapters": sft(base(dtype, quick), given, two=True, **plain),
         }

@@ -9,10 +9,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 import cohort
 import lengths
 import measure
+import shapes
 import tables
 from fedsdr import environment
 from tiny import setting
@@ -106,6 +108,14 @@ def test_a_script_runs_in_miniature(command):
     result = json.loads(done.stdout)
     assert all(rows for rows in result["tables"].values())
     assert sorted(measure.RESULTS.glob("*")) == before
+
+
+def test_a_table_of_words_counts_where_it_is_a_product_too():
+    block = 64 * (64 + 2 * 32 + 64 + 3 * 128)  # q, k and v of two heads, o, the MLP
+    model = shapes.random_model("tiny", torch.float32, "meta")
+    assert shapes.product_weights(model) == 2 * block + 256 * 64
+    tied = shapes.random_model("SmolLM2-135M", torch.float32, "meta")
+    assert shapes.product_weights(tied) == sum(p.numel() for p in tied.parameters() if p.dim() == 2)
 
 
 def test_cohorts_are_measured_on_any_recipe(tmp_path, monkeypatch, capsys):
