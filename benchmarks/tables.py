@@ -3,13 +3,14 @@
     python benchmarks/tables.py
 
 What stands between `<!-- table NAME/TABLE -->` and `<!-- end -->` is rewritten from the table of
-that name in benchmarks/results/NAME.json.
+that name in benchmarks/results/NAME.json, goals/all from what `goals.py` finds in all of them.
 """
 
 import re
 from pathlib import Path
 from typing import Any
 
+import goals
 from measure import RESULTS, Row, load
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
@@ -23,9 +24,13 @@ def rendered(document: str) -> str:
 
 def section(name: str, table: str) -> str:
     """One marked table; a result that is not there is said to be missing."""
+    if name == "goals":
+        return f"<!-- table goals/all -->\n{markdown(goals.rows())}\n<!-- end -->"
     result = load(name) if (RESULTS / f"{name}.json").exists() else {"tables": {}}
     if table in result["tables"]:
         body = f"{markdown(result['tables'][table])}\n\n{caption(result)}"
+        if why := goals.fault(name, table):
+            body += f"\nTo be measured again: {why}."
     else:
         body = f"Not measured yet: `python benchmarks/{name}.py`."
     return f"<!-- table {name}/{table} -->\n{body}\n<!-- end -->"

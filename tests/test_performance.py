@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import cohort
+import goals
 import lengths
 import measure
 import shapes
@@ -161,6 +162,46 @@ def test_results_do_not_make_a_checkout_a_changed_one(tmp_path, monkeypatch):
     assert environment.git_commit(apart="results") == clean
     (package / "code.py").write_text("changed")
     assert environment.git_commit(apart="results") == f"{clean}+"
+
+
+@pytest.mark.parametrize(
+    ("limits", "values", "met"),
+    [
+        ({"least": 1}, [1.0, 2.0], "yes"),
+        ({"least": 1}, [0.9, 2.0], "1 of 2"),
+        ({"most": 1}, [2.0, 2.0], "no"),
+        ({"least": 1}, [None, 2.0], "1 of 2"),
+        ({"least": 1}, [None, None], "not measured"),
+        ({"alike": True}, [100.0, 100.9], "yes"),
+        ({"alike": True}, [100.0, 102.0], "no"),
+    ],
+)
+def test_a_goal_is_met_by_all_of_its_figures(limits, values, met):
+    assert goals.Goal("fast", (), **limits).met(values) == met
+
+
+def test_every_goal_finds_its_figures_in_what_has_been_measured():
+    """A figure that is not there is of a table or a row that its script has not written yet."""
+    for goal in goals.GOALS:
+        for figure in goal.figures:
+            path = measure.RESULTS / f"{figure.name}.json"
+            table = measure.load(figure.name)["tables"].get(figure.table) if path.exists() else None
+            known = {value for row in table or [] for value in row.values()}
+            if set(figure.row.values()) <= known:
+                assert table is None or figure.value() is not None, figure
+
+
+def test_a_table_is_measured_again_only_while_it_is_of_the_faulty_script(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(goals, "AGAIN", {("some", "thing"): ("abc+", "it was wrong")})
+    monkeypatch.setattr(measure, "git_commit", lambda apart: "abc+")
+    measure.save("some", {"thing": [{"a": 1}], "other": [{"a": 1}]})
+    assert "measured again: it was wrong." in tables.section("some", "thing")
+    assert "again" not in tables.section("some", "other")
+    monkeypatch.setattr(measure, "git_commit", lambda apart: "abd")
+    measure.save("some", {"thing": [{"a": 1}]})
+    assert "again" not in tables.section("some", "thing")
 
 
 def test_synthetic_lengths_have_the_quantiles_of_the_real_ones(tmp_path, monkeypatch, capsys):

@@ -1,0 +1,143 @@
+"""What was aimed at, and what the results say of it: the first table of docs/performance.md.
+
+A goal is a sentence with its limit and the figures that it is of; nothing here is a measurement.
+"""
+
+from typing import Any, NamedTuple
+
+from measure import Row, load, three
+
+# Tables of a commit, measured by a script that has been mended since, and what was wrong.
+AGAIN = {
+    ("training", "float32"): ("a6aa77d+", "a turn was one batch"),
+    ("training", "bfloat16"): ("a6aa77d+", "a turn was one batch"),
+    ("training", "default"): ("a6aa77d+", "SFTTrainer ran without autocast and checkpointing"),
+    ("rounds", "memory"): ("a6aa77d+", "clients had no S, and their parent may have set the peak"),
+    ("aggregation", "methods"): ("a6aa77d+", "the parent process may have set the peaks"),
+}
+FLOATS = ("float32", "bfloat16")
+
+
+class Figure(NamedTuple):
+    """A column of the row that has these values."""
+
+    name: str
+    table: str
+    column: str
+    row: dict[str, Any]
+
+    def value(self) -> float | None:
+        """None where it has not been measured."""
+        for row in _result(self.name).get("tables", {}).get(self.table, ()):
+            if self.row.items() <= row.items() and self.column in row:
+                return float(row[self.column])
+        return None
+
+    def outdated(self) -> bool:
+        return self.value() is not None and fault(self.name, self.table) is not None
+
+
+def fault(name: str, table: str) -> str | None:
+    """Why a table is to be measured again, if it is."""
+    commit, why = AGAIN.get((name, table), (None, None))
+    return why if commit == _result(name).get("machine", {}).get("fedsdr") else None
+
+
+def _result(name: str) -> dict[str, Any]:
+    try:
+        return load(name)
+    except FileNotFoundError:
+        return {}
+
+
+class Goal(NamedTuple):
+    """least, most: of each figure. alike: they may differ by a hundredth."""
+
+    words: str
+    figures: tuple[Figure, ...]
+    least: float = float("-inf")
+    most: float = float("inf")
+    alike: bool = False
+
+    def row(self) -> Row:
+        """Its line in the table; figures are in the order of its words."""
+        values = [figure.value() for figure in self.figures]
+        again = any(figure.outdated() for figure in self.figures)
+        told = ", ".join("not yet" if value is None else f"{three(value):,}" for value in values)
+        return {
+            "goal": self.words,
+            "measured": told + (" (to be measured again)" if again else ""),
+            "met": self.met(values),
+        }
+
+    def met(self, values: list[float | None]) -> str:
+        known = [value for value in values if value is not None]
+        good = [value for value in known if self.least <= value <= self.most]
+        if not known:
+            return "not measured"
+        if self.alike and max(known) > 1.01 * min(known):
+            return "no"
+        if len(good) == len(values):
+            return "yes"
+        return "no" if not good else f"{len(good)} of {len(values)}"
+
+
+def times(name: str, table: str, setting: str, contender: str, column: str = "times") -> Figure:
+    return Figure(name, table, column, {"setting": setting, "contender": contender})
+
+
+def step(contender: str, column: str = "times") -> tuple[Figure, ...]:
+    return tuple(times("training", each, each, contender, column) for each in FLOATS)
+
+
+def beside(other: str) -> tuple[Figure, ...]:
+    rows = ({"setting": each, "R beside S over": other} for each in FLOATS)
+    return tuple(Figure("training", "streams", "times", row) for row in rows)
+
+
+OWN = "fedsdr, generator 'fedsdr'"
+MODELS = ("SmolLM2-135M, float32", "SmolLM2-135M, bfloat16", "the lab's model, float32")
+
+GOALS = (
+    Goal("a training step is faster than SFTTrainer's: times in float32, bfloat16, and against its "
+         "defaults in our bfloat16", (*step("fedsdr, R"),
+         times("training", "default", "default", "fedsdr, R, bfloat16")), least=1),
+    Goal("a step takes at least half of the matrix products' rate: share in float32, bfloat16",
+         step("fedsdr, R", "of the bound"), least=0.5),
+    Goal("a frozen S beside R costs less than a tenth: speed over R alone in float32, bfloat16",
+         beside("fedsdr, R"), least=0.9),
+    Goal("two streams are faster than PEFT's two adapters: times in float32, bfloat16",
+         beside("SFTTrainer, two adapters"), least=1),
+    Goal("eight clients at once are faster than one after another: times at batches of 4, 16, 32",
+         tuple(times("cohort", "speed", f"batch {n}", "8 at once") for n in (4, 16, 32)), least=1),
+    Goal("rewriting is faster than `generate` in the data's order: times with 135M in float32, "
+         "bfloat16, the lab's model",
+         tuple(times("rewriting", "speed", each, OWN) for each in MODELS), least=1),
+    Goal("and than `generate` sorted by length",
+         tuple(times("rewriting", "speed", each, OWN, "times generate, sorted") for each in MODELS),
+         least=1),
+    Goal("less than a twentieth of a round is not training: per cent",
+         (Figure("rounds", "overhead", "overhead %", {}),), most=5),
+    Goal("rounds are faster than rebuilding for each client: times on real files, the lab",
+         tuple(times("rounds", "rates", each, "fedsdr") for each in ("real files", "the lab")),
+         least=1),
+    Goal("an update is added at the rate of memory: times as long as the bound, FedAvg",
+         (Figure("aggregation", "methods", "times_bound", {"method": "fedavg"}),), most=2),
+    Goal("a server's memory is the same for 1,000 and for 10,000 updates: MiB, FedAvg",
+         tuple(Figure("aggregation", "methods", f"peak_mib_after_{each}", {"method": "fedavg"})
+               for each in ("a_tenth", "all")), alike=True),
+    Goal("a simulation's memory is the same for 2, 20 and 200 clients: MiB",
+         tuple(Figure("rounds", "memory", "peak MiB", {"clients": n}) for n in (2, 20, 200)),
+         alike=True),
+    Goal("a message to a trainer takes less than one for which a model is loaded: times as many",
+         (times("deployment", "messages", "one evaluation", "handed to the trainer"),), least=1),
+    Goal("a thousand clients' round takes less than two minutes on two cores: seconds",
+         (Figure("scale", "costs", "value", {"what": "seconds a round"}),), most=120),
+    Goal("a step takes at least 0.4 of the products' rate on a GPU: Llama 1B, 7B",
+         tuple(times("gpu", "training", each, "fedsdr, R", "of the bound")
+               for each in ("Llama-3.2-1B", "Llama-2-7B")), least=0.4),
+)  # fmt: skip
+
+
+def rows() -> list[Row]:
+    return [goal.row() for goal in GOALS]
