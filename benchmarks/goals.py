@@ -96,46 +96,42 @@ def beside(other: str) -> tuple[Figure, ...]:
 
 
 OWN = "fedsdr, generator 'fedsdr'"
-MODELS = ("SmolLM2-135M, float32", "SmolLM2-135M, bfloat16", "the lab's model, float32")
+MODELS = ("SmolLM2-135M, float32", "SmolLM2-135M, bfloat16")
 
 GOALS = (
-    Goal("a training step is faster than SFTTrainer's: times in float32, bfloat16, and against its "
-         "defaults in our bfloat16", (*step("fedsdr, R"),
-         times("training", "default", "default", "fedsdr, R, bfloat16")), least=1),
-    Goal("a step takes at least half of the matrix products' rate: share in float32, bfloat16",
-         step("fedsdr, R", "of the bound"), least=0.5),
-    Goal("a frozen S beside R costs less than a tenth: speed over R alone in float32, bfloat16",
-         beside("fedsdr, R"), least=0.9),
-    Goal("two streams are faster than PEFT's two adapters: times in float32, bfloat16",
-         beside("SFTTrainer, two adapters"), least=1),
-    Goal("eight clients at once are faster than one after another: times at batches of 4, 16, 32",
-         tuple(times("cohort", "speed", f"batch {n}", "8 at once") for n in (4, 16, 32)), least=1),
-    Goal("rewriting is faster than `generate` in the data's order: times with 135M in float32, "
-         "bfloat16, the lab's model",
-         tuple(times("rewriting", "speed", each, OWN) for each in MODELS), least=1),
-    Goal("and than `generate` sorted by length",
-         tuple(times("rewriting", "speed", each, OWN, "times generate, sorted") for each in MODELS),
-         least=1),
-    Goal("less than a twentieth of a round is not training: per cent",
-         (Figure("rounds", "overhead", "overhead %", {}),), most=5),
-    Goal("rounds are faster than rebuilding for each client: times on real files, the lab",
-         tuple(times("rounds", "rates", each, "fedsdr") for each in ("real files", "the lab")),
-         least=1),
-    Goal("an update is added at the rate of memory: times as long as the bound, FedAvg",
-         (Figure("aggregation", "methods", "times_bound", {"method": "fedavg"}),), most=2),
-    Goal("a server's memory is the same for 1,000 and for 10,000 updates: MiB, FedAvg",
-         tuple(Figure("aggregation", "methods", f"peak_mib_after_{each}", {"method": "fedavg"})
-               for each in ("a_tenth", "all")), alike=True),
+    Goal("training at least 1.5 times as fast as SFTTrainer on PEFT in the same type: float32, "
+         "bfloat16", step("fedsdr, R"), least=1.5),
+    Goal("at least 2 times as fast as SFTTrainer's defaults: in bfloat16",
+         (times("training", "default", "default", "fedsdr, R, bfloat16"),), least=2),
+    Goal("at least 0.6 of the matrix products' rate in float32",
+         (times("training", "float32", "float32", "fedsdr, R", "of the bound"),), least=0.6),
+    Goal("at least 0.45 of it in bfloat16",
+         (times("training", "bfloat16", "bfloat16", "fedsdr, R", "of the bound"),), least=0.45),
+    Goal("with S beside R a step takes at most 1.15 times as long, so at least 0.87 of R's speed: "
+         "float32, bfloat16", beside("fedsdr, R"), least=0.87),
+    Goal("eight clients at once at least 1.3 times as fast as one after another: the lab's model, "
+         "batches of 4", (times("cohort", "speed", "batch 4", "8 at once"),), least=1.3),
+    Goal("rewriting at least 2 times as fast as `generate` in static batches in the data's order: "
+         "float32, bfloat16", tuple(times("rewriting", "speed", each, OWN) for each in MODELS),
+         least=2),
+    Goal("at most 2 % of a round is neither forward pass, backward pass nor optimiser",
+         (Figure("rounds", "overhead", "overhead %", {}),), most=2),
+    Goal("at least 5 times the client-rounds of loops that rebuild: the lab, the lab all at once, "
+         "real files",
+         (times("rounds", "rates", "the lab", "fedsdr"),
+          times("rounds", "rates", "the lab", "fedsdr, all at once"),
+          times("rounds", "rates", "real files", "fedsdr")), least=5),
     Goal("a simulation's memory is the same for 2, 20 and 200 clients: MiB",
          tuple(Figure("rounds", "memory", "peak MiB", {"clients": n}) for n in (2, 20, 200)),
          alike=True),
-    Goal("a message to a trainer takes less than one for which a model is loaded: times as many",
-         (times("deployment", "messages", "one evaluation", "handed to the trainer"),), least=1),
-    Goal("a thousand clients' round takes less than two minutes on two cores: seconds",
-         (Figure("scale", "costs", "value", {"what": "seconds a round"}),), most=120),
-    Goal("a step takes at least 0.4 of the products' rate on a GPU: Llama 1B, 7B",
+    Goal("a server's memory is the same for 1,000 and for 10,000 updates: MiB, FedAvg",
+         tuple(Figure("aggregation", "methods", f"peak_mib_after_{each}", {"method": "fedavg"})
+               for each in ("a_tenth", "all")), alike=True),
+    Goal("on a GPU at least 0.5 of the matrix products' rate in training: Llama 1B, 7B",
          tuple(times("gpu", "training", each, "fedsdr, R", "of the bound")
-               for each in ("Llama-3.2-1B", "Llama-2-7B")), least=0.4),
+               for each in ("Llama-3.2-1B", "Llama-2-7B")), least=0.5),
+    Goal("on a GPU eight clients at once at least 3 times as fast as one after another: Llama 1B",
+         (times("gpu", "cohort", "Llama-3.2-1B", "8 at once"),), least=3),
 )  # fmt: skip
 
 
