@@ -34,7 +34,7 @@ audit:
 # One of the contenders is TRL's trainer, which nothing else needs.
 bench: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
-	for name in training cohort rewriting rounds aggregation deployment scale; do \
+	for name in training cohort rewriting rounds memory aggregation deployment scale; do \
 		$(BIN)/python benchmarks/$$name.py $(QUICK) || exit 1; \
 	done
 	$(BIN)/python benchmarks/tables.py

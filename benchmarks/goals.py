@@ -12,7 +12,6 @@ AGAIN = {
     ("training", "float32"): ("a6aa77d+", "a turn was one batch"),
     ("training", "bfloat16"): ("a6aa77d+", "a turn was one batch"),
     ("training", "default"): ("a6aa77d+", "SFTTrainer ran without autocast and checkpointing"),
-    ("rounds", "memory"): ("a6aa77d+", "clients had no S, and their parent may have set the peak"),
     ("aggregation", "methods"): ("a6aa77d+", "the parent process may have set the peaks"),
 }
 FLOATS = ("float32", "bfloat16")
@@ -122,7 +121,7 @@ GOALS = (
           times("rounds", "rates", "the lab", "fedsdr, all at once"),
           times("rounds", "rates", "real files", "fedsdr")), least=5),
     Goal("a simulation's memory is the same for 2, 20 and 200 clients: MiB",
-         tuple(Figure("rounds", "memory", "peak MiB", {"clients": n}) for n in (2, 20, 200)),
+         tuple(Figure("memory", "clients", "peak MiB", {"clients": n}) for n in (2, 20, 200)),
          alike=True),
     Goal("a server's memory is the same for 1,000 and for 10,000 updates: MiB, FedAvg",
          tuple(Figure("aggregation", "methods", f"peak_mib_after_{each}", {"method": "fedavg"})

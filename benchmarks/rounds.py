@@ -1,4 +1,4 @@
-"""What a round costs beside training, against rebuilding for each client, and for how many clients.
+"""What a round costs beside training, and against rebuilding for each client.
 
     python benchmarks/rounds.py [--quick] [--rounds 6] [--runs 5]
 
@@ -11,17 +11,12 @@ today's libraries: "rebuilt for each message" loads the model, wraps it and make
 every client message (Flower's example for language models); "rebuilt for each client" keeps the
 model and makes trainer, optimiser and tokens anew for each client and round (OpenFedLLM). Both use
 `transformers.Trainer`.
-`memory`: the peak of a process that runs a round of FedSDR with so many clients, so that each keeps
-a private stream; they share five record lists, the five clients', since records are not measured.
 """
 
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -40,7 +35,7 @@ from fedsdr.training import local
 from fedsdr.training.checkpoint import save_checkpoint
 from fedsdr.training.rounds import run_round
 from fedsdr.training.store import ClientStore
-from measure import Row, arguments, compare, peak, save, three
+from measure import Row, arguments, compare, save, three
 from rebuilding import each_client, each_message
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -150,41 +145,15 @@ def rates(setting: str, path: Path, runs: int) -> list[Row]:
     return [{named.get(key, key): value for key, value in row.items()} for row in rows]
 
 
-def memory(counts: Iterable[int]) -> list[Row]:
-    """Peaks of processes of their own."""
-    rows: list[Row] = []
-    for count in counts:
-        command = [sys.executable, __file__, "--clients", str(count)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        rows.append({"clients": count, **json.loads(done.stdout.splitlines()[-1])})
-    return rows
-
-
-def held(recipe: Recipe, clients: int) -> dict[str, int]:
-    """Of this process, after a round of so many clients: how many kept an S, and MiB at most."""
-    with tempfile.TemporaryDirectory() as folder:
-        federation = Federation(recipe, Path(folder), clients)
-        federation.run()
-        most, engine = round(peak()), federation.engine
-        private = sum(bool(engine.state(client, 1).private) for client in engine.clients())
-        lists = min(clients, len(federation.bench.raw))
-    return {"with an S": private, "record lists": lists, "peak MiB": most}
-
-
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--clients", type=int, help="print what a round of so many clients holds")
     given = parser.parse_args()
-    if given.clients:
-        print(json.dumps(held(load_recipe(FIVE, SMALL_STEPS), given.clients)))
-        return
     runs = 1 if given.quick else given.runs
     tables = {
         "overhead": overhead(load_recipe(FIVE), 1 if given.quick else given.rounds),
         "rates": [*rates("real files", FIVE, runs), *rates("the lab", LAB, runs)],
-        "memory": memory((2, 4) if given.quick else (2, 20, 200)),
     }
     save("rounds", tables, quick=given.quick)
 
