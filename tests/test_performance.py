@@ -172,8 +172,8 @@ def test_results_do_not_make_a_checkout_a_changed_one(tmp_path, monkeypatch):
         ({"most": 1}, [2.0, 2.0], "no"),
         ({"least": 1}, [None, 2.0], "1 of 2"),
         ({"least": 1}, [None, None], "not measured"),
-        ({"alike": True}, [100.0, 100.9], "yes"),
-        ({"alike": True}, [100.0, 102.0], "no"),
+        ({"alike": 1.01}, [100.0, 100.9], "yes"),
+        ({"alike": 1.01}, [100.0, 102.0], "no"),
     ],
 )
 def test_a_goal_is_met_by_all_of_its_figures(limits, values, met):
