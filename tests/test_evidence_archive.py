@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedsdr import files
 from fedsdr.cli.main import main
 from fedsdr.errors import UserError
 from fedsdr.evidence import plan
@@ -16,6 +17,8 @@ from fedsdr.evidence.archive import CELL, unpack
 from fedsdr.evidence.document import write_document
 from fedsdr.evidence.plan import planned
 from fedsdr.evidence.runner import cell_folder
+from fedsdr.folders import RECIPE_FILE
+from fedsdr.recipe import to_toml
 from fuzz import fuzzed, mutated, state
 from test_evidence import fake
 
@@ -35,7 +38,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole")
     for index, cell in enumerate(CELLS):
         for seed in range(3):
-            fake(cell_folder(out, cell, seed), 30 + index % 40 + 0.1 * seed)
+            folder = cell_folder(out, cell, seed)
+            fake(folder, 30 + index % 40 + 0.1 * seed)
+            files.write_text(folder / RECIPE_FILE, to_toml(cell.recipe(seed)))
     write_document(out, [0, 1, 2], NAMES)
     return out
 

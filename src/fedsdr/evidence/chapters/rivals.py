@@ -73,13 +73,11 @@ def _traffic(results: Results, cells: Cells) -> Table:
     """MB of tensors, means over rounds."""
     rows = []
     for name, cell in cells.items():
-        sums = [
-            [
-                fmean(results.training(cell, seed, f"bytes_{way}")) / 1e6
-                for seed in results.done(cell)
-            ]
+        runs = {
+            way: [results.training(cell, seed, f"bytes_{way}") for seed in results.done(cell)]
             for way in ("up", "down")
-        ]
-        if all(sums):
-            rows.append([label(name).short, *(shown(estimate(each), 2) for each in sums)])
+        }
+        if all(its and all(its) for its in runs.values()):
+            means = (estimate([fmean(run) / 1e6 for run in its]) for its in runs.values())
+            rows.append([label(name).short, *(shown(each, 2) for each in means)])
     return Table(["method", "MB up", "MB down"], rows)
