@@ -36,6 +36,15 @@ def user(text: str) -> tuple[Turn, ...]:
     return (Turn("user", text),)
 
 
+@pytest.mark.parametrize("keys", [("role", "content"), ("from", "value")])
+def test_a_conversation_kept_as_an_object_of_lists(keys):
+    """As Arrow's older sequences of objects are read."""
+    role, text = keys
+    row = {"messages": {role: ["user", "assistant"], text: ["a", "b"]}}
+    assert convert(row) == [Record(user("a"), "b")]
+    assert "is not a list" in message({"messages": {role: ["user", "assistant"], text: ["a"]}})
+
+
 @pytest.mark.parametrize(
     ("row", "expected"),
     [

@@ -231,6 +231,7 @@ def test_held_out_share_of_every_client(source):
 
 
 UNSAFE = ["", ".a", "..", "a/b", "a b", "ä", "a\n", "a\\b", "C:", "../x", "/x", "a\0b", "a.", "a.."]
+UNSAFE += ["-", "-rf", "--out"]  # commands would take them for options
 UNSAFE += ["con", "CON", "Nul.txt", "lpt1", "COM9.x", "x" * 101]  # nor would Windows have them
 UNSAFE += ["\u0430nna", "\uff0e\uff0e", "a\u2215b"]  # which look like "anna", ".." and "a/b"
 

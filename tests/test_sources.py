@@ -1,5 +1,7 @@
 """Files to records: every format and layout, and every error with its place."""
 
+import csv
+import gzip
 import json
 import tempfile
 from collections.abc import Callable
@@ -181,13 +183,91 @@ def test_a_limit_above_the_size_takes_all(write):
     assert len(read(write("a.json", ALPACA), limit=9)) == 2
 
 
+# What spreadsheets write, and packed files
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "options"),
+    [
+        ("a.csv", "prompt;response\n1,5;b\n", {}),
+        ("a.csv", "prompt\tresponse\n1,5\tb\n", {}),
+        ("a.tsv", "prompt\tresponse\n1,5\tb\n", {}),
+        ("a.tsv", "prompt;response\n1,5;b\n", {}),
+        ("a.csv", '"prompt";"response"\r\n"1,5";"b"\r\n', {}),
+        ("a.csv", 'prompt,"response"\n"1,5",b\n', {}),
+        ("a.csv", 'prompt,response,"x;y"\n"1,5",b,\n', {}),
+        ("a.csv", "\ufeffsep=;\r\nprompt;response\r\n1,5;b\r\n", {}),
+        ("a.csv", "sep=|\nprompt|response\n1,5|b\n", {"delimiter": "|"}),
+        ("a.csv", "prompt:response\n1,5:b\n", {"delimiter": ":"}),
+        ("a.csv", "prompt;response;a|b\n1,5;b;c\n", {"delimiter": ";"}),
+    ],
+)
+def test_csv_with_any_delimiter(write, name, text, options):
+    assert read(write(name, text), **options) == [Record(user("1,5"), "b")]
+
+
+def test_lines_are_counted_from_the_line_that_declares_a_delimiter(write):
+    path = write("a.csv", "sep=;\nprompt;response\na;b\n")
+    assert read(path)[0].origin == "a.csv:3"
+
+
+@pytest.mark.parametrize("delimiter", ["", ";;", '"', "\n"])
+def test_a_delimiter_is_one_character(delimiter):
+    with pytest.raises(ValueError, match="expected one character between cells"):
+        Source(path="a.csv", delimiter=delimiter)
+
+
+def test_csv_cells_of_any_size(write):
+    limit = csv.field_size_limit()
+    text = "x" * (limit + 1)
+    assert read(write("a.csv", f"prompt,response\na,{text}\n")) == [Record(user("a"), text)]
+    assert csv.field_size_limit() == limit  # the process's own is left as it was
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.jsonl.gz", '{"prompt": "ä", "response": "b"}\n'),
+        ("a.json.gz", '[{"prompt": "ä", "response": "b"}]'),
+        ("a.csv.gz", "prompt,response\nä,b\n"),
+        ("a.tsv.gz", "prompt\tresponse\nä\tb\n"),
+        ("a.jsonl", '{"prompt": "ä", "response": "b"}\n'),  # told by its first bytes
+    ],
+)
+def test_packed_files(write, name, text):
+    assert read(write(name, gzip.compress(text.encode()))) == [Record(user("ä"), "b")]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("a.parquet", {}), ("a", {}), ("a.csv", {}), ("a", {"format": "parquet"})]
+)
+def test_parquet(tmp_path, name, options):
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(
+        arrow.table({"prompt": ["a", "b"], "response": ["c", "d"]}), tmp_path / name
+    )
+    found = read(tmp_path / name, **options)
+    assert found == [Record(user("a"), "c"), Record(user("b"), "d")]
+    assert found[1].origin == f"{name}, row 2"
+
+
+def test_parquet_read_as_text_is_named(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(arrow.table({"prompt": ["a"]}), tmp_path / "a.jsonl")
+    assert "is a Parquet file" in message(tmp_path / "a.jsonl", format="jsonl")
+
+
 # Errors of files
+
+GZIPPED = gzip.compress(b"prompt,response\na,b\n")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "options", "parts"),
     [
-        ("a.txt", "x", {}, ["'.txt'", ".jsonl, .ndjson, .json, .csv", "add format"]),
+        ("a.txt", "x", {}, ["'.txt'", ".jsonl, .ndjson, .json, .csv, .tsv", "add format"]),
         ("a.json", "", {}, ["is empty"]),
         ("a.csv", "\ufeff\n \n", {}, ["is empty"]),
         ("a.json", "[]", {}, ["holds no rows"]),
@@ -211,8 +291,23 @@ def test_a_limit_above_the_size_takes_all(write):
         ("a.csv", "a", {"encoding": "utf8000"}, ["encoding = 'utf8000'", "utf-8"]),
         ("a.csv", "a", {"encoding": "hex"}, ["encoding = 'hex'"]),
         ("a.csv", "a", {"encoding": "a\0b"}, ["cannot decode"]),
-        ("a.csv", "a", {"format": "datasets"}, ['not of format = "datasets"', "json or csv"]),
-        ("a.csv", "a;b\n1;2\n", {}, ["columns 'a;b'", "alpaca: instruction, output", "fields ="]),
+        ("a.csv", "a", {"format": "datasets"}, ['not of format = "datasets"', "csv or parquet"]),
+        ("a.csv", "a;b\n1;2\n", {}, ["columns 'a', 'b'", "alpaca: instruction, out", "fields ="]),
+        ("a.csv", "a;b|c\n1;2|3\n", {}, ["';' and '|'", 'delimiter = ";"']),
+        ("a.json", "[]", {"delimiter": ";"}, ["delimiter = ';' is for CSV", "remove it"]),
+        ("a.jsonl", '{}\n{"a": Infinity}\n{"a": 1e999}', {}, ["a.jsonl:2: not", "Infinity is no"]),
+        ("a.jsonl", '{"a": [[{"b": -Infinity}]]}', {}, ["a.jsonl:1: not valid", "-Infinity is no"]),
+        ("a.jsonl", '{"a": NaN}', {}, ["a.jsonl:1: not valid JSON (NaN is no JSON number)"]),
+        ("a.json", '[{"a": 1}, {"a": -1e999}]', {}, ["row 2: not valid JSON (-1e999 is beyond"]),
+        ("a.json", '[{"a": 1, "b": 2, "a": 3}]', {}, ["row 1: not valid JSON", "key 'a'"]),
+        ("a.jsonl", '{"m": [{"a": 1, "a": 1}]}', {}, ["a.jsonl:1: not valid JSON", "'a' stands"]),
+        ("a.json", '{"rows": [], "rows": []}', {}, ["not valid JSON", "'rows' stands twice"]),
+        ("a.gz", GZIPPED[:-9], {"format": "csv"}, ["packed by gzip and broken", "again"]),
+        ("a.xlsx", b"PK\3\4 and more", {}, ["is an Excel workbook", "save its sheet as CSV"]),
+        ("a.csv", b"PK\3\4 and more", {}, ["is a zip archive", "unpack it first"]),
+        ("a.xls", b"\xd0\xcf\x11\xe0 and more", {}, ["is an Excel workbook", "as CSV"]),
+        ("a.jsonl.xz", b"\xfd7zXZ\0 and", {}, ["compressed by xz", "unpack it first (unxz)"]),
+        ("a.parquet", b"PAR1 cut short", {}, ["cannot read", "as Parquet", "again"]),
     ],
 )  # fmt: skip
 def test_files_that_cannot_be_read(write, name, content, options, parts):

@@ -253,7 +253,7 @@ def _conversation(cells: Cells, column: str) -> tuple[tuple[Turn, ...], str]:
     What follows the last assistant turn, such as a question without a reply, teaches nothing
     and is left out, as are empty system turns.
     """
-    turns = [_turn(message, column) for message in _list(cells, column)]
+    turns = [_turn(message, column) for message in _messages(cells, column)]
     turns = [turn for turn in turns if turn.role != "system" or turn.text.strip()]
     replies = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
     if not replies:
@@ -265,6 +265,18 @@ def _conversation(cells: Cells, column: str) -> tuple[tuple[Turn, ...], str]:
         detail = f"no user's text before the last assistant turn in column {column!r}"
         raise _no_instruction(detail)
     return tuple(prompt), response.text
+
+
+def _messages(cells: Cells, column: str) -> list[Any]:
+    """The list in a column, which Arrow's older sequences keep as an object of equal lists."""
+    value = cells.get(column)
+    if isinstance(value, Mapping) and all(isinstance(each, list) for each in value.values()):
+        lengths = {len(each) for each in value.values()}
+        if len(lengths) == 1:
+            return [
+                dict(zip(value, each, strict=True)) for each in zip(*value.values(), strict=True)
+            ]
+    return _list(cells, column)
 
 
 def _turn(message: Any, column: str) -> Turn:

@@ -21,10 +21,11 @@ from fedsdr.sections.data import Data, Split
 Shares = dict[str, list[Record]]  # client name -> its records
 
 # A name that is a folder of its own on every system: no way out of it, no dot that Windows drops
-# at its end, none of the devices that Windows has in every folder.
+# at its end, no dash that a command would take for an option, and none of the devices that
+# Windows has in every folder.
 SAFE_NAME: Final = re.compile(
     r"(?!(?:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))"
-    r"[a-z0-9_-](?:[a-z0-9._-]{0,98}[a-z0-9_-])?",
+    r"[a-z0-9_](?:[a-z0-9._-]{0,98}[a-z0-9_-])?",
     re.IGNORECASE | re.ASCII,
 )
 DRAWS: Final = 100  # of Dirichlet shares, until every client has enough
@@ -41,7 +42,7 @@ def build_clients(data: Data, seed: int) -> list[ClientData]:
         raise UserError("no data: add [[data.sources]] with a path")
     for source in data.sources:
         if source.client is not None:
-            _check_name(source.client)
+            check_name(source.client)
     named: Shares = {}
     pooled: list[Record] = []
     for source in data.sources:
@@ -50,16 +51,18 @@ def build_clients(data: Data, seed: int) -> list[ClientData]:
     dealt = split_records(pooled, data.split, seed) if pooled else {}
     _check_distinct([*named, *dealt])
     for name in dealt:
-        _check_name(name)
+        check_name(name)
     shares = [*named.items(), *dealt.items()]
     return [hold_out(name, records, data.held_out, seed) for name, records in shares]
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Raise `UserError` for a client's name that cannot name its folder."""
     if not SAFE_NAME.fullmatch(name):
         raise UserError(
             f"client = {name!r} cannot name a folder: use at most 100 letters, digits and "
-            "- _ . only, no dot at either end, and no name of a device such as con"
+            "- _ . only, no dot at either end, no dash at the start, and no name of a device such "
+            "as con"
         )
 
 

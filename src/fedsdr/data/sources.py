@@ -1,7 +1,5 @@
-"""From files to records: JSONL, JSON, CSV and `datasets` folders, with every error placed."""
+"""From files to records: JSONL, JSON, CSV, Parquet, `datasets` folders; every error has a place."""
 
-import csv
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,9 +8,12 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from fedsdr import seeds
+from fedsdr.data.contents import decode, is_parquet, read_bytes, unreadable
+from fedsdr.data.csv_rows import csv_rows
 from fedsdr.data.layouts import records
 from fedsdr.data.records import Record
 from fedsdr.data.rows import Cells, Places, Row, RowError, convert_all, kind
+from fedsdr.data.strict_json import NotJson, fault, parse
 from fedsdr.errors import UserError
 from fedsdr.sections.data import HUB, Source
 
@@ -22,6 +23,8 @@ SUFFIXES: Final[Mapping[str, str]] = {
     ".ndjson": "jsonl",
     ".json": "json",
     ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
 }
 
 
@@ -63,7 +66,13 @@ def skipped_rows(sources: Sequence[Source]) -> list[Skipped]:
 def read_rows(source: Source) -> Table:
     """A source's rows as they stand in the file, and how they are numbered."""
     path = Path(source.path)
-    places, rows = READERS[_format(path, source.format)](path, source.encoding)
+    form = _format(path, source.format)
+    if source.delimiter is not None and form != "csv":
+        raise UserError(
+            f"{path}: delimiter = {source.delimiter!r} is for CSV, and this is read as {form}: "
+            "remove it from the source"
+        )
+    places, rows = READERS[form](path, source)
     if not rows:
         raise UserError(f"{path} holds no rows: give a file with data, or remove the source")
     return places, rows
@@ -76,69 +85,45 @@ def _format(path: Path, wanted: str) -> str:
     try:
         exists, folder = path.exists(), path.is_dir()
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     if not exists:
         raise UserError(
-            f"{path} does not exist: give the path of a JSONL, JSON or CSV file or of a "
+            f"{path} does not exist: give the path of a JSONL, JSON, CSV or Parquet file or of a "
             f"`datasets` folder, or {HUB}OWNER/NAME for a data set of the hub"
         )
     if folder != (wanted == "datasets") and wanted != "auto":
-        kind, remedy = ("a folder", "datasets") if folder else ("a file", "jsonl, json or csv")
+        kind, remedy = (
+            ("a folder", "datasets") if folder else ("a file", "jsonl, json, csv or parquet")
+        )
         raise UserError(f'{path} is {kind}, not of format = "{wanted}": use auto or {remedy}')
     if wanted != "auto":
         return wanted
     if folder:
         return "datasets"
-    if path.suffix.lower() not in SUFFIXES:
+    if is_parquet(path):
+        return "parquet"
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+    if suffix not in SUFFIXES:
+        read_bytes(path)  # says what the file is, if that is why it has no known name
         raise UserError(
-            f"{path}: cannot tell the format from {path.suffix!r} (known are "
-            f'{", ".join(SUFFIXES)}): add format = "jsonl", "json" or "csv"'
+            f"{path}: cannot tell the format from {suffix!r} (known are "
+            f'{", ".join(SUFFIXES)}, and .gz after them): add format = "jsonl", "json", "csv" or '
+            '"parquet"'
         )
-    return SUFFIXES[path.suffix.lower()]
+    return SUFFIXES[suffix]
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(f"cannot read {path}: {error}: check the path and its permissions")
-
-
-def _decode(path: Path, encoding: str) -> str:
-    """The file's text, without a byte order mark. Raises `UserError` where there is none."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    other = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin-1"
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        byte = data[error.start : error.start + 1].hex()
-        raise UserError(
-            f"{path}:{line}: not {encoding}: byte 0x{byte} at offset "
-            f"{error.start} ({error.reason}): name the file's encoding, "
-            f'e.g. encoding = "{other}"'
-        ) from error
-    except (LookupError, ValueError) as error:  # no such codec, or one that is not for text
-        raise UserError(
-            f"{path}: cannot decode with encoding = {encoding!r} ({error}): use a codec of "
-            f'Python\'s, e.g. encoding = "utf-8" or "{other}"'
-        ) from error
-    if not text.strip("\ufeff \t\r\n"):
-        raise UserError(f"{path} is empty: give a file with data, or remove the source")
-    return text.removeprefix("\ufeff")
-
-
-def _read_jsonl(path: Path, encoding: str) -> Table:
+def _read_jsonl(path: Path, source: Source) -> Table:
     places = Places(path, "line")
     # Only "\n" ends a line: str.splitlines would also break at characters allowed in JSON texts.
-    lines = enumerate(_decode(path, encoding).split("\n"), start=1)
+    lines = enumerate(decode(path, source.encoding).split("\n"), start=1)
     filled = [(number, line) for number, line in lines if line.strip()]
     return places, convert_all(places, filled, _parse_line)
 
 
 def _parse_line(number: int, line: str) -> Row:
     try:
-        return number, _cells(json.loads(line))
+        return number, _cells(parse(line))
     except (ValueError, RecursionError) as error:
         remedy = 'mend the line (for one JSON list over many lines: format = "json")'
         raise RowError("not valid JSON", _json_fault(error), remedy) from error
@@ -152,17 +137,19 @@ def _json_fault(error: Exception) -> str:
 
 
 def _cells(value: Any) -> Cells:
+    if reason := fault(value):
+        raise RowError("not valid JSON", reason, "mend or remove the row")
     if not isinstance(value, dict):
         remedy = 'write rows as {"column": "text", ...}'
         raise RowError("not an object", f"it is {kind(value)}", remedy)
     return value
 
 
-def _read_json(path: Path, encoding: str) -> Table:
+def _read_json(path: Path, source: Source) -> Table:
     places = Places(path, "row")
-    text = _decode(path, encoding)
+    text = decode(path, source.encoding)
     try:
-        value = json.loads(text)
+        value = parse(text)
     except json.JSONDecodeError as error:
         lines = error.msg == "Extra data" and error.lineno > 1
         remedy = 'for one object a line, set format = "jsonl"' if lines else "mend the file"
@@ -178,6 +165,8 @@ def _only_list(path: Path, value: Any) -> list[Any]:
     """The list of rows: the file's value itself, or the one list in its object."""
     if isinstance(value, list):
         return value
+    if isinstance(value, NotJson):
+        raise UserError(f"{path}: not valid JSON ({value.reason}): mend the file")
     found = kind(value)
     if isinstance(value, dict):
         lists = [item for item in value.values() if isinstance(item, list)]
@@ -190,45 +179,32 @@ def _only_list(path: Path, value: Any) -> list[Any]:
     )
 
 
-def _read_csv(path: Path, encoding: str) -> Table:
-    places = Places(path, "line")
-    (_, header), *lines = _csv_lines(path, _decode(path, encoding))
-    if repeated := sorted({name for name in header if header.count(name) > 1}):
-        raise UserError(f"{path}: column {repeated[0]!r} stands twice in the header: rename one")
-
-    def convert(number: int, cells: Sequence[str]) -> Row:
-        if len(cells) != len(header):
-            problem = f"too {'many' if len(cells) > len(header) else 'few'} cells"
-            detail = f"{len(cells)} for the header's {len(header)} columns"
-            raise RowError(problem, detail, "put texts with commas or line breaks in quotes")
-        return number, dict(zip(header, cells, strict=True))
-
-    return places, convert_all(places, lines, convert)
+def _read_csv(path: Path, source: Source) -> Table:
+    return csv_rows(path, decode(path, source.encoding), source.delimiter)
 
 
-def _csv_lines(path: Path, text: str) -> list[tuple[int, list[str]]]:
-    """(first line, cells) of each row that is not blank; strict, or a quote that is never
-    closed would swallow the rest of the file."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    lines: list[tuple[int, list[str]]] = []
-    start = 1
+def _read_parquet(path: Path, source: Source) -> Table:
+    """Rows of a Parquet file. `encoding` does not matter: its texts are Unicode."""
+    del source
+    import pyarrow.parquet  # takes a while, and few runs need it
+
     try:
-        for cells in reader:
-            if cells:
-                lines.append((start, cells))
-            start = reader.line_num + 1
-    except csv.Error as error:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except Exception as error:  # those of pyarrow and of the system
         raise UserError(
-            f"{path}:{start}: not valid CSV ({error}): quotes inside a quoted text are written "
-            "twice, and every quote is closed"
+            f"cannot read {path} as Parquet ({_first_line(error)}): fetch or write it again"
         ) from error
-    return lines
+    return Places(path, "row"), list(enumerate(rows, start=1))
 
 
-def _read_datasets(path: Path, encoding: str) -> Table:
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _read_datasets(path: Path, source: Source) -> Table:
     """Rows of a `datasets` folder, of its split "train" where it has several. `encoding` does
     not matter: its texts are Unicode."""
-    del encoding
+    del source
     import datasets  # takes a second, and few runs need it
 
     try:
@@ -245,19 +221,18 @@ def _read_datasets(path: Path, encoding: str) -> Table:
     return Places(path, "row"), list(enumerate(rows, start=1))
 
 
-def _read_hub(path: Path, encoding: str) -> Table:
+def _read_hub(path: Path, source: Source) -> Table:
     """Rows of the split "train" of a data set by name, from the hub or its local cache."""
-    del encoding
+    del source
     import datasets
 
     name = str(path).removeprefix(HUB)
     try:
         rows = _labelled(datasets.load_dataset(name, split="train"))
     except Exception as error:  # those of the hub, of pyarrow and of the system
-        reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"cannot load the split 'train' of the data set {name!r} ({reason}): check name and "
-            "connection, or give the path of local files of the same fields"
+            f"cannot load the split 'train' of the data set {name!r} ({_first_line(error)}): check "
+            "name and connection, or give the path of local files of the same fields"
         ) from error
     return Places(path, "row"), list(enumerate(rows, start=1))
 
@@ -291,10 +266,11 @@ def _class_names(row: Cells, labels: Mapping[str, Any]) -> dict[str, str | None]
     }
 
 
-READERS: Final[Mapping[str, Callable[[Path, str], Table]]] = {
+READERS: Final[Mapping[str, Callable[[Path, Source], Table]]] = {
     "jsonl": _read_jsonl,
     "json": _read_json,
     "csv": _read_csv,
+    "parquet": _read_parquet,
     "datasets": _read_datasets,
     "hub": _read_hub,
 }

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import jinja2
 
 from fedsdr import files
-from fedsdr.data.partition import SAFE_NAME
+from fedsdr.data.partition import check_name
 from fedsdr.deploy.certificates import write_certificates
 from fedsdr.deploy.identity import new_key
 from fedsdr.deploy.server import check_served
@@ -83,8 +83,7 @@ def client_ids(recipe: Recipe, clients: Sequence[str]) -> list[str]:
     if not ids:
         raise UserError("the recipe names no client: give --clients hospital,bank,...")
     for each in ids:
-        if not SAFE_NAME.fullmatch(each):
-            raise UserError(f"client {each!r} cannot name a folder: use letters, digits and - _ .")
+        check_name(each)
     if len({each.casefold() for each in ids}) < len(ids):
         raise UserError(f"a client is named twice in {', '.join(ids)}")
     return ids

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedsdr.sections.base import Positive, Section, Share
 
@@ -11,12 +11,13 @@ FieldName = Literal["instruction", "input", "response", "system", "category", "a
 
 
 class Source(Section):
-    """One file (JSONL, JSON, CSV) or `datasets` folder, or "hub:OWNER/NAME", the split "train" of a
-    data set that `datasets.load_dataset` finds.
+    """One file (JSONL, JSON, CSV, Parquet; texts packed by gzip or not) or `datasets` folder, or
+    "hub:OWNER/NAME", the split "train" of a data set that `datasets.load_dataset` finds.
 
     client: the client that holds it; without one its records go through `[data.split]`.
     fields: record field -> column name, or a text with {column} in braces. Known layouts
         (alpaca, dolly, gsm8k, chat messages) need none.
+    delimiter: between the cells of a CSV file, where its header does not tell.
     category: a domain for all its records, where no column names one.
     empty: what to do with a row whose response is empty: "error", or "skip" it.
     limit: take this many records, drawn by seed, instead of all.
@@ -24,12 +25,20 @@ class Source(Section):
 
     path: str
     client: str | None = None
-    format: Literal["auto", "jsonl", "json", "csv", "datasets"] = "auto"
+    format: Literal["auto", "jsonl", "json", "csv", "parquet", "datasets"] = "auto"
     encoding: str = "utf-8"
+    delimiter: str | None = None
     fields: dict[FieldName, str] = {}
     category: str = ""
     empty: Literal["error", "skip"] = "error"
     limit: Positive | None = None
+
+    @field_validator("delimiter")
+    @classmethod
+    def _is_one_character(cls, delimiter: str | None) -> str | None:
+        if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
+            raise ValueError('expected one character between cells, e.g. ";" or "\\t"')
+        return delimiter
 
 
 class Split(Section):

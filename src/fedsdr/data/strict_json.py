@@ -1,0 +1,56 @@
+"""JSON as its standard has it: values that Python's reader adds or drops are kept apart.
+
+A repeated key would lose a value, and Infinity, NaN or 1e999 would become a text that no file
+holds. They are parsed to `NotJson`, so that the row around them can be named.
+"""
+
+import json
+import math
+from typing import Any, NamedTuple
+
+
+class NotJson(NamedTuple):
+    """Stands where a text has no JSON value."""
+
+    reason: str
+
+
+def parse(text: str) -> Any:
+    """A JSON text's value, with `NotJson` in it for what the standard does not have.
+
+    Raises what `json.loads` raises: `ValueError` (`json.JSONDecodeError`), `RecursionError`.
+    """
+    return json.loads(
+        text,
+        parse_constant=lambda name: NotJson(f"{name} is no JSON number"),
+        parse_float=_number,
+        object_pairs_hook=_object,
+    )
+
+
+def fault(value: Any) -> str:
+    """The reason of the first `NotJson` inside a value; "" where there is none."""
+    waiting = [value]
+    while waiting:  # not recursive: a text may be nested deeper than Python's stack
+        each = waiting.pop()
+        if isinstance(each, NotJson):
+            return each.reason
+        if isinstance(each, dict):
+            waiting += reversed(each.values())
+        elif isinstance(each, list):
+            waiting += reversed(each)
+    return ""
+
+
+def _number(text: str) -> float | NotJson:
+    value = float(text)
+    return value if math.isfinite(value) else NotJson(f"{text:.40} is beyond all numbers")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | NotJson:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        return NotJson(f"the key {twice!r:.60} stands twice in an object")
+    return found
