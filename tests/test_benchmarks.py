@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -34,8 +33,8 @@ from fedsdr.evaluate.benchmarks.truthfulqa import score as truthfulqa_score
 from fedsdr.model.base import BaseModel, load_base
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.progress import silent
+from real import EVAL
 
-EVAL = Path(os.environ.get("FEDSDR_EVAL", Path(__file__).parents[2] / "shared" / "eval"))
 ANSWERS = "ABCD"
 
 

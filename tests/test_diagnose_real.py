@@ -1,26 +1,18 @@
-"""The diagnostics on 2,000 real pairs: Alpaca's responses and Llama-2-7B-chat's rewrites of them.
-
-FEDSDR_DATA is the folder of the real data; by default `shared/data` beside the project's own.
-"""
+"""The diagnostics on 2,000 real pairs: Alpaca's responses and Llama-2-7B-chat's rewrites."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 
 from fedsdr.diagnose.clusters import pseudo_clients
 from fedsdr.diagnose.paired import Comparison, compare_pairs
+from real import data_file
 
-PROJECT = Path(__file__).parents[1]
-REAL = Path(os.environ.get("FEDSDR_DATA", PROJECT.parent / "shared" / "data"))
 CLUSTERS = 5
 
 
 def column(file: str, name: str) -> list[str]:
-    path = REAL / "paired" / file
-    if not path.exists():
-        pytest.skip(f"real data paired/{file} is not in {REAL}: set FEDSDR_DATA to its folder")
+    path = data_file(f"paired/{file}")
     return [row[name] for row in json.loads(path.read_text(encoding="utf-8"))]
 
 

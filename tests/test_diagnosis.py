@@ -3,7 +3,7 @@
 import csv
 import itertools
 import json
-import os
+import re
 import stat
 from pathlib import Path
 
@@ -31,10 +31,10 @@ from fedsdr.diagnose.holdings import holdings, normalised
 from fedsdr.diagnose.reading import reading
 from fedsdr.sections.data import Source
 from models import start_adapter
+from real import DATA, data_file
 from test_diagnose import EXAMPLES, PAD, new_model
 
 CANARY = "zyzzyva"
-DATA = Path(os.environ.get("FEDSDR_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 def record(prompt: str, response: str, **more: str) -> Record:
@@ -316,12 +316,11 @@ def test_leaks_are_named():
 
 
 def test_real_five_domains(tmp_path, monkeypatch):
-    if not DATA.exists():
-        pytest.skip(f"real data are not in {DATA}: set FEDSDR_DATA to their folder")
+    recipe = Path(__file__).parents[1] / "recipes" / "five_domains.toml"
+    for name in re.findall(r"shared/data\}/(.+)\"", recipe.read_text()):
+        data_file(name)
     monkeypatch.setenv("FEDSDR_DATA", str(DATA))
-    project = Path(__file__).parents[1]
-    code, _, said = invoke(project / "recipes" / "five_domains.toml", "--no-model",
-                           "--out", tmp_path / "out")  # fmt: skip
+    code, _, said = invoke(recipe, "--no-model", "--out", tmp_path / "out")
     assert code == 0, said
     found = json.loads((tmp_path / "out" / "diagnosis.json").read_text())
     held = {c["name"]: c for c in found["clients"]}

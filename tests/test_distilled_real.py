@@ -1,12 +1,7 @@
-"""The quality gate on 2,000 real pairs: Alpaca's responses, rewritten by Llama-2-7B-chat.
-
-FEDSDR_DATA is the folder of the real data; by default `shared/data` beside the project's own.
-"""
+"""The quality gate on 2,000 real pairs: Alpaca's responses, rewritten by Llama-2-7B-chat."""
 
 import json
-import os
 from collections import Counter
-from pathlib import Path
 from statistics import fmean
 
 import pytest
@@ -15,9 +10,7 @@ from fedsdr.data.records import Record, Turn
 from fedsdr.distill.checks import Candidate, Rewrite, Verdict
 from fedsdr.distill.verify import build_verifier
 from fedsdr.sections.distill import Distill
-
-PROJECT = Path(__file__).parents[1]
-REAL = Path(os.environ.get("FEDSDR_DATA", PROJECT.parent / "shared" / "data"))
+from real import data_file
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +18,7 @@ def candidates() -> list[Candidate]:
     """The 1,648 real rewrites; where the other 352 fell back, there is nothing to judge."""
     found = []
     for name in ("alpaca_raw.json", "alpaca_distilled_llama2_7b_chat.json"):
-        path = REAL / "paired" / name
-        if not path.exists():
-            pytest.skip(f"real data paired/{name} is not in {REAL}: set FEDSDR_DATA to its folder")
+        path = data_file(f"paired/{name}")
         found.append(json.loads(path.read_text(encoding="utf-8")))
     return [
         Candidate(

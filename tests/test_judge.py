@@ -1,14 +1,12 @@
 """fedsdr judge, from a finished run to judge.json and the report, with a real server as judge."""
 
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,9 +23,9 @@ from fedsdr.progress import silent
 from fedsdr.recipe import load_recipe
 from fedsdr.run import run
 from fedsdr.trained import Models, open_run
+from real import EVAL
 
 CANARY = "sk-canary-77aa01"
-EVAL = Path(os.environ.get("FEDSDR_EVAL", "../shared/eval"))
 needs_eval = pytest.mark.skipif(not EVAL.is_dir(), reason=f"no evaluation data at {EVAL}")
 WORDS = tiny.WORDS
 ROWS = [

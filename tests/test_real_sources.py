@@ -1,11 +1,7 @@
-"""The five domains of real data, where they are present: every row is read or named.
-
-FEDSDR_DATA is their folder; by default `shared/data` beside the project's own.
-"""
+"""The five domains of real data, where they are present: every row is read or named."""
 
 import csv
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +12,12 @@ from fedsdr.data.records import Record
 from fedsdr.data.sources import read_rows, read_source
 from fedsdr.errors import UserError
 from fedsdr.sections.data import Data, Source, Split
+from real import data_file
 
-PROJECT = Path(__file__).parents[1]
-REAL = Path(os.environ.get("FEDSDR_DATA", PROJECT.parent / "shared" / "data"))
 SENTIMENT = (
     "What is the sentiment of this news? Please choose an answer from "
     "{{negative/neutral/positive}}.\n\n{content}"
 )
-
-
-def real(name: str) -> Path:
-    path = REAL / name
-    if not path.exists():
-        pytest.skip(f"real data {name} is not in {REAL}: set FEDSDR_DATA to its folder")
-    return path
 
 
 def read(path: Path, **options: Any) -> list[Record]:
@@ -65,7 +53,7 @@ def without_empty(path: Path, response: str, tmp_path: Path) -> Path:
     ],
 )
 def test_real_general(client, rows, empty, tmp_path):
-    path = real(f"general/dolly_alpaca_clients/local_training_{client}.json")
+    path = data_file(f"general/dolly_alpaca_clients/local_training_{client}.json")
     assert len(read_rows(Source(path=str(path)))[1]) == rows
     if empty:
         assert f"row {empty[0]}: no response (column 'response' is empty)" in message(path)
@@ -76,13 +64,13 @@ def test_real_general(client, rows, empty, tmp_path):
 
 
 def test_real_general_history():
-    found = read(real("general/lima_train.json"))
+    found = read(data_file("general/lima_train.json"))
     assert len(found) == 1029
     assert sum(len(record.prompt) > 1 for record in found) == 29
 
 
 def test_real_code(tmp_path):
-    path = real("code/code_alpaca_2k.json")
+    path = data_file("code/code_alpaca_2k.json")
     assert len(read_rows(Source(path=str(path)))[1]) == 2017
     said = message(path)
     assert "row 238: no response (column 'output' is empty); 1 more row" in said
@@ -91,7 +79,7 @@ def test_real_code(tmp_path):
 
 
 def test_real_finance():
-    path = real("finance/financial_phrasebank.csv")
+    path = data_file("finance/financial_phrasebank.csv")
     fields = {"instruction": SENTIMENT, "response": "label"}
     assert "financial_phrasebank.csv:2106: not utf-8" in message(path, fields=fields)
     found = read(path, fields=fields, encoding="latin-1", category="finance")
@@ -104,12 +92,12 @@ def test_real_finance():
 
 
 def test_real_medicine():
-    assert len(read(real("medicine/medical_meadow_small.json"))) == 5942
+    assert len(read(data_file("medicine/medical_meadow_small.json"))) == 5942
 
 
 @pytest.mark.parametrize(("name", "rows"), [("train", 7473), ("test", 1319)])
 def test_real_math(name, rows):
-    found = read(real(f"math/gsm8k_{name}.jsonl"))
+    found = read(data_file(f"math/gsm8k_{name}.jsonl"))
     assert len(found) == rows
     assert all(record.response.endswith(f"#### {record.answer}") for record in found)
     assert found[-1].origin == f"gsm8k_{name}.jsonl:{rows}"
@@ -117,15 +105,15 @@ def test_real_math(name, rows):
 
 @pytest.mark.parametrize("name", ["alpaca_raw", "alpaca_distilled_llama2_7b_chat"])
 def test_real_pairs(name):
-    assert len(read(real(f"paired/{name}.json"))) == 2000
+    assert len(read(data_file(f"paired/{name}.json"))) == 2000
 
 
 @pytest.mark.parametrize("by", ["iid", "dirichlet"])
 def test_real_clients(by):
     """Two domains in one pool, without categories, beside a client of its own."""
-    texts = [real("medicine/medical_meadow_small.json"), real("math/gsm8k_train.jsonl")]
+    texts = [data_file("medicine/medical_meadow_small.json"), data_file("math/gsm8k_train.jsonl")]
     sources = [Source(path=str(path), limit=500) for path in texts]
-    own = Source(path=str(real("general/lima_train.json")), client="lima", limit=100)
+    own = Source(path=str(data_file("general/lima_train.json")), client="lima", limit=100)
     data = Data(sources=(*sources, own), split=Split(by=by, clients=4, alpha=0.5))
     table = describe(build_clients(data, seed=3))
     assert [row["name"] for row in table] == ["lima", *(f"client-0{k}" for k in range(4))]
