@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint audit bench clean
+.PHONY: install demo test lint wheel-test audit bench clean
 
 install: .venv/installed
 
@@ -19,16 +19,18 @@ test: install
 	$(BIN)/python -m pytest -n auto
 
 lint: install
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check .ci src tests benchmarks
+	$(BIN)/ruff format --check .ci src tests benchmarks
 	$(BIN)/mypy
 
-# Known vulnerabilities of what constraints.txt pins. The tool has a folder of its own, and needs
-# pypi.org; with --strict what could not be looked up is a failure, and not a silent pass.
+# A wheel, installed into an environment of its own, runs every command of README.
+# With FULL=1 pip also installs what the wheel needs there, which takes minutes.
+wheel-test: install
+	$(BIN)/python .ci/wheel_test.py $(if $(FULL),--full)
+
+# Known vulnerabilities of what constraints.txt pins.
 audit:
-	$(PYTHON) -m venv build/audit
-	build/audit/bin/python -m pip install --quiet pip-audit==2.10.1
-	build/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+	$(PYTHON) .ci/audit.py
 
 # Takes long; `make bench QUICK=--quick` runs every script in miniature and keeps nothing.
 # One of the contenders is TRL's trainer, which nothing else needs.
