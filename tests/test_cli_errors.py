@@ -12,6 +12,7 @@ import tomli_w
 from typer.testing import CliRunner
 
 import tiny
+from fedsdr import files
 from fedsdr.cli.main import app
 from fedsdr.report import html
 
@@ -127,6 +128,8 @@ def test_recipe_files(tmp_path, command, content, parts):
         ("", "baselines", ["fedsgd"], ["baselines names 'fedsgd'", "join some of base, fedsd"]),
         ("", "baselines", ["fedsdr"], ["would run 'fedsdr' twice", "remove it"]),
         ("model", "device", "gpu", ["model.device = 'gpu'", "use auto"]),
+        ("model", "device", "meta", ["model.device = 'meta' holds shapes", "use auto"]),
+        ("model", "device", "mps", ["model.device = 'mps'", "use auto"]),
         ("model", "dtype", "int8", ["model.dtype = 'int8'", "'bfloat16'"]),
         ("model", "template", "chatml", ["model.template = 'chatml'", "alpaca", "plain"]),
         ("model", "path", "./gone", ["/gone' is not a folder", "Hugging Face model folder"]),
@@ -245,13 +248,24 @@ def test_model_folders_that_lack_a_file(tables, tmp_path, without, parts):
         ("config.json", b"{", ["not a valid JSON file"]),
         ("config.json", b"{}", ["model_type"]),
         ("tokenizer.json", b"{", ["cannot load a tokenizer"]),
-        ("model.safetensors", b"", ["cannot load a causal language model"]),
-        ("model.safetensors", NO_TENSORS, ["lack 21 of the model's tensors", "lm_head.weight"]),
+        ("model.safetensors", b"", ["model.safetensors is not a whole", "fetch or copy it again"]),
+        ("model.safetensors", NO_TENSORS, ["model.safetensors holds no tensors"]),
     ],
 )
 def test_model_folders_with_a_broken_file(tables, tmp_path, file, content, parts):
     (tmp_path / "model" / file).unlink()
     (tmp_path / "model" / file).write_bytes(content)
+    path = write(tmp_path, tables)
+    assert_refused(tmp_path, "run", path, parts=parts)
+    assert_told(*invoke("check", path), parts)
+
+
+def test_weights_that_lack_a_tensor(tables, tmp_path):
+    """Seen where they are loaded: transformers gives many tensors other names."""
+    tensors, metadata = files.read_tensors(tmp_path / "model" / "model.safetensors")
+    del tensors["lm_head.weight"]
+    files.write_tensors(tmp_path / "model" / "model.safetensors", tensors, metadata)
+    parts = ["lack 1 of the model's tensors", "lm_head.weight"]
     assert_refused(tmp_path, "run", write(tmp_path, tables), parts=parts)
 
 

@@ -56,6 +56,7 @@ TOP = ours(
     "judge",
     "distillation",
     "benchmarking",
+    "preparation",
 )
 
 # part of the package -> what it must not import

@@ -13,6 +13,7 @@ from fedsdr.distill.verify import SLOW, build_verifier
 from fedsdr.engines.workbench import Workbench
 from fedsdr.errors import UserError
 from fedsdr.folders import DISTILLATION_FILE, check_folder, claim_folder, method_folders
+from fedsdr.notices import Notice, announce, counted
 from fedsdr.progress import Reporter
 from fedsdr.report.distillation import write_client_page, write_overview
 from fedsdr.sections.recipe import Recipe
@@ -33,6 +34,7 @@ def distill(
     setting = prepare(recipe)
     stages = distilling(recipe, out)
     check_folder(out, recipe, resume)
+    announce(setting.notices, reporter)
     bench = setting.workbench(reporter)
     claim_folder(out, recipe)
     for name, folder, each in stages:
@@ -91,6 +93,16 @@ def rewrite_all(
         if options.pilot and costly and not _begun(bench, recipe, cache):
             reporter.say(told(pilots(bench, recipe, options.pilot)))
         return bench.rewrite(recipe, cache, reporter)
+
+
+def kept_raw(rewrites: Mapping[str, Sequence[Rewritten]]) -> list[Notice]:
+    """Records that no rewrite was accepted for, where there are any."""
+    places = {name: [r.record.origin for r in each if r.reason] for name, each in rewrites.items()}
+    count = sum(map(len, places.values()))
+    if not count:
+        return []
+    words = f"{count} of {sum(map(len, rewrites.values()))} records, whose raw responses stay"
+    return [Notice("not rewritten", f"{words} ({counted(places)})")]
 
 
 def _begun(bench: Workbench, recipe: Recipe, cache: RewriteCache) -> bool:

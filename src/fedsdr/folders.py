@@ -1,6 +1,6 @@
 """The run folder: what lies where in it, and who may write into it.
 
-DIR/recipe.toml  environment.json  partition.json  summary.json  report.html
+DIR/recipe.toml  environment.json  partition.json  notices.json  summary.json  report.html
 DIR/metrics.jsonl  distillation.json  checkpoint.safetensors  personal.json  result.json
 DIR/global/  clients/<id>/  tensorboard/<method>/
 DIR/clients/<id>/private/   S, beside the global R or the client's own
@@ -9,8 +9,10 @@ DIR/benchmarks/   what `fedsdr eval` found (fedsdr.benchmarking)
 DIR/baselines/<name>/   recipe.toml and the last two lines again, for each baseline
 """
 
+import shutil
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Final
 
 from fedsdr import files
 from fedsdr.errors import UserError
@@ -26,8 +28,10 @@ PERSONAL_FILE = "personal.json"  # each client's own model, judged on its own da
 NOISE_FILE = "noise.json"  # the secret seed of differential privacy, readable by its owner alone
 RESULT_FILE = "result.json"  # a finished method's final metrics
 SUMMARY_FILE = "summary.json"
+NOTICES_FILE = "notices.json"  # what the run left out: fedsdr.notices
 BENCHMARKS = "benchmarks"
 REPORT_FILE = "report.html"  # the last thing that a run writes
+MIB: Final = 2**20
 
 
 def method_folders(recipe: Recipe, out: Path) -> list[tuple[str, Path, Recipe]]:
@@ -82,6 +86,20 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error}: give another --out") from error
+
+
+def check_room(out: Path, needed: int) -> None:
+    """Raise where there is no room in `out` for so many bytes; a run that goes on has written a
+    part of its own already."""
+    if (out / RECIPE_FILE).exists():
+        return
+    place = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UserError(
+            f"{out} needs {needed / MIB:,.1f} MiB at least, and {free / MIB:,.1f} MiB are free "
+            "there: make room, or give another --out"
+        )
 
 
 def claim_folder(out: Path, recipe: Recipe) -> None:

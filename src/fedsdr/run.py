@@ -14,15 +14,18 @@ from fedsdr.environment import describe_environment
 from fedsdr.errors import UserError
 from fedsdr.folders import (
     ENVIRONMENT_FILE,
+    NOTICES_FILE,
     PARTITION_FILE,
     RECIPE_FILE,
     REPORT_FILE,
     SUMMARY_FILE,
     check_folder,
+    check_room,
     claim_folder,
     method_folders,
 )
 from fedsdr.method_run import run_method
+from fedsdr.notices import announce, as_rows
 from fedsdr.progress import Reporter
 from fedsdr.recipe import load_recipe
 from fedsdr.sections.recipe import Recipe
@@ -40,11 +43,14 @@ def run(recipe: Recipe, out: Path, reporter: Reporter, resume: bool = False) -> 
     """
     setting = prepare(recipe)
     check_folder(out, recipe, resume)
+    check_room(out, setting.least_bytes())
     if resume and (out / REPORT_FILE).exists():
         return dict(files.read_json(out / SUMMARY_FILE))
     began, begun = time.perf_counter(), (out / RECIPE_FILE).exists()
+    announce(setting.notices, reporter)
     bench = setting.workbench(reporter)
     claim_folder(out, recipe)
+    files.write_json(out / NOTICES_FILE, as_rows(setting.notices))
     reporter.say("model: " + ", ".join(f"{k} {v}" for k, v in bench.description.items()))
     record_start(out, bench.clients, recipe.seed, bench.description)
     backends = choose(recipe.tracking.backends)
@@ -60,9 +66,9 @@ def compare(
     """Run a recipe and its baselines for several seeds, each into `out/seed-N`; summarise."""
     began = time.perf_counter()
     recipes = [recipe.model_copy(update={"seed": seed}) for seed in seeds]
-    for each in recipes:
-        prepare(each)
+    needed = sum(prepare(each).least_bytes() for each in recipes)
     check_folder(out, recipe, resume)
+    check_room(out, needed)
     begun = (out / RECIPE_FILE).exists()
     claim_folder(out, recipe)
     folders = [out / f"seed-{seed}" for seed in seeds]

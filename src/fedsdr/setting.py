@@ -3,13 +3,14 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from fedsdr.algorithms.compose import build_algorithm, check_cohort
 from fedsdr.data.partition import build_clients
 from fedsdr.data.records import ClientData
+from fedsdr.data.sources import skipped_rows
 from fedsdr.distill.cache import RewriteCache
 from fedsdr.distill.verify import check_verifier
 from fedsdr.engines.workbench import Benchmarks, Evaluator, Workbench
@@ -20,7 +21,10 @@ from fedsdr.lab.pretrain import PretrainOptions, base_model_folder, save_outline
 from fedsdr.lab.world import World, WorldOptions, build_world, client_name
 from fedsdr.methods import CHOICES, METHODS, method, own_name
 from fedsdr.model.base import BaseModel, check_model, load_base
+from fedsdr.model.folder import has_tokenizer
 from fedsdr.model.generators import check_generator
+from fedsdr.notices import Notice
+from fedsdr.preparation import Prepared, prepare_records
 from fedsdr.progress import Reporter
 from fedsdr.recipe import differences, override
 from fedsdr.sections.recipe import Recipe
@@ -40,19 +44,36 @@ def rewrite_cache(folder: Path | None = None) -> RewriteCache:
 
 @dataclass(frozen=True)
 class Setting:
-    """A checked recipe with its clients' records, before any model is loaded."""
+    """A checked recipe with its clients' records and their tokens, before any model is loaded."""
 
     recipe: Recipe
     clients: list[ClientData]
     world: World | None
     benchmarks: tuple[Chosen, ...] = ()
+    prepared: Prepared = field(default_factory=Prepared)
+
+    @property
+    def notices(self) -> list[Notice]:
+        """What a run of this setting leaves out, a line each."""
+        return [*_skipped(self.recipe), *self.prepared.notices]
+
+    def least_bytes(self) -> int:
+        """What a run of this setting writes at least: the adapters of each method and its
+        checkpoint, and S at each client in both."""
+        each = 2 * self.prepared.adapter_bytes
+        return sum(
+            each * (1 + (method.federation.targets == "two_stream") * len(self.clients))
+            for method in methods_of(self.recipe)
+            if method.federation.rounds
+        )
 
     def workbench(self, reporter: Reporter) -> Workbench:
-        """Load the model and tokenise the records."""
+        """Load the model."""
         evaluator = None if self.world is None else _lab_evaluator(self.world)
         base = base_of(self.recipe, reporter)
         suite = self._suite(base, reporter) if self.benchmarks else None
-        return Workbench(self.recipe, base, self.clients, evaluator, suite)
+        encoded = self.prepared.encoded
+        return Workbench(self.recipe, base, self.clients, encoded, evaluator, suite)
 
     def _suite(self, base: BaseModel, reporter: Reporter) -> Benchmarks:
         from fedsdr.evaluate.benchmarks.harness import Options, Suite
@@ -83,7 +104,7 @@ def prepare(recipe: Recipe, weights: bool = True) -> Setting:
     setting = _gather(recipe, weights)
     check_clients(recipe, [client.name for client in setting.clients])
     _check_rewriting(setting)
-    return replace(setting, benchmarks=_benchmarks(recipe))
+    return replace(_with_records(setting, weights), benchmarks=_benchmarks(recipe))
 
 
 def prepare_client(recipe: Recipe, client: str) -> Setting:
@@ -102,7 +123,7 @@ def prepare_client(recipe: Recipe, client: str) -> Setting:
         )
     setting = replace(setting, clients=mine)
     _check_rewriting(setting)
-    return setting
+    return _with_records(setting, weights=True)
 
 
 def check_methods(recipe: Recipe) -> None:
@@ -120,6 +141,23 @@ def _gather(recipe: Recipe, weights: bool) -> Setting:
     if weights:
         check_model(options.path, options.template, options.device, options.quantisation)
     return Setting(recipe, build_clients(recipe.data, recipe.seed), None)
+
+
+def _with_records(setting: Setting, weights: bool) -> Setting:
+    """What the model makes of the records; a plan may guess it, where there is no tokenizer."""
+    with plan_folder(setting.recipe) as path:
+        if not weights and Path(path).is_dir() and not has_tokenizer(Path(path)):
+            return setting
+        methods = methods_of(setting.recipe)
+        prepared = prepare_records(methods, setting.clients, path, weights)
+        return replace(setting, prepared=prepared)
+
+
+def _skipped(recipe: Recipe) -> list[Notice]:
+    return [
+        Notice("skipped", f"{each.skipped} of {each.rows} rows of {each.file}, without a response")
+        for each in skipped_rows(recipe.data.sources)
+    ]
 
 
 def _check_rewriting(setting: Setting) -> None:

@@ -1,5 +1,8 @@
 """Commands that look at a recipe, its data and its choices before anything is run."""
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -8,15 +11,26 @@ from fedsdr.cli.holdings import listed, print_holdings
 from fedsdr.cli.session import RecipePath, Sets, session
 
 
-def check(recipe: RecipePath, set_: Sets = None) -> None:
-    """Check a recipe and its data without running anything; show who holds what."""
+def check(
+    recipe: RecipePath,
+    out: Annotated[
+        Path | None, typer.Option(help="Also check that a run could be written into this folder.")
+    ] = None,
+    set_: Sets = None,
+) -> None:
+    """Check all that a run needs but the weights; show who holds what and what will be left out."""
     from fedsdr import recipe as recipes
     from fedsdr.data.partition import describe
-    from fedsdr.data.sources import skipped_rows
+    from fedsdr.folders import check_folder, check_room, check_writable
     from fedsdr.setting import prepare
 
     with session():
-        setting = prepare(recipes.load_recipe(recipe, set_ or []))
+        loaded = recipes.load_recipe(recipe, set_ or [])
+        setting = prepare(loaded)
+        if out is not None:
+            check_folder(out, loaded, resume=False)
+            check_writable(out)
+            check_room(out, setting.least_bytes())
         rows = [
             [
                 row["name"], str(row["records"]), str(row["held_out"]),
@@ -25,10 +39,9 @@ def check(recipe: RecipePath, set_: Sets = None) -> None:
             ]
             for row in describe(setting.clients)
         ]  # fmt: skip
-        skipped = skipped_rows(setting.recipe.data.sources)
     print_holdings(("records", "held out", "words a prompt", "a response", "categories"), rows)
-    for each in skipped:
-        typer.echo(f"{each.file}: {each.skipped} of {each.rows} rows skipped, without a response")
+    for notice in setting.notices:
+        typer.echo(notice)
 
 
 def algorithms() -> None:

@@ -57,20 +57,27 @@ def convert_all(
             bad.append((number, error))
     if bad:
         number, first = bad[0]
-        same = [other for other, error in bad[1:] if error.problem == first.problem]
-        raise UserError(
-            f"{places.full(number)}: {first.problem} ({first.detail})"
-            f"{_also(same, places.unit)}: {first.remedy}"
+        raise refusal(
+            places.full(number), [(str(n), e) for n, e in bad], f"{places.unit} "
         ) from first
     return good
 
 
-def _also(numbers: Sequence[int], unit: str, shown: int = 5) -> str:
-    if not numbers:
+def refusal(first: str, bad: Sequence[tuple[str, RowError]], unit: str = "") -> UserError:
+    """What to say of rows that cannot be used. first: where the first of them stands, in full;
+    bad: every one's place and error; unit: before the list of the others' places."""
+    (_, error), *others = bad
+    same = [place for place, other in others if other.problem == error.problem]
+    text = f"{first}: {error.problem} ({error.detail}){_also(same, unit)}: {error.remedy}"
+    return UserError(text)
+
+
+def _also(places: Sequence[str], unit: str, shown: int = 5) -> str:
+    if not places:
         return ""
-    listed = ", ".join(map(str, numbers[:shown])) + (", ..." if len(numbers) > shown else "")
-    rows = "1 more row has" if len(numbers) == 1 else f"{len(numbers)} more rows have"
-    return f"; {rows} the same problem ({unit} {listed})"
+    listed = ", ".join(places[:shown]) + (", ..." if len(places) > shown else "")
+    rows = "1 more row has" if len(places) == 1 else f"{len(places)} more rows have"
+    return f"; {rows} the same problem ({unit}{listed})"
 
 
 def kind(value: Any) -> str:

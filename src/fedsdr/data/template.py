@@ -27,6 +27,14 @@ class Example:
         return len(self.prompt) + len(self.response)
 
 
+class TemplateRefusalError(UserError):
+    """A chat template raises for a conversation; `reason` is its own."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the chat template fails ({reason}): set model.template to another one")
+        self.reason = reason
+
+
 class ChatFormat:
     """A tokenizer with its chat template, reduced to the three things the stages need."""
 
@@ -48,16 +56,17 @@ class ChatFormat:
         return _shipped(template)
 
     def prompt_text(self, turns: tuple[Turn, ...]) -> str:
-        """The text that asks the model for its answer to `turns`."""
+        """The text that asks the model for its answer to `turns`.
+
+        Raises `TemplateRefusalError` where the template does not have it.
+        """
         try:
             return self._render(turns)
-        except TemplateError as error:
+        except Exception as error:  # what a template raises is its author's choice
             # Many templates know no system role: it joins the first user turn.
-            if turns[0].role == "system":
+            if turns[0].role == "system" and turns[1].role == "user":
                 return self.prompt_text(_without_system(turns))
-            raise UserError(
-                f"the chat template fails ({error}): set model.template to another one"
-            ) from error
+            raise TemplateRefusalError(str(error).strip().partition("\n")[0]) from error
 
     def _render(self, turns: tuple[Turn, ...], ask: bool = True) -> str:
         messages = [{"role": turn.role, "content": turn.text} for turn in turns]

@@ -11,6 +11,7 @@ from typing import Protocol
 from fedsdr import seeds
 from fedsdr.adapters import FOLDED, Adapter, factor_of, factors, fresh, under, unwrap
 from fedsdr.algorithms.contract import Personal
+from fedsdr.data.encoding import Encoded
 from fedsdr.data.records import ClientData, Record
 from fedsdr.data.template import Example, nothing_fits
 from fedsdr.distill.cache import RewriteCache
@@ -52,10 +53,12 @@ class Workbench:
         recipe: Recipe,
         base: BaseModel,
         clients: Sequence[ClientData],
+        encoded: Mapping[str, Encoded],
         evaluator: Callable[[BaseModel], Evaluator] | None = None,
         benchmarks: Benchmarks | None = None,
     ) -> None:
-        """`evaluator` builds another judge than held-out loss (the lab's)."""
+        """encoded: each client's raw records. `evaluator` builds another judge than held-out loss
+        (the lab's)."""
         self.base, self.clients, self.benchmarks = base, list(clients), benchmarks
         self._base_scores: Metrics | None = None
         if recipe.model.gradient_checkpointing:
@@ -64,8 +67,8 @@ class Workbench:
         self.fingerprint, self.description = fingerprint(base.model), base.description
         lora = recipe.lora
         self.model = TwoStreamModel(base.model, lora.targets, lora.rank, lora.alpha)
-        self.raw = {client.name: self.tokenise(client.name, client.train) for client in clients}
-        self.evaluator = evaluator(base) if evaluator else self._loss_evaluator(recipe)
+        self.raw = {client.name: list(encoded[client.name].train) for client in clients}
+        self.evaluator = evaluator(base) if evaluator else self._loss_evaluator(recipe, encoded)
 
     @property
     def adapter_settings(self) -> AdapterSettings:
@@ -100,12 +103,8 @@ class Workbench:
             raise nothing_fits(client, self.max_length)
         return examples
 
-    def _loss_evaluator(self, recipe: Recipe) -> LossEvaluator:
-        limit = recipe.evaluate.limit
-        held_out = {
-            client.name: self.tokenise(client.name, client.held_out[:limit])
-            for client in self.clients
-        }
+    def _loss_evaluator(self, recipe: Recipe, encoded: Mapping[str, Encoded]) -> LossEvaluator:
+        held_out = {client.name: encoded[client.name].held_out for client in self.clients}
         return LossEvaluator(self.base.model, held_out, recipe.local.batch_size, self.base.pad)
 
     def first_adapter(self, seed: int) -> Adapter:

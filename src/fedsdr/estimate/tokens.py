@@ -11,7 +11,8 @@ from fedsdr.data.batches import shuffled
 from fedsdr.data.records import ClientData, Record
 from fedsdr.data.template import ChatFormat, nothing_fits
 from fedsdr.distill.rewrite import rewriting_job
-from fedsdr.model.base import has_tokenizer, load_tokenizer
+from fedsdr.model.base import load_tokenizer
+from fedsdr.model.folder import has_tokenizer
 from fedsdr.sections.distill import Distill
 from fedsdr.sections.recipe import Recipe
 

@@ -3,7 +3,6 @@
 import hashlib
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -13,6 +12,7 @@ from fedsdr.data.records import Turn
 from fedsdr.data.template import ChatFormat
 from fedsdr.errors import UserError
 from fedsdr.model.fit import check_fits
+from fedsdr.model.folder import check_model_path, check_weight_files
 from fedsdr.model.quantised import check_quantisation, keep_differentiable, loading_options
 
 UNBOUNDED: Final = 2**20  # tokens, for models whose positions are computed and not stored
@@ -63,6 +63,7 @@ def load_base(
     """
     tokenizer = load_tokenizer(path)
     place = choose_device(device)
+    check_weight_files(path)
     if memory_check:
         check_fits(path, choose_dtype(dtype, place), quantisation, place)
     try:
@@ -80,6 +81,11 @@ def load_base(
             f"the weights of {path!r} lack {len(missing)} of the model's tensors, {missing[0]!r} "
             "among them: give a folder saved from a causal language model"
         )
+    if model._hf_peft_config_loaded:  # transformers found one at the hub and loaded it too
+        raise UserError(
+            f"the weights of {path!r} come with an adapter (adapter_config.json): merge it into "
+            "them (merge_and_unload, then save_pretrained), and give the new folder"
+        )
     model.requires_grad_(False)
     model.eval()
     if quantisation == "none":
@@ -96,16 +102,7 @@ def check_model(
     choose_device(device)
     check_quantisation(quantisation)
     ChatFormat(load_tokenizer(path), template).prompt_text((Turn("user", "Hello"),))
-    folder = Path(path)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
-        if pickles := sorted(path.name for path in folder.glob("*.bin")):
-            raise UserError(
-                f"model.path = {path!r} holds its weights as {pickles[0]}, a pickle, which is "
-                "never loaded: save them as safetensors (model.save_pretrained does)"
-            )
-        raise UserError(
-            f"model.path = {path!r} holds no weights: expected model.safetensors beside config.json"
-        )
+    check_weight_files(path)
 
 
 def load_chat(path: str, template: str = "auto") -> ChatFormat:
@@ -123,25 +120,16 @@ def positions(config: Any) -> int:
     return int(getattr(config, "max_position_embeddings", None) or UNBOUNDED)
 
 
-def has_tokenizer(folder: Path) -> bool:
-    return any(folder.glob("*token*")) or any(folder.glob("vocab*"))
-
-
 def load_tokenizer(path: str) -> Any:
-    folder = Path(path)
-    if path.startswith((".", "/", "~")) and not folder.is_dir():
-        raise UserError(f"model.path = {path!r} is not a folder: give a Hugging Face model folder")
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise UserError(f"model.path = {path!r} has no config.json: it is not a model folder")
-    if folder.is_dir() and not has_tokenizer(folder):
-        raise UserError(
-            f"model.path = {path!r} has no tokenizer: save one into the folder with "
-            "tokenizer.save_pretrained(...)"
-        )
+    check_model_path(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot load a tokenizer from model.path = {path!r}: {error}") from error
+        reason = str(error).strip().partition("\n")[0]  # the hub's go on for many lines
+        raise UserError(
+            f"cannot load a tokenizer from model.path = {path!r} ({reason}): give a model folder "
+            "(./FOLDER), or a name that the hub has"
+        ) from error
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"the tokenizer of {path!r} has no eos_token, so generation could not stop: "
@@ -154,9 +142,12 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=name)  # torch has no question to ask that covers every kind
+        place = torch.empty(0, device=name).device  # torch has no question that covers every kind
     except Exception as error:  # which it raises depends on how torch was built
-        raise UserError(f"model.device = {name!r} cannot be used ({error}): use auto") from error
+        reason = str(error).partition("\n")[0].partition(". ")[0]  # then torch lists its kernels
+        raise UserError(f"model.device = {name!r} cannot be used ({reason}): use auto") from error
+    if place.type == "meta":
+        raise UserError(f"model.device = {name!r} holds shapes and no values: use auto")
     return torch.device(name)
 
 

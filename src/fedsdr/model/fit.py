@@ -29,12 +29,19 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def check_fits(path: str, dtype: torch.dtype, quantisation: str, device: torch.device) -> None:
-    """Raise `UserError` where the weights alone need more than is free."""
+    """Raise `UserError` where the weights of a folder alone need more than is free."""
+    if Path(path).is_dir():  # a hub's model may have to be downloaded first
+        check_size(
+            weight_bytes(outline(path), dtype, quantisation), path, dtype, quantisation, device
+        )
+
+
+def check_size(
+    needed: int, path: str, dtype: torch.dtype, quantisation: str, device: torch.device
+) -> None:
+    """Raise `UserError` where so many bytes of weights are more than is free."""
     free = free_memory(device)
-    if free is None or not Path(path).is_dir():  # a hub's model may have to be downloaded first
-        return
-    needed = weight_bytes(outline(path), dtype, quantisation)
-    if needed > free:
+    if free is not None and needed > free:
         raise UserError(
             f"the weights of {path!r} need {needed / GIB:.1f} GiB as "
             f"{str(dtype).removeprefix('torch.')}, quantisation {quantisation!r}, and "

@@ -13,15 +13,19 @@ BLOCK = 64  # weights of nf4 that share a scale (bitsandbytes' default)
 NF4_TABLE = 16 * 4  # bytes of a layer's table of values
 
 
-def outline(path: str) -> Any:
-    """The model of a folder, or of a hub name whose config.json is cached, with shapes alone."""
+def outline(path: str, download: bool = False) -> Any:
+    """The model of a folder or hub name, with shapes alone.
+
+    download: whether the hub may be asked for a config.json that is not cached.
+    """
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        config = AutoConfig.from_pretrained(path, local_files_only=not download)
     except Exception as error:  # transformers and huggingface_hub raise what they like
+        first = "" if download else " first (an estimate downloads nothing)"
         raise UserError(
             f"cannot read the configuration of model.path = {path!r} "
             f"({str(error).splitlines()[0]}): give a folder with config.json, or download the "
-            "model first (an estimate downloads nothing)"
+            f"model{first}"
         ) from error
     return outline_of(config, path)
 

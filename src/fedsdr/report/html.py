@@ -66,6 +66,7 @@ def render(material: Material) -> str:
         judgements=judgements.views(material.judgings),
         rewrites=rewrites.groups(material),
         holdings=tables.holdings(material.partition),
+        notices=material.notices,
         traffic=tables.traffic(material, styles),
         recipe=material.recipe,
         environment=material.environment,

@@ -84,6 +84,7 @@ class Material:
     environment: Mapping[str, Any]
     judgings: tuple[Mapping[str, Any], ...] = ()
     benchmarks: Benchmarks = Benchmarks()
+    notices: tuple[Mapping[str, Any], ...] = ()
 
 
 def load(folder: Path) -> Material:
@@ -116,6 +117,7 @@ def load(folder: Path) -> Material:
         environment=_first_json(places, "environment.json") or {},
         judgings=judgements.load(folder),
         benchmarks=_benchmarks(folder / "benchmarks"),
+        notices=tuple(_first_json(places, "notices.json") or ()),
     )
 
 

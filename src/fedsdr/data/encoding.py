@@ -1,0 +1,105 @@
+"""Every record of every client as tokens: which the model's template or table refuses, which do
+not fit, and which are cut. No weight is needed."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from fedsdr.data.records import ClientData, Record
+from fedsdr.data.rows import RowError, refusal
+from fedsdr.data.template import ChatFormat, Example, TemplateRefusalError, nothing_fits
+
+Refused = list[tuple[str, RowError]]  # where a record stands, and why it is refused
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One client's examples in the order of its records, and where those stand that are not whole.
+
+    train, held_out: the raw records that fit. left_out, unjudged: records to train on and held out
+    whose prompt leaves no room for a response. cut: records to train on whose response is cut.
+    """
+
+    train: tuple[Example, ...]
+    held_out: tuple[Example, ...]
+    left_out: tuple[str, ...] = ()
+    unjudged: tuple[str, ...] = ()
+    cut: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """limit: tokens of an example. table: rows of the model's table of tokens. judged: held-out
+    records of each client that are used, None for all."""
+
+    chat: ChatFormat
+    limit: int
+    table: int
+    judged: int | None = None
+
+    def clients(self, clients: Sequence[ClientData]) -> dict[str, Encoded]:
+        """Raises `UserError`, with the place of the first and of others, where the template
+        refuses records or they have tokens that the model has not, and for a client of whose
+        records none fits."""
+        refused: Refused = []
+        found = {client.name: self._client(client, refused) for client in clients}
+        raise_refused(refused)
+        for client in clients:
+            if client.train and not found[client.name].train:
+                raise nothing_fits(client.name, self.limit)
+        return found
+
+    def _client(self, client: ClientData, refused: Refused) -> Encoded:
+        encode = partial(self._encode, refused=refused)
+        train = [(r.origin, encode(r)) for r in client.train]
+        held_out = [(r.origin, encode(r)) for r in client.held_out[: self.judged]]
+        return Encoded(
+            tuple(example for _, example in train if example),
+            tuple(example for _, example in held_out if example),
+            tuple(origin for origin, example in train if example is None),
+            tuple(origin for origin, example in held_out if example is None),
+            tuple(origin for origin, example in train if example and self._is_cut(example)),
+        )
+
+    def _encode(self, record: Record, refused: Refused) -> Example | None:
+        try:
+            example = self.chat.encode(record, record.response, self.limit)
+            if example is not None:
+                self.check_ids((*example.prompt, *example.response))
+        except TemplateRefusalError as error:
+            refused.append((record.origin, _unlike_the_template(error)))
+        except RowError as error:
+            refused.append((record.origin, error))
+        else:
+            return example
+        return None
+
+    def _is_cut(self, example: Example) -> bool:
+        return len(example) == self.limit and example.response[-1] != self.chat.end_of_turn
+
+    def check_ids(self, ids: Iterable[int]) -> None:
+        """Raise `RowError` for a token that the model's table lacks."""
+        beyond = next((i for i in ids if i >= self.table), None)
+        if beyond is None:
+            return
+        tokenizer = self.chat.tokenizer
+        raise RowError(
+            "a token that the model does not have",
+            f"{tokenizer.convert_ids_to_tokens(beyond)!r:.60} is number {beyond} of "
+            f"{len(tokenizer)}, and the model's table has {self.table} rows",
+            "enlarge the table (model.resize_token_embeddings(len(tokenizer)), then "
+            "model.save_pretrained), or give the tokenizer that the model was made with",
+        )
+
+
+def raise_refused(refused: Refused) -> None:
+    if refused:
+        raise refusal(refused[0][0], refused) from refused[0][1]
+
+
+def _unlike_the_template(error: TemplateRefusalError) -> RowError:
+    return RowError(
+        "the chat template refuses this conversation",
+        error.reason,
+        "mend or remove the row, or set model.template to another template",
+    )

@@ -1,0 +1,159 @@
+"""Whether a model folder can be loaded, told from its files alone."""
+
+import json
+from pathlib import Path
+from typing import Final
+
+from safetensors import safe_open
+
+from fedsdr.errors import UserError
+
+CONFIG: Final = "config.json"
+WEIGHTS: Final = "model.safetensors"
+INDEX: Final = "model.safetensors.index.json"
+ADAPTER: Final = "adapter_config.json"
+GGUF: Final = b"GGUF"  # the first bytes of such a file
+FOLDER_MARKS: Final = (".", "/", "~")  # how a path begins that is no hub name
+
+
+def check_model_path(path: str) -> None:
+    """Raise `UserError` where `path` can be neither a folder of a model nor a hub name."""
+    folder = Path(path)
+    if folder.suffix == ".gguf" or (folder.is_file() and _is_gguf(folder)):
+        raise _no_gguf(path, folder.name)
+    if folder.is_file() or (path.startswith(FOLDER_MARKS) and not folder.is_dir()):
+        raise UserError(f"model.path = {path!r} is not a folder: give a Hugging Face model folder")
+    if not folder.is_dir():
+        return
+    if (folder / ADAPTER).is_file():
+        raise _within(folder) if _has_weights(folder) else _alone(folder)
+    if not (folder / CONFIG).is_file():
+        if files := _gguf_files(folder):
+            raise _no_gguf(path, files[0].name)
+        raise UserError(f"model.path = {path!r} has no config.json: it is not a model folder")
+    if not has_tokenizer(folder):
+        raise UserError(
+            f"model.path = {path!r} has no tokenizer: save one into the folder with "
+            "tokenizer.save_pretrained(...)"
+        )
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return any(folder.glob("*token*")) or any(folder.glob("vocab*"))
+
+
+def check_weight_files(path: str) -> None:
+    """Raise `UserError` unless a folder holds all its weights as safetensors, none cut short.
+
+    Headers are read, no tensor is. A hub name is left to whoever loads it.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return None
+    if (folder / WEIGHTS).is_file():
+        return _check_shard(folder / WEIGHTS)
+    if (folder / INDEX).is_file():
+        for name, tensors in _shards(folder / INDEX).items():
+            if not (folder / name).is_file():
+                raise UserError(
+                    f"model.path = {path!r} lacks {name}, which its {INDEX} names: fetch or copy "
+                    "the folder again, whole"
+                )
+            _check_shard(folder / name, tensors)
+        return None
+    raise _no_weights(path)
+
+
+def _no_weights(path: str) -> UserError:
+    folder = Path(path)
+    if pickles := sorted(each.name for each in folder.glob("*.bin")):
+        return UserError(
+            f"model.path = {path!r} holds its weights as {pickles[0]}, a pickle, which is "
+            "never loaded: save them as safetensors (model.save_pretrained does)"
+        )
+    if files := _gguf_files(folder):
+        return _no_gguf(path, files[0].name)
+    if shards := sorted(each.name for each in folder.glob("model-*.safetensors")):
+        return UserError(
+            f"model.path = {path!r} holds {shards[0]} and no {INDEX}: fetch or copy the folder "
+            "again, whole"
+        )
+    return UserError(
+        f"model.path = {path!r} holds no weights: expected {WEIGHTS} beside config.json"
+    )
+
+
+def _shards(index: Path) -> dict[str, set[str]]:
+    """File name -> the tensors that an index says it holds."""
+    shards: dict[str, set[str]] = {}
+    try:
+        for tensor, name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
+            shards.setdefault(name, set()).add(tensor)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"cannot read {index} ({error!r:.200}): fetch or copy the folder again, whole"
+        ) from error
+    return shards
+
+
+def _check_shard(file: Path, tensors: set[str] | None = None) -> None:
+    """A safetensors file's header is whole, and its size is what the header says.
+
+    tensors: those that must be in it.
+    """
+    try:
+        with safe_open(file, framework="pt") as handle:
+            held = set(handle.keys())
+    except Exception as error:  # safetensors raises its own type from Rust, and OSError
+        raise UserError(
+            f"{file} is not a whole safetensors file ({error}): fetch or copy it again"
+        ) from error
+    if not held:
+        raise UserError(f"{file} holds no tensors: fetch or copy it again")
+    if lacking := (tensors or set()) - held:
+        raise UserError(
+            f"{file} lacks {min(lacking)!r}, which {INDEX} says it holds: fetch or copy the folder "
+            "again, whole"
+        )
+
+
+def _has_weights(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() and any((folder / n).is_file() for n in (WEIGHTS, INDEX))
+
+
+def _within(folder: Path) -> UserError:
+    return UserError(
+        f"model.path = {str(folder)!r} holds an adapter ({ADAPTER}) next to its weights, which "
+        "transformers would load too: merge it into them (PeftModel's merge_and_unload, then "
+        "save_pretrained into a new folder), or move the adapter's files elsewhere"
+    )
+
+
+def _alone(folder: Path) -> UserError:
+    try:
+        base = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = "its base model"
+    return UserError(
+        f"model.path = {str(folder)!r} is a PEFT adapter, not a model: give {base!s:.200}, or "
+        "merge the adapter into it (PeftModel's merge_and_unload, then save_pretrained into a new "
+        "folder)"
+    )
+
+
+def _gguf_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.gguf"))
+
+
+def _is_gguf(file: Path) -> bool:
+    with file.open("rb") as handle:
+        return handle.read(len(GGUF)) == GGUF
+
+
+def _no_gguf(path: str, name: str) -> UserError:
+    return UserError(
+        f"model.path = {path!r}: {name} is a GGUF file, which is not read: give the model's "
+        "original Hugging Face folder (safetensors), or convert it (pip install gguf, then "
+        f"from_pretrained(FOLDER, gguf_file={name!r}) and save_pretrained of both "
+        "AutoModelForCausalLM and AutoTokenizer)"
+    )
