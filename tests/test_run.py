@@ -105,7 +105,7 @@ def promised(targets: str, clients: bool = True) -> set[str]:
 
 def test_the_folder_holds_exactly_what_is_promised(finished):
     expected = promised("two_stream") | {
-        "environment.json", "partition.json", "summary.json", "report.html",
+        "environment.json", "notices.json", "partition.json", "summary.json", "report.html",
     }  # fmt: skip
     kinds = ["raw", "raw", "distilled", "local", "raw"]
     for name, kind in zip(BASELINES, kinds, strict=True):
