@@ -1,9 +1,21 @@
-"""The summary in the terminal."""
+"""Tables in the terminal: the summary, and every table in a narrow one."""
+
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
-from fedsdr.report.terminal import print_summary
+import fedsdr
+import tiny
+from fedsdr.cli import diagnose
+from fedsdr.cli.holdings import print_holdings
+from fedsdr.cli.main import app
+from fedsdr.console import Grid, print_grid
+from fedsdr.report import judgements
+from fedsdr.report.judgements import View
+from fedsdr.report.terminal import print_benchmarks, print_judging, print_summary
 
 ESTIMATE = {"n": 3, "mean": 50.25, "low": 48.25, "high": 52.25}
 SUMMARY = {
@@ -40,3 +52,97 @@ def test_intervals_where_there_is_room_and_more_than_one_seed():
 
 def test_columns_that_no_method_has_are_left_out():
     assert "halluc" not in shown(200)
+
+
+# Every table in a narrow terminal
+
+NARROW = 40
+LONG = "a-client-with-a-name-that-is-longer-than-a-telephone-is-wide"
+
+
+def holdings(folder: Path) -> list[str]:
+    """As `check` and `diagnose` print them."""
+    cells = [LONG, *["123456"] * 8, "closed_qa 3, information_extraction 1"]
+    print_holdings(diagnose.HEADS, [cells])
+    return [LONG, "records: 123456", "leaked: 123456", "closed_qa 3", "information_extraction 1"]
+
+
+def summary(folder: Path) -> list[str]:
+    print_summary(SUMMARY | {"methods": {LONG: dict.fromkeys(ALL_COLUMNS, ESTIMATE)}})
+    return [LONG, "changed: 50.2", "own facts: 50.2", "own loss: 50.2"]
+
+
+def judging(folder: Path) -> list[str]:
+    rows = (judgements.Row(LONG, "1234", "50.0", "40.0 to 60.0"),)
+    view = View(f"global against {LONG}", "win rate of global, %", rows, (), ())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judgements, "view", lambda judging: view)
+        print_judging({})
+    return [LONG, "number: 1234", "win rate of global, %: 50.0", "95 % interval: 40.0 to 60.0"]
+
+
+def benchmarks(folder: Path) -> list[str]:
+    mean = {"mean": 0.5, "stderr": 0.1}
+    difference = {"acc": {"mean": 0.1, "low": -0.05, "high": 0.25}}
+    row = {
+        "model": f"client:{LONG}", "task": "truthfulqa", "metrics": {"acc": mean},
+        "questions": 1234, "to_base": difference, "truncated": 0,
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedsdr.report.benchmarks.shortened", lambda results: [])
+        print_benchmarks({"results": [row]})
+    return [f"client:{LONG}", "score: 50.0 ± 10.0", "to the base model: +10.0 (-5.0 to +25.0)"]
+
+
+def plan(folder: Path) -> list[str]:
+    recipe = tiny.setting(folder)
+    done = CliRunner().invoke(app, ["run", str(recipe), "--dry-run", "--flops", "1e12"])
+    print(done.stdout)
+    return ["anna", "response tokens: ", "held out: ", "a client: ", "rounds: 3"]
+
+
+def algorithms(folder: Path) -> list[str]:
+    print(CliRunner().invoke(app, ["algorithms"]).stdout)
+    return ["federation.algorithm", "fedprox", "clients are pulled towards the global adapter",
+            "mu = 0.01", "McMahan et al. 2017, arXiv 1602.05629"]  # fmt: skip
+
+
+ALL_COLUMNS = ("client_facts", "changed_facts", "general", "loss", "personal_client_facts",
+               "personal_loss")  # fmt: skip
+TABLES = (holdings, summary, judging, benchmarks, plan, algorithms)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_in_a_narrow_terminal_nothing_is_cut_and_nothing_too_wide(
+    table: Callable[[Path], list[str]], tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", str(NARROW))
+    monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
+    parts = table(tmp_path)
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= NARROW, shown
+    together = "".join(shown.split())  # as if no line were broken
+    assert [part for part in parts if "".join(part.split()) not in together] == []
+    assert "…" not in shown
+
+
+def test_a_table_is_one_where_it_fits():
+    grid = Grid(("client", "n", "of"), [("a[b]", "12", "red and green and blue " * 5)], wraps=True)
+
+    def lines(width: int) -> list[str]:
+        console = Console(width=width)
+        with console.capture() as capture:
+            print_grid(grid, console)
+        return [line.strip() for line in capture.get().splitlines() if line.strip()]
+
+    assert lines(34)[0].split() == ["client", "n", "of"]
+    assert lines(34)[2].split()[:3] == ["a[b]", "12", "red"]
+    assert lines(33)[:3] == ["a[b]", "n: 12", "of: red and green and blue red"]
+
+
+def test_every_table_is_made_in_one_place():
+    """Or in `algorithms`, tested above: a table of rich's own cuts what does not fit."""
+    root = Path(fedsdr.__file__).parent
+    makers = {p.relative_to(root).as_posix() for p in root.rglob("*.py")
+              if "rich.table" in p.read_text(encoding="utf-8")}  # fmt: skip
+    assert makers == {"console.py", "cli/look.py", "deploy/status.py"}

@@ -10,6 +10,8 @@ from rich.console import Console
 from fedsdr.cli.holdings import listed, print_holdings
 from fedsdr.cli.session import RecipePath, Sets, session
 
+HEADS = ("records", "held", "prompt", "resp.", "cut", "out", "twice", "leaked", "categories")
+
 
 def diagnose(
     recipe: RecipePath,
@@ -57,7 +59,6 @@ def diagnose(
 
 
 def show(found: Mapping[str, Any]) -> None:
-    heads = ("records", "held", "prompt", "resp.", "cut", "out", "twice", "leaked", "categories")
     rows = [
         [
             c["name"], str(c["records"]), str(c["held_out"]),
@@ -68,7 +69,7 @@ def show(found: Mapping[str, Any]) -> None:
         ]
         for c in found["clients"]
     ]  # fmt: skip
-    print_holdings(heads, rows)
+    print_holdings(HEADS, rows)
     typer.echo(
         f"prompt, resp.: median tokens, of {found['max_length']} for both; cut: responses; "
         "out: records left out, their prompt is too long\n"

@@ -1,7 +1,7 @@
 """Commands that look at a recipe, its data and its choices before anything is run."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.console import Console
@@ -9,6 +9,12 @@ from rich.table import Table
 
 from fedsdr.cli.holdings import listed, print_holdings
 from fedsdr.cli.session import RecipePath, Sets, session
+from fedsdr.console import Grid, print_rows
+
+if TYPE_CHECKING:
+    from fedsdr.algorithms.table import Row
+
+SENTENCES: Final = 72  # characters, in which two columns of sentences can be read
 
 
 def check(
@@ -48,13 +54,22 @@ def algorithms() -> None:
     """List what a recipe can choose from: a line, a citation and the options of each."""
     from fedsdr.algorithms.table import TABLES
 
+    console = Console()
     for key, rows in TABLES.items():
+        cells = [_choice(name, row) for name, row in rows.items()]
+        if console.width < SENTENCES:
+            print_rows(Grid(("", "", ""), cells, title=key), console)
+            continue
         table = Table(title=key, title_justify="left", box=None, show_header=False, expand=True)
         table.add_column(no_wrap=True, style="bold", min_width=12)
         table.add_column(ratio=3)
         table.add_column(ratio=2, style="dim")
-        for name, row in rows.items():
-            defaults = row.options().model_dump().items()
-            options = ", ".join(f"{option} = {value}" for option, value in defaults)
-            table.add_row(name, row.line + (f"\n{options}" if options else ""), row.citation)
-        Console().print(table, "")
+        for each in cells:
+            table.add_row(*each)
+        console.print(table, "")
+
+
+def _choice(name: str, row: "Row") -> list[str]:
+    defaults = row.options().model_dump().items()
+    options = ", ".join(f"{option} = {value}" for option, value in defaults)
+    return [name, row.line + (f"\n{options}" if options else ""), row.citation]

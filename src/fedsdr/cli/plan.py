@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from fedsdr.console import Grid, print_grid
 from fedsdr.estimate.hardware import Hardware, measure
 from fedsdr.estimate.memory import Memory
 from fedsdr.estimate.plan import MethodPlan, RunPlan, estimate_run
@@ -49,11 +49,12 @@ def print_plan(plan: RunPlan, console: Console, runs: int = 1) -> None:
         f"\nLoRA: {model.adapted} layers, {model.lora:,} parameters a stream",
         highlight=False,
     )
-    clients = Table("client", "samples", "tokens", "response tokens", "left out", "held out")
+    rows = []
     for each in plan.clients:
         numbers = (each.samples, each.tokens, each.response_tokens, each.left_out, each.held_out)
-        clients.add_row(each.name, *(f"{number:,}" for number in numbers))
-    console.print(clients)
+        rows.append([each.name, *(f"{number:,}" for number in numbers)])
+    heads = ("client", "samples", "tokens", "response tokens", "left out", "held out")
+    print_grid(Grid(heads, rows), console)
     print_costs(plan, console, runs)
 
 
@@ -61,7 +62,7 @@ def print_costs(plan: RunPlan, console: Console, runs: int = 1) -> None:
     """What rewriting and each method take, in bytes, memory and hours."""
     if distilling := _rewriting(plan):
         console.print(distilling, highlight=False)
-    console.print(_methods(plan.methods))
+    print_grid(Grid(METHOD_COLUMNS, list(map(_method, plan.methods))), console)
     console.print(_memory(plan.memory), highlight=False)
     console.print(
         f"in all: {hours(plan.hours)}" + (f" a seed, for {runs} seeds" if runs > 1 else ""),
@@ -72,13 +73,6 @@ def print_costs(plan: RunPlan, console: Console, runs: int = 1) -> None:
 
 
 METHOD_COLUMNS = ("method", "rounds", "steps", "tokens", "PFLOP", "a client", "in all", "time")
-
-
-def _methods(methods: Sequence[MethodPlan]) -> Table:
-    table = Table(*METHOD_COLUMNS)
-    for each in methods:
-        table.add_row(*_method(each))
-    return table
 
 
 def _method(plan: MethodPlan) -> list[str]:

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
+from fedsdr.console import Grid, print_grid
 from fedsdr.report import benchmarks, judgements
 
 COLUMNS: Final = {
@@ -29,13 +28,11 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     methods = summary["methods"]
     columns = [c for c in COLUMNS if any(c in metrics for metrics in methods.values())]
     intervals = console.width >= WIDE
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("method", no_wrap=True)
-    for column in columns:
-        table.add_column(COLUMNS[column])
-    for name, metrics in methods.items():
-        table.add_row(name, *(_cell(metrics.get(column), intervals) for column in columns))
-    console.print(table)
+    rows = [
+        [name, *(_cell(metrics.get(column), intervals) for column in columns)]
+        for name, metrics in methods.items()
+    ]
+    print_grid(Grid(("method", *(COLUMNS[column] for column in columns)), rows), console)
     for claim in summary["claims"]:
         console.print(
             f"{claim['verdict'].upper()}: {claim['claim']}. {claim['words']}",
@@ -48,13 +45,9 @@ def print_judging(judging: Mapping[str, Any], console: Console | None = None) ->
     """One judging of judge.json: the result over all questions and by category, and warnings."""
     console = console or Console()
     view = judgements.view(judging)
-    table = Table(title=view.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("questions")
-    for heading in ("number", view.measure, "95 % interval"):
-        table.add_column(heading, justify="right")
-    for row in view.rows:
-        table.add_row(row.label, row.n, row.value, row.span)
-    console.print(table)
+    heads = ("questions", "number", view.measure, "95 % interval")
+    rows = [(row.label, row.n, row.value, row.span) for row in view.rows]
+    print_grid(Grid(heads, rows, title=view.title), console)
     for words in (*view.facts, *view.warnings):
         console.print(words, highlight=False, markup=False)
 
@@ -71,17 +64,18 @@ def _cell(estimate: Mapping[str, Any] | None, interval: bool) -> str:
 def print_benchmarks(summary: Mapping[str, Any], console: Console | None = None) -> None:
     """Scores in percent with standard errors, and differences with their intervals in points."""
     console = console or Console()
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("model", "task", "metric", "questions", "score", "to the base model"):
-        table.add_column(column, no_wrap=column != "to the base model")
+    heads = ("model", "task", "metric", "questions", "score", "to the base model")
+    rows = []
     for row in summary["results"]:
         for metric, found in row["metrics"].items():
             error = "" if found["stderr"] is None else f" ± {100 * found['stderr']:.1f}"
-            table.add_row(
-                row["model"], row["task"], metric, str(row["questions"]),
-                f"{100 * found['mean']:.1f}{error}", _points(row.get("to_base"), metric),
+            rows.append(
+                [
+                    row["model"], row["task"], metric, str(row["questions"]),
+                    f"{100 * found['mean']:.1f}{error}", _points(row.get("to_base"), metric),
+                ]
             )  # fmt: skip
-    console.print(table)
+    print_grid(Grid(heads, rows, wraps=True), console)
     for note in benchmarks.shortened(summary["results"]):
         console.print(note, highlight=False, markup=False)
     against = summary.get("against", {"results": []})
