@@ -1,5 +1,6 @@
 """The user's mistakes at the command line: status 2, one clear message, nothing written."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -322,7 +323,7 @@ def test_seeds(tables, tmp_path, seeds, parts):
     ("out", "part"),
     [
         ("data", "is not empty and nothing is written over: give another --out"),
-        ("recipe.toml", "is not empty and nothing is written over"),
+        ("recipe.toml", "is a file and no folder: give another --out"),
         ("recipe.toml/out", "give another --out"),
         ("x" * 256, "give another --out"),
     ],
@@ -347,13 +348,14 @@ def test_a_report_of_no_run(tmp_path):
 
 
 def test_a_report_that_cannot_be_written(tmp_path, monkeypatch):
-    def full(*_: object) -> None:
-        raise OSError("No space left on device")
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "")
 
     monkeypatch.setattr(html, "load", lambda folder: None)
     monkeypatch.setattr(html, "render", lambda material: "<html>")
-    monkeypatch.setattr(html, "write_text", full)
-    assert_told(*invoke("report", tmp_path), ["cannot write", "report.html: No space left"])
+    monkeypatch.setattr(os, "write", full)
+    told = ["cannot write", "report.html: no space left on device: make room, and give the same"]
+    assert_told(*invoke("report", tmp_path), told)
 
 
 # Training that diverges: what was done before stays, and the message says where it happened

@@ -1,8 +1,11 @@
 """Files are whole or absent, private ones are their owner's, and bad ones are the user's error."""
 
+import errno
 import json
 import math
 import os
+import resource
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +13,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from fedsdr import files
-from fedsdr.errors import UserError
-
-
-class CrashError(Exception):
-    """What happens in the middle of a write."""
+from fedsdr.errors import UserError, WriteError
 
 
 def mode(path: Path) -> int:
@@ -31,40 +31,87 @@ def test_a_write_creates_parents_and_replaces_the_old_file(tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ["x.txt"]
 
 
+STEPS = ("open", "write", "fsync", "replace")
+
+
+def failing(patch: pytest.MonkeyPatch, step: str, number: int) -> None:
+    """One of the calls that make up a write fails, as on a full or a broken disk."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(number, "")
+
+    patch.setattr(os, step, fail)
+
+
+@pytest.mark.parametrize("old", [None, "old"])
 @pytest.mark.parametrize("private", [False, True])
-def test_a_failure_in_the_middle_keeps_the_old_file_and_leaves_no_other(tmp_path, private):
+@pytest.mark.parametrize("step", STEPS)
+def test_a_failure_at_any_step_keeps_the_old_file_and_leaves_no_other(tmp_path, step, private, old):
     path = tmp_path / "x.txt"
-    path.write_text("old")
+    if old:
+        path.write_text(old)
+    with pytest.MonkeyPatch.context() as patch:
+        failing(patch, step, errno.ENOSPC)
+        with pytest.raises(WriteError, match=r"x\.txt: no space left on device: make room"):
+            files.write_text(path, "new", private)
+    assert [entry.read_text() for entry in tmp_path.iterdir()] == ([old] if old else [])
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.ENOSPC, "no space left on device: make room"),
+        (errno.EDQUOT, "disk quota exceeded: make room"),
+        (errno.EFBIG, r"file too large: raise the limit of a file.s size \(ulimit -f\)"),
+        (errno.EROFS, "read-only file system: check the disk, and who may write there"),
+        (errno.EACCES, "permission denied: check the disk, and who may write there"),
+        (errno.EIO, "input/output error: check the disk"),
+    ],
+)
+def test_what_cannot_be_written_is_told_with_its_cause_and_a_remedy(
+    tmp_path, monkeypatch, number, told
+):
+    writers: list[Callable[[Path], object]] = [
+        lambda path: files.write_json(path, 1),
+        lambda path: files.append_json_line(path, 1),
+        lambda path: files.write_tensors(path, {"x": torch.ones(1)}),
+        lambda path: files.write_folder(path, lambda temporary: temporary.mkdir()),
+    ]
+    failing(monkeypatch, "fsync", number)
+    for count, write in enumerate(writers):
+        with pytest.raises(WriteError, match=f"cannot write {tmp_path}/{count}: {told}"):
+            write(tmp_path / str(count))
+
+
+def test_a_library_that_finds_the_disk_full_is_understood(tmp_path):
+    """safetensors raises an error of its own, with the system's number in its text."""
 
     def write(temporary: Path) -> None:
-        temporary.write_text("half")
-        assert path.read_text() == "old"
-        raise CrashError
+        temporary.mkdir()
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        try:
+            save_file({"x": torch.ones(999)}, temporary / "x.safetensors")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    with pytest.raises(CrashError):
-        files.write_atomically(path, write, private)
-    assert path.read_text() == "old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["x.txt"]
-
-
-def test_a_first_write_that_fails_leaves_nothing(tmp_path):
-    def write(temporary: Path) -> None:
-        raise CrashError
-
-    with pytest.raises(CrashError):
-        files.write_atomically(tmp_path / "x", write)
+    with pytest.raises(WriteError, match="x: file too large: raise the limit"):
+        files.write_folder(tmp_path / "x", write)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_private_file_is_its_owners_alone_from_the_first_byte(tmp_path):
+def test_a_private_file_is_its_owners_alone_from_the_first_byte(tmp_path, monkeypatch):
     seen = []
 
-    def write(temporary: Path) -> None:
-        seen.append(mode(temporary))
-        temporary.write_text("secret")
+    def write(descriptor: int, data: memoryview) -> int:
+        seen.append(os.fstat(descriptor).st_mode & 0o777)
+        return real(descriptor, data[:2])  # as a call may: the rest is for the next one
 
-    files.write_atomically(tmp_path / "x", write, private=True)
-    assert [*seen, mode(tmp_path / "x")] == [0o600, 0o600]
+    real = os.write
+    monkeypatch.setattr(os, "write", write)
+    files.write_text(tmp_path / "x", "secret", private=True)
+    assert [*seen, mode(tmp_path / "x")] == [0o600] * 4
+    assert (tmp_path / "x").read_text() == "secret"
 
 
 PRIVATE_WRITERS = {
@@ -107,11 +154,13 @@ def test_a_folder_that_is_there_already_is_kept_whole(tmp_path):
 
 def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
     kept = [tmp_path / name for name in ("a.tmp", ".b.tmp", ".c.12.txt", "clients/x/d.1.tmp")]
-    gone = [tmp_path / name for name in (".recipe.toml.7.tmp", "clients/x/.s.safetensors.123.tmp")]
+    left = (".recipe.toml.7.tmp", "clients/x/.s.safetensors.123.tmp", ".seed-0.5.tmp/a.txt")
+    gone = [tmp_path / name for name in left]
     for path in kept + gone:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    files.remove_leftovers(tmp_path)
+    files.recover(tmp_path)
+    assert not (tmp_path / ".seed-0.5.tmp").exists()
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == {*kept}
 
 
@@ -123,9 +172,9 @@ def test_a_folder_that_fails_leaves_the_old_one(tmp_path):
     def write(temporary: Path) -> None:
         temporary.mkdir()
         (temporary / "half").touch()
-        raise CrashError
+        raise KeyboardInterrupt
 
-    with pytest.raises(CrashError):
+    with pytest.raises(KeyboardInterrupt):
         files.write_folder(folder, write)
     assert list(tmp_path.rglob("*")) == [folder, folder / "old"]
 
@@ -139,17 +188,6 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )  # fmt: skip
-
-
-@pytest.mark.parametrize(("private", "wanted"), [(False, 0o644), (True, 0o600)])
-def test_tensors_can_be_read_by_whom_the_umask_lets(tmp_path, private, wanted):
-    """safetensors by itself writes for the owner alone."""
-    old = os.umask(0o022)
-    try:
-        files.write_tensors(tmp_path / "x", {"a": torch.ones(2)}, private=private)
-    finally:
-        os.umask(old)
-    assert mode(tmp_path / "x") == wanted
 
 
 @settings(deadline=None)

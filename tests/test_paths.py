@@ -12,7 +12,7 @@ from fedsdr import files
 from fedsdr.data.partition import SAFE_NAME, build_clients
 from fedsdr.deploy.site import ROSTER, load_site
 from fedsdr.errors import UserError
-from fedsdr.folders import RECIPE_FILE, check_folder, claim_folder, method_folders
+from fedsdr.folders import RECIPE_FILE, check_folder, locked, method_folders
 from fedsdr.progress import silent
 from fedsdr.recipe import load_recipe, parse_recipe
 from fedsdr.run import run
@@ -104,7 +104,7 @@ def test_tidying_a_run_folder_does_not_follow_links_out_of_it(tmp_path):
         (folder / leftover).write_text("half")
     (out / "link").symlink_to(outside)
     (out / ".to.txt.5.tmp").symlink_to(outside / leftover)
-    files.remove_leftovers(out)
+    files.recover(out)
     assert [path.name for path in out.iterdir()] == ["link"]
     assert (outside / leftover).read_text() == "half"
 
@@ -125,5 +125,5 @@ def test_a_link_that_lies_in_a_files_place_is_replaced_and_not_followed(tmp_path
 def test_a_link_to_itself_is_no_run_folder(tmp_path):
     link = tmp_path / "link"
     link.symlink_to(link)
-    with pytest.raises(UserError, match="give another --out"):
-        claim_folder(link, parse_recipe(LAB))
+    with pytest.raises(UserError, match="give another --out"), locked(link):
+        pass

@@ -454,6 +454,16 @@ def test_a_log_line_cut_short_is_written_again(tmp_path):
     assert_as_undisturbed(folder, whole, state)
 
 
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_a_log_without_the_line_of_a_committed_round_is_refused(tmp_path, lost):
+    """Nothing that is counted over rounds, epsilon above all, is right without it."""
+    go_killed(tmp_path, "round 3 before anna")
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_text("".join(lines[:lost] + lines[lost + 1 :]))
+    with pytest.raises(UserError, match="does not have a line for each round up to 2"):
+        go(tmp_path)
+
+
 def test_a_finished_run_trains_and_evaluates_nothing_more(tmp_path):
     first, _ = go(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

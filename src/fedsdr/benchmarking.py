@@ -19,7 +19,7 @@ from fedsdr.errors import UserError
 from fedsdr.evaluate.benchmarks import results
 from fedsdr.evaluate.benchmarks.results import Result
 from fedsdr.evaluate.benchmarks.table import HUB, Chosen, choose
-from fedsdr.folders import BENCHMARKS, RECIPE_FILE, check_writable
+from fedsdr.folders import BENCHMARKS, RECIPE_FILE, locked
 from fedsdr.model.base import BaseModel, check_model, load_base
 from fedsdr.progress import Reporter
 from fedsdr.trained import BASE, CLIENT, Models, open_run
@@ -82,13 +82,13 @@ def benchmark(request: Request, reporter: Reporter) -> dict[str, Any]:
     out, names = _place(request), _names(request)
     others = _results_folder(request.against) if request.against else None
     chosen = choose(request.tasks, request.data)
-    check_writable(out)
-    evaluate(request, chosen, names, out, reporter, others)
-    summary = summarise(out)
-    if others is not None:
-        summary["against"] = compare(out, others, request, names)
-        files.write_json(out / AGAINST_FILE, summary["against"])
-    return summary
+    with locked(out):
+        evaluate(request, chosen, names, out, reporter, others)
+        summary = summarise(out)
+        if others is not None:
+            summary["against"] = compare(out, others, request, names)
+            files.write_json(out / AGAINST_FILE, summary["against"])
+        return summary
 
 
 def _place(request: Request) -> Path:

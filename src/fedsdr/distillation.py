@@ -12,7 +12,7 @@ from fedsdr.distill.rewrite import Rewritten, begun, sample_pairs, summarise
 from fedsdr.distill.verify import SLOW, build_verifier
 from fedsdr.engines.workbench import Workbench
 from fedsdr.errors import UserError
-from fedsdr.folders import DISTILLATION_FILE, check_folder, claim_folder, method_folders
+from fedsdr.folders import DISTILLATION_FILE, claim_folder, claimed, method_folders
 from fedsdr.notices import Notice, announce, counted
 from fedsdr.progress import Reporter
 from fedsdr.report.distillation import write_client_page, write_overview
@@ -33,16 +33,16 @@ def distill(
     """
     setting = prepare(recipe)
     stages = distilling(recipe, out)
-    check_folder(out, recipe, resume)
-    announce(setting.notices, reporter)
-    bench = setting.workbench(reporter)
-    claim_folder(out, recipe)
-    for name, folder, each in stages:
-        reporter.say(f"distillation of {name}")
-        rewrites = rewrite_all(bench, each, reporter)
-        record_distillation(folder, rewrites, each.seed)
-        if report:
-            write_reports(folder, name, rewrites)
+    with claimed(out, recipe, resume):
+        announce(setting.notices, reporter)
+        bench = setting.workbench(reporter)
+        claim_folder(out, recipe)
+        for name, folder, each in stages:
+            reporter.say(f"distillation of {name}")
+            rewrites = rewrite_all(bench, each, reporter)
+            record_distillation(folder, rewrites, each.seed)
+            if report:
+                write_reports(folder, name, rewrites)
     return {name: folder for name, folder, _ in stages}
 
 

@@ -7,15 +7,21 @@ DIR/clients/<id>/private/   S, beside the global R or the client's own
 DIR/clients/<id>/personal/  the client's own R, in methods that have one
 DIR/benchmarks/   what `fedsdr eval` found (fedsdr.benchmarking)
 DIR/baselines/<name>/   recipe.toml and the last two lines again, for each baseline
+DIR/.lock         who is at work in it, for as long as somebody is
 """
 
+import fcntl
+import os
 import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Final
 
 from fedsdr import files
-from fedsdr.errors import UserError
+from fedsdr.errors import UserError, WriteError
 from fedsdr.methods import method, own_name
 from fedsdr.recipe import differences, load_recipe, to_toml
 from fedsdr.sections.recipe import Recipe
@@ -31,7 +37,15 @@ SUMMARY_FILE = "summary.json"
 NOTICES_FILE = "notices.json"  # what the run left out: fedsdr.notices
 BENCHMARKS = "benchmarks"
 REPORT_FILE = "report.html"  # the last thing that a run writes
+LOCK_FILE = ".lock"
 MIB: Final = 2**20
+
+# What may differ at a resume: no adapter depends on it, and every score is of the same questions.
+# So an evaluation for which there is no memory can be left out, and patience can grow.
+CHANGEABLE = (
+    "tracking.", "deployment.", "evaluate.every", "evaluate.personal", "evaluate.benchmarks",
+    "evaluate.benchmark_every",
+)  # fmt: skip
 
 
 def method_folders(recipe: Recipe, out: Path) -> list[tuple[str, Path, Recipe]]:
@@ -40,19 +54,81 @@ def method_folders(recipe: Recipe, out: Path) -> list[tuple[str, Path, Recipe]]:
     return [*baselines, (own_name(recipe), out, recipe)]
 
 
+@contextmanager
+def locked(folder: Path, instead: str = "give another --out") -> Iterator[None]:
+    """Hold a folder, made where it is missing, against every other process until the end.
+
+    instead: what else the user may do. Raises `UserError` where another process holds it, or
+    nothing can be written into it. A lock ends with its process, however that dies. A folder in
+    which nothing came to be is removed again.
+    """
+    file, made = folder / LOCK_FILE, []
+    try:
+        made = files.make_folder(folder)
+        descriptor = _lock(file, instead)
+    except (OSError, WriteError) as error:
+        _unmake(made)
+        problem = error.problem if isinstance(error, WriteError) else error
+        raise UserError(f"cannot write into {folder}: {problem}: {instead}") from error
+    try:
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        os.close(descriptor)
+        _unmake(made)
+
+
+def _lock(file: Path, instead: str) -> int:
+    """The open file, locked."""
+    while True:
+        descriptor = os.open(file, os.O_CREAT | os.O_RDWR, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(descriptor, 999).decode(errors="replace") or "another process"
+            os.close(descriptor)
+            raise UserError(
+                f"{file.parent} is in use by {holder}: wait until it ends, or {instead}"
+            ) from error
+        except OSError:  # a file system without locks
+            file.unlink(missing_ok=True)
+            os.close(descriptor)
+            raise
+        # Whoever held it may have removed it between the two calls: then it keeps nobody out.
+        if file.exists() and os.path.samestat(file.stat(), os.fstat(descriptor)):
+            os.ftruncate(descriptor, 0)
+            return descriptor
+        os.close(descriptor)
+
+
+def _unmake(made: list[Path]) -> None:
+    with suppress(OSError):  # what is in use stays
+        for folder in reversed(made):
+            folder.rmdir()
+
+
+@contextmanager
+def claimed(out: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
+    """Hold `out` for a run of this recipe; raises `UserError` where that may not be there."""
+    check_folder(out, recipe, resume)  # before anything is made
+    with locked(out):
+        check_folder(out, recipe, resume)  # another may have ended just before
+        yield
+
+
 def check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
     """Raise unless `out` is new, or a run of the same recipe to resume; nothing is written over."""
     file = out / RECIPE_FILE
     try:
         begun, taken = file.exists(), out.exists() and not _is_unused(out)
+        if out.exists() and not out.is_dir():
+            raise UserError(f"{out} is a file and no folder: give another --out")
     except OSError as error:
         raise UserError(f"cannot use {out}: {error}: give another --out") from error
     if resume and begun:
         changed = [
-            key
-            for key in differences(load_recipe(file), recipe)
-            # Neither changes what is computed, and patience may have to grow.
-            if not key.startswith(("tracking.", "deployment."))
+            key for key in differences(load_recipe(file), recipe) if not key.startswith(CHANGEABLE)
         ]
         if changed:
             raise UserError(
@@ -70,7 +146,9 @@ def check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
 
 def _is_unused(out: Path) -> bool:
     """An empty folder, or one whose recipe a killed run was about to write."""
-    return out.is_dir() and all(path.match(f".{RECIPE_FILE}.*.tmp") for path in out.iterdir())
+    return out.is_dir() and all(
+        path.name == LOCK_FILE or path.match(f".{RECIPE_FILE}.*.tmp") for path in out.iterdir()
+    )
 
 
 def check_writable(folder: Path) -> None:
@@ -104,9 +182,6 @@ def check_room(out: Path, needed: int) -> None:
 
 def claim_folder(out: Path, recipe: Recipe) -> None:
     """Make the folder, its recipe first: that is what --resume goes by; or tidy a resumed one."""
-    try:
-        files.remove_leftovers(out)
-        if not (out / RECIPE_FILE).exists():
-            files.write_text(out / RECIPE_FILE, to_toml(recipe))
-    except OSError as error:
-        raise UserError(f"cannot write into {out}: {error}: give another --out") from error
+    files.make_folder(out)
+    files.recover(out)
+    files.write_text(out / RECIPE_FILE, to_toml(recipe))

@@ -1,6 +1,5 @@
 """Runs: a recipe with its baselines, the same over several seeds, and the demonstration."""
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -14,6 +13,7 @@ from fedsdr.environment import describe_environment
 from fedsdr.errors import UserError
 from fedsdr.folders import (
     ENVIRONMENT_FILE,
+    LOCK_FILE,
     NOTICES_FILE,
     PARTITION_FILE,
     RECIPE_FILE,
@@ -22,6 +22,7 @@ from fedsdr.folders import (
     check_folder,
     check_room,
     claim_folder,
+    claimed,
     method_folders,
 )
 from fedsdr.method_run import run_method
@@ -46,29 +47,38 @@ def run(recipe: Recipe, out: Path, reporter: Reporter, resume: bool = False) -> 
     check_room(out, setting.least_bytes())
     if resume and (out / REPORT_FILE).exists():
         return dict(files.read_json(out / SUMMARY_FILE))
-    began, begun = time.perf_counter(), (out / RECIPE_FILE).exists()
-    announce(setting.notices, reporter)
-    bench = setting.workbench(reporter)
-    claim_folder(out, recipe)
-    files.write_json(out / NOTICES_FILE, as_rows(setting.notices))
-    reporter.say("model: " + ", ".join(f"{k} {v}" for k, v in bench.description.items()))
-    record_start(out, bench.clients, recipe.seed, bench.description)
-    backends = choose(recipe.tracking.backends)
-    for name, folder, each in method_folders(recipe, out):
-        follower = Follower(backends, tracked(each, out.name, name, out, folder), reporter)
-        run_method(bench, each, folder, name, reporter, follower)
-    return summarise_runs([recipe.seed], [out], out, time.perf_counter() - began, begun)
+    with claimed(out, recipe, resume):
+        began, begun = time.perf_counter(), (out / RECIPE_FILE).exists()
+        announce(setting.notices, reporter)
+        bench = setting.workbench(reporter)
+        claim_folder(out, recipe)
+        files.write_json(out / NOTICES_FILE, as_rows(setting.notices))
+        reporter.say("model: " + ", ".join(f"{k} {v}" for k, v in bench.description.items()))
+        record_start(out, bench.clients, recipe.seed, bench.description)
+        backends = choose(recipe.tracking.backends)
+        for name, folder, each in method_folders(recipe, out):
+            follower = Follower(backends, tracked(each, out.name, name, out, folder), reporter)
+            run_method(bench, each, folder, name, reporter, follower)
+        return summarise_runs([recipe.seed], [out], out, time.perf_counter() - began, begun)
 
 
 def compare(
     recipe: Recipe, seeds: Sequence[int], out: Path, reporter: Reporter, resume: bool = False
 ) -> dict[str, Any]:
     """Run a recipe and its baselines for several seeds, each into `out/seed-N`; summarise."""
-    began = time.perf_counter()
     recipes = [recipe.model_copy(update={"seed": seed}) for seed in seeds]
     needed = sum(prepare(each).least_bytes() for each in recipes)
     check_folder(out, recipe, resume)
     check_room(out, needed)
+    with claimed(out, recipe, resume):
+        return _compare(recipe, recipes, out, reporter, resume)
+
+
+def _compare(
+    recipe: Recipe, recipes: Sequence[Recipe], out: Path, reporter: Reporter, resume: bool
+) -> dict[str, Any]:
+    began = time.perf_counter()
+    seeds = [each.seed for each in recipes]
     begun = (out / RECIPE_FILE).exists()
     claim_folder(out, recipe)
     folders = [out / f"seed-{seed}" for seed in seeds]
@@ -85,10 +95,13 @@ def demo(out: Path, seeds: Sequence[int], reporter: Reporter) -> dict[str, Any]:
     """
     with resources.as_file(resources.files("fedsdr.lab") / "demo.toml") as path:
         recipe = load_recipe(path)
-    check_folder(out, recipe, resume=True)
-    if (out / SUMMARY_FILE).exists():
-        shutil.rmtree(out)
-    return compare(recipe, seeds, out, reporter, resume=True)
+    recipes = [recipe.model_copy(update={"seed": seed}) for seed in seeds]
+    with claimed(out, recipe, resume=True):
+        if (out / SUMMARY_FILE).exists():
+            for path in [*out.iterdir()]:
+                if path.name not in (RECIPE_FILE, LOCK_FILE):  # by which it stays ours
+                    files.remove(path)
+        return _compare(recipe, recipes, out, reporter, resume=True)
 
 
 def record_start(

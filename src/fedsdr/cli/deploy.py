@@ -27,7 +27,7 @@ def init(
     from fedsdr.deploy import init as deploy
     from fedsdr.recipe import load_recipe
 
-    with session("nothing is half done: start anew in another --out"):
+    with session("start anew in another --out"):
         given = [name.strip() for name in clients.split(",") if name.strip()]
         loaded = load_recipe(recipe, set_ or [])
         ids = deploy.init(loaded, out, host, port, given)

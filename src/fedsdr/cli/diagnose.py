@@ -1,6 +1,7 @@
 """`fedsdr diagnose`: who holds what and how heterogeneous it is, before spending a GPU-hour."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,22 +36,20 @@ def diagnose(
     from fedsdr import diagnosis
     from fedsdr import recipe as recipes
     from fedsdr.cli.plan import costs, plan_of, print_costs
-    from fedsdr.folders import check_folder, check_writable
+    from fedsdr.folders import claimed
     from fedsdr.report.diagnosis import write_diagnosis
     from fedsdr.setting import prepare
 
     with session() as reporter:
         loaded = recipes.load_recipe(recipe, set_ or [])
-        if out is not None:
-            check_folder(out, loaded, resume=False)
-            check_writable(out)
-        options = diagnosis.Options(gradients, distilled, rewrites, not no_model)
-        diagnosis.check_options(options)
-        setting = prepare(loaded)
-        found = diagnosis.diagnose(setting, options, reporter)
-        plan = plan_of(setting)
-        found["costs"] = costs(plan)
-        page = None if out is None else write_diagnosis(out, found)
+        with nullcontext() if out is None else claimed(out, loaded, resume=False):
+            options = diagnosis.Options(gradients, distilled, rewrites, not no_model)
+            diagnosis.check_options(options)
+            setting = prepare(loaded)
+            found = diagnosis.diagnose(setting, options, reporter)
+            plan = plan_of(setting)
+            found["costs"] = costs(plan)
+            page = None if out is None else write_diagnosis(out, found)
     show(found)
     typer.echo("\nWhat a run would take:")
     print_costs(plan, Console())

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedsdr.cli.session import RecipePath, Resume, Sets, session
+from fedsdr.cli.session import RESUME, RecipePath, Resume, Sets, session
 from fedsdr.errors import UserError
 
 
@@ -28,7 +28,7 @@ def distill(
     from fedsdr import distillation
     from fedsdr import recipe as recipes
 
-    with session() as reporter:
+    with session(RESUME) as reporter:
         loaded = recipes.load_recipe(recipe, set_ or [])
         if (out is None) == (pilot is None):
             raise UserError(

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -58,7 +59,7 @@ def judge(
     folder, and its report.
     """
     from fedsdr.judge.asking import Prices
-    from fedsdr.judge.judging import Plan, check_plan, prepare_judging, source_name
+    from fedsdr.judge.judging import Plan, at_work, check_plan, prepare_judging, source_name
     from fedsdr.judge.questions import read_questions
     from fedsdr.trained import open_run
 
@@ -67,26 +68,28 @@ def judge(
         "retries": retries, "backoff": backoff, "requests_per_minute": rpm,
         "concurrency": concurrency,
     }  # fmt: skip
-    with session(GO_ON) as reporter:
-        run = open_run(folder)
-        if against is not None and not b:
-            raise UserError(f"--against {against} needs --b, the name of a model of that run")
-        other = run if against is None else open_run(against)
-        asked = read_questions(questions, reference, limit)
-        plan = Plan(
-            run, a, b or None, other, asked, source_name(questions), answer_tokens, batch_size,
-            Prices(price_in, price_out), max_cost,
-        )  # fmt: skip
-        check_plan(plan)
-        endpoint = _endpoint(base_url, judge_model, None if dry_run else key_variable, options)
-        prepared = prepare_judging(plan, endpoint, reporter)
-        reporter.say(_cost(prepared.cost, endpoint.host))
-    if dry_run:
-        return
-    if prepared.cost.requests and not yes and not _confirmed():
-        typer.echo("nobody was asked")
-        return
-    _ask(prepared, folder)
+    with ExitStack() as held:
+        with session(GO_ON) as reporter:
+            run = open_run(folder)
+            if against is not None and not b:
+                raise UserError(f"--against {against} needs --b, the name of a model of that run")
+            other = run if against is None else open_run(against)
+            asked = read_questions(questions, reference, limit)
+            plan = Plan(
+                run, a, b or None, other, asked, source_name(questions), answer_tokens,
+                batch_size, Prices(price_in, price_out), max_cost,
+            )  # fmt: skip
+            check_plan(plan)
+            endpoint = _endpoint(base_url, judge_model, None if dry_run else key_variable, options)
+            held.enter_context(at_work(plan))
+            prepared = prepare_judging(plan, endpoint, reporter)
+            reporter.say(_cost(prepared.cost, endpoint.host))
+        if dry_run:
+            return
+        if prepared.cost.requests and not yes and not _confirmed():
+            typer.echo("nobody was asked")
+            return
+        _ask(prepared, folder)
 
 
 def _endpoint(

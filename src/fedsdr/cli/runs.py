@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedsdr.cli.session import (
+    RESUME,
     DryRun,
     Flops,
     Out,
@@ -36,7 +37,7 @@ def demo(
     """
     from fedsdr import run as runs
 
-    with session() as reporter:
+    with session("go on with the same command") as reporter:
         summary = runs.demo(out, parse_seeds(seeds), reporter)
     finish(out, summary)
 
@@ -54,7 +55,7 @@ def run(
     from fedsdr import run as runs
 
     folder = needed(out, dry_run)
-    with session() as reporter:
+    with session(RESUME) as reporter:
         loaded = recipes.load_recipe(recipe, set_ or [])
         if dry_run:
             return plan(loaded, out, [loaded.seed], flops, resume)
@@ -76,7 +77,7 @@ def compare(
     from fedsdr import run as runs
 
     folder = needed(out, dry_run)
-    with session() as reporter:
+    with session(RESUME) as reporter:
         loaded = recipes.load_recipe(recipe, set_ or [])
         if dry_run:
             return plan(loaded, out, parse_seeds(seeds), flops, resume)

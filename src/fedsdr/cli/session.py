@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedsdr.errors import UserError
+from fedsdr.errors import REMEDIES, UserError, WriteError
 from fedsdr.progress import Reporter, terminal
 from fedsdr.quiet import quiet_libraries
 
@@ -31,11 +31,14 @@ Sets = Annotated[
 ]
 
 
+RESUME = "go on with --resume"
+
+
 @contextmanager
-def session(go_on: str = "go on with --resume") -> Iterator[Reporter]:
+def session(go_on: str = "give the same command again") -> Iterator[Reporter]:
     """Quiet libraries, draw progress, and turn the user's mistakes into one line and status 2.
 
-    go_on: what somebody is told who interrupts.
+    go_on: what somebody is told who interrupts, or whose disk is full.
     """
     quiet_libraries()
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -43,8 +46,16 @@ def session(go_on: str = "go on with --resume") -> Iterator[Reporter]:
     try:
         with reporter.live():
             yield reporter
+    except WriteError as error:
+        typer.echo(f"error: {error}, and {go_on}", err=True)
+        raise SystemExit(2) from None
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in REMEDIES:  # else a library's own file, a temporary one say
+            raise
+        typer.echo(f"error: {WriteError(error.filename or 'a file', error)}, and {go_on}", err=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         typer.echo(f"interrupted: nothing is lost, {go_on}", err=True)

@@ -97,7 +97,7 @@ def write_client(
     They have a key each: who runs the node, and whatever app runs there, cannot sign an answer.
     """
     folder = out / client
-    folder.mkdir(parents=True, mode=0o700)
+    files.make_folder(folder, private=True)
     signs = new_key(folder / CLIENT_KEY)
     files.write_text(folder / SERVER_PUBLIC, server + "\n")
     files.write_json(folder / CLIENT, {"id": client})
@@ -105,7 +105,7 @@ def write_client(
     write_script(folder / "start.sh", "client.sh", {"client": client})
     write_script(folder / "environment.sh", "environment.sh", {"programs": programs()})
     relay = folder / RELAY
-    relay.mkdir(mode=0o700)
+    files.make_folder(relay, private=True)
     connects = new_key(relay / NODE_KEY)
     files.write_bytes(relay / "ca.crt", (out / SERVER / "certificates" / "ca.crt").read_bytes())
     where = {"host": bracketed(host), "port": port, "node_port": node_port}

@@ -29,6 +29,7 @@ from fedsdr.folders import (
     SUMMARY_FILE,
     check_folder,
     claim_folder,
+    claimed,
     method_folders,
 )
 from fedsdr.method_run import conclude, noise_seed, round_options
@@ -65,20 +66,20 @@ def serve(
     check_folder(out, recipe, resume=True)
     if (out / REPORT_FILE).exists():
         return dict(files.read_json(out / SUMMARY_FILE))
-    began, begun = time.perf_counter(), (out / RECIPE_FILE).exists()
-    shape = Shape(recipe)
-    claim_folder(out, recipe)
-    board = Switchboard(link, recipe, run_name(out), roster, reporter, key, pause)
-    board.model = known_model(out)
-    deployment = recipe.deployment
-    board.connect(min(deployment.min_clients, len(roster)), deployment.wait_seconds)
-    record_federation(out, recipe, board)
-    for name, folder, each in method_folders(recipe, out):
-        follower = Follower(
-            choose(recipe.tracking.backends), tracked(each, out.name, name, out, folder), reporter
-        )
-        serve_method(board, shape, each, folder, name, reporter, follower)
-    return summarise_runs([recipe.seed], [out], out, time.perf_counter() - began, begun)
+    with claimed(out, recipe, resume=True):
+        began, begun = time.perf_counter(), (out / RECIPE_FILE).exists()
+        shape = Shape(recipe)
+        claim_folder(out, recipe)
+        board = Switchboard(link, recipe, run_name(out), roster, reporter, key, pause)
+        board.model = known_model(out)
+        deployment = recipe.deployment
+        board.connect(min(deployment.min_clients, len(roster)), deployment.wait_seconds)
+        record_federation(out, recipe, board)
+        backends = choose(recipe.tracking.backends)
+        for name, folder, each in method_folders(recipe, out):
+            follower = Follower(backends, tracked(each, out.name, name, out, folder), reporter)
+            serve_method(board, shape, each, folder, name, reporter, follower)
+        return summarise_runs([recipe.seed], [out], out, time.perf_counter() - began, begun)
 
 
 def check_served(recipe: Recipe, clients: list[str]) -> None:

@@ -19,6 +19,7 @@ from fedsdr.evidence.chapters.rivals import rivals
 from fedsdr.evidence.plan import EXPERIMENTS, QUICK, Cell, planned, whose_texts_are_read
 from fedsdr.evidence.results import Results
 from fedsdr.evidence.runner import CELLS_FOLDER, run_cells
+from fedsdr.folders import locked
 from fedsdr.progress import Reporter
 
 HOW_TO_READ: Final = """Numbers are means over seeds, in percent, but for words, losses, cosines,
@@ -66,11 +67,12 @@ def reproduce(
 
     known: an archive of finished cells.
     """
-    if known is not None:
-        count = unpack(known, out / CELLS_FOLDER)
-        reporter.say(f"{count} finished cells from {known}")
-    run_cells(planned(names, quick), seeds, out, jobs, reporter)
-    return write_document(out, seeds, names, quick)
+    with locked(out):
+        if known is not None:
+            count = unpack(known, out / CELLS_FOLDER)
+            reporter.say(f"{count} finished cells from {known}")
+        run_cells(planned(names, quick), seeds, out, jobs, reporter)
+        return write_document(out, seeds, names, quick)
 
 
 def write_document(

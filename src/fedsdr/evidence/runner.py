@@ -104,8 +104,8 @@ def run_group(seed: int, tasks: Sequence[Task]) -> None:
     bench = setting.workbench(silent())
     for folder, cell in tasks:
         began = time.perf_counter()
-        folder.mkdir(parents=True, exist_ok=True)
-        files.remove_leftovers(folder)
+        files.make_folder(folder)
+        files.recover(folder)
         recipe = cell.recipe(seed)
         run_method(bench, recipe, folder, cell.method, silent())
         found = measure(bench, setting, recipe, folder)

@@ -76,11 +76,7 @@ def export(run: Finished, choice: Choice, out: Path, reporter: Reporter) -> Arte
             for path in folder.rglob("*"):
                 path.chmod(0o700 if path.is_dir() else files.PRIVATE)
 
-    try:
-        made = files.write_folder(out, write)
-    except OSError as error:
-        raise UserError(f"cannot write into {out}: {error}: give another --out") from error
-    if not made:
+    if not files.write_folder(out, write):
         raise UserError(f"{out} was made by someone else meanwhile: give another --out")
     return artefact
 

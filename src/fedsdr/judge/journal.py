@@ -1,6 +1,5 @@
 """A JSONL file that is written line by line as results arrive, and read again by who goes on."""
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,25 +21,18 @@ class Journal:
         try:
             rows = files.read_json_lines(path)
             self._rows: dict[str, Row] = {row["key"]: row for row in rows}
-            # Anew, because what follows a line that a kill has cut short would be lost with it.
-            files.write_json_lines(path, self._rows.values(), private=True)
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error}: is the run folder yours?") from error
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path} is damaged ({error}): delete it, and it is made anew"
             ) from error
+        # Anew, because what follows a line that a kill has cut short would be lost with it.
+        files.write_json_lines(path, self._rows.values(), private=True)
 
     def get(self, key: str) -> Row | None:
         return self._rows.get(key)
 
     def append(self, rows: Iterable[Row]) -> None:
         """Store rows, each with its "key", before the next work begins."""
-        for row in rows:
-            files.append_json_line(self.path, row)
-            self._rows[row["key"]] = row
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        new = list(rows)
+        files.append_json_lines(self.path, new)
+        self._rows |= {row["key"]: row for row in new}

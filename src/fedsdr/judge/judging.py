@@ -2,13 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from fedsdr import files
 from fedsdr.errors import UserError
+from fedsdr.folders import locked
 from fedsdr.judge.analysis import Comparison, pairwise_result, score_result
 from fedsdr.judge.answers import Answer, Answers, answers_of
 from fedsdr.judge.asking import (
@@ -29,7 +31,8 @@ from fedsdr.judge.questions import Question
 from fedsdr.progress import Reporter
 from fedsdr.trained import Finished
 
-VERDICTS_FILE: Final = "judge/verdicts.jsonl"
+JUDGE_FOLDER: Final = "judge"
+VERDICTS_FILE: Final = f"{JUDGE_FOLDER}/verdicts.jsonl"
 JUDGE_FILE: Final = "judge.json"
 NO_PRICES: Final = Prices()
 
@@ -80,6 +83,15 @@ def check_plan(plan: Plan) -> None:
         raise UserError(f"A and B are the same model, {plan.a!r}: name two, by --a and --b")
     if plan.max_cost is not None and plan.prices.cost(0, 0) is None:
         raise UserError("--max-cost needs --price-in and --price-out, a million tokens' prices")
+
+
+@contextmanager
+def at_work(plan: Plan) -> Iterator[None]:
+    """Hold what the judge keeps in the folders of the plan's runs, against other processes."""
+    with ExitStack() as held:
+        for folder in sorted({each.folder.resolve() for each in (plan.run, plan.other)}):
+            held.enter_context(locked(folder / JUDGE_FOLDER, "copy the run folder"))
+        yield
 
 
 def check_endpoint(endpoint: Endpoint, judge: Callable[[Endpoint], Judge] = Judge) -> None:

@@ -74,7 +74,7 @@ def write_adapter(
         inference_mode=True,
         base_model_name_or_path=settings.base_model,
     )
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o777)
+    files.make_folder(folder, private)
     files.write_text(folder / CONFIG, _as_text(config), private=private)
     tensors = {PREFIX + key: tensor for key, tensor in adapter.items()}
     files.write_tensors(folder / WEIGHTS, tensors, {"format": "pt"}, private=private)

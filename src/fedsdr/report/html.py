@@ -4,7 +4,6 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from fedsdr.errors import UserError
 from fedsdr.files import write_text
 from fedsdr.report import (
     benchmarks,
@@ -29,11 +28,7 @@ def write_report(folder: Path) -> Path:
     cannot be written into.
     """
     path = folder / "report.html"
-    page = render(load(folder))
-    try:
-        write_text(path, page)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error}: copy the folder elsewhere") from error
+    write_text(path, render(load(folder)))
     return path
 
 

@@ -72,10 +72,15 @@ class RoundOptions:
 
 Evaluation = Callable[[Adapter], Metrics]
 Observer = Callable[[Mapping[str, Any]], None]
+Delivery = Callable[[ServerState], None]
 
 
 def nobody(row: Mapping[str, Any]) -> None:
     """The observer who is not there."""
+
+
+def undelivered(state: ServerState) -> None:
+    """No delivery."""
 
 
 class Periodic(NamedTuple):
@@ -127,16 +132,20 @@ def run_rounds(
     name: str,
     observe: Observer = nobody,
     benchmark: Periodic | None = None,
+    deliver: Delivery = undelivered,
 ) -> ServerState:
     """Run, or go on with, all rounds; returns the final server state.
 
     folder: holds the checkpoint and metrics.jsonl, a line a round: {"round", "clients", "train",
     "eval"}; round 0 is the evaluation before training. observe: is told each committed line, after
-    a resume those from before as well.
+    a resume those from before as well. deliver: is given the state after the last round before
+    that is evaluated, so that what comes of training is there whatever an evaluation does.
     """
     due = [Periodic(options.every, evaluate), *([benchmark] if benchmark else [])]
     saved = load_checkpoint(folder)
     done, state = saved if saved else (0, algorithm.init(first))
+    if done == options.rounds:
+        deliver(state)
     if saved is None:
         row = {"round": 0, **_evaluations(algorithm.deployed(state), due, 0, options.rounds)}
         files.write_json_lines(folder / METRICS_FILE, [row])
@@ -151,6 +160,8 @@ def run_rounds(
             cohort = cohort_of(engine.clients(), options, round)
             own = Round(round, seeds.derive(options.secret, "server", round))
             state, row = run_round(algorithm, engine, state, own, cohort, options.quorum)
+            if round == options.rounds:
+                deliver(state)
             row |= _evaluations(algorithm.deployed(state), due, round, options.rounds)
             files.append_json_line(folder / METRICS_FILE, row)
             save_checkpoint(folder, round, state)
@@ -261,6 +272,11 @@ def _forget_uncommitted(path: Path, done: int) -> list[dict[str, Any]]:
     """Drop the lines after round `done`; returns the others."""
     rows = files.read_json_lines(path)
     kept = [row for row in rows if row["round"] <= done]
+    if [row["round"] for row in kept] != list(range(done + 1)):
+        raise UserError(
+            f"{path} does not have a line for each round up to {done}, which the checkpoint says "
+            "are done: put back the file as it was, or give another --out"
+        )
     files.write_json_lines(path, kept)
     return kept
 

@@ -24,7 +24,7 @@ class ClientStore:
 
     def client_folder(self, client: str) -> Path:
         folder = self.folder / client
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        files.make_folder(folder, private=True)
         return folder
 
     def load(self, client: str, committed: int) -> ClientState:

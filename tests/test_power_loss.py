@@ -1,0 +1,136 @@
+"""The power fails at any instant of a run, and what the disk has then is gone on with.
+
+As databases are tested: the calls of a whole run are recorded, played up to every one of them, and
+all that POSIX lets the disk have then (`power`) is resumed. Each must end as if nothing had
+happened, or be refused in one line.
+"""
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import power
+import tiny
+from fedsdr import files, method_run, summary
+from fedsdr.errors import UserError
+from fedsdr.folders import LOCK_FILE
+from fedsdr.progress import silent
+from fedsdr.recipe import load_recipe
+from fedsdr.run import run
+from fedsdr.sections.recipe import Recipe
+from fedsdr.setting import Setting, prepare
+
+CLIENTS = ("anna", "ben")
+
+
+def small(folder: Path) -> Recipe:
+    """Two clients, three rounds, S kept from round to round, noise under a secret seed."""
+    sources = [{"path": str(folder / "data" / f"{c}.jsonl"), "client": c} for c in CLIENTS]
+    return load_recipe(
+        tiny.setting(
+            folder,
+            data={"sources": sources},
+            local={"rectify_steps": 1, "smooth_steps": 1, "smoothing_state": "keep"},
+            distill={"min_tokens": 2},
+            evaluate={"every": 2},
+            privacy={"mode": "local", "noise_multiplier": 1.0, "clip": 0.1},
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recipe]:
+    """What takes time and writes nothing is done once: the model loaded, the report drawn."""
+    folder = tmp_path_factory.mktemp("power")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDSDR_CACHE", str(folder / "cache"))
+        patch.setattr(method_run.secrets, "randbits", lambda bits: 1)
+        patch.setattr(
+            summary, "write_report", lambda out: files.write_text(out / "report.html", "")
+        )
+        recipe = small(folder)
+        bench = prepare(recipe).workbench(silent())
+        patch.setattr(Setting, "workbench", lambda *_: bench)
+        yield recipe
+
+
+def ended(out: Path) -> dict[str, Any]:
+    """What a run has come to: without clocks, and what a lost removal may bring back."""
+    found: dict[str, Any] = dict(power.read(out))
+    found["metrics.jsonl"] = [
+        {**row, "train": {**row.get("train", {}), "seconds": 0}}
+        for row in files.read_json_lines(out / "metrics.jsonl")
+    ]
+    found["summary.json"] = {**json.loads(found["summary.json"]), "seconds": 0, "resumed": 0}
+    found["environment.json"] = "of its time"
+    older = [
+        str(path.relative_to(out))
+        for client in CLIENTS
+        for path in sorted((out / "clients" / client).glob("state-*"))[:-1]
+    ]
+    return {name: each for name, each in found.items() if name not in (LOCK_FILE, *older)}
+
+
+def resumed(recipe: Recipe, contents: power.Contents, folder: Path) -> dict[str, Any] | str:
+    """What comes of a run that finds this on the disk, or the line that refuses it."""
+    power.put(contents, folder)
+    try:
+        run(recipe, folder / "out", silent(), resume=True)
+    except UserError as error:
+        return str(error)
+    return ended(folder / "out")
+
+
+def states(calls: list[power.Call], draw: random.Random) -> Iterator[power.Contents]:
+    """Every different thing that a loss of power may leave: of what was not synced all, nothing,
+    the names, the data, and parts drawn at random."""
+    disk, seen = power.Disk(), set()
+    ways = [power.EVERYTHING, power.NOTHING, power.NAMES, power.DATA, power.SOME, power.SOME]
+    for call in [None, *calls]:
+        if call is not None:
+            disk.play(call)
+        for left in [disk.left(how, draw) for how in ways]:
+            key = frozenset(it for it in left.items() if not is_swept(it[0]))
+            if key not in seen:
+                seen.add(key)
+                yield left
+
+
+def is_swept(name: str) -> bool:
+    """What a resumed run deletes: the first state with any of it stands for those without."""
+    return Path(name).name == LOCK_FILE or bool(files.LEFTOVER.fullmatch(Path(name).name))
+
+
+def test_a_run_ends_the_same_whatever_a_loss_of_power_leaves_of_it(recipe, tmp_path):
+    with power.recorded(tmp_path) as calls:
+        run(recipe, tmp_path / "out", silent())
+    wanted, whole = ended(tmp_path / "out"), power.read(tmp_path)
+    disk = power.Disk()
+    for call in calls:
+        disk.play(call)
+    assert disk.left(power.EVERYTHING, random.Random(0)) == whole  # nothing was written past it
+    synced = disk.left(power.NOTHING, random.Random(0))
+    assert {name: synced.get(name) for name in whole} == whole
+    found = list(states(calls, random.Random(0)))
+    assert len(found) > 50
+    for number, contents in enumerate(found):
+        assert resumed(recipe, contents, tmp_path / str(number)) == wanted
+
+
+def test_a_line_that_was_never_synced_is_missed(recipe, tmp_path):
+    """What the test above would find: a checkpoint is there, the line of its round is not."""
+    with power.recorded(tmp_path) as calls:
+        run(recipe, tmp_path / "out", silent())
+    syncs = [call for call in calls if call == ("sync", "out/metrics.jsonl")]
+    assert len(syncs) == 3  # of its appends: what is renamed was synced under another name
+    unsynced = [call for call in calls if call not in syncs]
+    last = max(n for n, call in enumerate(unsynced) if call[-1] == "out/checkpoint.safetensors")
+    disk = power.Disk()
+    for call in unsynced[: last + 2]:
+        disk.play(call)
+    said = resumed(recipe, disk.left(power.NOTHING, random.Random(0)), tmp_path / "again")
+    assert "does not have a line for each round up to 3" in str(said)
