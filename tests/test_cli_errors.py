@@ -422,6 +422,7 @@ def test_the_command_itself(tables, tmp_path, options, parts):
         (["run"], "Missing argument"),
         (["run", "recipe.toml"], "Missing option"),
         (["run", "recipe.toml", "--out", "x", "--fast"], "No such option"),
+        (["run", "recipe.toml", "--out", "x", "--flops", "1"], "add --dry-run, or remove it"),
         (["walk"], "No such command"),
     ],
 )

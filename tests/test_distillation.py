@@ -132,6 +132,8 @@ def test_a_pilot_does_not_change_the_rewrites(recipe, tmp_path, monkeypatch):
         (["--pilot", "0"], ["--pilot 0", "at least 1"]),
         ([], ["give --out DIR", "--pilot N"]),
         (["--pilot", "2", "--out", "OUT"], ["one of them"]),
+        (["--pilot", "2", "--report"], ["--report is for --out DIR", "remove it"]),
+        (["--pilot", "2", "--resume"], ["--resume is for --out DIR", "remove it"]),
         (["--out", "OUT", "--set", "federation.targets=raw"], ["no method", "rewrites"]),
         (["--out", "OUT", "--set", "distill.checks=['nice']"], ["has ['nice']", "support"]),
         (["--out", "OUT", "--set", "distill.verify=['nice']"], ["distill.verify has ['nice']"]),

@@ -10,7 +10,7 @@ import pytest
 
 from fedsdr.errors import UserError
 from fedsdr.report import charts, clients, figures, labels, palette, rewrites, series, tables, text
-from fedsdr.report.html import write_report
+from fedsdr.report.html import TEMPLATES, write_report
 from fedsdr.report.load import load
 
 HOSTILE = "<script>alert('x')</script> $\\frac{1}$ & \"quoted\""
@@ -24,22 +24,28 @@ class Page(HTMLParser):
     def __init__(self, html: str) -> None:
         super().__init__()
         self.open: list[str] = []
+        self.boxes: list[str] = []  # the classes of what is open
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
+        self.loose: list[str] = []  # tables outside of a box that scrolls
         self.feed(html)
         self.close()
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        if tag == "table" and self.boxes[-1:] != ["scroll"]:
+            self.loose.append(str(attrs))
         if tag not in VOID:
             self.open.append(tag)
+            self.boxes.append(dict(attrs).get("class") or "")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+        self.boxes.pop()
 
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] not in ("style", "title", "desc"):
@@ -189,6 +195,39 @@ def test_figures_follow_the_theme_and_speak(comparison: Path) -> None:
     assert "FedSDR: from 50% at round 0 to 5" in html
     assert not [colour for colour in palette.placeholders() if colour in html]
     assert "prefers-color-scheme: dark" in html
+
+
+def test_a_telephone_shows_all_of_it(comparison: Path) -> None:
+    """Tables scroll in boxes of their own, figures take the page's width, long words break."""
+    html, page = read(comparison)
+    assert page.count("table") >= 5
+    assert page.loose == []
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in (
+        page.tags
+    )
+    plots = [attrs for tag, attrs in page.tags if tag == "svg" and attrs.get("class") == "plot"]
+    assert all("viewbox" in attrs and not {"width", "height"} & attrs.keys() for attrs in plots)
+    for rule in (
+        ".scroll { overflow-x: auto;", "svg.plot { display: block; width: 100%; height: auto;",
+        "p, dd, td, th, li, pre, h1 { overflow-wrap: anywhere; }", "@media (max-width: 480px)",
+    ):  # fmt: skip
+        assert rule in html
+
+
+@pytest.mark.parametrize("page", sorted(TEMPLATES.glob("*.html.jinja")), ids=lambda p: p.name)
+def test_every_page_is_made_for_a_telephone(page: Path) -> None:
+    source = page.read_text(encoding="utf-8")
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in source
+    assert source.count("<table") == len(
+        re.findall(r"{% call m\.scroll\([^)]+\) %}\n<table", source)
+    )
+
+
+def test_what_was_left_out_has_a_section(comparison: Path) -> None:
+    notices = [{"kind": "left out", "words": f"3 records {HOSTILE}"}]
+    write(comparison / "seed-0" / "notices.json", notices)
+    _, page = read(comparison)
+    assert f"Left out: 3 records {HOSTILE}" in " ".join(page.text.split())
 
 
 def test_output_is_a_function_of_the_files(comparison: Path) -> None:

@@ -1,8 +1,10 @@
 """Files to records: every format and layout, and every error with its place."""
 
+import bz2
 import csv
 import gzip
 import json
+import lzma
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -313,6 +315,57 @@ GZIPPED = gzip.compress(b"prompt,response\na,b\n")
 def test_files_that_cannot_be_read(write, name, content, options, parts):
     said = message(write(name, content), **options)
     assert all(part in said for part in parts), said
+
+
+PAIR = {"prompt": "a", "response": "b"}
+LINE = json.dumps(PAIR)
+TABLE = "prompt,response\na,b\n"
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "part", "mended"),
+    [
+        (("a.jsonl", LINE + "\n" + LINE[:-2], {}), "mend the line", ("a.jsonl", LINE, {})),
+        (("a.json", LINE + "\n" + LINE, {}), 'set format = "jsonl"',
+         ("a.json", LINE, {"format": "jsonl"})),
+        (("a.txt", LINE, {}), 'add format = "jsonl"', ("a.txt", LINE, {"format": "jsonl"})),
+        (("a.jsonl", '{"prompt": NaN}', {}), "remove the row", ("a.jsonl", LINE, {})),
+        (("a.jsonl", '{"prompt": "a", "prompt": "b"}', {}), "mend", ("a.jsonl", LINE, {})),
+        (("a.jsonl", LINE + '\n{"prompt": "a"}', {}), 'set empty = "skip"',
+         ("a.jsonl", LINE + '\n{"prompt": "a"}', {"empty": "skip"})),
+        (("a.csv", "q,r\na,b\n", {}), "fields = {instruction",
+         ("a.csv", "q,r\na,b\n", {"fields": {"instruction": "q", "response": "r"}})),
+        (("a.csv", "prompt;response|\na;b\n", {}), 'delimiter = ";"',
+         ("a.csv", "prompt;response|\na;b\n",
+          {"delimiter": ";", "fields": {"instruction": "prompt", "response": "response|"}})),
+        (("a.csv", TABLE + "c,d,e\n", {}), "in quotes", ("a.csv", TABLE + 'c,"d,e"\n', {})),
+        (("a.csv", TABLE + '"c,d\n', {}), "every quote is closed", ("a.csv", TABLE, {})),
+        (("a.csv", TABLE.replace("b", "ö").encode("latin-1"), {}), '= "latin-1"',
+         ("a.csv", TABLE.replace("b", "ö").encode("latin-1"), {"encoding": "latin-1"})),
+        (("a.csv", TABLE.encode("utf-16"), {}), '= "utf-16"',
+         ("a.csv", TABLE.encode("utf-16"), {"encoding": "utf-16"})),
+        (("a.xlsx", b"PK\3\4", {}), "save its sheet as CSV",
+         ("a.csv", "\ufeff" + TABLE.replace(",", ";").replace("\n", "\r\n"), {})),
+        (("a.jsonl.xz", lzma.compress(LINE.encode()), {}), "unpack it first (unxz), or pack it wi",
+         ("a.jsonl.gz", gzip.compress(LINE.encode()), {})),
+        (("a.jsonl.bz2", bz2.compress(LINE.encode()), {}), "unpack it first (bunzip2)",
+         ("a.jsonl", LINE, {})),
+        (("a.csv", TABLE, {"format": "datasets"}), "use auto", ("a.csv", TABLE, {})),
+        (("a.jsonl", LINE, {"delimiter": ";"}), "remove it", ("a.jsonl", LINE, {})),
+    ],
+)  # fmt: skip
+def test_a_remedy_remedies(write, spoilt, part, mended):
+    name, content, options = spoilt
+    assert part in message(write(name, content), **options)
+    name, content, options = mended
+    assert read(write(name, content), **options)
+
+
+def test_an_encoding_that_cannot_act(tmp_path, folder):
+    path = folder({"prompt": ["a"], "response": ["b"]})
+    said = message(path, encoding="latin-1")
+    assert "encoding = 'latin-1' is for text" in said
+    assert "remove it" in said
 
 
 def test_missing_file(tmp_path):

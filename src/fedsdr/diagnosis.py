@@ -62,6 +62,7 @@ class Options:
 def diagnose(setting: Setting, options: Options, reporter: Reporter) -> dict[str, Any]:
     """Everything, ready for JSON; options that `check_options` has passed."""
     recipe = setting.recipe
+    _check_compared(options, setting.clients)
     bench = setting.workbench(reporter) if _loads(recipe, options) else None
     chat, context = (bench.base.chat, bench.base.context) if bench else _chat(recipe)
     limit = min(recipe.model.max_length, context)
@@ -98,6 +99,21 @@ def check_options(options: Options) -> None:
         raise UserError("--no-model loads no weights: remove it, or --gradients and --distilled")
     if options.rewrites is not None and options.distilled:
         raise UserError("--rewrites and --distilled both say where rewrites come from: give one")
+
+
+def _check_compared(options: Options, clients: Sequence[ClientData]) -> None:
+    """What is measured between clients needs two of them."""
+    asked = {
+        "--gradients": options.gradients,
+        "--distilled": options.distilled,
+        "--rewrites": options.rewrites,
+    }
+    given = [option for option, value in asked.items() if value is not None]
+    if given and len(clients) < 2:
+        raise UserError(
+            f"{given[0]} compares clients, and there is only {clients[0].name!r}: remove it, or "
+            "add a source of another client"
+        )
 
 
 def _loads(recipe: Recipe, options: Options) -> bool:

@@ -37,6 +37,9 @@ def distill(
             )
         if out is None:
             assert pilot is not None
+            if report or resume:
+                option = "--report" if report else "--resume"
+                raise UserError(f"{option} is for --out DIR, and a pilot writes nothing: remove it")
             typer.echo(distillation.pilot(loaded, pilot, reporter))
             return
         for name, folder in distillation.distill(loaded, out, reporter, resume, report).items():

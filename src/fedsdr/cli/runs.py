@@ -54,7 +54,7 @@ def run(
     from fedsdr import recipe as recipes
     from fedsdr import run as runs
 
-    folder = needed(out, dry_run)
+    folder = needed(out, dry_run, flops)
     with session(RESUME) as reporter:
         loaded = recipes.load_recipe(recipe, set_ or [])
         if dry_run:
@@ -76,7 +76,7 @@ def compare(
     from fedsdr import recipe as recipes
     from fedsdr import run as runs
 
-    folder = needed(out, dry_run)
+    folder = needed(out, dry_run, flops)
     with session(RESUME) as reporter:
         loaded = recipes.load_recipe(recipe, set_ or [])
         if dry_run:
@@ -93,8 +93,10 @@ def plan(
     dry_run(recipe, out, seeds, flops, resume)
 
 
-def needed(out: Path | None, dry_run: bool) -> Path:
-    """The run folder, which only a dry run can do without."""
+def needed(out: Path | None, dry_run: bool, flops: float | None) -> Path:
+    """The run folder, which only a dry run can do without; it alone has a use for `flops`."""
+    if flops is not None and not dry_run:
+        raise typer.BadParameter("'--flops' is for an estimate: add --dry-run, or remove it.")
     if out is None and not dry_run:
         raise typer.BadParameter("Missing option '--out' (only --dry-run needs none).")
     return out or Path()

@@ -67,15 +67,22 @@ def read_rows(source: Source) -> Table:
     """A source's rows as they stand in the file, and how they are numbered."""
     path = Path(source.path)
     form = _format(path, source.format)
-    if source.delimiter is not None and form != "csv":
-        raise UserError(
-            f"{path}: delimiter = {source.delimiter!r} is for CSV, and this is read as {form}: "
-            "remove it from the source"
-        )
+    _check_options(path, source, form)
     places, rows = READERS[form](path, source)
     if not rows:
         raise UserError(f"{path} holds no rows: give a file with data, or remove the source")
     return places, rows
+
+
+def _check_options(path: Path, source: Source, form: str) -> None:
+    """Raise `UserError` for an option that does nothing with files of this format."""
+    idle = ""
+    if source.delimiter is not None and form != "csv":
+        idle = f"delimiter = {source.delimiter!r} is for CSV"
+    elif source.encoding != "utf-8" and form in ("parquet", "datasets", "hub"):
+        idle = f"encoding = {source.encoding!r} is for text files"
+    if idle:
+        raise UserError(f"{path}: {idle}, and this is read as {form}: remove it from the source")
 
 
 def _format(path: Path, wanted: str) -> str:
@@ -184,7 +191,7 @@ def _read_csv(path: Path, source: Source) -> Table:
 
 
 def _read_parquet(path: Path, source: Source) -> Table:
-    """Rows of a Parquet file. `encoding` does not matter: its texts are Unicode."""
+    """Rows of a Parquet file."""
     del source
     import pyarrow.parquet  # takes a while, and few runs need it
 
@@ -202,8 +209,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _read_datasets(path: Path, source: Source) -> Table:
-    """Rows of a `datasets` folder, of its split "train" where it has several. `encoding` does
-    not matter: its texts are Unicode."""
+    """Rows of a `datasets` folder, of its split "train" where it has several."""
     del source
     import datasets  # takes a second, and few runs need it
 
