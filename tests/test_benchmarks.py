@@ -31,6 +31,7 @@ from fedsdr.evaluate.benchmarks.results import Question, Result
 from fedsdr.evaluate.benchmarks.table import TASKS, choose
 from fedsdr.evaluate.benchmarks.truthfulqa import score as truthfulqa_score
 from fedsdr.model.base import BaseModel, load_base
+from fedsdr.model.identity import model_identity
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.progress import silent
 from real import EVAL
@@ -103,7 +104,8 @@ def base_of(family: str = "llama", streams: bool = False, **changes: Any) -> Bas
     model = models.make(family)
     for key, value in changes.items():
         setattr(model.config, key, value)
-    base = BaseModel(model, ChatFormat(tokenizer()), "tiny")
+    chat = ChatFormat(tokenizer())
+    base = BaseModel(model, chat, "tiny", model_identity(model, chat))
     if streams:
         two = TwoStreamModel(model, "all-linear", 3, 6.0)
         for seed, stream in enumerate((Stream.RECTIFY, Stream.SMOOTH), start=1):
@@ -327,7 +329,8 @@ def test_shots_are_left_out_until_a_prompt_fits_and_a_longer_question_is_counted
     ],
 )  # fmt: skip
 def test_special_tokens_are_put_before_prompts_as_asked(chat, bos, starts):
-    base = BaseModel(models.make("llama"), ChatFormat(tokenizer(bos=True)), "tiny")
+    model, with_bos = models.make("llama"), ChatFormat(tokenizer(bos=True))
+    base = BaseModel(model, with_bos, "tiny", model_identity(model, with_bos))
     lm = StreamLM(base, Options(chat=chat, bos=bos), silent())
     assert lm.puts_bos is starts
     before, after = lm._encode_pair("a b", " c")

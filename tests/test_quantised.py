@@ -8,9 +8,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from fedsdr import recipe as recipes
 from fedsdr.errors import UserError
 from fedsdr.model import quantised
-from fedsdr.model.base import fingerprint, load_base
+from fedsdr.model.base import load_base
 from fedsdr.model.choose import Job
 from fedsdr.model.generate import generate
+from fedsdr.model.identity import differing, tensors_digest
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.model.outline import outline, weight_bytes
 from fedsdr.model.peft_format import read_adapter
@@ -103,26 +104,28 @@ def test_weights_take_the_bytes_that_were_foretold(kind, tmp_path):
 
 
 @KINDS
-def test_the_fingerprint_is_of_the_quantised_weights(kind, tmp_path):
-    one = fingerprint(load(save_family("llama", tmp_path / "a"), kind).model)
-    again = fingerprint(load(tmp_path / "a", kind).model)
-    other = fingerprint(load(save_family("llama", tmp_path / "b", seed=1), kind).model)
-    plain = fingerprint(load_base(str(tmp_path / "a"), device="cpu").model)
-    assert one == again
-    assert len({one, other, plain}) == 3
+def test_the_identity_is_of_the_quantised_weights(kind, tmp_path):
+    one = load(save_family("llama", tmp_path / "a"), kind).identity
+    again = load(tmp_path / "a", kind).identity
+    other = load(save_family("llama", tmp_path / "b", seed=1), kind).identity
+    plain = load_base(str(tmp_path / "a"), device="cpu").identity
+    assert differing(one, again) == []
+    assert differing(one, other) == ["weights"]
+    assert set(differing(one, plain)) <= {"weights", "dtype", "quantisation"}
+    assert "quantisation" in differing(one, plain)
 
 
 @KINDS
-def test_scales_are_part_of_the_fingerprint(kind, tmp_path):
+def test_scales_are_part_of_the_identity(kind, tmp_path):
     model = load(save_family("llama", tmp_path), kind).model
-    before = fingerprint(model)
+    before = tensors_digest(model.state_dict())
     layer = model.get_submodule("model.layers.0.mlp.up_proj")
     with torch.no_grad():
         scale = layer.weight.quant_state.absmax if kind == "nf4" else layer.weight.SCB
         if kind == "int8" and scale is None:
             scale = layer.state.SCB
         scale.mul_(2)
-    assert fingerprint(model) != before
+    assert tensors_digest(model.state_dict()) != before
 
 
 @KINDS

@@ -302,14 +302,15 @@ def test_a_client_with_another_recipe_or_model_is_turned_away(federation, tmp_pa
             loopback(sides), **{"deployment.min_clients": 3, "deployment.wait_seconds": 0.5}
         )
     sides = federation.clients()
-    sides["anna"].bench.fingerprint = "another"  # who comes first decides nothing
-    with pytest.raises(UserError, match="base model has other weights"):
+    bench = sides["anna"].bench  # who comes first decides nothing
+    bench.identity = {**bench.identity, "tokenizer": "another"}
+    with pytest.raises(UserError, match=r"base model is not the other clients': .* in tokenizer"):
         federation.serve(
             loopback(sides), "two", **{"deployment.min_clients": 3, "deployment.wait_seconds": 0.5}
         )
     out = federation.serve(loopback(sides), "most")
     assert [row["clients"] for row in rows(out)] == [["ben", "cleo"]] * 3
-    assert files.read_json(out / "environment.json")["data"] == sides["ben"].bench.fingerprint
+    assert files.read_json(out / "environment.json")["identity"] == sides["ben"].bench.identity
 
 
 def listing(folder: Path) -> dict[str, bytes]:

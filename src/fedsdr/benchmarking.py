@@ -5,11 +5,12 @@ OUT/summary.json                 all results of OUT with their paired difference
 OUT/against.json                 paired differences to another run's results
 
 OUT is `benchmarks/` of the run folder. Pairs of model and benchmark that are done already are not
-evaluated again, so an interrupted evaluation goes on where it stopped.
+evaluated again, so an interrupted evaluation goes on where it stopped. A result says by content
+what model and benchmark it is of: where either has changed, nothing of OUT is used.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote
@@ -21,6 +22,7 @@ from fedsdr.evaluate.benchmarks.results import Result
 from fedsdr.evaluate.benchmarks.table import HUB, Chosen, choose
 from fedsdr.folders import BENCHMARKS, RECIPE_FILE, locked
 from fedsdr.model.base import BaseModel, check_model, load_base
+from fedsdr.model.identity import Identity, differing
 from fedsdr.progress import Reporter
 from fedsdr.trained import BASE, CLIENT, Models, open_run
 
@@ -58,7 +60,11 @@ class Opened(Protocol):
     @property
     def base(self) -> BaseModel: ...
 
+    def names(self) -> list[str]: ...
+
     def use(self, name: str) -> None: ...
+
+    def identity(self, name: str) -> Identity: ...
 
 
 @dataclass(frozen=True)
@@ -67,8 +73,14 @@ class Plain:
 
     base: BaseModel
 
+    def names(self) -> list[str]:
+        return [BASE]
+
     def use(self, name: str) -> None:
         assert name == BASE
+
+    def identity(self, name: str) -> Identity:
+        return self.base.identity
 
 
 def benchmark(request: Request, reporter: Reporter) -> dict[str, Any]:
@@ -145,6 +157,7 @@ def evaluate(
     models = _open(request, reporter)
     options = Options(request.limit, request.chat, request.bos, request.batch_size)
     suite = Suite(chosen, models.base, options, reporter)
+    _check_models(out, models)
     todo = {name: _missing(out, name, chosen, suite.settings) for name in names}
     if others is not None:
         _check_against(others, request, names, suite)
@@ -153,8 +166,24 @@ def evaluate(
             if tasks:
                 models.use(name)
             for task in tasks:
-                results.write(out, suite.run(task, name))
+                result = suite.run(task, name)
+                results.write(out, replace(result, identity=models.identity(name)))
                 bar.advance()
+
+
+def _check_models(out: Path, models: Opened) -> None:
+    """Raise unless every result that is there is of the model that has its name now; of a name
+    that the models have not, unless it is of the same base model."""
+    for done in stored(out):
+        own = done.model in models.names()
+        now = models.identity(done.model) if own else models.base.identity
+        parts = differing(now, done.identity) or (differing(done.identity, now) if own else [])
+        if parts:
+            how = f"other {', '.join(parts)}" if done.identity else "which one, it does not say"
+            raise UserError(
+                f"{results.place(out, done.model, done.task)} is of another model than "
+                f"{done.model!r} is now ({how}): give another --out, or delete that file"
+            )
 
 
 def _missing(out: Path, model: str, chosen: Sequence[Chosen], settings: Any) -> list[str]:
@@ -165,7 +194,11 @@ def _missing(out: Path, model: str, chosen: Sequence[Chosen], settings: Any) -> 
         if done is None:
             missing.append(task)
         elif changed := [key for key in asked if asked[key] != done.settings.get(key)]:
-            key = changed[0]
+            if (key := changed[0]) == "benchmark":
+                raise UserError(
+                    f"{results.place(out, model, task)} was evaluated on other files (questions, "
+                    "shots, or how they are asked): give another --out"
+                )
             raise UserError(
                 f"{results.place(out, model, task)} was evaluated with {key} = "
                 f"{done.settings.get(key)}, not {asked[key]}: give another --out, or the same "

@@ -1,14 +1,14 @@
 """Runs: a recipe with its baselines, the same over several seeds, and the demonstration."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from fedsdr import files
 from fedsdr.data.partition import describe, fingerprint
-from fedsdr.data.records import ClientData
+from fedsdr.engines.workbench import Workbench
 from fedsdr.environment import describe_environment
 from fedsdr.errors import UserError
 from fedsdr.folders import (
@@ -26,6 +26,7 @@ from fedsdr.folders import (
     method_folders,
 )
 from fedsdr.method_run import run_method
+from fedsdr.model.identity import differing
 from fedsdr.notices import announce, as_rows
 from fedsdr.progress import Reporter
 from fedsdr.recipe import load_recipe
@@ -54,7 +55,7 @@ def run(recipe: Recipe, out: Path, reporter: Reporter, resume: bool = False) -> 
         claim_folder(out, recipe)
         files.write_json(out / NOTICES_FILE, as_rows(setting.notices))
         reporter.say("model: " + ", ".join(f"{k} {v}" for k, v in bench.description.items()))
-        record_start(out, bench.clients, recipe.seed, bench.description)
+        record_start(out, bench, recipe.seed, reporter)
         backends = choose(recipe.tracking.backends)
         for name, folder, each in method_folders(recipe, out):
             follower = Follower(backends, tracked(each, out.name, name, out, folder), reporter)
@@ -104,17 +105,30 @@ def demo(out: Path, seeds: Sequence[int], reporter: Reporter) -> dict[str, Any]:
         return _compare(recipe, recipes, out, reporter, resume=True)
 
 
-def record_start(
-    out: Path, clients: Sequence[ClientData], seed: int, model: Mapping[str, Any]
-) -> None:
-    """Note what the run runs on and who holds what; a resumed run must find the same data."""
-    data = fingerprint(clients)
+def record_start(out: Path, bench: Workbench, seed: int, reporter: Reporter) -> None:
+    """Note what the run runs on and who holds what; a resumed run must find the same model, data
+    and benchmarks."""
+    asked = {} if bench.benchmarks is None else dict(bench.benchmarks.identities())
+    now = {
+        "identity": dict(bench.identity), "data": fingerprint(bench.clients), "benchmarks": asked
+    }  # fmt: skip
     file = out / ENVIRONMENT_FILE
     if not file.exists():
-        files.write_json(out / PARTITION_FILE, describe(clients))
-        files.write_json(file, describe_environment(seed) | {"model": dict(model), "data": data})
-    elif files.read_json(file)["data"] != data:
+        files.write_json(out / PARTITION_FILE, describe(bench.clients))
+        model = {"model": dict(bench.description)}
+        files.write_json(file, describe_environment(seed) | model | now)
+        return
+    before = files.read_json(file)
+    remedy = "resume with the files it was started with, or give another --out"
+    if before["data"] != now["data"]:
+        raise UserError(f"the data have changed since {out} was begun: {remedy}")
+    known = {task: it for task, it in before.get("benchmarks", {}).items() if task in asked}
+    if tasks := differing(known, asked):
+        raise UserError(f"benchmark {tasks[0]!r} has changed since {out} was begun: {remedy}")
+    if "identity" not in before:  # begun by an earlier version
+        reporter.say(f"{out} does not say what base model it was begun with: it is taken for this")
+        files.write_json(file, before | now)
+    elif parts := differing(before["identity"], bench.identity):
         raise UserError(
-            f"the data have changed since {out} was begun: resume with the files it was "
-            "started with, or give another --out"
+            f"the base model has changed since {out} was begun, in its {', '.join(parts)}: {remedy}"
         )

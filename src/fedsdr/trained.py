@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from fedsdr import files
 from fedsdr.adapters import Adapter
 from fedsdr.errors import UserError
-from fedsdr.folders import RECIPE_FILE, RESULT_FILE, method_folders
+from fedsdr.folders import ENVIRONMENT_FILE, RECIPE_FILE, RESULT_FILE, method_folders
 from fedsdr.model.base import BaseModel
+from fedsdr.model.identity import FORMAT, Identity, adapted, differing
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.model.peft_format import WEIGHTS, read_adapter
 from fedsdr.progress import Reporter
@@ -81,6 +83,31 @@ class Finished:
         """The adapters that make the base model into the one called `name`."""
         return {stream: read_adapter(p) for stream, p in self.adapter_folders(name).items()}
 
+    def base_identity(self) -> Identity:
+        """What the run's base model was; {} for a run that did not note it."""
+        path = self.folder / ENVIRONMENT_FILE
+        return dict(files.read_json(path).get("identity", {})) if path.exists() else {}
+
+    def identity(self, name: str, base: Identity) -> Identity:
+        """Of the model called `name`, made from that base."""
+        lora = self.recipe.lora
+        return adapted(base, self.adapters(name), lora.alpha / lora.rank)
+
+    def check_base(self, found: Identity, reporter: Reporter) -> None:
+        """Raise `UserError` where what is found now is not of the model that the run was made with.
+
+        On another device "auto" may be another dtype: the weights cannot be compared then.
+        """
+        parts = differing({p: d for p, d in self.base_identity().items() if p in found}, found)
+        if "dtype" in parts:
+            reporter.say(f"the base model is {found['dtype']} here, and was not in {self.folder}")
+            parts = [part for part in parts if part not in ("weights", *FORMAT)]
+        if parts:
+            raise UserError(
+                f"the base model has changed since {self.folder} was run, in its "
+                f"{', '.join(parts)}: put back the model and the template that it was run with"
+            )
+
 
 def personal(folder: Path) -> list[str]:
     """The clients of a method's folder that have a model of their own."""
@@ -107,15 +134,30 @@ def open_run(folder: Path) -> Finished:
     return Finished(folder, recipe, methods)
 
 
+def open_base(run: Finished, reporter: Reporter) -> BaseModel:
+    """The base model that a run was made with. Raises `UserError` where it is another one now."""
+    base = base_of(run.recipe, reporter)
+    run.check_base(base.identity, reporter)
+    return base
+
+
 class Models:
     """The models of a finished run in one process: a base model and the adapters put into it."""
 
     def __init__(self, run: Finished, reporter: Reporter) -> None:
         """Load the base model with the run's streams, all of them off."""
         self.run = run
-        self.base: BaseModel = base_of(run.recipe, reporter)
+        self.base = open_base(run, reporter)
         lora = run.recipe.lora
         self.streams = TwoStreamModel(self.base.model, lora.targets, lora.rank, lora.alpha)
+
+    def names(self) -> list[str]:
+        """All that `use` takes."""
+        return self.run.model_names()
+
+    def identity(self, name: str) -> Identity:
+        """Of the model called `name`, by its content."""
+        return self.run.identity(name, self.base.identity)
 
     def use(self, name: str) -> None:
         """Make `base.model` the model called `name`."""

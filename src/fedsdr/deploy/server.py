@@ -33,6 +33,7 @@ from fedsdr.folders import (
     method_folders,
 )
 from fedsdr.method_run import conclude, noise_seed, round_options
+from fedsdr.model.identity import Identity
 from fedsdr.model.lora import TwoStreamModel
 from fedsdr.model.outline import outline
 from fedsdr.model.peft_format import AdapterSettings, target_modules
@@ -105,10 +106,12 @@ def run_name(out: Path) -> str:
     return str(files.read_json(path)["run"])
 
 
-def known_model(out: Path) -> str:
-    """The fingerprint of the base model that a run began on; "" for one that is to begin."""
+def known_model(out: Path) -> Identity:
+    """The base model that a run began on; {} for one that is to begin."""
     file = out / ENVIRONMENT_FILE
-    return str(files.read_json(file)["data"]) if file.exists() else ""
+    found = files.read_json(file) if file.exists() else {"identity": {}}
+    # Earlier versions noted the weights alone.
+    return dict(found["identity"]) if "identity" in found else {"weights": str(found["data"])}
 
 
 def record_federation(out: Path, recipe: Recipe, board: Switchboard) -> None:
@@ -118,7 +121,7 @@ def record_federation(out: Path, recipe: Recipe, board: Switchboard) -> None:
         return
     files.write_json(out / PARTITION_FILE, [{"name": client} for client in board.roster])
     described = describe_environment(recipe.seed)
-    files.write_json(file, described | {"model": {"fingerprint": board.model}, "data": board.model})
+    files.write_json(file, described | {"identity": dict(board.model)})
 
 
 def known_weights(folder: Path, prepared: Mapping[str, float]) -> dict[str, float]:

@@ -18,6 +18,7 @@ from fedsdr.deploy.egress import UndeclaredError, check_declared
 from fedsdr.deploy.identity import PrivateKey, PublicKey, digest, seal, unseal
 from fedsdr.deploy.wire import Answer, Request, WireError, decode_answer, encode
 from fedsdr.errors import UserError
+from fedsdr.model.identity import Identity, differing, read_identity
 from fedsdr.progress import Reporter
 from fedsdr.sections.recipe import Recipe
 from fedsdr.training.rounds import Absent
@@ -88,8 +89,8 @@ class Switchboard:
         self.link, self.recipe, self.run, self.roster = link, recipe, run, roster
         self.reporter, self.key, self.pause = reporter, key, pause
         self.places: dict[str, int] = {}  # client -> node
-        self.model = ""  # the fingerprint that all clients' base models must have
-        self._models: dict[str, str] = {}  # client -> the fingerprint that it told
+        self.model: Identity = {}  # what all clients' base models must be; {} before it is settled
+        self._models: dict[str, str] = {}  # client -> its base model's identity, as it was told
         self._greeted: dict[str, _Sent] = {}  # hellos on their way, by message
         self._strangers: dict[int, str] = {}  # node -> why it is no client of ours
         self.agreement = agreement(recipe)
@@ -125,11 +126,12 @@ class Switchboard:
         are turned away."""
         came = Counter(self._models[client] for client in self.roster if client in self.places)
         if not self.model and came:
-            [(self.model, _)] = came.most_common(1)
+            [(most, _)] = came.most_common(1)
+            self.model = read_identity(most)
         for client, node in list(self.places.items()):
-            if self._models[client] != self.model:
+            if parts := differing(self.model, read_identity(self._models[client])):
                 del self.places[client]
-                self._turn_away(node, _other_weights(self._models[client]))
+                self._turn_away(node, _other_model(parts))
 
     def _turn_away(self, node: int, why: str) -> None:
         self._strangers[node] = why
@@ -158,8 +160,10 @@ class Switchboard:
             if answer.refused:
                 raise WireError(answer.refused)
             model = answer.facts.get("model", "")
-            if self.model and model != self.model:
-                raise WireError(_other_weights(model))
+            if not (told := read_identity(model)):
+                raise WireError("it does not say what its base model is: is its fedsdr the same?")
+            if parts := differing(self.model, told):
+                raise WireError(_other_model(parts))
         except WireError as error:
             self._turn_away(node, str(error))
             return
@@ -273,8 +277,8 @@ class Switchboard:
         return answer
 
 
-def _other_weights(model: str) -> str:
-    return f"its base model has other weights than the other clients' ({model})"
+def _other_model(parts: Sequence[str]) -> str:
+    return f"its base model is not the other clients': it differs in {', '.join(parts)}"
 
 
 def _check_matches(answer: Answer, request: Request, digest: str) -> None:

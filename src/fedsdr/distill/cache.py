@@ -1,9 +1,9 @@
 """The rewrite cache: generated texts by the content they depend on, in one SQLite file.
 
-A key covers the weights, the prompt's tokens and the sampling, so a second method, another run
-or a resumed one finds what is already there and nothing stale. Each batch is one transaction:
-a kill loses at most the batch that was being generated. The file holds private text and is
-readable by its owner alone.
+A key covers the teacher's identity (`fedsdr.model.identity`), the prompt's tokens and the
+sampling, so a second method, another run or a resumed one finds what is already there and nothing
+stale. Each batch is one transaction: a kill loses at most the batch that was being generated. The
+file holds private text and is readable by its owner alone.
 """
 
 import hashlib
@@ -19,11 +19,13 @@ from fedsdr.errors import UserError
 from fedsdr.model.choose import Job
 
 
-def job_key(fingerprint: str, job: Job, temperature: float, generator: str = "fedsdr") -> str:
-    """The cache key of one generation; a greedy one does not depend on the seed."""
+def job_key(teacher: str, job: Job, temperature: float, generator: str = "fedsdr") -> str:
+    """The cache key of one generation; a greedy one does not depend on the seed.
+
+    teacher: digest of its identity.
+    """
     seed = job.seed if temperature > 0 else 0
-    other = [] if generator == "fedsdr" else [generator]  # what lies in caches has no name in it
-    content = json.dumps([fingerprint, list(job.prompt), job.limit, temperature, seed, *other])
+    content = json.dumps([teacher, list(job.prompt), job.limit, temperature, seed, generator])
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 

@@ -71,11 +71,11 @@ class Rewritten:
 
 @dataclass(frozen=True)
 class Teacher:
-    """The model that rewrites, frozen, with all streams off; `fingerprint` is of its weights."""
+    """The model that rewrites, frozen, with all streams off. identity: digest of all that it is."""
 
     model: Any
     chat: ChatFormat
-    fingerprint: str
+    identity: str
     context: int  # tokens, prompt and rewrite together
 
 
@@ -119,7 +119,7 @@ def begun(
     """For each record, whether the cache holds its first attempt."""
     for record in records:
         job = rewriting_job(teacher.chat, record, options, seed, attempt=0)
-        key = job_key(teacher.fingerprint, job, options.temperature, options.generator)
+        key = job_key(teacher.identity, job, options.temperature, options.generator)
         yield cache.get(key) is not None
 
 
@@ -151,8 +151,7 @@ def _generate_cached(
     """
     rows, generate = options.batch_size, GENERATORS[options.generator]
     keys = {
-        i: job_key(teacher.fingerprint, job, temperature, options.generator)
-        for i, job in jobs.items()
+        i: job_key(teacher.identity, job, temperature, options.generator) for i, job in jobs.items()
     }
     order = sorted(jobs, key=lambda i: (len(jobs[i].prompt), jobs[i].limit, i))
     size = GROUP * rows

@@ -19,8 +19,9 @@ from fedsdr.distill.rewrite import Rewritten, Teacher, rewrite_records
 from fedsdr.distill.verify import build_verifier
 from fedsdr.evaluate.loss import LossEvaluator
 from fedsdr.metrics import Metrics
-from fedsdr.model.base import BaseModel, fingerprint
+from fedsdr.model.base import BaseModel
 from fedsdr.model.checkpointing import check_checkpointing
+from fedsdr.model.identity import identity_digest
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.model.peft_format import AdapterSettings, target_modules
 from fedsdr.progress import Reporter
@@ -44,6 +45,10 @@ class Benchmarks(Protocol):
 
     def scores(self, model: str) -> Metrics: ...
 
+    def identities(self) -> Mapping[str, str]:
+        """Benchmark -> digest of all that its scores depend on, apart from the model."""
+        ...
+
 
 class Workbench:
     """Everything heavy, made once from a recipe's model, lora and data."""
@@ -64,7 +69,7 @@ class Workbench:
         if recipe.model.gradient_checkpointing:
             check_checkpointing(base.model)
         self.max_length = min(recipe.model.max_length, base.context)
-        self.fingerprint, self.description = fingerprint(base.model), base.description
+        self.identity, self.description = base.identity, base.description
         lora = recipe.lora
         self.model = TwoStreamModel(base.model, lora.targets, lora.rank, lora.alpha)
         self.raw = {client.name: list(encoded[client.name].train) for client in clients}
@@ -130,7 +135,8 @@ class Workbench:
     def teacher(self) -> Teacher:
         """The model that rewrites: the base model, every stream off."""
         self.use(Personal(None))
-        return Teacher(self.base.model, self.base.chat, self.fingerprint, self.base.context)
+        identity = identity_digest(self.identity)
+        return Teacher(self.base.model, self.base.chat, identity, self.base.context)
 
     def benchmark(self, deployed: Adapter, name: str) -> Metrics:
         """The benchmarks' scores of a global model; every method's first one is the base model,

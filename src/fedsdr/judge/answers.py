@@ -10,9 +10,10 @@ from fedsdr.data.records import Turn
 from fedsdr.errors import UserError
 from fedsdr.judge.journal import Journal
 from fedsdr.judge.questions import Question
-from fedsdr.model.base import BaseModel
+from fedsdr.model.base import BaseModel, choose_device, choose_dtype
 from fedsdr.model.choose import Job
 from fedsdr.model.generate import generate
+from fedsdr.model.identity import Identity, identity_digest
 from fedsdr.progress import Reporter
 from fedsdr.trained import Finished, Models
 
@@ -46,11 +47,14 @@ def answers_of(
     """What the run's models of these names say, at most `limit` new tokens a turn.
 
     Turn by turn, since a later one builds on the answers to those before. The base model is
-    loaded only where an answer is missing.
+    loaded only where an answer is missing, or where the run does not say what it was.
     """
     journal = Journal(run.folder / ANSWERS_FILE)
-    makers = {name: _identity(run, name) for name in names}
     models: Models | None = None
+    if not (base := run.base_identity()):
+        models = Models(run, reporter)
+        base = models.base.identity
+    makers = {name: _maker(run, name, base) for name in names}
     for name, maker in makers.items():
         keys = [(q, turn) for q in questions for turn in range(len(q.turns))]
         missing = [(q, t) for q, t in keys if journal.get(_key(maker, q, t, limit)) is None]
@@ -123,15 +127,12 @@ def _stored(
     return tuple(answers)
 
 
-def _identity(run: Finished, name: str) -> str:
-    """A digest of what the answers depend on: the recipe's model and the adapters put into it."""
-    made = run.recipe.model_dump(mode="json", include={"model", "lora", "lab", "seed"})
-    digest = hashlib.blake2b(json.dumps(made, sort_keys=True).encode(), digest_size=16)
-    for stream, adapter in run.adapters(name).items():
-        for key, tensor in sorted(adapter.items()):
-            digest.update(f"{stream} {key}".encode())
-            digest.update(tensor.contiguous().float().numpy().tobytes())
-    return digest.hexdigest()
+def _maker(run: Finished, name: str, base: Identity) -> str:
+    """A digest of whose answers they are; in another dtype they may be others."""
+    options = run.recipe.model
+    dtype = choose_dtype(run.recipe.dtype, choose_device(options.device))
+    here = {**base, "dtype": str(dtype).removeprefix("torch.")}
+    return identity_digest(run.identity(name, here))
 
 
 def _key(maker: str, question: Question, turn: int, limit: int) -> str:

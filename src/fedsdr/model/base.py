@@ -1,7 +1,5 @@
 """Loading a base model: any causal language model that transformers loads, with its tokenizer."""
 
-import hashlib
-import math
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,6 +11,7 @@ from fedsdr.data.template import ChatFormat
 from fedsdr.errors import UserError
 from fedsdr.model.fit import check_fits
 from fedsdr.model.folder import check_model_path, check_weight_files
+from fedsdr.model.identity import Identity, model_identity
 from fedsdr.model.quantised import check_quantisation, keep_differentiable, loading_options
 
 UNBOUNDED: Final = 2**20  # tokens, for models whose positions are computed and not stored
@@ -21,11 +20,12 @@ DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16"
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A frozen base model and how to talk to it."""
+    """A frozen base model and how to talk to it. identity: as it was loaded, without adapters."""
 
     model: Any
     chat: ChatFormat
     path: str
+    identity: Identity
 
     @property
     def pad(self) -> int:
@@ -92,7 +92,8 @@ def load_base(
         model.to(place)
     else:  # it is there already
         keep_differentiable(model)
-    return BaseModel(model, ChatFormat(tokenizer, template), path)
+    chat = ChatFormat(tokenizer, template)
+    return BaseModel(model, chat, path, model_identity(model, chat))
 
 
 def check_model(
@@ -157,15 +158,3 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
         return DTYPES[name]
     fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if fast else torch.float32
-
-
-def fingerprint(model: Any) -> str:
-    """A digest of all weights, in name order: what the rewrite cache is keyed by."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        flat = tensor.detach().cpu().contiguous().view(-1)
-        step = max(1, 2**26 // max(1, flat.element_size()))
-        for start in range(0, math.prod(tensor.shape), step):
-            digest.update(flat[start : start + step].view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

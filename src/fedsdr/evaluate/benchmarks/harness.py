@@ -10,8 +10,10 @@ import copy
 import io
 import json
 import logging
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 from datasets import Dataset
@@ -27,6 +29,7 @@ from fedsdr.evaluate.benchmarks.subject import Benchmark, Subject
 from fedsdr.evaluate.benchmarks.table import HUB, Chosen, task_manager
 from fedsdr.metrics import Mean, Metrics
 from fedsdr.model.base import BaseModel
+from fedsdr.model.identity import content_digest
 from fedsdr.progress import Bar, Reporter
 
 FEWSHOT_SEED = 1234  # lm-eval's own default, for its own tasks; ours draw nothing
@@ -200,6 +203,7 @@ class Suite:
             self.lm = StreamLM(base, options, reporter)
             self.tasks = {each.name: self._tasks(each) for each in chosen}
         self.shots = {each.name: each.benchmark.shots for each in chosen if each.benchmark}
+        self._identities = {each.name: self._identity(each) for each in chosen}
 
     def _tasks(self, chosen: Chosen) -> dict[str, Any]:
         if chosen.benchmark is None:
@@ -209,6 +213,17 @@ class Suite:
             name: FittingTask(name, chosen.benchmark, subject, self.lm)
             for name, subject in zip(names, chosen.subjects, strict=True)
         }
+
+    def _identity(self, chosen: Chosen) -> str:
+        if chosen.benchmark is not None:
+            return content_digest(chosen.benchmark.content(chosen.subjects))
+        return content_digest(
+            [metadata.version("lm_eval"), *map(_hub_content, self.tasks[chosen.name].values())]
+        )
+
+    def identities(self) -> Mapping[str, str]:
+        """Benchmark -> digest of its questions, its shots, and how they are asked and scored."""
+        return self._identities
 
     def settings(self, task: str) -> dict[str, Any]:
         """What must agree between two results for their questions to be paired."""
@@ -222,6 +237,7 @@ class Suite:
             "chat": options.chat,
             "bos": lm.puts_bos,
             "context": lm.max_length,
+            "benchmark": self._identities[task],
         }
 
     def questions(self, task: str) -> list[Question]:
@@ -294,6 +310,14 @@ def content_hash(doc: Any) -> str:
     """The hash that lm-eval's log gives a question."""
     text = json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False)
     return str(hash_string(text))[:HASH]
+
+
+def _hub_content(task: Any) -> list[Any]:
+    """All that the scores of one of lm-eval's own tasks depend on, apart from the model."""
+    shots = task.fewshot_docs() if task.config.num_fewshot else []
+    docs = [content_hash(doc) for rows in (task.eval_docs, shots) for doc in rows]
+    # Functions without source text are printed with where they lie in memory.
+    return [re.sub("0x[0-9a-f]+", "", str(task.config.to_dict())), docs]
 
 
 def hub_tasks(name: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ wrote is not kept: a client's own model may repeat what it was trained on.
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,6 +18,7 @@ from urllib.parse import quote
 from fedsdr import files
 from fedsdr.errors import UserError
 from fedsdr.evaluate.intervals import Estimate, paired_difference
+from fedsdr.model.identity import Identity
 
 Settings = Mapping[str, Any]
 
@@ -40,13 +41,14 @@ class Result:
     """One model on one benchmark; the first metric is the headline.
 
     The tasks of a group of lm-eval's may have metrics of their own: each is a mean over the
-    questions that have it.
+    questions that have it. identity: of the model by its content; {} where it is not known.
     """
 
     model: str
     task: str
     settings: Settings
     questions: tuple[Question, ...]
+    identity: Identity = field(default_factory=dict)
 
     @property
     def metrics(self) -> list[str]:
@@ -64,6 +66,7 @@ class Result:
         return {
             "model": self.model,
             "task": self.task,
+            "identity": dict(self.identity),
             "settings": dict(self.settings),
             "questions": len(self.questions),
             "fewer_shots": sum(q.shots is not None and q.shots < shots for q in self.questions),
@@ -110,16 +113,21 @@ def paired(a: Result, b: Result, metric: str) -> Estimate:
 def check_paired(a: Result, b: Result) -> None:
     """Raise `UserError` unless the two were asked the same questions in the same way."""
     if changed := [k for k in a.settings if a.settings[k] != b.settings.get(k)]:
-        key = changed[0]
+        if (key := changed[0]) == "benchmark":
+            raise _other_questions(a, b)
         raise UserError(
             f"{a.task}: {a.model} and {b.model} cannot be paired: {key} is {a.settings[key]} "
             f"against {b.settings.get(key)}: evaluate both with the same options"
         )
     if [(q.id, q.hash) for q in a.questions] != [(q.id, q.hash) for q in b.questions]:
-        raise UserError(
-            f"{a.task}: {a.model} and {b.model} cannot be paired: they were not asked the same "
-            "questions: evaluate both on the same data folder"
-        )
+        raise _other_questions(a, b)
+
+
+def _other_questions(a: Result, b: Result) -> UserError:
+    return UserError(
+        f"{a.task}: {a.model} and {b.model} cannot be paired: they were not asked the same "
+        "questions with the same shots: evaluate both on the same data folder"
+    )
 
 
 def place(folder: Path, model: str, task: str) -> Path:
@@ -143,7 +151,7 @@ def read(folder: Path, model: str, task: str) -> Result | None:
         summary = files.read_json(path)
         questions = tuple(Question(**row) for row in rows)
         complete = len(questions) == summary["questions"]
-        result = Result(model, task, summary["settings"], questions)
+        result = Result(model, task, summary["settings"], questions, summary.get("identity", {}))
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is not a result of fedsdr eval: delete it") from error
     if not complete or not questions:

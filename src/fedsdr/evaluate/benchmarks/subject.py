@@ -37,7 +37,8 @@ class Benchmark:
     target: the answer's text, or its index where there are choices.
     score: from what the model said, a text, or the log-likelihood of each choice in nats.
     choices: the continuations that are compared; None where the model writes its answer.
-    until, tokens: where a written answer ends, and its most tokens.
+    until, tokens: where a written answer ends, and its most tokens. version: goes up with every
+    change of `score`: results are kept by it.
     """
 
     line: str
@@ -52,6 +53,18 @@ class Benchmark:
     choices: Callable[[Row], list[str]] | None = None
     until: tuple[str, ...] = ("\n",)
     tokens: int = 32
+    version: int = 1
+
+    def content(self, subjects: Sequence[Subject]) -> list[Any]:
+        """All that scores depend on apart from the model, as JSON can write it: the rows, and how
+        they are asked."""
+        how = [self.version, self.shots, self.metrics, self.until, self.tokens]
+        return [how, *([s.name, s.introduction, *map(self._asked, (s.shots, s.questions))]
+                       for s in subjects)]  # fmt: skip
+
+    def _asked(self, rows: Sequence[Row]) -> list[Any]:
+        choices = self.choices or (lambda row: [])
+        return [[row, self.prompt(row), self.target(row), choices(row)] for row in rows]
 
 
 def lettered(question: str, options: Sequence[str]) -> str:
