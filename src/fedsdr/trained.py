@@ -98,9 +98,11 @@ class Finished:
 
         On another device "auto" may be another dtype: the weights cannot be compared then.
         """
-        parts = differing({p: d for p, d in self.base_identity().items() if p in found}, found)
+        known = {part: it for part, it in self.base_identity().items() if part in found}
+        parts = differing(known, found)
         if "dtype" in parts:
-            reporter.say(f"the base model is {found['dtype']} here, and was not in {self.folder}")
+            here, there = found["dtype"], known["dtype"]
+            reporter.say(f"the base model is {here} here, and was {there} in {self.folder}")
             parts = [part for part in parts if part not in ("weights", *FORMAT)]
         if parts:
             raise UserError(

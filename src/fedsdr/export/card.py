@@ -48,6 +48,7 @@ def write_card(folder: Path, run: Finished, artefact: Artefact, client_names: bo
     text = _template().render(
         artefact=artefact,
         base_is_folder=is_folder(artefact.base),
+        identity=run.base_identity(),
         method=labels.method(method),
         choices=choices(recipe),
         rounds=recipe.federation.rounds,

@@ -12,10 +12,10 @@ from fedsdr.export.adapter import exported
 from fedsdr.export.card import Artefact, write_card
 from fedsdr.export.merge import check_mergeable, merge
 from fedsdr.model.base import DTYPES, load_chat
+from fedsdr.model.identity import chat_identity
 from fedsdr.model.peft_format import AdapterSettings, write_adapter
 from fedsdr.progress import Reporter
-from fedsdr.setting import base_of
-from fedsdr.trained import GLOBAL, Finished
+from fedsdr.trained import GLOBAL, Finished, open_base
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,14 @@ def export(run: Finished, choice: Choice, out: Path, reporter: Reporter) -> Arte
     _, client = run.place(choice.model)
     where, settings = settings.base_model, _renamed(settings, choice.base)
     if choice.merged:
-        base = base_of(run.recipe, reporter)
+        base = open_base(run, reporter)
         model, chat = base.model, base.chat
         dtype = choice.dtype or str(model.dtype).removeprefix("torch.")
         merge(model, adapter, settings.alpha / settings.rank, DTYPES[dtype])
         _stop_at(model, chat)
     else:
         model, chat = None, load_chat(where, run.recipe.model.template)
+        run.check_base(chat_identity(chat), reporter)
         dtype = choice.dtype or str(next(iter(adapter.values())).dtype).removeprefix("torch.")
         adapter = {key: tensor.to(DTYPES[dtype]) for key, tensor in adapter.items()}
     artefact = Artefact(

@@ -1,0 +1,279 @@
+"""Whatever a model's answers depend on is in its identity, and what keeps or shares results goes
+by it: the same name and path are not enough anywhere. (Evaluations: test_eval_command.py.)"""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import tiny
+from changes import CHANGES
+from fedsdr import files, run
+from fedsdr.deploy.client import ClientSide
+from fedsdr.deploy.switchboard import Switchboard
+from fedsdr.distill import rewrite
+from fedsdr.errors import UserError
+from fedsdr.export.write import Choice, export
+from fedsdr.folders import REPORT_FILE
+from fedsdr.judge import answers
+from fedsdr.judge.questions import Question
+from fedsdr.model.base import load_base
+from fedsdr.model.identity import Identity, differing, identity_text
+from fedsdr.model.peft_format import WEIGHTS
+from fedsdr.progress import silent
+from fedsdr.recipe import load_recipe, override
+from fedsdr.sections.recipe import Recipe
+from fedsdr.setting import prepare, rewrite_cache
+from fedsdr.trained import Models, open_run
+from lines import Loopback
+from test_cli_errors import snapshot
+
+QUESTION = Question("1", "", ("the red cat",), ("",))
+
+
+@dataclass(frozen=True)
+class Home:
+    """A finished run whose page is still to be written, as a kill leaves it."""
+
+    folder: Path
+    recipe: Recipe
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
+
+    def bench(self) -> Any:
+        return prepare(self.recipe).workbench(silent())
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    folder = tmp_path_factory.mktemp("home")
+    recipe = load_recipe(tiny.setting(folder, federation={"rounds": 1}, evaluate={"every": 0}))
+    home = Home(folder, recipe)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDSDR_CACHE", str(folder / "cache"))
+        run.run(recipe, home.out, silent())
+        (home.out / REPORT_FILE).unlink()
+        answers.answers_of(open_run(home.out), ["global"], [QUESTION], 4, 4, silent())
+        shutil.copytree(folder, folder.parent / "kept")
+        yield home
+
+
+@pytest.fixture
+def home(first: Home) -> Home:
+    """The same folder as `first` left it, whatever a test did to it: recipes hold its path."""
+    shutil.rmtree(first.folder)
+    shutil.copytree(first.folder.parent / "kept", first.folder)
+    return first
+
+
+# --- What is part of an identity
+
+
+@pytest.mark.parametrize(("change", "parts"), CHANGES.items())
+def test_every_change_is_one_of_the_identity(home, change, parts):
+    before = load_base(str(home.model), device="cpu").identity
+    change(home.model)
+    after = load_base(str(home.model), device="cpu").identity
+    assert differing(before, after) == differing(after, before) == parts
+
+
+def test_where_a_model_lies_and_what_wrote_it_is_no_part_of_it(home, tmp_path):
+    moved = shutil.copytree(home.model, tmp_path / "elsewhere")
+    config = files.read_json(moved / "config.json")
+    files.write_json(moved / "config.json", {**config, "transformers_version": "4.0.0"})
+    before, after = (load_base(str(p), device="cpu") for p in (home.model, moved))
+    after.chat.tokenizer(["red", "red cat"], padding=True, truncation=True, max_length=2)
+    assert identity_text(before.identity) == identity_text(after.identity)
+
+
+def test_a_dtype_and_a_template_file_are_parts_of_it(home, tmp_path):
+    plain = load_base(str(home.model), device="cpu").identity
+    half = load_base(str(home.model), dtype="bfloat16", device="cpu").identity
+    assert differing(plain, half) == ["weights", "dtype"]
+    path = tmp_path / "t.jinja"
+    path.write_text(tiny.TEMPLATE)
+    assert load_base(str(home.model), str(path), device="cpu").identity == plain
+    path.write_text(tiny.TEMPLATE.replace("<'", "< '"))
+    other = load_base(str(home.model), str(path), device="cpu").identity
+    assert differing(plain, other) == ["chat template"]
+
+
+def test_one_byte_of_an_adapter_makes_another_model(home):
+    opened = open_run(home.out)
+    base = opened.base_identity()
+    assert opened.identity("base", base) == base
+    names = ["global", "client:anna", "client:ben"]
+    found = [opened.identity(name, base) for name in names]
+    assert len({identity_text(each) for each in found}) == len(names)
+    one_byte(home.out / "global" / WEIGHTS)
+    again = [opened.identity(name, base) for name in names]
+    assert [differing(a, b) for a, b in zip(found, again, strict=True)] == [["adapters"]] * 3
+
+
+def one_byte(path: Path) -> None:
+    tensors = load_file(path)
+    key = min(tensors)
+    tensors[key].view(torch.uint8)[0, 0] ^= 1
+    save_file(tensors, path)
+
+
+# --- Who goes by it
+
+
+def rewrites(home: Home) -> bool:
+    """Whether the cache of rewrites is used: nothing is generated."""
+    generated: list[int] = []
+
+    def generate(model: Any, jobs: Any, *rest: Any) -> Any:
+        generated.append(len(jobs))
+        return [[] for _ in jobs]
+
+    with pytest.MonkeyPatch.context() as patch, rewrite_cache() as cache:
+        patch.setitem(rewrite.GENERATORS, "fedsdr", generate)
+        home.bench().rewrite(home.recipe, cache, silent())
+    return not generated
+
+
+def resumes(home: Home) -> bool:
+    """Whether a run goes on; where it does not, nothing is written."""
+    before = snapshot(home.out)
+    words = f"the base model has changed since {home.out} was begun, in its"
+    if works(words, run.run, home.recipe, home.out, silent(), resume=True):
+        return True
+    assert snapshot(home.out) == before
+    return False
+
+
+def agrees(home: Home) -> bool:
+    """Whether a client is taken into a run that was begun on what the run's folder says."""
+    side = ClientSide(home.bench().of("anna"), home.recipe, "anna", home.folder / "a", silent())
+    roster = dict.fromkeys(tiny.CLIENTS)
+    board = Switchboard(Loopback({1: side}), home.recipe, "run", roster, silent(), pause=0.0)
+    board.model = open_run(home.out).base_identity()
+    board.connect(0, 0.05)
+    return "anna" in board.places
+
+
+def goes_on(home: Home) -> bool:
+    """Whether a client takes up a method that it began before it was restarted."""
+    side = ClientSide(home.bench().of("anna"), home.recipe, "anna", home.folder / "a", silent())
+    begun = {**open_run(home.out).base_identity(), "data": run.fingerprint(side.bench.clients)}
+    files.write_json(home.folder / "begun.json", begun)
+    return works("changed since the run began", side._check_begun, home.folder)
+
+
+def opens(home: Home) -> bool:
+    """Whether models of a finished run are made of it: to talk to, to evaluate, to judge."""
+    words = f"the base model has changed since {home.out} was run, in its"
+    return works(words, Models, open_run(home.out), silent())
+
+
+def works(words: str, action: Callable[..., object], *args: Any, **options: Any) -> bool:
+    """Whether an action is not refused; a refusal must have these words."""
+    try:
+        action(*args, **options)
+    except UserError as error:
+        refusal = str(error)
+    else:
+        return True
+    assert words in refusal
+    return False
+
+
+STORES: Mapping[str, Callable[[Home], bool]] = {
+    each.__name__: each for each in (rewrites, resumes, agrees, goes_on, opens)
+}
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("change", [None, *CHANGES])
+def test_a_changed_model_is_noticed_everywhere(home, change, store):
+    if change is not None:
+        change(home.model)
+    assert STORES[store](home) is (change is None)
+
+
+def test_answers_are_reused_for_the_very_same_model_alone(home, monkeypatch):
+    monkeypatch.setattr(answers, "generate", lambda *_: pytest.fail("asks a model"))
+    ask = (["global"], [QUESTION], 4, 4, silent())
+    opened = open_run(home.out)
+    assert answers.answers_of(opened, *ask)
+    for change in (
+        lambda: one_byte(home.out / "global" / WEIGHTS),
+        lambda: note(home.out, tokenizer="another"),
+    ):
+        change()
+        with pytest.raises((pytest.fail.Exception, UserError)):
+            answers.answers_of(open_run(home.out), *ask)
+
+
+def note(out: Path, **parts: str) -> None:
+    """Let a run be one of another base model."""
+    path = out / "environment.json"
+    found = files.read_json(path)
+    files.write_json(path, found | {"identity": {**found["identity"], **parts}})
+
+
+def test_another_benchmark_is_noticed_by_a_resume(home):
+    bench = home.bench()
+
+    class Asked:
+        def __init__(self, digest: str) -> None:
+            self.digest = digest
+
+        def identities(self) -> Identity:
+            return {"crass": self.digest}
+
+    out = home.folder / "new"
+    bench.benchmarks = Asked("one")
+    run.record_start(out, bench, 0, silent())
+    run.record_start(out, bench, 0, silent())
+    bench.benchmarks = None  # the recipe says so
+    run.record_start(out, bench, 0, silent())
+    bench.benchmarks = Asked("two")
+    with pytest.raises(UserError, match="benchmark 'crass' has changed since"):
+        run.record_start(out, bench, 0, silent())
+
+
+def test_a_run_of_an_earlier_version_goes_on_and_notes_its_model(home):
+    path = home.out / "environment.json"
+    found = files.read_json(path)
+    files.write_json(path, {k: v for k, v in found.items() if k not in ("identity", "benchmarks")})
+    assert resumes(home)
+    assert files.read_json(path)["identity"] == found["identity"]
+
+
+def test_another_dtype_is_said_where_a_finished_run_is_opened(home):
+    said: list[str] = []
+    reporter = silent()
+    reporter.say = said.append  # type: ignore[method-assign]
+    recipe = override(home.recipe, {"model.dtype": "bfloat16"})
+    opened = open_run(home.out)
+    base = load_base(recipe.model.path, dtype=recipe.dtype, device="cpu")
+    opened.check_base(base.identity, reporter)
+    assert said == [f"the base model is bfloat16 here, and was float32 in {home.out}"]
+    with pytest.raises(UserError, match="in its tokenizer:"):
+        opened.check_base({**base.identity, "tokenizer": ""}, reporter)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_nothing_is_exported_for_another_base_model(home, merged, tmp_path):
+    export(open_run(home.out), Choice(merged=merged), tmp_path / "one", silent())
+    card = (tmp_path / "one" / "README.md").read_text()
+    for part in ("weights", "tokenizer", "chat template"):
+        assert open_run(home.out).base_identity()[part] in card
+    list(CHANGES)[2](home.model)
+    with pytest.raises(UserError, match=r"the base model has changed since .*in its tokenizer"):
+        export(open_run(home.out), Choice(merged=merged), tmp_path / "two", silent())
+    assert not (tmp_path / "two").exists()
