@@ -1,8 +1,10 @@
 """`fedsdr eval`: the models of a run, resuming, comparing, the report, and users' mistakes."""
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,15 @@ from lm_eval.tasks import TaskManager
 from safetensors.torch import load_file, save_file
 
 import tiny
+from changes import CHANGES, weight
 from fedsdr import benchmarking
 from fedsdr.benchmarking import Request, benchmark
 from fedsdr.errors import UserError
 from fedsdr.evaluate.benchmarks import harness
-from fedsdr.evaluate.benchmarks.table import task_manager
+from fedsdr.evaluate.benchmarks.table import choose, task_manager
 from fedsdr.files import read_json, read_json_lines
 from fedsdr.folders import BENCHMARKS
+from fedsdr.model.identity import content_digest
 from fedsdr.model.peft_format import WEIGHTS
 from fedsdr.progress import silent
 from fedsdr.recipe import load_recipe
@@ -99,6 +103,84 @@ def test_two_runs_are_compared_question_by_question(folder, data, tmp_path):
     assert found["global", "crass"]["acc"]["mean"] == pytest.approx(mine - 1.0)
     assert found["global", "truthfulqa"]["mc2"]["mean"] == 0.0
     assert read_json(one / "against.json") == summary["against"]
+
+
+@pytest.fixture
+def scored(folder: Path, data: Path, tmp_path: Path) -> Request:
+    """An evaluation of a plain model folder that is done, and may be repeated."""
+    place = shutil.copytree(folder.parent / "model", tmp_path / "model")
+    files = shutil.copytree(data, tmp_path / "data")
+    asked = Request(place, ["crass"], files, out=tmp_path / "out")
+    benchmark(asked, silent())
+    return asked
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_results_of_another_model_of_the_same_name_are_not_taken(scored, monkeypatch, change):
+    monkeypatch.setattr(harness.Suite, "run", lambda *_: pytest.fail("asks a question"))
+    benchmark(scored, silent())
+    before = snapshot(scored.out)
+    change(scored.target)
+    parts = ", ".join(CHANGES[change])
+    with pytest.raises(UserError, match=rf"crass.json is of another model than 'base' .*{parts}"):
+        benchmark(scored, silent())
+    assert snapshot(scored.out) == before
+
+
+def test_results_that_do_not_say_their_model_are_not_taken(scored):
+    path = scored.out / "base" / "crass.json"
+    path.write_text(json.dumps({k: v for k, v in read_json(path).items() if k != "identity"}))
+    with pytest.raises(UserError, match="which one, it does not say"):
+        benchmark(scored, silent())
+
+
+def test_results_of_other_questions_are_not_taken(scored):
+    path = scored.data / "crass" / "test.jsonl"
+    first, *rest = read_json_lines(path)
+    tiny.write_rows(path, [{**first, "premise": first["premise"] + " red"}, *rest])
+    with pytest.raises(UserError, match=r"crass.json was evaluated on other files \(questions"):
+        benchmark(scored, silent())
+
+
+def test_another_runs_results_are_told_by_the_base_and_by_the_adapter(folder, data, scored):
+    """The folder of results is common to a model and a run of it."""
+    out = scored.out
+    mine = Request(folder, ["crass"], data, ["global"], out=out)
+    assert len(benchmark(mine, silent())["results"]) == 2  # of the same base model
+    weights = folder / "global" / WEIGHTS
+    kept = weights.read_bytes()
+    try:
+        save_file({key: 2 * tensor for key, tensor in load_file(weights).items()}, weights)
+        with pytest.raises(UserError, match=r"another model than 'global' is now \(other adapters"):
+            benchmark(mine, silent())
+    finally:
+        weights.write_bytes(kept)
+    weight(scored.target)
+    other = Request(scored.target, ["crass"], data, out=out)
+    with pytest.raises(UserError, match=r"another model than .* is now \(other weights\)"):
+        benchmark(other, silent())
+
+
+def test_a_benchmarks_digest_is_of_all_that_scores_depend_on(data):
+    [chosen] = choose(["bbh"], data)
+    benchmark, [subject, *_] = chosen.benchmark, chosen.subjects
+    shot, *shots = subject.shots
+    [question, *questions] = subject.questions
+    cases = [
+        (benchmark, subject),
+        (benchmark, replace(subject, shots=[{**shot, "input": "other"}, *shots])),
+        (benchmark, replace(subject, questions=[{**question, "target": "(C)"}, *questions])),
+        (benchmark, replace(subject, questions=questions)),
+        (benchmark, replace(subject, introduction="Other.")),
+        (replace(benchmark, prompt=lambda row: "other"), subject),
+        (replace(benchmark, until=("x",)), subject),
+        (replace(benchmark, tokens=1), subject),
+        (replace(benchmark, shots=1), subject),
+        (replace(benchmark, version=2), subject),
+    ]
+    digests = [content_digest(each.content([part])) for each, part in cases]
+    assert len(set(digests)) == len(cases)
+    assert digests[0] == content_digest(benchmark.content([subject]))
 
 
 @pytest.mark.parametrize(
