@@ -82,6 +82,16 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "out"
 
 
+def test_a_killed_cell_does_not_go_on_with_another_base_model(small):
+    folder = cell_folder(small, Cell("local"), 0)
+    run_group(0, [(folder, Cell("local"))])
+    found = json.loads((folder / "environment.json").read_text())
+    found["identity"]["weights"] = "other"
+    write(folder / "environment.json", found)
+    with pytest.raises(UserError, match=r"base model has changed since .* in its weights"):
+        run_group(0, [(folder, Cell("local"))])
+
+
 def test_a_cell_leaves_its_metrics_its_answers_and_its_loss(small):
     cells = [Cell("fedavg"), Cell("local")]
     run_group(0, [(cell_folder(small, cell, 0), cell) for cell in cells])

@@ -10,6 +10,7 @@ import threading
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import tiny
@@ -19,6 +20,7 @@ from fedsdr.files import read_json, read_json_lines
 from fedsdr.judge import prompts
 from fedsdr.judge.answers import Answer, answers_of
 from fedsdr.judge.questions import Question, read_questions
+from fedsdr.model.peft_format import WEIGHTS
 from fedsdr.progress import silent
 from fedsdr.recipe import load_recipe
 from fedsdr.run import run
@@ -192,6 +194,28 @@ def test_models_of_two_runs(home):
     assert judging(home, 1)["outcomes"]["identical"] == 18
     assert len(read_json_lines(home / "other" / "judge" / "answers.jsonl")) == 36
     assert not (home / "other" / "judge.json").exists()
+
+
+def test_a_judging_is_replaced_by_one_of_the_same_models_alone(home):
+    """Another run's folder may have the same name; an earlier version did not say what models."""
+    path = home / "out" / "judge.json"
+    pair = ("--a", "base", "--b", "global", "--yes", "--against")
+    with serving(longest) as server:
+        for place in ("one", "two", "one"):
+            other = home / place / "other"
+            if not other.exists():
+                shutil.copytree(home / "out", other)
+            weights = other / "global" / WEIGHTS
+            sign = -1 if place == "two" else 1
+            save_file({key: sign * t for key, t in load_file(weights).items()}, weights)
+            assert invoke(home, server, *pair, other).exit_code == 0
+        found = read_json(path)["judgings"]
+        assert len(found) == len({judging["id"] for judging in found}) == 2
+        assert [judging["b"] for judging in found] == ["global of other"] * 2
+        path.write_text(json.dumps({"judgings": [{k: v for k, v in each.items() if k != "models"}
+                                                 for each in found]}))  # fmt: skip
+        assert invoke(home, server, *pair, home / "one" / "other").exit_code == 0
+    assert len(read_json(path)["judgings"]) == 1
 
 
 def test_an_interrupted_judging_goes_on(home):

@@ -42,6 +42,7 @@ from fedsdr.lab.world import (
     vocabulary,
 )
 from fedsdr.metrics import Mean, merge_all
+from fedsdr.model.identity import content_digest
 from fedsdr.progress import silent
 from fedsdr.recipe import override
 from models import make
@@ -509,3 +510,15 @@ def test_who_holds_what_does_not_change_the_base_model():
 def test_unequal_shares_need_clients_of_one_kind(more):
     with pytest.raises(UserError, match="between clients of one kind"):
         override(base_recipe(), {f"lab.{key}": v for key, v in {"imbalance": 2, **more}.items()})
+
+
+def test_what_the_base_model_learns_goes_with_the_number_of_its_recipe():
+    """The cache knows a base model by options and this number: whoever changes the lab's texts,
+    tokenizer or corpus raises `pretrain.RECIPE`, and puts the digest here."""
+    each = world(entities=5)
+    tokenizer = build_tokenizer(each)
+    corpus = Corpus(each, ChatFormat(tokenizer))
+    shown = [[e.prompt, e.response] for rewriting in (False, True)
+             for e in corpus.batch(40, rewriting)]  # fmt: skip
+    digest = content_digest([shown, sorted(tokenizer.get_vocab().items()), each.facts])
+    assert (pretrain.RECIPE, digest) == (1, "fb2a86fe9c618b5ffa3ab40c7b1f0834")

@@ -165,14 +165,6 @@ def agrees(home: Home) -> bool:
     return "anna" in board.places
 
 
-def goes_on(home: Home) -> bool:
-    """Whether a client takes up a method that it began before it was restarted."""
-    side = ClientSide(home.bench().of("anna"), home.recipe, "anna", home.folder / "a", silent())
-    begun = {**open_run(home.out).base_identity(), "data": run.fingerprint(side.bench.clients)}
-    files.write_json(home.folder / "begun.json", begun)
-    return works("changed since the run began", side._check_begun, home.folder)
-
-
 def opens(home: Home) -> bool:
     """Whether models of a finished run are made of it: to talk to, to evaluate, to judge."""
     words = f"the base model has changed since {home.out} was run, in its"
@@ -192,7 +184,7 @@ def works(words: str, action: Callable[..., object], *args: Any, **options: Any)
 
 
 STORES: Mapping[str, Callable[[Home], bool]] = {
-    each.__name__: each for each in (rewrites, resumes, agrees, goes_on, opens)
+    each.__name__: each for each in (rewrites, resumes, agrees, opens)
 }
 
 

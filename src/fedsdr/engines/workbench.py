@@ -21,7 +21,7 @@ from fedsdr.evaluate.loss import LossEvaluator
 from fedsdr.metrics import Metrics
 from fedsdr.model.base import BaseModel
 from fedsdr.model.checkpointing import check_checkpointing
-from fedsdr.model.identity import identity_digest
+from fedsdr.model.identity import identity_digest, identity_text
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.model.peft_format import AdapterSettings, target_modules
 from fedsdr.progress import Reporter
@@ -85,6 +85,11 @@ class Workbench:
             self.base.path,
             self.model.transposed,
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """The base model's identity as a client of a federation says it."""
+        return identity_text(self.identity)
 
     def of(self, client: str) -> "Workbench":
         """This workbench with one client's records alone; the model is the same one."""

@@ -20,6 +20,7 @@ from fedsdr.method_run import run_method
 from fedsdr.progress import Reporter, silent
 from fedsdr.quiet import quiet_libraries
 from fedsdr.recipe import differences, flat, load_recipe
+from fedsdr.run import record_start
 from fedsdr.sections.recipe import Recipe
 from fedsdr.setting import COMMON, prepare
 
@@ -107,6 +108,7 @@ def run_group(seed: int, tasks: Sequence[Task]) -> None:
         files.make_folder(folder)
         files.recover(folder)
         recipe = cell.recipe(seed)
+        record_start(folder, bench, seed, silent())
         run_method(bench, recipe, folder, cell.method, silent())
         found = measure(bench, setting, recipe, folder)
         seconds = round(time.perf_counter() - began, 2)

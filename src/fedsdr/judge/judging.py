@@ -28,6 +28,7 @@ from fedsdr.judge.client import Endpoint, Judge
 from fedsdr.judge.journal import Journal
 from fedsdr.judge.prompts import VERSION
 from fedsdr.judge.questions import Question
+from fedsdr.model.identity import identity_digest
 from fedsdr.progress import Reporter
 from fedsdr.trained import Finished
 
@@ -136,7 +137,13 @@ def carry_out(
         with reporter.bar(f"verdicts of {endpoint.model}", missing) as bar:
             ask_all(prepared.items, endpoint, prepared.journal, budget, bar, judge)
     result = _result(prepared)
-    kept = [each for each in judgings(plan.run.folder) if each["id"] != result["id"]]
+    # One of an earlier version does not say what models its names were: it is replaced, too.
+    head = _head(plan, endpoint)
+    kept = [
+        each
+        for each in judgings(plan.run.folder)
+        if any(each.get(key, value) != value for key, value in head.items())
+    ]
     files.write_json(plan.run.folder / JUDGE_FILE, {"judgings": [*kept, result]})
     return result
 
@@ -179,6 +186,11 @@ def _head(plan: Plan, endpoint: Endpoint) -> dict[str, Any]:
         "kind": "score" if plan.b is None else "pairwise",
         "a": plan.a,
         "b": plan.label_b,
+        "models": [
+            identity_digest(run.identity(name, run.base_identity()))
+            for run, name in ((plan.run, plan.a), (plan.other, plan.b))
+            if name is not None
+        ],
         "questions": {
             "file": plan.source,
             "count": len(plan.questions),

@@ -48,6 +48,9 @@ CHAT_TEMPLATE = (
 )
 
 
+RECIPE: Final = 1  # goes up with every change of the corpus, the tokenizer or the training below
+
+
 @dataclass(frozen=True)
 class PretrainOptions:
     """Size of the base model and length of its training."""
@@ -64,7 +67,7 @@ def base_model_folder(
     world: World, options: PretrainOptions, cache: Path, reporter: Reporter
 ) -> Path:
     """The folder of this world's base model, trained on first use and cached."""
-    key = {"world": _believed(world.options), "pretrain": asdict(options), "recipe": 1}
+    key = {"world": _believed(world.options), "pretrain": asdict(options), "recipe": RECIPE}
     name = f"lab-{seeds.derive(0, str(key)):016x}"
     folder = cache / "models" / name
     if not folder.exists():
