@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import models
 import tiny
+from fedsdr import files
 from fedsdr.cli.main import app
 from fedsdr.data.records import Turn
 from fedsdr.errors import UserError
@@ -39,6 +40,22 @@ QUESTIONS = ("name the sum of one", "a b c d")
 LENGTH = 12
 TOLERANCE = 2e-5  # of logits of size 10: float32, summed in another order
 
+# Settings of a base model that change what `generate` answers, greedily or not. The ids are those
+# of words that the models here write.
+ODD_SETTINGS = {
+    "do_sample": True,
+    "temperature": 0.7,
+    "top_p": 0.9,
+    "repetition_penalty": 5.0,
+    "no_repeat_ngram_size": 1,
+    "min_new_tokens": 11,
+    "suppress_tokens": list(range(10, 30)),
+    "begin_suppress_tokens": list(range(30, 50)),
+    "bad_words_ids": [[8], [9]],
+    "eos_token_id": list(range(3, 20)),
+    "forced_eos_token_id": 7,
+}
+
 # Everything that a stranger's process does; it knows folders, not fedsdr.
 STRANGER = """
 import json, sys, warnings
@@ -46,7 +63,7 @@ warnings.simplefilter("ignore")
 from pathlib import Path
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 torch.set_num_threads(1)
 questions, length, *folders = json.loads(sys.argv[1])
 found = {}
@@ -55,6 +72,7 @@ for folder in folders:
     if config.exists():
         base = json.loads(config.read_text())["base_model_name_or_path"]
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     else:
         model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -67,7 +85,7 @@ for folder in folders:
         with torch.no_grad():
             logits = model(input_ids=ids).logits[0, -1].tolist()
             made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids),
-                                  max_new_tokens=length, do_sample=False)
+                                  max_new_tokens=length)
         answer = tokenizer.decode(made[0, ids.shape[1]:], skip_special_tokens=True)
         found[folder].append([logits, answer.strip()])
 assert not [name for name in sys.modules if name.startswith("fedsdr")]
@@ -89,6 +107,7 @@ def home(tmp_path_factory):
 
 def tables(folder: Path, family: str):
     model = models.save_family(family, folder / f"base-{family}")
+    files.write_json(model / "generation_config.json", ODD_SETTINGS)
     content = tiny.tables(model, tiny.data_files(folder / "data"))
     content["lora"] = {"rank": 2, "alpha": 6.0, "targets": list(models.NAMED[family])}
     content["federation"]["rounds"] = 2
@@ -297,11 +316,11 @@ def test_the_code_in_the_card_runs(home, exports):
 
 def test_an_export_needs_no_data_files(home, tmp_path):
     content = tables(home, "qwen")
-    files = tiny.data_files(tmp_path / "data")
-    content["data"]["sources"] = [{"path": str(p), "client": p.stem} for p in files]
+    sources = tiny.data_files(tmp_path / "data")
+    content["data"]["sources"] = [{"path": str(p), "client": p.stem} for p in sources]
     content["federation"]["rounds"] = 1
     run(parse_recipe(content), tmp_path / "run", silent())
-    for path in files:
+    for path in sources:
         path.unlink()
     result = invoke(tmp_path / "run", "--out", tmp_path / "out", "--model", "client:anna")
     assert result.exit_code == 0, result.stderr

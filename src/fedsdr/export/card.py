@@ -25,7 +25,7 @@ class Artefact:
     """What the folder beside the card holds.
 
     base: what adapter_config.json calls the base model. dtype: of the weights.
-    ranks: smallest and largest rank of its layers. end_of_turn: the token that ends an answer.
+    ranks: smallest and largest rank of its layers.
     """
 
     model: str
@@ -34,7 +34,6 @@ class Artefact:
     dtype: str
     ranks: tuple[int, int]
     scaling: float
-    end_of_turn: int
 
 
 def write_card(folder: Path, run: Finished, artefact: Artefact, client_names: bool) -> None:

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+
+from transformers import GenerationConfig
 
 from fedsdr import files
 from fedsdr.adapters import A_SUFFIX, Adapter, layers
@@ -36,7 +37,8 @@ class Choice:
 
 
 def export(run: Finished, choice: Choice, out: Path, reporter: Reporter) -> Artefact:
-    """Write the folder `out`: weights, tokenizer with chat template, README.md.
+    """Write the folder `out`: weights, tokenizer with chat template, generation_config.json,
+    README.md.
 
     A personal model's folder is its owner's alone (modes 0700 and 0600). Raises `UserError`
     before anything is written.
@@ -54,7 +56,7 @@ def export(run: Finished, choice: Choice, out: Path, reporter: Reporter) -> Arte
         model, chat = base.model, base.chat
         dtype = choice.dtype or str(model.dtype).removeprefix("torch.")
         merge(model, adapter, settings.alpha / settings.rank, DTYPES[dtype])
-        _stop_at(model, chat)
+        model.generation_config = answer_settings(chat)
     else:
         model, chat = None, load_chat(where, run.recipe.model.template)
         run.check_base(chat_identity(chat), reporter)
@@ -62,13 +64,14 @@ def export(run: Finished, choice: Choice, out: Path, reporter: Reporter) -> Arte
         adapter = {key: tensor.to(DTYPES[dtype]) for key, tensor in adapter.items()}
     artefact = Artefact(
         choice.model, choice.merged, settings.base_model, dtype, _ranks(adapter),
-        settings.alpha / settings.rank, chat.end_of_turn,
+        settings.alpha / settings.rank,
     )  # fmt: skip
 
     def write(folder: Path) -> None:
         folder.mkdir(mode=0o700 if client else 0o777)
         if model is None:
             write_adapter(folder, adapter, settings, private=bool(client))
+            answer_settings(chat).save_pretrained(folder)
         else:
             model.save_pretrained(folder)
         save_tokenizer(chat, folder)
@@ -101,12 +104,17 @@ def _renamed(settings: AdapterSettings, base: str) -> AdapterSettings:
     return replace(settings, base_model=base) if base else settings
 
 
-def _stop_at(model: Any, chat: ChatFormat) -> None:
-    """Let `generate` end an answer where the run's own generation does."""
-    own = model.generation_config.eos_token_id
-    known = own if isinstance(own, list) else [own]
-    ends = dict.fromkeys([*(i for i in known if i is not None), chat.end_of_turn])
-    model.generation_config.eos_token_id = list(ends) if len(ends) > 1 else chat.end_of_turn
+def answer_settings(chat: ChatFormat) -> GenerationConfig:
+    """With these, plain `generate` answers as the run does: greedily, until its end of a turn.
+
+    The base model's own settings are not among them: its penalties, bans, forced tokens and least
+    lengths act on greedy answers too.
+    """
+    pad = chat.tokenizer.pad_token_id
+    return GenerationConfig(
+        do_sample=False, eos_token_id=chat.end_of_turn, bos_token_id=chat.tokenizer.bos_token_id,
+        pad_token_id=chat.end_of_turn if pad is None else pad,
+    )  # fmt: skip
 
 
 def _ranks(adapter: Adapter) -> tuple[int, int]:
