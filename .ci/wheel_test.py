@@ -230,7 +230,8 @@ def write_model(folder: Path) -> None:
 
 
 def write_data(folder: Path) -> None:
-    texts = ["red cat", "blue dog", "green bird", "one two", "two three", "cat sees dog"] * 2
+    """Records for each of two clients, of which 32 are left to train on when some are held out."""
+    texts = ["red cat", "blue dog", "green bird", "one two", "two three", "cat sees dog"] * 7
     rows = [{"instruction": f"{text} {i}", "output": text} for i, text in enumerate(texts)]
     write_rows(folder / "hospital.jsonl", rows)
     lines = ["content,label", *(f"{text} \u00e9 {i},{text}" for i, text in enumerate(texts))]

@@ -1,5 +1,8 @@
-"""Tables in the terminal: the summary, and every table in a narrow one."""
+"""Tables in the terminal: the summary, every table in a narrow one, output that goes elsewhere."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,3 +149,17 @@ def test_every_table_is_made_in_one_place():
     makers = {p.relative_to(root).as_posix() for p in root.rglob("*.py")
               if "rich.table" in p.read_text(encoding="utf-8")}  # fmt: skip
     assert makers == {"console.py", "cli/look.py", "deploy/status.py"}
+
+
+@pytest.mark.parametrize("command", ["version", "algorithms", "--help"])
+def test_a_reader_that_has_left_is_no_defect(command):
+    """As in `fedsdr algorithms | head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "fedsdr.cli.main", command], stdout=writing,
+        stderr=subprocess.PIPE, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    os.close(writing)
+    assert done.returncode in (0, 1)
+    assert done.stderr == ""
