@@ -343,6 +343,21 @@ def test_a_cache_that_cannot_be_written(tables, tmp_path, monkeypatch):
     assert_told(code, said, ["cannot write the rewrite cache", "set FEDSDR_CACHE"])
 
 
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
+    tables, tmp_path, file_limit
+):
+    tables["federation"] |= {"targets": "raw", "rounds": 1}
+    tables["lora"]["rank"] = 32
+    out = ("--out", tmp_path / "out")
+    with file_limit(9000):
+        code, said = invoke("run", write(tmp_path, tables), *out)
+    place = str(tmp_path / "out" / "checkpoint.safetensors")
+    remedy = "file too large: raise the limit of a file's size (ulimit -f), and go on with --resume"
+    assert_told(code, said, [f"cannot write {place}: {remedy}"])
+    assert not [*(tmp_path / "out").rglob(".*")]
+    assert invoke("run", tmp_path / "recipe.toml", *out, "--resume")[0] == 0
+
+
 def test_a_report_of_no_run(tmp_path):
     assert_told(*invoke("report", tmp_path), ["has no summary.json", "finished run"])
 

@@ -4,7 +4,6 @@ import errno
 import json
 import math
 import os
-import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,17 +82,13 @@ def test_what_cannot_be_written_is_told_with_its_cause_and_a_remedy(
             write(tmp_path / str(count))
 
 
-def test_a_library_that_finds_the_disk_full_is_understood(tmp_path):
+def test_a_library_that_finds_the_disk_full_is_understood(tmp_path, file_limit):
     """safetensors raises an error of its own, with the system's number in its text."""
 
     def write(temporary: Path) -> None:
         temporary.mkdir()
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-        try:
+        with file_limit(100):
             save_file({"x": torch.ones(999)}, temporary / "x.safetensors")
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     with pytest.raises(WriteError, match="x: file too large: raise the limit"):
         files.write_folder(tmp_path / "x", write)

@@ -5,8 +5,12 @@ all that POSIX lets the disk have then (`power`) is resumed. Each must end as if
 happened, or be refused in one line.
 """
 
+import errno
+import itertools
 import json
+import os
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +20,10 @@ import pytest
 import power
 import tiny
 from fedsdr import files, method_run, summary
-from fedsdr.errors import UserError
+from fedsdr.errors import UserError, WriteError
 from fedsdr.folders import LOCK_FILE
 from fedsdr.progress import silent
-from fedsdr.recipe import load_recipe
+from fedsdr.recipe import load_recipe, override
 from fedsdr.run import run
 from fedsdr.sections.recipe import Recipe
 from fedsdr.setting import Setting, prepare
@@ -119,6 +123,36 @@ def test_a_run_ends_the_same_whatever_a_loss_of_power_leaves_of_it(recipe, tmp_p
     assert len(found) > 50
     for number, contents in enumerate(found):
         assert resumed(recipe, contents, tmp_path / str(number)) == wanted
+
+
+def test_a_disk_that_is_full_at_any_write_is_one_line_and_room_is_all_it_takes(
+    recipe, tmp_path, monkeypatch
+):
+    recipe = override(recipe, {"federation.rounds": 1})
+    run(recipe, tmp_path / "out", silent())
+    wanted, real = ended(tmp_path / "out"), os.write
+    for room in itertools.count():
+        left, out = itertools.count(room, -1), tmp_path / str(room) / "out"
+
+        def write(descriptor: int, data: Any, left: Iterator[int] = left) -> int:
+            if next(left) > 0:
+                return real(descriptor, data)
+            raise OSError(errno.ENOSPC, "")
+
+        monkeypatch.setattr(os, "write", write)
+        try:
+            run(recipe, out, silent())
+            break
+        except WriteError as error:
+            said = str(error)
+        finally:
+            monkeypatch.setattr(os, "write", real)
+        assert re.fullmatch(r"cannot write .*: no space left on device: make room", said)
+        assert not [*out.rglob(".*")]
+        if room % 4 == 0:  # what was written before is what a loss of power may leave, too
+            run(recipe, out, silent(), resume=True)
+            assert ended(out) == wanted
+    assert room > 20
 
 
 def test_a_line_that_was_never_synced_is_missed(recipe, tmp_path):

@@ -231,6 +231,14 @@ def test_a_broken_cache_is_the_users_error(tmp_path):
         RewriteCache(tmp_path / "c")
 
 
+def test_a_cache_that_is_made_on_a_full_disk_is_not_called_broken(tmp_path, file_limit):
+    with file_limit(512), pytest.raises(UserError, match=r"cannot write .*/c: .*: make room"):
+        RewriteCache(tmp_path / "c")
+    with RewriteCache(tmp_path / "c") as cache:
+        cache.put({"key": [1]})
+        assert cache.get("key") == [1]
+
+
 def test_a_cache_without_room_is_the_users_error_and_keeps_what_it_had(tmp_path):
     with RewriteCache(tmp_path / "c") as cache:
         cache.put({"key": [1]})

@@ -21,7 +21,7 @@ from tempfile import TemporaryFile
 from typing import Final
 
 from fedsdr import files
-from fedsdr.errors import UserError, WriteError
+from fedsdr.errors import REMEDIES, UserError, WriteError
 from fedsdr.methods import method, own_name
 from fedsdr.recipe import differences, load_recipe, to_toml
 from fedsdr.sections.recipe import Recipe
@@ -69,9 +69,10 @@ def locked(folder: Path, instead: str = "give another --out") -> Iterator[None]:
     except (OSError, WriteError) as error:
         _unmake(made)
         problem = error.problem if isinstance(error, WriteError) else error
+        if problem.errno in REMEDIES:
+            raise WriteError(folder, problem) from error
         raise UserError(f"cannot write into {folder}: {problem}: {instead}") from error
     try:
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
     finally:
         file.unlink(missing_ok=True)
@@ -80,26 +81,34 @@ def locked(folder: Path, instead: str = "give another --out") -> Iterator[None]:
 
 
 def _lock(file: Path, instead: str) -> int:
-    """The open file, locked."""
+    """The open file, locked, with the name of this process in it."""
     while True:
         descriptor = os.open(file, os.O_CREAT | os.O_RDWR, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _take(file, descriptor):
+                return descriptor
         except BlockingIOError as error:
             holder = os.read(descriptor, 999).decode(errors="replace") or "another process"
             os.close(descriptor)
             raise UserError(
                 f"{file.parent} is in use by {holder}: wait until it ends, or {instead}"
             ) from error
-        except OSError:  # a file system without locks
+        except OSError:  # a file system without locks, or without room
             file.unlink(missing_ok=True)
             os.close(descriptor)
             raise
-        # Whoever held it may have removed it between the two calls: then it keeps nobody out.
-        if file.exists() and os.path.samestat(file.stat(), os.fstat(descriptor)):
-            os.ftruncate(descriptor, 0)
-            return descriptor
         os.close(descriptor)
+
+
+def _take(file: Path, descriptor: int) -> bool:
+    """Lock the open file. False: whoever held it has removed it since it was opened, and so it
+    keeps nobody out."""
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if not (file.exists() and os.path.samestat(file.stat(), os.fstat(descriptor))):
+        return False
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+    return True
 
 
 def _unmake(made: list[Path]) -> None:

@@ -58,15 +58,11 @@ class RewriteCache:
             raise UserError(
                 f"cannot write the rewrite cache: {error}: set FEDSDR_CACHE to another folder"
             ) from error
-        try:
+        self._path = path
+        with self._told("write"):
             self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("CREATE TABLE IF NOT EXISTS rewrites (key TEXT PRIMARY KEY, ids TEXT)")
-        except sqlite3.DatabaseError as error:
-            raise UserError(
-                f"the rewrite cache {path} is unreadable ({error}): delete it and run again"
-            ) from error
-        self._path = path
 
     def __enter__(self) -> "RewriteCache":
         return self
@@ -97,6 +93,12 @@ class RewriteCache:
         try:
             yield
         except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest says where it happened
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise UserError(
+                    f"the rewrite cache {self._path} is unreadable ({error}): delete it and run "
+                    "again"
+                ) from error
             raise UserError(
                 f"cannot {what} the rewrite cache {self._path}: {error}: make room, wait for the "
                 "process that holds it, or set FEDSDR_CACHE to another folder"
