@@ -3,6 +3,7 @@ by it: the same name and path are not enough anywhere. (Evaluations: test_eval_c
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from changes import CHANGES
+from changes import CHANGES, vocabulary, weight
 from fedsdr import files, run
 from fedsdr.deploy.client import ClientSide
+from fedsdr.deploy.server import known_model
 from fedsdr.deploy.switchboard import Switchboard
 from fedsdr.distill import rewrite
 from fedsdr.errors import UserError
@@ -160,7 +162,7 @@ def agrees(home: Home) -> bool:
     side = ClientSide(home.bench().of("anna"), home.recipe, "anna", home.folder / "a", silent())
     roster = dict.fromkeys(tiny.CLIENTS)
     board = Switchboard(Loopback({1: side}), home.recipe, "run", roster, silent(), pause=0.0)
-    board.model = open_run(home.out).base_identity()
+    board.model = known_model(home.out)
     board.connect(0, 0.05)
     return "anna" in board.places
 
@@ -196,18 +198,28 @@ def test_a_changed_model_is_noticed_everywhere(home, change, store):
     assert STORES[store](home) is (change is None)
 
 
-def test_answers_are_reused_for_the_very_same_model_alone(home, monkeypatch):
-    monkeypatch.setattr(answers, "generate", lambda *_: pytest.fail("asks a model"))
-    ask = (["global"], [QUESTION], 4, 4, silent())
-    opened = open_run(home.out)
-    assert answers.answers_of(opened, *ask)
-    for change in (
-        lambda: one_byte(home.out / "global" / WEIGHTS),
-        lambda: note(home.out, tokenizer="another"),
-    ):
-        change()
-        with pytest.raises((pytest.fail.Exception, UserError)):
-            answers.answers_of(open_run(home.out), *ask)
+@pytest.mark.parametrize(
+    ("change", "reused"),
+    [
+        (lambda out: None, True),
+        (lambda out: one_byte(out / "global" / WEIGHTS), False),
+        (lambda out: note(out, tokenizer="another"), False),
+        (lambda out: in_half_precision(out / "recipe.toml"), False),
+    ],
+)
+def test_answers_are_reused_for_the_very_same_model_alone(home, change, reused):
+    change(home.out)
+    maker = "asks for the base model"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answers, "Models", lambda *_: pytest.fail(maker))
+        with nullcontext() if reused else pytest.raises(pytest.fail.Exception, match=maker):
+            answers.answers_of(open_run(home.out), ["global"], [QUESTION], 4, 4, silent())
+
+
+def in_half_precision(path: Path) -> None:
+    text = path.read_text()
+    assert 'dtype = "auto"' in text
+    path.write_text(text.replace('dtype = "auto"', 'dtype = "bfloat16"'))
 
 
 def note(out: Path, **parts: str) -> None:
@@ -246,6 +258,16 @@ def test_a_run_of_an_earlier_version_goes_on_and_notes_its_model(home):
     assert files.read_json(path)["identity"] == found["identity"]
 
 
+def test_a_federation_of_an_earlier_version_goes_on_with_the_same_weights(home):
+    path = home.out / "environment.json"
+    found = files.read_json(path)
+    weights = found.pop("identity")["weights"]
+    files.write_json(path, found | {"data": weights})
+    assert agrees(home)
+    weight(home.model)
+    assert not agrees(home)
+
+
 def test_another_dtype_is_said_where_a_finished_run_is_opened(home):
     said: list[str] = []
     reporter = silent()
@@ -265,7 +287,7 @@ def test_nothing_is_exported_for_another_base_model(home, merged, tmp_path):
     card = (tmp_path / "one" / "README.md").read_text()
     for part in ("weights", "tokenizer", "chat template"):
         assert open_run(home.out).base_identity()[part] in card
-    list(CHANGES)[2](home.model)
+    vocabulary(home.model)
     with pytest.raises(UserError, match=r"the base model has changed since .*in its tokenizer"):
         export(open_run(home.out), Choice(merged=merged), tmp_path / "two", silent())
     assert not (tmp_path / "two").exists()
