@@ -140,6 +140,7 @@ def test_recipe_files(tmp_path, command, content, parts):
         ("model", "max_length", 2, ["no record fits into 2 tokens", "raise model.max_length"]),
         ("data", "sources", [], ["no data: add [[data.sources]]"]),
         ("data", "held_out", 1.0, ["data.held_out = 1.0", "less than 1"]),
+        ("data", "split", {"clients": 9}, ["data.split deals", "without a client", "remove it"]),
     ],
 )  # fmt: skip
 def test_values_of_a_recipe(tables, tmp_path, section, key, value, parts):

@@ -79,7 +79,9 @@ def test_every_kind_of_rewriting_of_a_recipe_is_done_once(recipe, tmp_path):
 
 def test_it_is_resumed_with_the_flag_alone(recipe, tmp_path, monkeypatch):
     args = ("distill", recipe, "--out", tmp_path / "out")
-    assert invoke(*args)[0] == 0
+    code, _, said = invoke(*args)
+    assert code == 0
+    assert " of 22 records, whose raw responses stay (anna " in said
     code, _, error = invoke(*args)
     assert (code, "nothing is written over" in error) == (2, True)
     sizes = watch(monkeypatch)

@@ -92,7 +92,9 @@ def rewrite_all(
         costly = options.attempts > 1 or not SLOW.isdisjoint(options.checks)
         if options.pilot and costly and not _begun(bench, recipe, cache):
             reporter.say(told(pilots(bench, recipe, options.pilot)))
-        return bench.rewrite(recipe, cache, reporter)
+        rewrites = bench.rewrite(recipe, cache, reporter)
+    announce(kept_raw(rewrites), reporter)
+    return rewrites
 
 
 def kept_raw(rewrites: Mapping[str, Sequence[Rewritten]]) -> list[Notice]:

@@ -50,10 +50,11 @@ def run(recipe: Recipe, out: Path, reporter: Reporter, resume: bool = False) -> 
         return dict(files.read_json(out / SUMMARY_FILE))
     with claimed(out, recipe, resume):
         began, begun = time.perf_counter(), (out / RECIPE_FILE).exists()
-        announce(setting.notices, reporter)
+        notices = setting.notices
+        announce(notices, reporter)
         bench = setting.workbench(reporter)
         claim_folder(out, recipe)
-        files.write_json(out / NOTICES_FILE, as_rows(setting.notices))
+        files.write_json(out / NOTICES_FILE, as_rows(notices))
         reporter.say("model: " + ", ".join(f"{k} {v}" for k, v in bench.description.items()))
         record_start(out, bench, recipe.seed, reporter)
         backends = choose(recipe.tracking.backends)

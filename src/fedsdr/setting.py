@@ -27,6 +27,7 @@ from fedsdr.notices import Notice
 from fedsdr.preparation import Prepared, prepare_records
 from fedsdr.progress import Reporter
 from fedsdr.recipe import differences, override
+from fedsdr.sections.data import Data, Split
 from fedsdr.sections.recipe import Recipe
 from fedsdr.tracking.table import choose as choose_backends
 from fedsdr.training.rounds import cohort_size, present
@@ -101,6 +102,7 @@ def prepare(recipe: Recipe, weights: bool = True) -> Setting:
     weights: whether the model must be there; a plan needs its configuration alone.
     """
     check_methods(recipe)
+    _check_split(recipe.data)
     setting = _gather(recipe, weights)
     check_clients(recipe, [client.name for client in setting.clients])
     _check_rewriting(setting)
@@ -131,6 +133,14 @@ def check_methods(recipe: Recipe) -> None:
     build_algorithm(recipe)
     choose_backends(recipe.tracking.backends)
     _check_baselines(recipe)
+
+
+def _check_split(data: Data) -> None:
+    if data.split != Split() and all(source.client is not None for source in data.sources):
+        raise UserError(
+            "data.split deals the records of sources without a client, and there is none: remove "
+            "it, or the client of a source"
+        )
 
 
 def _gather(recipe: Recipe, weights: bool) -> Setting:
