@@ -173,9 +173,10 @@ def test_mistakes(recipe, tmp_path, monkeypatch, args, parts):
 
 def test_wilson_by_hand():
     """Wilson (1927) at z = 1.95996: for 8 of 10, (0.4902, 0.9433)."""
-    assert wilson(8, 10) == pytest.approx((0.8, 0.49016, 0.94331), abs=1e-4)
-    assert wilson(0, 10).low == 0
-    assert wilson(0, 10).high > 0.2
+    assert wilson(0.8, 10) == pytest.approx((0.8, 0.49016, 0.94331), abs=1e-4)
+    assert wilson(0.0, 10).low == 0
+    assert wilson(0.0, 10).high > 0.2
+    assert wilson(1.0, 10).high == 1
 
 
 def outcome(*tries: tuple[str, int], text: str = "raw") -> Rewritten:
@@ -189,11 +190,26 @@ def outcome(*tries: tuple[str, int], text: str = "raw") -> Rewritten:
 def test_a_pilot_is_scaled_to_all_records():
     sample = [outcome(("", 5)), outcome(("x", 7), ("", 3)), outcome(("x", 9), ("x", 9)), outcome()]
     pilot = extrapolate("c", sample, records=40, seconds=2.0)
-    assert (pilot.first, pilot.raw) == (wilson(1, 4), wilson(2, 4))
+    assert (pilot.first, pilot.raw) == (wilson(1 / 4, 4), wilson(2 / 4, 4))
     assert (pilot.generations, pilot.tokens, pilot.seconds) == (50, 330, 20)
     both = total([pilot, extrapolate("d", sample[:1], records=10, seconds=1.0)])
-    assert (both.sample, both.records, both.first) == (5, 50, wilson(2, 5))
+    assert (both.sample, both.records) == (5, 50)
     assert (both.generations, both.tokens, both.seconds) == (60, 380, 30)
+
+
+def test_all_clients_together_are_all_their_records():
+    """Equal samples of unequal clients: 90 records of which half pass, and 10 that all do."""
+    good, bad = outcome(("", 5)), outcome(("x", 9))
+    large = extrapolate("large", [good, bad] * 4, records=90, seconds=1.0)
+    small = extrapolate("small", [good] * 8, records=10, seconds=1.0)
+    both = total([large, small])
+    assert (both.first.share, both.raw.share) == pytest.approx((0.55, 0.45))
+    effective = 1 / (0.9**2 / 8 + 0.1**2 / 8)  # 9.8 records, of the 16
+    assert both.first == pytest.approx(wilson(0.55, effective))
+    assert both.first.low > large.first.low
+    alike = [large._replace(records=50), small._replace(records=50)]
+    assert total(alike).first == pytest.approx(wilson(0.75, 16))
+    assert total([small]).first == small.first
 
 
 # --- The report

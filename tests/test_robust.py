@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fedsdr.adapters import Adapter, add, norm, scale, subtract, weighted_mean, zeros_like
+from fedsdr.algorithms.aggregation.folding import whole
 from fedsdr.algorithms.contract import (
     Algorithm,
     NoOptions,
@@ -30,9 +32,11 @@ from fedsdr.algorithms.robust.krum import Krum, krum
 from fedsdr.algorithms.robust.median import median
 from fedsdr.algorithms.robust.trimmed_mean import TrimmedMean, trimmed_mean
 from fedsdr.algorithms.scaffold import Scaffold, scaffold
+from fedsdr.algorithms.table import ROBUST
 from fedsdr.errors import UserError
 from fedsdr.metrics import Mean
 from flower import aggregate, arrays
+from playing import build, dense, furthest
 from tiny import random_adapter
 
 SETUP = Setup(Schedule(1, 0.1))
@@ -98,7 +102,7 @@ def test_the_trimmed_mean_is_flowers(count, share):
 # where K - f - 2 < 1, and we refuse. It takes the first of each row's sorted distances for the
 # client itself, which is wrong where another sent exactly the same. And it decides between equal
 # scores, common with one neighbour, by order of arrival. Alike: squared distances over all tensors;
-# the kept are weighted by records; Flower's 0 to keep is our 1.
+# Flower's 0 to keep is our 1. It weighs the kept by records, which here are told it as equal.
 @pytest.mark.parametrize("count", [6, 7, 9])
 @pytest.mark.parametrize("malicious", [0, 1, 2])
 @pytest.mark.parametrize("keep", [1, 2, 5])
@@ -109,7 +113,7 @@ def test_krum_is_flowers(count, malicious, keep):
         num_malicious_clients=malicious, num_clients_to_keep=0 if keep == 1 else keep
     )
     state = finished(krum(fedavg(SETUP), options), clients)
-    assert close(state.adapter, flower(theirs, clients))
+    assert close(state.adapter, flower(theirs, [replace(it, weight=1) for it in clients]))
     assert state.metrics == {"robust/kept": Mean(keep, count)}
 
 
@@ -131,7 +135,7 @@ def test_clipping_is_that_of_the_vector_of_all_entries(bound):
     vectors = [np.concatenate([a.ravel() for a in arrays(it.change)]) for it in clients]
     lengths = [np.linalg.norm(vector) for vector in vectors]
     short = [v * min(1, bound / length) for v, length in zip(vectors, lengths, strict=True)]
-    expected = np.average(short, axis=0, weights=[update.weight for update in clients])
+    expected = np.mean(short, axis=0)
     state = finished(clipped(fedavg(SETUP), Clipping(norm=bound)), clients)
     ours = np.concatenate([a.ravel() for a in arrays(state.adapter)])
     assert np.allclose(ours, expected, rtol=0, atol=1e-14)
@@ -158,9 +162,10 @@ def test_within_the_bound_nothing_is_touched():
 # Limits
 
 
-def test_clipping_at_infinity_is_the_identity():
-    state = finished(clipped(fedavg(SETUP), Clipping(norm=math.inf)), updates(5))
-    assert same_bits(state.adapter, finished(fedavg(SETUP), updates(5)).adapter)
+def test_clipping_at_infinity_is_the_unweighted_mean():
+    clients = updates(5)
+    state = finished(clipped(fedavg(SETUP), Clipping(norm=math.inf)), clients)
+    assert same_bits(state.adapter, weighted_mean((it.change, 1.0) for it in clients))
     assert state.metrics["robust/clipped"] == Mean(0, 5)
 
 
@@ -176,9 +181,10 @@ def test_trimming_all_it_can_is_the_median():
 
 
 @pytest.mark.parametrize("keep", [5, 9])
-def test_krum_that_keeps_all_is_the_weighted_mean(keep):
-    state = finished(krum(fedavg(SETUP), Krum(malicious=1, keep=keep)), updates(5))
-    assert close(state.adapter, arrays(finished(fedavg(SETUP), updates(5)).adapter))
+def test_krum_that_keeps_all_is_the_unweighted_mean(keep):
+    clients = updates(5)
+    state = finished(krum(fedavg(SETUP), Krum(malicious=1, keep=keep)), clients)
+    assert close(state.adapter, arrays(weighted_mean((it.change, 1.0) for it in clients)))
     assert state.metrics["robust/kept"] == Mean(5, 5)
 
 
@@ -206,6 +212,31 @@ def test_one_giant_update_moves_the_mean_and_not_the_robust_ones(name, size):
     assert off(fedavg(SETUP)) > abs(size) / 20
     # All are cut to length 2, so that the hostile one has a seventh of the say.
     assert off(TRANSFORMS[name](fedavg(SETUP))) < (1.0 if name == "clipped" else 0.2)
+
+
+CLAIMS = {
+    "clipping": [{"norm": 2.0}, {"norm": math.inf}],
+    "median": [{}],
+    "trimmed_mean": [{"share": 0.0}, {"share": 0.25}],
+    "krum": [{"malicious": 1, "keep": keep} for keep in (1, 3, 7)],
+}
+
+
+@pytest.mark.parametrize("name", ROBUST.keys() - {"none"})
+@pytest.mark.parametrize("aggregation", ["factors", "flexlora", "fedex"])
+def test_a_claimed_weight_moves_nothing(name, aggregation):
+    """A modest update counts as one of seven, however many records its client says it has."""
+    for options in CLAIMS[name]:
+        sections = {"options": {name: options}}
+        algorithm = build("+".join({name, aggregation} - {"factors"}), **sections)
+
+        def moved(*weights: float, algorithm: Algorithm = algorithm) -> Adapter:
+            given = [replace(it, weight=w) for it, w in zip(updates(7), weights, strict=True)]
+            return dense(whole(algorithm.deployed(finished(algorithm, given))))
+
+        alike = moved(1, 1, 1, 1, 1, 1, 1)
+        for claims in ((1, 1, 1, 1, 1, 1, 1e12), (5, 1e15, 1, 2, 1e15, 9, 1)):
+            assert furthest(moved(*claims), alike) < 1e-12
 
 
 # The contract
@@ -276,7 +307,7 @@ def test_all_tensors_are_treated_alike_and_inner_metrics_stay(name):
         fold = algorithm.add(fold, update)
     given = algorithm.finish(state, fold, ROUND)
     assert close(given.adapter, arrays(finished(robust(fedavg(SETUP)), clients).adapter))
-    assert given.metrics["inner"] == Mean(1, 10)  # as heavy as all updates together
+    assert given.metrics["inner"] == Mean(1, 5)  # as heavy as there are updates
 
 
 @every_transform

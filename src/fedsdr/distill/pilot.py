@@ -4,11 +4,11 @@ The sample goes through all attempts, as the whole set will: records that fail o
 often than others, so the acceptance of first attempts alone would promise too much.
 """
 
+import math
 import time
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import NamedTuple
-
-from scipy import stats
 
 from fedsdr import seeds
 from fedsdr.data.records import Record
@@ -71,28 +71,42 @@ def extrapolate(client: str, done: Sequence[Rewritten], records: int, seconds: f
         client,
         len(done),
         records,
-        wilson(first, len(done)),
-        wilson(sum(bool(r.reason) for r in done), len(done)),
+        wilson(first / len(done), len(done)),
+        wilson(sum(bool(r.reason) for r in done) / len(done), len(done)),
         generations=scale * sum(len(r.tried) for r in done),
         tokens=scale * sum(attempt.tokens for r in done for attempt in r.tried),
         seconds=scale * seconds,
     )
 
 
-def wilson(hits: int, n: int) -> Rate:
-    interval = stats.binomtest(hits, n).proportion_ci(method="wilson")
-    return Rate(hits / n, float(interval.low), float(interval.high))
+def wilson(share: float, n: float) -> Rate:
+    """Of a share in a sample of n; of a weighted one, n is its effective size."""
+    z = NormalDist().inv_cdf(0.975)
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+    # Where all or none do, that end is the share itself, but for rounding.
+    low, high = min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
+    return Rate(share, low, high)
 
 
 def total(pilots: Sequence[Pilot]) -> Pilot:
-    """All clients together. Expected counts add up; the rates are those of the joint sample."""
-    sample = sum(p.sample for p in pilots)
+    """All clients together. Expected counts add up, and the rates are those of all records: each
+    client's weighs as many as it has, whatever the size of its sample."""
+    records = sum(p.records for p in pilots)
+    weights = [p.records / records for p in pilots]
+    # Kish 1965: as many equally weighted records would tell the weighted mean as precisely.
+    size = 1 / sum(w**2 / p.sample for w, p in zip(weights, pilots, strict=True))
+
+    def joint(rates: Sequence[Rate]) -> Rate:
+        shares = (w * rate.share for w, rate in zip(weights, rates, strict=True))
+        return wilson(min(1.0, math.fsum(shares)), size)
+
     return Pilot(
         "all",
-        sample,
-        sum(p.records for p in pilots),
-        wilson(round(sum(p.first.share * p.sample for p in pilots)), sample),
-        wilson(round(sum(p.raw.share * p.sample for p in pilots)), sample),
+        sum(p.sample for p in pilots),
+        records,
+        joint([p.first for p in pilots]),
+        joint([p.raw for p in pilots]),
         generations=sum(p.generations for p in pilots),
         tokens=sum(p.tokens for p in pilots),
         seconds=sum(p.seconds for p in pilots),

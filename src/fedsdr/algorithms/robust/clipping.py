@@ -1,7 +1,9 @@
 """Norm clipping: no client moves the global adapter further than `norm`, whatever it sends.
 
 Sun et al. 2019 (arXiv 1911.07963), Sec. 4: dw_k / max(1, |dw_k| / norm), the norm over all
-tensors of the update together. Updates stream: memory does not grow with the number of clients.
+tensors of the update together. A bound on the length bounds nothing if a client says how much its
+update weighs, so all weigh the same. Updates stream: memory does not grow with the number of
+clients.
 """
 
 from dataclasses import replace
@@ -30,7 +32,7 @@ class Fold(NamedTuple):
 
 
 def clipped(inner: Algorithm, options: Clipping) -> Algorithm:
-    """`inner`, whose server scales each arriving update down to norm `options.norm` at most.
+    """`inner`, whose server scales each update down to norm `options.norm`, and weighs it 1.
 
     Metrics: `robust/clipped`, the share of updates that were scaled, and `robust/norm`, their mean
     norm as they came, by which to choose the bound.
@@ -39,7 +41,7 @@ def clipped(inner: Algorithm, options: Clipping) -> Algorithm:
     def collect(fold: Fold, update: Update) -> Fold:
         change = clip_to_norm(update.change, options.norm)
         return Fold(
-            inner.add(fold.inner, replace(update, change=change)),
+            inner.add(fold.inner, replace(update, change=change, weight=1.0)),
             fold.clipped.merge(Mean(int(change is not update.change), 1)),
             fold.length.merge(Mean(norm(update.change), 1)),
         )

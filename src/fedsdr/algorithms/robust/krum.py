@@ -3,7 +3,7 @@
 Blanchard et al. 2017 (arXiv 1703.02757), Sec. 4: of K updates, f of which may be hostile, each
 scores the sum of its squared distances to its K - f - 2 nearest others, and the m lowest scores
 are averaged. The paper's guarantee needs K > 2 f + 2. Distances are those of whole updates, all
-tensors together.
+tensors together. Records do not weigh: a hostile client would claim many.
 
 The updates of a round are kept until all are there: memory grows with the number of clients.
 """
@@ -23,15 +23,15 @@ from fedsdr.metrics import Mean
 
 class Krum(Options):
     """malicious: f, the hostile clients to be reckoned with in a round, which needs f + 3 clients
-    at least; keep: m, how many updates are averaged, weighted by records (all, if fewer arrive).
-    1 is Krum, more is multi-Krum."""
+    at least; keep: m, how many updates are averaged (all, if fewer arrive). 1 is Krum, more is
+    multi-Krum."""
 
     malicious: Annotated[int, Field(ge=0)] = 1
     keep: Annotated[int, Field(ge=1)] = 1
 
 
 def krum(inner: Algorithm, options: Krum) -> Algorithm:
-    """`inner` on the mean of the updates with the lowest scores, as heavy as all of them.
+    """`inner` on the mean of the updates with the lowest scores, as heavy as there were updates.
 
     Metric `robust/kept`: the share of updates that were averaged. A round of fewer than
     `malicious` + 3 updates raises `UserError`.
@@ -42,8 +42,8 @@ def krum(inner: Algorithm, options: Krum) -> Algorithm:
         if not fold:
             return inner.finish(state, begun, round)
         best = ranked(fold, options.malicious)[: options.keep]
-        change = weighted_mean((update.change, update.weight) for update in best)
-        robust = Update(change, sum(update.weight for update in fold))
+        change = weighted_mean((update.change, 1.0) for update in best)
+        robust = Update(change, len(fold))
         moved = inner.finish(state, inner.add(begun, robust), round)
         share = {"robust/kept": Mean(len(best), len(fold))}
         return replace(moved, metrics={**moved.metrics, **share})

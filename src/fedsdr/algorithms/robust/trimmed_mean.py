@@ -35,15 +35,14 @@ def trimmed_mean(inner: Algorithm, options: TrimmedMean) -> Algorithm:
 
 def of_sorted(inner: Algorithm, cut: Callable[[int], int]) -> Algorithm:
     """`inner` on one update a round: each coordinate's mean without the cut(K) smallest and the
-    cut(K) largest of its K values. It weighs what all updates weigh together."""
+    cut(K) largest of its K values. It is as heavy as there were updates."""
 
     def finish(state: ServerState, fold: Sequence[Update], round: Round) -> ServerState:
         begun = inner.start(state, round)
         if not fold:
             return inner.finish(state, begun, round)
         change = middle([update.change for update in fold], cut(len(fold)))
-        robust = Update(change, sum(update.weight for update in fold))
-        return inner.finish(state, inner.add(begun, robust), round)
+        return inner.finish(state, inner.add(begun, Update(change, len(fold))), round)
 
     return inner._replace(
         start=lambda state, round: (),
