@@ -94,9 +94,9 @@ def bandwidth() -> float:
 def stream(name: str, updates: int) -> dict[str, float | str | int]:
     """Aggregate that many updates of one method."""
     recipe = method(name, Recipe(model=Model(path="lab")))
-    algorithm: Algorithm = build_algorithm(recipe, population=float(updates))
+    algorithm: Algorithm = build_algorithm(recipe)
     state: ServerState = algorithm.init(adapter(0))
-    round = Round(1, 0)
+    round = Round(1, 0, population=float(updates))
     template = algorithm.uploads(state, round)
     sent = [Update(like(template, seed), 1.0) for seed in range(3)]
     parameters = sum(tensor.numel() for tensor in template.values())

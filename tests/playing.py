@@ -27,7 +27,8 @@ from tiny import CLIENTS, RECORDS, ToyClient, random_adapter
 
 ROUNDS = 3
 SCHEDULE = Schedule(3, 0.1)
-SETUP = Setup(SCHEDULE, sum(RECORDS.values()))
+POPULATION = sum(RECORDS.values())
+SETUP = Setup(SCHEDULE)
 LOCAL = Local(
     rectify_steps=3, rectify_lr=0.1, smooth_steps=2, smooth_lr=0.3,
     smoothing_state="keep", smoothing_context="base", rectify_alone=0.5,
@@ -42,9 +43,7 @@ def recipe(name: str, **sections: Any) -> Recipe:
 
 
 def build(name: str, **sections: Any) -> Algorithm:
-    chosen = recipe(name, **sections)
-    secret_counts = chosen.privacy.mode != "none"
-    return build_algorithm(chosen, len(CLIENTS) if secret_counts else sum(RECORDS.values()))
+    return build_algorithm(recipe(name, **sections))
 
 
 class Played(NamedTuple):
@@ -92,7 +91,7 @@ def step(
     dtype: torch.dtype = torch.float64,
 ) -> ServerState:
     """One round; `played` is filled in."""
-    round = Round(number, 1000 + number)
+    round = Round(number, 1000 + number, POPULATION)
     shared = algorithm.broadcast(server)
     fold = algorithm.start(server, round)
     for name in cohort:
@@ -114,7 +113,7 @@ def aggregate(
     number: int = 1,
 ) -> ServerState:
     """The server half alone: one round of given changes and weights."""
-    round = Round(number, 7)
+    round = Round(number, 7, POPULATION)
     fold = algorithm.start(state, round)
     for change, weight in updates:
         fold = algorithm.add(fold, Update(change, weight))

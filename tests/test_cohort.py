@@ -19,14 +19,14 @@ from fedsdr.training.cohort import clip_each, train_cohort
 from fedsdr.training.local import LocalTrainer
 from models import NAMED, random_adapter, random_ids, two_streams
 from playing import tensors
-from test_contract import CROWDS, PREFIX, PRIVACIES, SINGLE, make
+from test_contract import SOME, make
 from test_local_trainer import STAGES, adapter
 
 CLIENTS = ("anna", "ben", "cleo")
 COUNTS = {"anna": 5, "ben": 2, "cleo": 9}  # ben has less than a batch
 TARGETS = ("q_proj", "down_proj")
 GENTLE = Local(rectify_steps=3, rectify_lr=1e-3, smooth_steps=2, smooth_lr=1e-3)
-CASES = [f"{prefix}{name}" for prefix in PREFIX.values() for name in SINGLE] + CROWDS + PRIVACIES
+CASES = [*SOME, "central privacy fedsdr+fedadam+ffa", "local privacy fedsdr+flora"]
 
 
 def records(client: str, seed: int) -> list[Example]:
@@ -86,7 +86,7 @@ def rounds(
             clients[client] = state
             fold = algorithm.add(fold, update)
             metrics.append(update.metrics)
-        server = algorithm.finish(server, fold, Round(number, 1))
+        server = algorithm.finish(server, fold, Round(number, 1, sum(COUNTS.values())))
     return [server, clients, metrics]
 
 

@@ -39,7 +39,7 @@ from fedsdr.algorithms.contract import (
 from fedsdr.algorithms.fedavg import fedavg
 from fedsdr.algorithms.scaffold import Scaffold, scaffold
 from fedsdr.metrics import Mean
-from tiny import CLIENTS, ToyClient, random_adapter
+from tiny import CLIENTS, RECORDS, ToyClient, random_adapter
 
 SETUP = Setup(Schedule(2, 0.1))
 ROUND = Round(1, 7)
@@ -286,7 +286,7 @@ def play(algorithm: Algorithm, cohort: Sequence[str] = CLIENTS, dtype=torch.floa
     clients = {name: ClientState() for name in cohort}
     sent = []
     for number in range(1, rounds + 1):
-        round = Round(number, number)
+        round = Round(number, number, sum(RECORDS.values()))
         fold = algorithm.start(state, round)
         for name in cohort:
             update, clients[name] = algorithm.client(
@@ -300,7 +300,7 @@ def play(algorithm: Algorithm, cohort: Sequence[str] = CLIENTS, dtype=torch.floa
 
 
 def inners() -> dict[str, Algorithm]:
-    return {"fedavg": fedavg(SETUP), "scaffold": scaffold(Setup(Schedule(2, 0.1), 10), Scaffold())}
+    return {"fedavg": fedavg(SETUP), "scaffold": scaffold(SETUP, Scaffold())}
 
 
 @every_transform

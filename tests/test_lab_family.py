@@ -57,10 +57,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Workbench, Pa
     return recipe, bench, folder
 
 
-EACH = [prefix + name for prefix in contract.PREFIX.values() for name in contract.SINGLE]
-
-
-@pytest.mark.parametrize("name", [*EACH, *contract.CROWDS, "central+fedprox"])
+@pytest.mark.parametrize("name", [*contract.SOME, "central+fedprox"])
 def test_every_method_runs_in_the_lab(lab, name, tmp_path, monkeypatch):
     recipe, bench, folder = lab
     monkeypatch.setenv("FEDSDR_CACHE", str(folder))

@@ -383,7 +383,7 @@ def rounds_of(
     states = [ClientState() for _ in clients]
     servers = []
     for t, cohort in enumerate(cohorts, start=1):
-        round = Round(t, t)
+        round = Round(t, t, sum(client.records for client in clients))
         shared, fold = algorithm.broadcast(server), algorithm.start(server, round)
         for k in cohort:
             update, states[k] = algorithm.client(shared, states[k], clients[k], round)
@@ -393,8 +393,8 @@ def rounds_of(
     return Rounds(servers, states)
 
 
-def setup(clients: Sequence[Parabola], steps: int, lr: float) -> Setup:
-    return Setup(Schedule(steps, lr), sum(client.records for client in clients))
+def setup(steps: int, lr: float) -> Setup:
+    return Setup(Schedule(steps, lr))
 
 
 def some(rounds: int, of: int, seed: int = 3) -> Cohorts:
@@ -432,7 +432,7 @@ def test_fedprox_by_hand():
     3.59375: -0.5625, 3.734375. Without the pull round 1 is 1: -4, 2: -3, 2.75: -2.25, 3.3125.
     """
     client = [Parabola(1.0, 5.0)]
-    of = setup(client, 3, 0.25)
+    of = setup(3, 0.25)
     pulled = rounds_of(fedprox(of, FedProx(mu=1.0)), client, [[0], [0]], start=1.0)
     assert pulled.w() == [2.75, 3.734375]
     assert rounds_of(fedprox(of, FedProx(mu=0.0)), client, [[0]], start=1.0).w() == [3.3125]
@@ -442,7 +442,7 @@ def test_fedprox_by_hand():
 def test_fedprox_solved_exactly_is_a_proximal_step(mu):
     """argmin a/2 (w - goal)^2 + mu/2 (w - w^t)^2 = (a goal + mu w^t) / (a + mu)."""
     clients = [client._replace(exact=True) for client in UNLIKE]
-    algorithm = fedprox(setup(clients, 1, 0.1), FedProx(mu=mu))
+    algorithm = fedprox(setup(1, 0.1), FedProx(mu=mu))
     got = rounds_of(algorithm, clients, [[0, 1]] * 4, start=7.0).w()
     w = 7.0
     for each in got:
@@ -474,7 +474,7 @@ def test_scaffold_by_hand():
         y_1 = x - 0.205078125, y_2 = x - 0.400390625
         x = -1.3203125, c = 0.703125
     """
-    algorithm = scaffold(setup(UNLIKE, 2, 0.25), Scaffold())
+    algorithm = scaffold(setup(2, 0.25), Scaffold())
     rounds = rounds_of(algorithm, UNLIKE, [[0, 1]] * 2)
     assert rounds.w() == [-0.96875, -1.3203125]
     assert rounds.of_server(CONTROL) == [1.9375, 0.703125]
@@ -514,7 +514,7 @@ def paper_scaffold(
 @pytest.mark.parametrize("cohorts", [[[0, 1, 2]] * 6, some(9, 3)], ids=["all", "some"])
 def test_under_gradient_descent_scaffold_is_the_papers_option_two(records, cohorts, server_lr):
     clients = [client._replace(records=n) for client, n in zip(THREE, records, strict=True)]
-    algorithm = scaffold(setup(clients, 3, 0.1), Scaffold(lr=server_lr))
+    algorithm = scaffold(setup(3, 0.1), Scaffold(lr=server_lr))
     rounds = rounds_of(algorithm, clients, cohorts)
     xs, cs, controls = paper_scaffold(clients, cohorts, 3, 0.1, server_lr)
     assert rounds.w() == pytest.approx(xs, abs=1e-12)
@@ -580,7 +580,7 @@ def test_scaffold_finds_the_optimum_where_fedavg_does_not():
     Its fixed point is sum p_k r_k goal_k / sum p_k r_k, r_k = 1 - (1 - lr a_k)^20: -0.64, and
     -0.5 with more steps. SCAFFOLD's is the optimum, -1.4, where sum p_k F_k' = 0.
     """
-    of = setup(UNLIKE, 20, 0.1)
+    of = setup(20, 0.1)
     plain = rounds_of(fedavg(of), UNLIKE, [[0, 1]] * 60).w()[-1]
     reach = [1 - (1 - 0.1 * client.curvature) ** 20 for client in UNLIKE]
     fixed = (reach[0] * 4.0 - 3 * reach[1] * 2.0) / (reach[0] + 3 * reach[1])
@@ -630,7 +630,7 @@ def test_feddyn_is_the_papers(records, cohorts, alpha):
     clients = [
         client._replace(records=n, exact=True) for client, n in zip(THREE, records, strict=True)
     ]
-    algorithm = feddyn(setup(clients, 1, 0.1), FedDyn(alpha=alpha))
+    algorithm = feddyn(setup(1, 0.1), FedDyn(alpha=alpha))
     rounds = rounds_of(algorithm, clients, cohorts)
     thetas, hs, gradients = paper_feddyn(clients, cohorts, alpha)
     assert rounds.w() == pytest.approx(thetas, abs=1e-11)
@@ -645,7 +645,7 @@ def test_feddyn_by_hand():
     w = (2 - 3 x 1.5) / 4 - 0.625 = -1.25.
     """
     clients = [client._replace(exact=True) for client in UNLIKE]
-    algorithm = feddyn(setup(clients, 1, 0.1), FedDyn(alpha=1.0))
+    algorithm = feddyn(setup(1, 0.1), FedDyn(alpha=1.0))
     rounds = rounds_of(algorithm, clients, [[0, 1]])
     assert rounds.of_clients(GRADIENT) == [-2.0, 1.5]
     assert rounds.of_server(GRADIENT) == [0.625]
@@ -654,7 +654,7 @@ def test_feddyn_by_hand():
 
 def test_what_a_feddyn_client_keeps_is_its_gradient_at_its_optimum():
     clients = [client._replace(exact=True) for client in THREE]
-    algorithm = feddyn(setup(clients, 1, 0.1), FedDyn(alpha=0.7))
+    algorithm = feddyn(setup(1, 0.1), FedDyn(alpha=0.7))
     state, shared = ClientState(), number(3.0)
     for _ in range(3):
         update, state = algorithm.client(shared, state, clients[1], Round(1, 1))
@@ -667,7 +667,7 @@ def test_what_a_feddyn_client_keeps_is_its_gradient_at_its_optimum():
 @pytest.mark.parametrize("cohorts", [[[0, 1, 2]] * 300, some(300, 3)], ids=["all", "some"])
 def test_feddyn_finds_the_optimum_where_fedavg_does_not(cohorts):
     clients = [client._replace(exact=True) for client in THREE]
-    of = setup(clients, 1, 0.1)
+    of = setup(1, 0.1)
     rounds = rounds_of(feddyn(of, FedDyn(alpha=1.0)), clients, cohorts)
     assert rounds.w()[-1] == pytest.approx(optimum(clients), abs=1e-9)
     plain = rounds_of(fedavg(of), clients, [[0, 1, 2]]).w()[-1]

@@ -289,7 +289,7 @@ def test_a_fold_can_be_added_to_twice(name):
 @every_transform
 def test_all_tensors_are_treated_alike_and_inner_metrics_stay(name):
     """SCAFFOLD's control variates come out as the same rule makes them out of the clients'."""
-    inner = scaffold(Setup(Schedule(1, 0.1), population=10.0), Scaffold())
+    inner = scaffold(SETUP, Scaffold())
     loud = inner._replace(
         finish=lambda state, fold, round: ServerState(
             fold.mean(like=inner.uploads(state, round)), metrics={"inner": Mean(1, fold.weight)}

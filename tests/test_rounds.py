@@ -59,6 +59,9 @@ class Engine:
     def clients(self) -> Sequence[str]:
         return NAMES
 
+    def population(self) -> float:
+        return sum(RECORDS.values())
+
     def run_round(
         self, algorithm: Algorithm, shared: Adapter, round: int, cohort: Sequence[str]
     ) -> Iterator[Participant]:

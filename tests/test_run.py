@@ -19,14 +19,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import tiny
 from fedsdr import summary
 from fedsdr.adapters import Adapter
+from fedsdr.engines.in_process import InProcess
 from fedsdr.errors import UserError
-from fedsdr.method_run import client_examples, pooled_recipe, population
+from fedsdr.method_run import client_examples, pooled_recipe
 from fedsdr.methods import method
 from fedsdr.progress import silent
 from fedsdr.recipe import load_recipe, override, parse_recipe
 from fedsdr.run import compare, demo, run
 from fedsdr.sections.recipe import Recipe
 from fedsdr.setting import Setting, prepare
+from fedsdr.training.store import ClientStore
 
 # PEFT asks for an attribute that transformers is about to rename.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
@@ -384,7 +386,8 @@ def test_mixed_targets_are_the_responses_and_then_their_rewrites(home, recipe, t
         mine = examples[client]
         assert mine["mixed"] == [*mine["raw"], *mine["distilled"]]
         assert len(mine["raw"]) == len(mine["distilled"]) == records
-    assert population(mixed, examples) == 5 + 7 + 10
+    engine = InProcess(bench, mixed, examples, ClientStore(tmp_path), silent())
+    assert engine.population() == 5 + 7 + 10
 
 
 @pytest.mark.parametrize(

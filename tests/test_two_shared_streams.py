@@ -15,7 +15,7 @@ from fedsdr.errors import UserError
 from fedsdr.methods import CHOICES, METHODS, own_name
 from fedsdr.recipe import override
 from playing import LOCAL, build, dense, furthest, play, recipe, same_bits
-from tiny import CLIENTS, RECORDS, ToyClient, random_adapter
+from tiny import CLIENTS, ToyClient, random_adapter
 
 KEY = {"federation.targets": "two_shared_streams"}
 SENDING = [name for name in ALGORITHMS if name != "local"]
@@ -23,7 +23,7 @@ SENDING = [name for name in ALGORITHMS if name != "local"]
 
 def shared(name: str = "fedavg", **changes: Any) -> Algorithm:
     it = override(recipe(f"fedsdr+{name}" if name != "fedavg" else "fedsdr"), {**KEY, **changes})
-    return build_algorithm(it, sum(RECORDS.values()))
+    return build_algorithm(it)
 
 
 @pytest.mark.parametrize("context", ["joint", "base"])

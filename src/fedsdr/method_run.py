@@ -57,7 +57,7 @@ def run_method(
     if recipe.federation.pooled:
         recipe = pooled_recipe(recipe, len(bench.clients))
     examples = client_examples(bench, recipe, folder, reporter)
-    algorithm = build_algorithm(recipe, population(recipe, examples))
+    algorithm = build_algorithm(recipe)
     store, secret = ClientStore(folder / "clients"), noise_seed(recipe, folder)
     engine = InProcess(bench, recipe, examples, store, reporter, secret)
 
@@ -149,15 +149,6 @@ def conclude(
     judged = {client: values(each) for client, each in personal.items() if each}
     files.write_json(folder / PERSONAL_FILE, judged)
     return result
-
-
-def population(
-    recipe: Recipe, examples: Mapping[str, Mapping[Targets, Sequence[Example]]]
-) -> float:
-    """Sum of the weights of all clients: their records, or one each where those are private."""
-    if recipe.privacy.mode != "none" or not recipe.federation.sample_counts:
-        return float(len(examples))
-    return float(sum(len(each["raw"]) for each in examples.values()))
 
 
 def noise_seed(recipe: Recipe, folder: Path) -> int:

@@ -32,13 +32,11 @@ class Choice(NamedTuple):
 Chosen = Mapping[str, Choice]  # "algorithm", "targets", ... -> what the recipe chose
 
 
-def build_algorithm(
-    recipe: Recipe, population: float = 1.0, max_norm: float = math.inf
-) -> Algorithm:
+def build_algorithm(recipe: Recipe, max_norm: float = math.inf) -> Algorithm:
     """The recipe's algorithm, wearing its transforms, the innermost first.
 
-    population: sum of all clients' weights. max_norm: of an update; larger ones are refused. Raises
-    `UserError` for unknown names or options, and for choices that exclude each other.
+    max_norm: of an update; larger ones are refused. Raises `UserError` for unknown names or
+    options, and for choices that exclude each other.
     """
     check_options(recipe)
     chosen = {key.rpartition(".")[2]: choose(recipe, key) for key in TABLES}
@@ -48,7 +46,7 @@ def build_algorithm(
     own, aggregation, personal = (
         chosen[key] for key in ("algorithm", "lora_aggregation", "personalisation")
     )
-    it = own.build(Setup(schedule, population), own.options)
+    it = own.build(Setup(schedule), own.options)
     it = aggregation.build(it, aggregation.options, *_smaller_ranks(recipe))
     it = chosen["robust"].build(it, chosen["robust"].options)
     if recipe.evaluate.aggregation_error and has_global_model(chosen):
@@ -242,6 +240,24 @@ EXCLUSIONS: Final = (
         _is("personalisation", "ditto"),
         "{lora_aggregation} moves the global model into its frozen part, towards which "
         "{personalisation} cannot pull: choose another lora_aggregation",
+    ),
+    (
+        _has("algorithm", "client memory"),
+        _not(_is("robust", "none")),
+        "{algorithm} needs the mean of what all its clients remember, and {robust} takes less of "
+        "some: choose fedavg or fedprox, or set federation.robust to 'none'",
+    ),
+    (
+        _has("algorithm", "client memory"),
+        _not(_is("mode", "none")),
+        "{algorithm} adds up what its clients send over all rounds, and so the noise of {mode} "
+        "privacy: choose fedavg or fedprox, or set privacy.mode to 'none'",
+    ),
+    (
+        _is("algorithm", "feddyn"),
+        _is("lora_aggregation", "flexlora"),
+        "{algorithm}'s clients add up the changes of their factors, and {lora_aggregation} takes "
+        "the mean of products: choose scaffold, or another lora_aggregation",
     ),
     (
         _is("mode", "central"),

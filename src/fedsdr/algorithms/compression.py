@@ -7,7 +7,9 @@ change of a round, e the residual, zero at first, and C encoding and decoding:
     p = x + e,    send C(p),    e' = p - C(p)
 
 So the sum of what arrives is that of the changes, but for the last residual. That supposes that a
-tensor's coordinates mean the same from round to round.
+tensor's coordinates mean the same from round to round. What is sent beside the adapter (SCAFFOLD's
+control variates) has no residual: it is the difference to what the server has, so that the next
+one holds what this one lost.
 
 A codec wraps everything else: whatever is inside sees decoded updates.
 """
@@ -22,7 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsdr.adapters import Adapter, add, subtract
+from fedsdr.adapters import Adapter, add, factors, subtract
 from fedsdr.algorithms.contract import (
     Algorithm,
     ClientState,
@@ -67,15 +69,17 @@ def compressed(inner: Algorithm, codec: Codec, feedback: bool) -> Algorithm:
     def client(
         shared: Adapter, state: ClientState, fit: Fit, round: Round
     ) -> tuple[Update, ClientState]:
-        update, state = inner.client(shared, state, fit, round)
+        update, after = inner.client(shared, state, fit, round)
         wanted = update.change
         if feedback:
-            wanted = add(wanted, state.recall(RESIDUAL, like=wanted))
+            owed = state.recall(RESIDUAL, like=factors(wanted))
+            wanted = {**wanted, **add(factors(wanted), owed)}
         encoded = codec.encode(wanted)
+        decoded = codec.decode(encoded, wanted)
+        after = inner.seen(state, after, decoded)
         if feedback:
-            lost = subtract(wanted, codec.decode(encoded, wanted))
-            state = state.remember(RESIDUAL, lost)
-        return replace(update, change=encoded), state
+            after = after.remember(RESIDUAL, subtract(factors(wanted), factors(decoded)))
+        return replace(update, change=encoded), after
 
     def collect(fold: Fold, update: Update) -> Fold:
         decoded = replace(update, change=codec.decode(update.change, fold.like))

@@ -38,10 +38,15 @@ class NoOptions(Options):
 
 class Round(NamedTuple):
     """number: from 1. seed: for the own randomness of the half that is given it, in this round:
-    noise, a restarted adapter. A client's seed and the server's are unrelated."""
+    noise, a restarted adapter. A client's seed and the server's are unrelated.
+
+    population, for the server's half alone: sum of the weights n_k of all clients that it knows
+    of when the round's updates are in, those of the round and the others.
+    """
 
     number: int
     seed: int
+    population: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -54,14 +59,9 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Setup:
-    """What every algorithm is built from.
-
-    schedule: each client's local training in a round.
-    population: sum of the weights n_k of all clients, those of a round and the others.
-    """
+    """What every algorithm is built from: each client's local training in a round."""
 
     schedule: Schedule
-    population: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -191,11 +191,14 @@ class ServerState:
     """What the server keeps: the global adapter, and an algorithm's own tensors (moments, say).
 
     metrics: what the last round's aggregation has to say, for the log.
+    population: that of the last round (`Round.population`), 0 before the first. The round loop
+        sets it, algorithms need not carry it over.
     """
 
     adapter: Adapter
     memory: Mapping[str, Adapter] = field(default_factory=dict)
     metrics: Metrics = field(default_factory=dict)
+    population: float = 0.0
 
 
 class Personal(NamedTuple):
@@ -209,12 +212,26 @@ class Personal(NamedTuple):
     private: Private | None = None
 
 
+def _unchanged(state: ServerState, factor: float) -> ServerState:
+    return state
+
+
+def _as_left(before: ClientState, after: ClientState, change: Adapter) -> ClientState:
+    return after
+
+
 class Algorithm(NamedTuple):
     """One federated algorithm. Compose by wrapping: `two_stream(fedavg(...), ...)`.
 
     broadcast: what every client is sent. deployed: the global model's adapter; empty where
     clients do not share a whole model. uploads: tensors of the keys, shapes and dtypes that a
     round's updates must have; ranks: other ranks than theirs that updates may have.
+
+    rescaled: the server's state with what it remembers as a mean over all clients, not over a
+    round's, times a factor: their weights' old sum over the new one, when that has changed.
+    seen: the state that `client` left a client in (`after`, from `before`), where the server gets
+    another change than the one that `client` returned: a transform that alters it must ask for
+    this, so that what a client remembers of a round is what the server does.
     """
 
     init: Callable[[Adapter], ServerState]
@@ -227,6 +244,8 @@ class Algorithm(NamedTuple):
     uploads: Callable[[ServerState, Round], Adapter]
     personal: Callable[[Adapter, ClientState], Personal]
     ranks: frozenset[int] = frozenset()
+    rescaled: Callable[[ServerState, float], ServerState] = _unchanged
+    seen: Callable[[ClientState, ClientState, Adapter], ClientState] = _as_left
 
 
 def check_update(

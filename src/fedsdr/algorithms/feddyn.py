@@ -6,10 +6,12 @@ keeps h_k+ = h_k - alpha (w_k - w^t), the gradient of F_k at its optimum. The se
 
     h <- h - alpha sum_{k in S} (n_k / n) (w_k - w^t),   w^{t+1} = mean_{k in S} w_k - h / alpha.
 
-Weights n_k / n are the objective's; the paper's are equal. Local optima are taken for reached, as
-there: a few steps of AdamW reach them only in part.
+Weights n_k / n are the objective's; the paper's are equal. So h = sum_k (n_k / n) h_k over all
+clients after every round; when a client joins, n grows, and the old terms shrink. Local optima are
+taken for reached, as there: a few steps of AdamW reach them only in part.
 """
 
+from dataclasses import replace
 from typing import Annotated
 
 from pydantic import Field
@@ -49,17 +51,27 @@ def feddyn(setup: Setup, options: FedDyn) -> Algorithm:
         pull, shift = Pull(shared, alpha), scale(h, -1)
         fitted = fit(Stage("rectify", "R", setup.schedule, shared, pull=pull, shift=shift))
         update = changed(shared, fitted)
-        return update, state.remember(GRADIENT, subtract(h, scale(update.change, alpha)))
+        return update, seen(state, state, update.change)
+
+    def seen(before: ClientState, after: ClientState, change: Adapter) -> ClientState:
+        h = before.recall(GRADIENT, like=change)
+        return after.remember(GRADIENT, subtract(h, scale(change, alpha)))
 
     def finish(state: ServerState, fold: WeightedSum, round: Round) -> ServerState:
         mean = fold.mean(like=state.adapter)
-        share = fold.weight / setup.population
+        share = fold.weight / round.population
         h = subtract(state.memory[GRADIENT], scale(mean, alpha * share))
         adapter = subtract(add(state.adapter, mean), scale(h, 1 / alpha))
         return ServerState(adapter, {**state.memory, GRADIENT: h})
+
+    def rescaled(state: ServerState, factor: float) -> ServerState:
+        h = scale(state.memory[GRADIENT], factor)
+        return replace(state, memory={**state.memory, GRADIENT: h})
 
     return fedavg(setup)._replace(
         init=lambda first: ServerState(first, {GRADIENT: zeros_like(first)}),
         client=client,
         finish=finish,
+        rescaled=rescaled,
+        seen=seen,
     )

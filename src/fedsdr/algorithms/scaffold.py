@@ -12,9 +12,11 @@ x - y = lr sum(g_i - c_k + c). So we take that mean itself, which any local opti
 
 The correction enters before clipping and AdamW. Means are weighted by records, n_k / n, as the
 objective is, so that c = sum_k (n_k / n) c_k over all clients after every round, whoever took
-part; uniform weights, the paper's case, are that with equal n_k.
+part; uniform weights, the paper's case, are that with equal n_k. When a client joins, n grows,
+and the old terms of the sum shrink in proportion.
 """
 
+from dataclasses import replace
 from typing import Annotated
 
 from pydantic import Field
@@ -77,10 +79,18 @@ def scaffold(setup: Setup, options: Scaffold) -> Algorithm:
 
     def finish(state: ServerState, fold: WeightedSum, round: Round) -> ServerState:
         mean = fold.mean(like=with_control(state))
-        share = fold.weight / setup.population
+        share = fold.weight / round.population
         control = add(state.memory[CONTROL], scale(under(mean, CONTROL), share))
         adapter = add(state.adapter, scale(factors(mean), options.lr))
         return ServerState(adapter, {**state.memory, CONTROL: control})
+
+    def rescaled(state: ServerState, factor: float) -> ServerState:
+        control = scale(state.memory[CONTROL], factor)
+        return replace(state, memory={**state.memory, CONTROL: control})
+
+    def seen(before: ClientState, after: ClientState, change: Adapter) -> ClientState:
+        moved = under(change, CONTROL)
+        return after.remember(CONTROL, add(before.recall(CONTROL, like=moved), moved))
 
     return fedavg(setup)._replace(
         init=lambda first: ServerState(first, {CONTROL: zeros_like(first)}),
@@ -90,4 +100,6 @@ def scaffold(setup: Setup, options: Scaffold) -> Algorithm:
         finish=finish,
         uploads=lambda state, round: with_control(state),
         personal=lambda sent, state: Personal(factors(sent)),
+        rescaled=rescaled,
+        seen=seen,
     )

@@ -1,8 +1,10 @@
 """The engine across organisations: client halves run where the data are."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from fedsdr import files
 from fedsdr.adapters import Adapter
 from fedsdr.algorithms.contract import Algorithm, Update
 from fedsdr.deploy.switchboard import Switchboard
@@ -18,20 +20,31 @@ class Remote:
     """Asks the clients of a switchboard, for one of the recipe's methods."""
 
     def __init__(
-        self, switchboard: Switchboard, recipe: Recipe, method: str, reporter: Reporter
+        self,
+        switchboard: Switchboard,
+        recipe: Recipe,
+        method: str,
+        reporter: Reporter,
+        weights: Path,
     ) -> None:
+        """weights: the file of what each client's updates weigh, as it first said."""
         self.switchboard, self.recipe, self.method = switchboard, recipe, method
         self.reporter, self.deployment = reporter, recipe.deployment
-        self.weights: dict[str, float] = {}  # what each client's updates weigh
+        self.weights_file = weights
+        self.weights: dict[str, float] = files.read_json(weights) if weights.exists() else {}
         self.counted: dict[str, int] = {}  # the last round that each client had a part in
 
     def clients(self) -> Sequence[str]:
         return list(self.switchboard.roster)
 
-    def prepare(self) -> dict[str, float]:
-        """Have all clients rewrite; returns the weight of each that is ready, 1 if untold."""
+    def prepare(self) -> None:
+        """Have all clients rewrite, and note the weight of each that is ready."""
         ready = self._all("prepare", {}, 0, self.deployment.prepare_seconds)
-        return {client: self._weight(answer) for client, answer in ready.items()}
+        self._note({client: self._weight(answer) for client, answer in ready.items()})
+
+    def population(self) -> float:
+        """Of those that were ready, and of those that first answered in a round."""
+        return sum(self.weights.values())
 
     def run_round(
         self, algorithm: Algorithm, shared: Adapter, round: int, cohort: Sequence[str]
@@ -86,11 +99,18 @@ class Remote:
 
     def _participant(self, answer: Answer) -> Participant | Absent:
         """The update; refused if it does not weigh what the client has said before."""
-        agreed = self.weights.setdefault(answer.client, self._weight(answer))
+        self._note({answer.client: self._weight(answer)})
+        agreed = self.weights[answer.client]
         if answer.weight != agreed:
             reason = f"its update weighs {answer.weight:g}, and it was prepared for {agreed:g}"
             return Absent(answer.client, reason)
         return Participant(answer.client, Update(answer.change, answer.weight, answer.metrics))
+
+    def _note(self, weights: Mapping[str, float]) -> None:
+        """Weights of clients that had none, for good: on disk before a round counts on them."""
+        if weights.keys() - self.weights.keys():
+            self.weights = {**weights, **self.weights}
+            files.write_json(self.weights_file, self.weights)
 
     def _weight(self, answer: Answer) -> float:
         """A client's number of records; 1 where the recipe does not let it tell that."""

@@ -124,14 +124,6 @@ def record_federation(out: Path, recipe: Recipe, board: Switchboard) -> None:
     files.write_json(file, described | {"identity": dict(board.model)})
 
 
-def known_weights(folder: Path, prepared: Mapping[str, float]) -> dict[str, float]:
-    """What each client's updates weigh: as it was told when the method began, whoever is there."""
-    file = folder / WEIGHTS_FILE
-    if not file.exists():
-        files.write_json(file, prepared)
-    return dict(files.read_json(file))
-
-
 class Shape:
     """What a server must know of the model: the shape of its adapters, none of its weights."""
 
@@ -159,14 +151,12 @@ def serve_method(
     if (folder / RESULT_FILE).exists():
         return
     files.write_text(folder / RECIPE_FILE, to_toml(recipe))
-    engine = Remote(board, recipe, name, reporter)
+    engine = Remote(board, recipe, name, reporter, folder / WEIGHTS_FILE)
     reporter.say(f"{name}: clients prepare their data")
-    prepared = engine.prepare()
-    weights = known_weights(folder, prepared)
-    engine.weights = {**prepared, **weights}
+    engine.prepare()
     secret = noise_seed(recipe, folder)
     options = round_options(recipe, secret, recipe.deployment.min_clients)
-    algorithm = build_algorithm(recipe, sum(weights.values()), recipe.deployment.max_norm)
+    algorithm = build_algorithm(recipe, recipe.deployment.max_norm)
     with follower or nullcontext() as tracking:
 
         def observe(row: Mapping[str, Any]) -> None:

@@ -52,6 +52,12 @@ class InProcess:
     def clients(self) -> Sequence[str]:
         return list(self.examples)
 
+    def population(self) -> float:
+        """All clients' records, those who come late included; one each where these are private."""
+        if self.recipe.privacy.mode != "none" or not self.recipe.federation.sample_counts:
+            return float(len(self.examples))
+        return float(sum(len(each["raw"]) for each in self.examples.values()))
+
     def run_round(
         self, algorithm: Algorithm, shared: Adapter, round: int, cohort: Sequence[str]
     ) -> Iterator[Participant]:

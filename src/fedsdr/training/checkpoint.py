@@ -19,7 +19,8 @@ def save_checkpoint(folder: Path, round: int, state: ServerState) -> None:
     """Commit `round` rounds as done."""
     groups = {ADAPTER: state.adapter, **{f"memory:{name}": a for name, a in state.memory.items()}}
     tensors = {f"{group}|{key}": t for group, a in groups.items() for key, t in a.items()}
-    files.write_tensors(folder / NAME, tensors, {"round": str(round)})
+    known = {"round": str(round), "population": repr(state.population)}
+    files.write_tensors(folder / NAME, tensors, known)
 
 
 def load_checkpoint(folder: Path) -> tuple[int, ServerState] | None:
@@ -34,4 +35,5 @@ def load_checkpoint(folder: Path) -> tuple[int, ServerState] | None:
         groups.setdefault(group, {})[key] = tensor
     adapter = groups.pop(ADAPTER)
     memory = {name.removeprefix("memory:"): a for name, a in groups.items()}
-    return int(metadata["round"]), ServerState(adapter, memory)
+    population = float(metadata.get("population", 0.0))  # which older ones do not have
+    return int(metadata["round"]), ServerState(adapter, memory, population=population)

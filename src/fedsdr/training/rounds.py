@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -45,6 +45,10 @@ class Engine(Protocol):
         self, algorithm: Algorithm, shared: Adapter, round: int, cohort: Sequence[str]
     ) -> Iterable[Participant | Absent]:
         """Run the client half of round `round` (from 1) on each client; answers in their order."""
+        ...
+
+    def population(self) -> float:
+        """Sum of the weights of all clients that are known so far; it may grow in a round."""
         ...
 
     def commit(self, round: int, cohort: Sequence[str]) -> None:
@@ -202,7 +206,11 @@ def run_round(
             continue
         metrics[answer.client] = update.metrics
         bytes_up += size_in_bytes(update.change)
-    state = algorithm.finish(state, fold, round)
+    population = engine.population()
+    if state.population not in (0, population):
+        state = algorithm.rescaled(state, state.population / population)
+    state = algorithm.finish(state, fold, round._replace(population=population))
+    state = replace(state, population=population)
     if not all_finite(state.adapter):
         raise UserError(
             f"the global adapter became NaN or infinite in round {round.number}: lower the "
