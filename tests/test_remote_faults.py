@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import tiny
-from fedsdr import files
+from fedsdr import adapters, files
+from fedsdr.algorithms.scaffold import CONTROL
 from fedsdr.deploy import wire
 from fedsdr.deploy.client import ClientSide
 from fedsdr.deploy.identity import digest, new_key, read_private, read_public, seal, unseal
@@ -24,6 +25,7 @@ from fedsdr.errors import UserError
 from fedsdr.metrics import Mean
 from fedsdr.progress import silent
 from fedsdr.recipe import load_recipe, override
+from fedsdr.training.checkpoint import load_checkpoint
 from lines import Loopback, client_sides, loopback
 
 PATIENCE = {"wait_seconds": 10.0, "round_seconds": 1.5, "prepare_seconds": 20.0}
@@ -454,6 +456,37 @@ def test_an_update_that_did_not_count_leaves_no_trace(tmp_path, monkeypatch):
         assert bits(out) == bits(wanted)
         assert _states(own) == _states(folder)
     assert _states(folder)
+
+
+def test_who_was_away_in_prepare_is_of_the_federation_once_it_answers(tmp_path, monkeypatch):
+    """SCAFFOLD's server holds the mean of what the clients' own folders hold."""
+    monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
+    federation = Federation(
+        tmp_path,
+        federation={"algorithm": "scaffold", "rounds": 2},
+        deployment={"min_clients": 2, "prepare_seconds": 0.5},
+    )
+    sides = federation.clients()
+    line = loopback(sides)
+
+    def away(data: bytes) -> bytes:
+        if decode_request(unseal(data, None)).operation == "prepare":
+            raise OSError("it is away")
+        return sides["cleo"](data)
+
+    line.up[102] = away
+    out = federation.serve(line)
+    records = {client: float(len(side.bench.raw[client])) for client, side in sides.items()}
+    assert files.read_json(out / "weights.json") == records
+    _, state = load_checkpoint(out)
+    assert state.population == sum(records.values())
+    mean = adapters.zeros_like(state.memory[CONTROL])
+    for client, side in sides.items():
+        [course] = side._courses.values()
+        held = course.engine.state(client, 2).memory[CONTROL]
+        mean = adapters.add(mean, adapters.scale(held, records[client] / state.population))
+    off = adapters.subtract(state.memory[CONTROL], mean)
+    assert adapters.norm(off) < 1e-5 * adapters.norm(mean)
 
 
 def _in_rounds(edit: Callable[[Answer, bytes], bytes | None]) -> Any:

@@ -7,20 +7,22 @@ checkpoint did not follow.
 
 from pathlib import Path
 
+import torch
+
 from fedsdr import files
 from fedsdr.adapters import Adapter
 from fedsdr.algorithms.contract import ServerState
 
 NAME = "checkpoint.safetensors"
-ADAPTER = "adapter"
+ADAPTER, POPULATION = "adapter", "population"
 
 
 def save_checkpoint(folder: Path, round: int, state: ServerState) -> None:
     """Commit `round` rounds as done."""
     groups = {ADAPTER: state.adapter, **{f"memory:{name}": a for name, a in state.memory.items()}}
     tensors = {f"{group}|{key}": t for group, a in groups.items() for key, t in a.items()}
-    known = {"round": str(round), "population": repr(state.population)}
-    files.write_tensors(folder / NAME, tensors, known)
+    tensors[f"{POPULATION}|"] = torch.tensor(state.population, dtype=torch.float64)
+    files.write_tensors(folder / NAME, tensors, {"round": str(round)})
 
 
 def load_checkpoint(folder: Path) -> tuple[int, ServerState] | None:
@@ -34,6 +36,6 @@ def load_checkpoint(folder: Path) -> tuple[int, ServerState] | None:
         group, _, key = name.partition("|")
         groups.setdefault(group, {})[key] = tensor
     adapter = groups.pop(ADAPTER)
+    population = groups.pop(POPULATION, {"": torch.zeros(())})[""]  # which older ones do not have
     memory = {name.removeprefix("memory:"): a for name, a in groups.items()}
-    population = float(metadata.get("population", 0.0))  # which older ones do not have
-    return int(metadata["round"]), ServerState(adapter, memory, population=population)
+    return int(metadata["round"]), ServerState(adapter, memory, population=float(population))
