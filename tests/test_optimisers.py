@@ -267,6 +267,43 @@ def test_momentum_by_hand():
         assert state.adapter["w"].item() == w
 
 
+def test_dampened_momentum_by_hand():
+    """momentum 0.5, dampening 0.75: m = 1, all of it; 0.5 + 0.25 x 2 = 1; 0.5 - 0.25 x 4 = -0.5."""
+    algorithm = fedavgm(SETUP, FedAvgM(momentum=0.5, dampening=0.75))
+    state = algorithm.init(number(0.0))
+    for change, w in ((1.0, 1.0), (2.0, 2.0), (-4.0, 1.5)):
+        state = aggregate(algorithm, state, [(number(change), 5)])
+        assert state.adapter["w"].item() == w
+
+
+@pytest.mark.parametrize("options", [{}, {"dampening": 0.9}, {"momentum": 0.6, "dampening": 0.3}])
+def test_momentum_is_torchs(options):
+    """Which takes all of the first gradient; 0.9 and 0.9 are OpenFedLLM's m <- 0.9 m + 0.1 D."""
+    algorithm = fedavgm(SETUP, FedAvgM(lr=0.7, **options))
+    state = algorithm.init(first())
+    parameters = {key: torch.nn.Parameter(t.clone()) for key, t in first().items()}
+    theirs = torch.optim.SGD(parameters.values(), **{"lr": 0.7, "momentum": 0.9, **options})
+    for t in range(1, 5):
+        state = aggregate(algorithm, state, changes_of(t))
+        mean = weighted_mean(changes_of(t))
+        for key, parameter in parameters.items():
+            parameter.grad = -mean[key]
+        theirs.step()
+        assert furthest(state.adapter, {k: p.detach() for k, p in parameters.items()}) < 1e-12
+
+
+def test_a_factors_first_turn_is_undampened():
+    """RoLoRA's B is averaged from round 1 on, and its A from round 2."""
+    plain, damped = (
+        play(build("rolora+fedavgm", options={"fedavgm": {"dampening": share}}), rounds=2)
+        for share in (0.0, 0.9)
+    )
+    assert furthest(plain.server.adapter, damped.server.adapter) == 0
+    later = play(build("rolora+fedavgm", options={"fedavgm": {"dampening": 0.9}}), rounds=3)
+    undamped = play(build("rolora+fedavgm"), rounds=3)
+    assert furthest(later.server.adapter, undamped.server.adapter) > 1e-3
+
+
 SERVERS = {
     "fedavg": fedavg(SETUP),
     "fedavgm": fedavgm(SETUP, FedAvgM(lr=0.7)),

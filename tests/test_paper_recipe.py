@@ -8,6 +8,7 @@ from transformers import LlamaConfig
 from typer.testing import CliRunner
 
 from fedsdr import recipe as recipes
+from fedsdr.algorithms.compose import read_options
 from fedsdr.cli.main import app
 from fedsdr.data.sources import read_source
 from fedsdr.errors import UserError
@@ -74,6 +75,8 @@ def test_the_experiment_in_miniature(name, files, monkeypatch):
     summary = run(recipe, files / "run", Reporter(None))
     assert len(summary["methods"]) == 14
     assert (files / "run" / "global" / "adapter_model.safetensors").exists()
+    config = json.loads((files / "run" / "global" / "adapter_config.json").read_text())
+    assert config["lora_dropout"] == 0.05
 
 
 def test_the_recipes_name_what_they_need_without_the_environment(monkeypatch):
@@ -82,6 +85,15 @@ def test_the_recipes_name_what_they_need_without_the_environment(monkeypatch):
     big = recipes.load_recipe(RECIPES / "paper_llama2_7b.toml")
     assert big.model.path == "meta-llama/Llama-2-7b-hf"
     assert all(source.path.startswith("hub:") for source in big.data.sources)
+    # config.py of OpenFedLLM: lora_dropout, fedopt_eta, fedopt_tau, fedopt_beta1, fedopt_beta2.
+    assert big.lora.dropout == 0.05
+    adaptive = {"lr": 1e-3, "tau": 1e-3, "beta1": 0.9, "beta2": 0.99}
+    for name in ("fedadam", "fedyogi"):
+        assert read_options(name, big.options[name]).model_dump() == adaptive
+    wanted = {"lr": 1e-3, "tau": 1e-3, "beta1": 0.0}
+    assert read_options("fedadagrad", big.options["fedadagrad"]).model_dump() == wanted
+    wanted = {"lr": 1.0, "momentum": 0.9, "dampening": 0.9}
+    assert read_options("fedavgm", big.options["fedavgm"]).model_dump() == wanted
     small = recipes.load_recipe(RECIPES / "paper_small.toml")
     assert small.model.path == "HuggingFaceTB/SmolLM2-135M"
     assert {*recipes.differences(big, small)} == {

@@ -31,10 +31,13 @@ FIRST, SECOND = "m", "v"
 
 
 class FedAvgM(Options):
-    """lr: of the server; momentum: how much of the last step goes on. 1 and 0 are FedAvg."""
+    """lr: of the server; momentum: how much of the last step goes on. 1 and 0 are FedAvg.
+    dampening: of the change of a round that comes on top of a last step, as in `torch.optim.SGD`;
+    with 0.9, momentum is a mean of changes, as in OpenFedLLM."""
 
     lr: Rate = 1.0
     momentum: Decay = 0.9
+    dampening: Decay = 0.0
 
 
 class Adaptive(Options):
@@ -56,10 +59,19 @@ class FedAdagrad(Options):
 
 
 def fedavgm(setup: Setup, options: FedAvgM) -> Algorithm:
-    """FedAvg with server momentum: m_t = momentum m_{t-1} + D_t, w_{t+1} = w_t + lr m_t."""
+    """FedAvg with server momentum: m_t = momentum m_{t-1} + D_t, w_{t+1} = w_t + lr m_t.
+
+    With dampening d it is m_t = momentum m_{t-1} + (1 - d) D_t, and m_1 = D_1 all the same; where
+    tensors take turns, a tensor's first round is the first in which it has its turn.
+    """
+
+    def moment(last: Tensor, change: Tensor) -> Tensor:
+        begun = bool(last.any())
+        return options.momentum * last + (1 - options.dampening if begun else 1) * change
 
     def finish(state: ServerState, fold: WeightedSum, round: Round) -> ServerState:
-        m = add(scale(state.memory[FIRST], options.momentum), fold.mean(like=state.adapter))
+        mean, last = fold.mean(like=state.adapter), state.memory[FIRST]
+        m = {key: moment(last[key], mean[key]) for key in mean}
         return ServerState(add(state.adapter, scale(m, options.lr)), {**state.memory, FIRST: m})
 
     return fedavg(setup)._replace(

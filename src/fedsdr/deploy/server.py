@@ -134,7 +134,7 @@ class Shape:
         modules = target_modules(model.paths, model.linear_paths)
         self.first = fresh(model.blank(), seeds.generator(recipe.seed, "first adapter"))
         self.settings = AdapterSettings(
-            lora.rank, lora.alpha, modules, recipe.model.path, model.transposed
+            lora.rank, lora.alpha, modules, recipe.model.path, model.transposed, lora.dropout
         )
 
 

@@ -54,7 +54,7 @@ def bytes_of_a_client(bench: Workbench, recipe: Recipe, longest: int) -> int | N
     two = TwoStreamModel(
         outline(bench.base.path).to(model.dtype), lora.targets, lora.rank, lora.alpha
     )
-    held = held_activations(two, rows, longest, recipe.model.gradient_checkpointing)
+    held = held_activations(two, rows, longest, recipe.model.gradient_checkpointing, lora.dropout)
     if held is None:
         return None
     width = torch.promote_types(model.dtype, torch.float32).itemsize + model.dtype.itemsize

@@ -114,6 +114,7 @@ class InProcess:
             micro_batch=local.micro_batch,
             annealing=Annealing(local.schedule, local.final_lr, self.recipe.federation.rounds),
             checkpointing=self.recipe.model.gradient_checkpointing,
+            dropout=self.recipe.lora.dropout,
         )
 
     def commit(self, round: int, cohort: Sequence[str]) -> None:

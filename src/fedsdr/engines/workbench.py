@@ -72,6 +72,9 @@ class Workbench:
         self.identity, self.description = base.identity, base.description
         lora = recipe.lora
         self.model = TwoStreamModel(base.model, lora.targets, lora.rank, lora.alpha)
+        self.dropout = lora.dropout
+        if self.dropout:
+            self.model.check_dropout(self.dropout)
         self.raw = {client.name: list(encoded[client.name].train) for client in clients}
         self.evaluator = evaluator(base) if evaluator else self._loss_evaluator(recipe, encoded)
 
@@ -84,6 +87,7 @@ class Workbench:
             target_modules(self.model.paths, self.model.linear_paths),
             self.base.path,
             self.model.transposed,
+            self.dropout,
         )
 
     @property

@@ -7,6 +7,7 @@ import torch
 
 from fedsdr.data.batches import Batch
 from fedsdr.model.checkpointing import recomputed
+from fedsdr.model.dropout import dropout
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.training.loss import response_logits
 
@@ -41,10 +42,13 @@ class Memory:
         return max(self.training, self.rewriting)
 
 
-def held_activations(two: TwoStreamModel, rows: int, length: int, again: bool) -> int | None:
+def held_activations(
+    two: TwoStreamModel, rows: int, length: int, again: bool, drop: float = 0.0
+) -> int | None:
     """Bytes that autograd keeps for the backward pass of a step that trains R beside S.
 
     two: an outline in the base's dtype, with its streams. again: with gradient checkpointing.
+    drop: share of dropout.
     Attention is traced in its plain form, which keeps the (T, T) weights: fused kernels keep less.
     """
     kept: dict[int, int] = {}
@@ -69,7 +73,9 @@ def held_activations(two: TwoStreamModel, rows: int, length: int, again: bool) -
             ids = torch.zeros(rows, length, dtype=torch.long)
             learnt = torch.zeros(rows, length, dtype=torch.long, device="cpu")
             mask = torch.zeros(rows, 1, length, length, dtype=two.model.dtype)
-            response_logits(two.model, Batch(ids, mask, learnt)).log_softmax(-1)
+            batch = Batch(ids, mask, learnt)
+            with two.dropping(dropout(drop, batch, range(rows)) if drop else None):
+                response_logits(two.model, batch).log_softmax(-1)
     except Exception:  # an architecture whose flow depends on values, a mixture of experts say
         return None
     return sum(kept.values())

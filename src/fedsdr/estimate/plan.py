@@ -236,7 +236,9 @@ def memory_plan(
     rows = many * min(local.micro_batch or local.batch_size, local.batch_size)
     length = max(client.longest for client in clients)
     two = TwoStreamModel(base.to(dtype), lora.targets, lora.rank, lora.alpha)
-    held = held_activations(two, rows, length, recipe.model.gradient_checkpointing)
+    held = held_activations(
+        two, rows, length, recipe.model.gradient_checkpointing, recipe.lora.dropout
+    )
     longest = max((r.prompt + r.limit for c in clients for r in c.rewriting), default=0)
     rewritten = recipe.distill.batch_size * longest if distils else 0
     logits = rows * length * base.config.get_text_config().vocab_size

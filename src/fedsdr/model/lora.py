@@ -11,7 +11,8 @@ A third stream F is part of R: what exact aggregation has folded into the base m
 never trained, and empty but for the algorithms that fold.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any, Final
 
@@ -19,12 +20,16 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from fedsdr import seeds
 from fedsdr.adapters import A_SUFFIX, B_SUFFIX, Adapter, beside, check_same_keys
+from fedsdr.data.batches import Batch
 from fedsdr.errors import UserError
+from fedsdr.model.dropout import MASK, Dropout, dropout
 from fedsdr.model.low_rank import Factors, add_low_rank
 from fedsdr.model.packing import Packing
 
 ALL_LINEAR: Final = "all-linear"
+PROBE: Final = (2, 3)  # examples and tokens of a trial
 
 
 class Stream(StrEnum):
@@ -49,6 +54,8 @@ class TwoStreamLinear(nn.Module):
         self.base = base
         self.scaling = alpha / rank
         self.active: tuple[Stream, ...] = ()
+        self.dropout: Dropout | None = None  # of what the trained stream reads
+        self.key = 0  # the layer's own, for its dropout
         weight = base.weight
         assert isinstance(weight, Tensor)
         outputs, inputs = layer_shape(base)
@@ -79,6 +86,12 @@ class TwoStreamLinear(nn.Module):
         clients = self.A[self.active[0]].shape[:-2]  # (), or (K,): then K have as many rows each
         flat, base = (each.reshape(*clients, -1, each.shape[-1]).to(dtype) for each in (h, out))
         trained, *frozen = self._factors()
+        if self.dropout is not None and any(factor.requires_grad for factor in trained):
+            dropped = self.dropout(flat, self.key)
+            base = add_low_rank(base, dropped, self.scaling, trained, [])
+            if not frozen:
+                return base.to(out.dtype).view(out.shape)
+            trained, *frozen = frozen  # which gets no gradient
         whole = add_low_rank(base, flat, self.scaling, trained, frozen)
         return whole.to(out.dtype).view(out.shape)
 
@@ -106,6 +119,7 @@ class TwoStreamModel:
         self._layers: dict[str, TwoStreamLinear] = {}
         for path in select_layers(model, targets):
             layer = TwoStreamLinear(model.get_submodule(path), rank, alpha)
+            layer.key = seeds.derive(0, "layer", path) & MASK
             model.set_submodule(path, layer)
             self._layers[path] = layer
         self.packing = Packing(model)
@@ -130,6 +144,32 @@ class TwoStreamModel:
         """Choose the streams that take part in the forward pass: none is the base model."""
         for layer in self._layers.values():
             layer.active = tuple(stream for stream in Stream if stream in streams)
+
+    @contextmanager
+    def dropping(self, drop: Dropout | None) -> Iterator[None]:
+        """With dropout of what the trained stream reads, while the block runs, backward pass
+        included; None is without. Frozen streams read all, as the base model does."""
+        for layer in self._layers.values():
+            layer.dropout = drop
+        try:
+            yield
+        finally:
+            for layer in self._layers.values():
+                layer.dropout = None
+
+    @torch.no_grad()
+    def check_dropout(self, share: float) -> None:
+        """Raise `UserError` where an adapted layer reads other rows than a batch has tokens."""
+        ids = torch.ones(PROBE, dtype=torch.long, device=self.device)
+        drop = dropout(share, Batch(ids, ids, ids), range(PROBE[0]))
+        self.activate(Stream.RECTIFY)
+        self.train_only(Stream.RECTIFY)
+        try:
+            with self.dropping(drop):
+                self.model(input_ids=ids, use_cache=False)
+        finally:
+            self.train_only(None)
+            self.activate()
 
     def train_only(self, stream: Stream | None, factors: str = "AB") -> dict[str, nn.Parameter]:
         """Make exactly one stream's factors (or nothing) trainable; returns them in key order."""

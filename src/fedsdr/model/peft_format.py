@@ -32,6 +32,7 @@ class _Config(BaseModel):
     target_modules: list[str]
     base_model_name_or_path: str
     fan_in_fan_out: bool
+    lora_dropout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class AdapterSettings:
     """What an adapter's tensors do not say: alpha, the base model, GPT-2's transposed layers.
 
     modules: target_modules of adapter_config.json; must select exactly the adapted layers.
+    dropout: that it was trained with.
     """
 
     rank: int
@@ -46,6 +48,7 @@ class AdapterSettings:
     modules: Sequence[str]
     base_model: str
     fan_in_fan_out: bool = False
+    dropout: float = 0.0
 
 
 def write_adapter(
@@ -68,7 +71,7 @@ def write_adapter(
         alpha_pattern={re.escape(path): scale * rank for path, rank in others.items()},
         target_modules=list(settings.modules),
         fan_in_fan_out=settings.fan_in_fan_out,
-        lora_dropout=0.0,
+        lora_dropout=settings.dropout,
         bias="none",
         task_type="CAUSAL_LM",
         inference_mode=True,
@@ -134,6 +137,7 @@ def read_settings(folder: Path) -> AdapterSettings:
         config.target_modules,
         config.base_model_name_or_path,
         config.fan_in_fan_out,
+        config.lora_dropout,
     )
 
 

@@ -31,6 +31,8 @@ class Lora(Section):
     ranks: smaller ranks of R for clients that cannot afford `rank`, by client; for
         lora_aggregation = "flexlora" or "flora".
     smoothing_rank: the rank of S; `rank` where it is not given.
+    dropout: share of the input of the stream that is trained that is left out, in training alone,
+        as PEFT's `lora_dropout`; frozen streams read all of theirs.
     All ranks have the scale alpha / rank.
     """
 
@@ -39,6 +41,7 @@ class Lora(Section):
     targets: str | tuple[str, ...] = "all-linear"
     ranks: dict[str, Positive] = {}
     smoothing_rank: Positive | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @model_validator(mode="after")
     def _ranks_are_smaller(self) -> "Lora":

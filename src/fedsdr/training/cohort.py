@@ -8,7 +8,8 @@ the losses, gradients, norms and optimiser states of clients never meet.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from itertools import chain
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from fedsdr.training.local import TRAINS, LocalTrainer, present
 from fedsdr.training.loss import losses
 from fedsdr.training.teacher import Teacher
 
+T = TypeVar("T")
 NOBODY: Final = Example((0,), ())  # a row that nothing is learnt from
 
 
@@ -88,7 +90,7 @@ class Together:
         totals = [Mean(0.0, 0.0) for _ in self.trainers]
         for step in range(stage.schedule.steps):
             self.model.activate(*present(company, stage, step))
-            found = self._backward([next(each) for each in batches], by_token)
+            found = self._backward([next(each) for each in batches], step, by_token)
             correction.apply()
             norms = clip_each([p.grad for p in parameters.values()], first.clip)
             optimiser.step()
@@ -115,27 +117,33 @@ class Together:
         return replace(self.stage, pull=pull, shift=shift)
 
     def _backward(
-        self, chosen: Sequence[list[Example]], by_token: Callable[[Batch], Tensor]
+        self, chosen: Sequence[list[Example]], step: int, by_token: Callable[[Batch], Tensor]
     ) -> list[Mean]:
         """Add the gradient of each client's mean loss, part by part; returns the losses."""
         count = len(chosen)
         tokens = [sum(len(example.response) for example in each) for each in chosen]
         sums = torch.zeros(count, dtype=torch.float64)
-        for part in self._parts(chosen):
-            batch = collate([example for each in part for example in each], self.first.pad)
+        clients = zip(self.trainers, self.stages, chosen, strict=True)
+        keys = [trainer.keys(stage, step, len(each)) for trainer, stage, each in clients]
+        for part, own in zip(self._parts(chosen, NOBODY), self._parts(keys, 0), strict=True):
+            batch = collate(list(chain(*part)), self.first.pad).to(self.device)
+            drop = self.first.dropped(batch, list(chain(*own)))
             rows = batch.predicting.nonzero()[:, 0]
             owners = (rows // len(part[0])).to(self.device)
-            with recomputed(self.model.model, self.first.checkpointing):
-                lost = by_token(batch.to(self.device))
+            with (
+                recomputed(self.model.model, self.first.checkpointing),
+                self.model.dropping(drop),
+            ):
+                lost = by_token(batch)
                 share = lost.new_tensor([1 / n for n in tokens])[owners]
                 (lost * share).sum().backward()  # type: ignore[no-untyped-call]
             sums.index_add_(0, owners.cpu(), lost.detach().double().cpu())
         return [Mean(value, n) for value, n in zip(sums.tolist(), tokens, strict=True)]
 
-    def _parts(self, chosen: Sequence[list[Example]]) -> Iterator[list[list[Example]]]:
-        """As many rows of each client, at most a micro-batch; empty rows where one has fewer."""
+    def _parts(self, chosen: Sequence[list[T]], empty: T) -> Iterator[list[list[T]]]:
+        """As many rows of each client, at most a micro-batch; empty ones where one has fewer."""
         most, size = max(map(len, chosen)), self.first.micro_batch
-        filled = [each + [NOBODY] * (most - len(each)) for each in chosen]
+        filled = [each + [empty] * (most - len(each)) for each in chosen]
         for start in range(0, most, size):
             yield [each[start : start + size] for each in filled]
 

@@ -16,6 +16,7 @@ from fedsdr.data.template import Example
 from fedsdr.errors import UserError
 from fedsdr.metrics import Mean
 from fedsdr.model.checkpointing import recomputed
+from fedsdr.model.dropout import Dropout, dropout
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.model.packing import packed
 from fedsdr.training.annealing import CONSTANT, Annealing
@@ -33,6 +34,7 @@ class LocalTrainer:
     smoothing_rank: of a fresh S, where it is another than R's.
     micro_batch: records in memory at a time; a batch's gradient is the same whatever it is.
     annealing: of the stages' learning rates. checkpointing: of gradients, to save memory.
+    dropout: of what the trained stream reads (`fedsdr.model.dropout`).
     The optimiser is fresh in each stage of each round, as in OpenFedLLM.
     """
 
@@ -52,6 +54,7 @@ class LocalTrainer:
         micro_batch: int | None = None,
         annealing: Annealing = CONSTANT,
         checkpointing: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         self.model, self.examples = model, examples
         self.client, self.round, self.seed = client, round, seed
@@ -59,6 +62,7 @@ class LocalTrainer:
         self.pad, self.smoothing_rank = pad, smoothing_rank
         self.micro_batch = micro_batch or batch_size
         self.annealing, self.checkpointing = annealing, checkpointing
+        self.dropout = dropout
 
     def __call__(self, stage: Stage) -> Fitted:
         """Train one stream as the stage asks (`fedsdr.algorithms.contract.Fit`)."""
@@ -130,7 +134,8 @@ class LocalTrainer:
         total = Mean(0.0, 0.0)
         for step in range(stage.schedule.steps):
             self.model.activate(*present(company, stage, step))
-            loss = self._backward(next(batches), summed)
+            chosen = next(batches)
+            loss = self._backward(chosen, self.keys(stage, step, len(chosen)), summed)
             correction.apply()
             norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), self.clip))
             optimiser.step()
@@ -157,19 +162,28 @@ class LocalTrainer:
     def _summed_loss(self, batch: Batch) -> Tensor:
         return summed_loss(self.model.model, batch)
 
-    def _backward(self, chosen: Sequence[Example], summed: Callable[[Batch], Tensor]) -> Mean:
+    def _backward(
+        self, chosen: Sequence[Example], keys: Sequence[int], summed: Callable[[Batch], Tensor]
+    ) -> Mean:
         """Add the gradient of the batch's mean loss, part by part; returns the loss.
 
-        summed: the loss, added up over the response tokens of a part.
+        keys: of the examples' dropout. summed: the loss, added up over the response tokens of a
+        part.
         """
         starts = range(0, len(chosen), self.micro_batch)
         parts = [self._batch(chosen[i : i + self.micro_batch]) for i in starts]
         tokens = sum(part.response_tokens for part in parts)
         total = 0.0
         model = self.model.model
-        for part in parts:
-            with recomputed(model, self.checkpointing), packed(model, bool(part.lengths)):
-                loss = summed(part.to(self.model.device))
+        for start, part in zip(starts, parts, strict=True):
+            part = part.to(self.model.device)
+            drop = self.dropped(part, keys[start : start + self.micro_batch])
+            with (
+                recomputed(model, self.checkpointing),
+                packed(model, bool(part.lengths)),
+                self.model.dropping(drop),
+            ):
+                loss = summed(part)
                 (loss / tokens).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         return Mean(total, tokens)
@@ -180,6 +194,15 @@ class LocalTrainer:
         if self.model.packing.pays(lengths):
             return end_to_end(examples)
         return collate(examples, self.pad)
+
+    def keys(self, stage: Stage, step: int, count: int) -> list[int]:
+        """Of the examples of a step, for their dropout: a function of seed, stage, round, client
+        and step."""
+        place = ("dropout", stage.name, self.round, self.client, step)
+        return [seeds.derive(self.seed, *place, i) if self.dropout else 0 for i in range(count)]
+
+    def dropped(self, part: Batch, keys: Sequence[int]) -> Dropout | None:
+        return dropout(self.dropout, part, keys) if self.dropout else None
 
     def rate(self, stage: Stage) -> float:
         return self.annealing.rate(stage.schedule.lr, self.round)

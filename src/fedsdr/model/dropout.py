@@ -1,0 +1,58 @@
+"""Dropout of what a LoRA branch reads, B A dropout(h), as PEFT's `lora_dropout`.
+
+A mask is no state of a generator: whether an entry is dropped is a hash of the example's key, the
+token's place in it, the layer and the channel. So it is the same however a batch is laid out, cut
+into parts or shared by clients, when a block is computed again, and after a resume.
+"""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedsdr.data.batches import Batch
+from fedsdr.errors import UserError
+
+MASK: Final = 0xFFFFFFFF
+
+
+class Dropout(NamedTuple):
+    """share: of entries that become zero; the others grow by 1 / (1 - share).
+    tokens: a key of 32 bits for each token of a batch, row by row, padding included: (N,), int64.
+    """
+
+    share: float
+    tokens: Tensor
+
+    def __call__(self, h: Tensor, layer: int) -> Tensor:
+        """h: (N, in), or (K, N / K, in) of K clients. layer: the layer's own key."""
+        if h.numel() != self.tokens.numel() * h.shape[-1]:
+            raise UserError(
+                f"lora.dropout = {self.share:g} needs layers that read every token of a batch, and "
+                "one of this model's reads only some of them, as experts do: set lora.dropout = 0, "
+                "or leave such layers out of lora.targets"
+            )
+        rows = mixed(self.tokens ^ layer).view(*h.shape[:-1], 1)
+        columns = mixed(torch.arange(h.shape[-1], device=h.device))
+        kept = mixed(rows ^ columns) >= int(self.share * (MASK + 1))
+        return torch.where(kept, h, 0.0) * (1 / (1 - self.share))
+
+
+def dropout(share: float, batch: Batch, keys: Sequence[int]) -> Dropout:
+    """keys: of the batch's examples, in order; any integers."""
+    device = batch.ids.device
+    examples = torch.tensor([key & MASK for key in keys], device=device)
+    if batch.lengths:
+        lengths = torch.tensor(batch.lengths, device=device)
+        places = torch.cat([torch.arange(n, device=device) for n in batch.lengths])
+        return Dropout(share, mixed(examples.repeat_interleave(lengths) ^ mixed(places)))
+    places = torch.arange(batch.ids.shape[1], device=device)
+    return Dropout(share, mixed(examples[:, None] ^ mixed(places)).flatten())
+
+
+def mixed(x: Tensor) -> Tensor:
+    """A hash of 32-bit integers, one to one (Wellons' lowbias32), held in int64."""
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & MASK  # what overflows is cut off in any case
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & MASK
+    return x ^ (x >> 16)
