@@ -7,17 +7,15 @@ mean of these, and so is known without any of the library's arithmetic.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 
 from fedsdr import adapters
 from fedsdr.adapters import A_SUFFIX, B_SUFFIX, FOLDED, Adapter, Private, unwrap
 from fedsdr.algorithms.aggregation.error import measured
-from fedsdr.algorithms.aggregation.fedper import FedPer, block_of, fedper
 from fedsdr.algorithms.aggregation.fedrot import fedrot_lora, turn
 from fedsdr.algorithms.aggregation.flexlora import flexlora
 from fedsdr.algorithms.aggregation.flora import flora
@@ -35,11 +33,10 @@ from fedsdr.algorithms.contract import (
     check_update,
 )
 from fedsdr.algorithms.fedavg import fedavg
-from fedsdr.errors import UserError
 from fedsdr.metrics import Mean
 from fedsdr.products import rotate
 from fedsdr.sections.evaluate import Evaluate
-from playing import SETUP, Played, build, furthest, play, same_bits, step
+from playing import SETUP, Played, build, furthest, same_bits, step
 from tiny import CLIENTS, RECORDS, SHAPES, random_adapter
 
 COHORTS = (("anna", "cleo"), CLIENTS, ("cleo", "ben"), ("ben",), CLIENTS)
@@ -198,15 +195,6 @@ def test_what_a_server_does_on_purpose_counts_as_error_too(name):
     assert max(errors) > 0.02
 
 
-@pytest.mark.parametrize("name", GLOBAL)
-def test_measuring_changes_nothing(name):
-    plain, watched = rounds(build(name)), rounds(with_error(name))
-    for a, b in zip(plain, watched, strict=True):
-        assert same_bits(a.after.adapter, b.after.adapter)
-        assert same_bits(dict(a.after.memory), dict(b.after.memory))
-    assert plain[-1].after.metrics == {}
-
-
 def test_a_round_in_which_nothing_moves_loses_nothing():
     zero = {k: t if k in ONLY["A"] else t * 0 for k, t in random_adapter("first").items()}
     algorithm = measured(fedavg(SETUP))
@@ -301,81 +289,6 @@ def test_momentum_of_a_factor_goes_on_where_it_rested():
         change = sum(u.weight * u.change[key] for u in third.updates.values()) / total
         wanted = 0.9 * first[key] + change
         torch.testing.assert_close(third.after.memory["m"][key], wanted, rtol=0, atol=1e-12)
-
-
-# --- Partly shared
-
-OWN = {"fedsa": ONLY["B"], "fedper": {key for key in SHAPES if key.startswith("layers.1.")}}
-
-
-@pytest.mark.parametrize("name", OWN)
-def test_what_is_not_shared_stays_with_its_client_and_goes_on_there(name):
-    algorithm = build(name)
-    kept: dict[str, Adapter] = {}
-    for seen in rounds(algorithm):
-        assert algorithm.deployed(seen.after) == {}
-        assert seen.sent.keys() == ALL - OWN[name]
-        for client, fitted in seen.fits.items():
-            before, after = unwrap(fitted.before), unwrap(fitted.after)
-            for key in OWN[name]:
-                start = kept.get(client, {key: torch.zeros_like(before[key])})[key]
-                assert torch.equal(before[key], start)
-                assert not torch.equal(before[key], after[key])
-            kept[client] = {key: after[key] for key in OWN[name]}
-        for client, state in seen.clients.items():
-            personal = algorithm.personal(algorithm.broadcast(seen.after), state)
-            assert same_bits(personal.shared, seen.after.adapter)
-            assert same_bits(unwrap(personal.own), kept.get(client, {}))
-
-
-@pytest.mark.parametrize("name", OWN)
-def test_what_is_shared_is_averaged_by_records(name):
-    for seen in rounds(build(name)):
-        total = sum(RECORDS[client] for client in seen.fits)
-        for key in ALL - OWN[name]:
-            parts = [RECORDS[c] * unwrap(f.after)[key] for c, f in seen.fits.items()]
-            torch.testing.assert_close(
-                seen.after.adapter[key], sum(parts) / total, rtol=0, atol=1e-12
-            )
-
-
-@pytest.mark.parametrize(
-    ("blocks", "share", "shared"),
-    [(2, 0.5, 1), (4, 0.5, 2), (5, 0.5, 2), (4, 0.1, 3), (4, 0.25, 3), (12, 0.75, 3)],
-)
-def test_the_topmost_blocks_stay_with_the_client(blocks, share, shared):
-    first = {
-        f"h.{n}.mlp{s}": torch.zeros(1, 1) for n in range(blocks) for s in (A_SUFFIX, B_SUFFIX)
-    }
-    adapter = fedper(fedavg(SETUP), FedPer(share=share)).init(first).adapter
-    assert {block_of(key) for key in adapter} == set(range(shared))
-
-
-def test_blocks_that_would_all_stay_are_refused():
-    with pytest.raises(UserError, match=r"all 2 adapted blocks .*options\.fedper\.share"):
-        fedper(fedavg(SETUP), FedPer(share=0.9)).init(random_adapter("first"))
-    for share in (0.0, 1.0, -0.5):
-        with pytest.raises(ValidationError):
-            FedPer(share=share)
-
-
-@pytest.mark.parametrize(
-    ("path", "block"),
-    [
-        ("model.layers.3.self_attn.q_proj", 3),
-        ("transformer.h.11.mlp.c_fc", 11),
-        ("0.mlp", 0),
-        ("layers.2.experts.7.up_proj", 2),
-    ],
-)
-def test_the_block_is_the_first_number_of_a_path(path, block):
-    assert block_of(path) == block
-
-
-@pytest.mark.parametrize("path", ["model.embed", "mlp2.up", "x.h2.up"])
-def test_a_layer_outside_of_blocks_is_named(path):
-    with pytest.raises(UserError, match=rf"{path}.*has no number"):
-        block_of(path)
 
 
 # --- FlexLoRA
@@ -595,15 +508,3 @@ def test_clients_turn_on_a_in_even_rounds_and_on_b_in_odd_ones(number, factor):
         got = adapters.add(seen.sent, update.change)
         assert furthest(got, wanted) < 1e-12
         assert furthest(got, unwrap(seen.fits[client].after)) > 1e-3
-
-
-# --- Together
-
-
-@pytest.mark.parametrize("name", UPLOADS)
-@pytest.mark.parametrize("targets", ["", "fedsd+", "fedsdr+"])
-def test_every_aggregation_takes_every_kind_of_targets(name, targets):
-    played: Any = play(build(targets + name), rounds=4)
-    assert all(adapters.all_finite(update.change) for update in played.updates)
-    kinds = {stage.trains for stage in played.stages}
-    assert kinds == ({"R", "S"} if targets == "fedsdr+" else {"R"})
