@@ -45,12 +45,12 @@ every = 0
 # not README's: they keep a command short, and nobody is asked. "<" gives it lines to read.
 BEFORE = (
     (
-        f"{PROGRAM} check my.toml",
         f"{PROGRAM} run my.toml --dry-run + --flops 1e11",
         f"{PROGRAM} deploy init my.toml --out federation --host fed.example.org",
         f"{PROGRAM} status federation/server",
     ),
     (
+        f"{PROGRAM} check my.toml --out runs/mine",
         f"{PROGRAM} run my.toml --out runs/mine",
         f"{PROGRAM} run my.toml --out runs/mine --resume",
     ),

@@ -9,6 +9,7 @@ import click
 import pytest
 import typer
 
+import wheel_test
 from fedsdr.cli.main import app
 from fedsdr.recipe import parse_recipe
 
@@ -71,6 +72,12 @@ def test_commands_are_found_and_mistakes_in_them_too():
     for mistake in (["rum", "my.toml"], ["check"], ["check", "my.toml", "--colour"]):
         with pytest.raises(click.UsageError):
             parse(mistake)
+
+
+def test_the_test_of_the_wheel_runs_every_command_of_readme():
+    wheel_test.check_readme(wheel_test.BEFORE + wheel_test.AFTER + wheel_test.LONG)
+    with pytest.raises(wheel_test.FailedError, match=r"check my\.toml"):
+        wheel_test.check_readme(wheel_test.AFTER)
 
 
 @pytest.mark.parametrize("page", TEXTS)
