@@ -243,6 +243,14 @@ def test_no_model_and_rewrites_of_a_file(recipe, tmp_path):
     assert "JS divergence" in said
 
 
+@pytest.mark.parametrize("option", ["--gradients", "--distilled"])
+def test_what_compares_clients_needs_two(recipe, tmp_path, option):
+    source = f"data.sources=[{{path='{tmp_path / 'data' / 'ben.jsonl'}', client='ben'}}]"
+    code, _, said = invoke(recipe, option, "2", "--set", source)
+    assert code == 2
+    assert f"{option} compares clients, and there is only 'ben': remove it" in said
+
+
 def test_one_client_has_no_pairs(recipe, tmp_path):
     code, said, _ = invoke(recipe, "--set", f"data.sources=[{{path='{tmp_path}/data/anna.jsonl'}}]",
                            "--set", "data.split.clients=1", "--no-model",
@@ -263,7 +271,7 @@ def test_one_client_has_no_pairs(recipe, tmp_path):
         (["--no-model", "--rewrites", "gone.jsonl"], ["gone.jsonl does not exist"]),
         (["--set", "lora.rank=0"], ["lora.rank = 0"]),
         (["--set", "data.sources=[]"], ["no data"]),
-        (["--no-model", "--set", "model.max_length=2"], ["no usable record", "max_length"]),
+        (["--no-model", "--set", "model.max_length=2"], ["no record fits into 2 tokens"]),
         (["--set", "model.max_length=2"], ["no record fits into 2 tokens"]),
         (["--out", "data"], ["is not empty and nothing is written over"]),
         (["--out", "recipe.toml/out"], ["cannot write into recipe.toml/out", "another --out"]),
@@ -291,15 +299,6 @@ def test_rewrites_of_other_prompts(recipe, tmp_path):
     code, _, said = invoke(recipe, "--no-model", "--rewrites", tmp_path / "other.jsonl")
     assert code == 2
     assert "no prompt of client 'anna'" in said
-
-
-def test_check_says_what_was_skipped(recipe, tmp_path):
-    path = tmp_path / "data" / "ben.jsonl"
-    tiny.write_rows(path, [*tiny.rows(1, 5), {"prompt": "a", "response": ""}])
-    source = f"data.sources=[{{path='{path}', client='ben', empty='skip'}}]"
-    result = CliRunner().invoke(app, ["check", str(recipe), "--set", source])
-    assert result.exit_code == 0
-    assert "ben.jsonl: 1 of 6 rows skipped, without a response" in result.stdout
 
 
 # --- In words

@@ -25,7 +25,7 @@ from fedsdr.diagnose.heterogeneity import (
     change,
     gradient_change,
 )
-from fedsdr.diagnose.holdings import QUANTILES, Holding, holdings, prompt_key
+from fedsdr.diagnose.holdings import QUANTILES, holdings, prompt_key
 from fedsdr.diagnose.maps import LEAST, response_map
 from fedsdr.diagnose.pairwise import Pairwise
 from fedsdr.diagnose.reading import reading
@@ -67,7 +67,6 @@ def diagnose(setting: Setting, options: Options, reporter: Reporter) -> dict[str
     chat, context = (bench.base.chat, bench.base.context) if bench else _chat(recipe)
     limit = min(recipe.model.max_length, context)
     held = holdings(setting.clients, chat, limit)
-    _check_usable(held, limit)
     usable = {
         c.name: [r for r in c.train if len(chat.prompt_ids(r.prompt)) < limit]
         for c in setting.clients
@@ -132,14 +131,6 @@ def _chat(recipe: Recipe) -> tuple[ChatFormat, int]:
     """How to talk to the model, and its context, without its weights."""
     with plan_folder(recipe) as path:
         return load_chat(path, recipe.model.template), context_of(path)
-
-
-def _check_usable(held: Sequence[Holding], limit: int) -> None:
-    if empty := [each.name for each in held if each.left_out == each.records]:
-        raise UserError(
-            f"client {empty[0]!r} has no usable record: no prompt leaves room for a response in "
-            f"{limit} tokens: raise model.max_length, as far as the model's context allows"
-        )
 
 
 def _passes(recipe: Recipe, clients: Sequence[ClientData]) -> dict[str, float]:
