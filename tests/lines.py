@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedsdr.deploy import relay
 from fedsdr.deploy.client import ClientSide
-from fedsdr.deploy.identity import PrivateKey, PublicKey
+from fedsdr.deploy.identity import UNSIGNED, Signer, Verifier
 from fedsdr.deploy.switchboard import Reply
 from fedsdr.progress import silent
 from fedsdr.recipe import load_recipe
@@ -57,8 +57,8 @@ class Loopback:
 def client_sides(
     recipe_file: Path,
     folder: Path,
-    keys: Mapping[str, PrivateKey] | None = None,
-    server: PublicKey | None = None,
+    keys: Mapping[str, Signer] | None = None,
+    server: Verifier = UNSIGNED,
 ) -> dict[str, ClientSide]:
     """The clients of a recipe, each with its part of one workbench and a folder of its own."""
     recipe = load_recipe(recipe_file)
@@ -66,7 +66,7 @@ def client_sides(
     return {
         client.name: ClientSide(
             bench.of(client.name), recipe, client.name, folder / client.name, silent(),
-            keys and keys[client.name], server,
+            (keys or {}).get(client.name, UNSIGNED), server,
         )
         for client in bench.clients
     }  # fmt: skip

@@ -18,7 +18,15 @@ import tiny
 from fedsdr.deploy.agreement import agreed, agreement
 from fedsdr.deploy.client import ClientSide
 from fedsdr.deploy.egress import LOG
-from fedsdr.deploy.identity import MAGIC, new_key, read_private, seal, unseal
+from fedsdr.deploy.identity import (
+    MAGIC,
+    UNSIGNED,
+    new_key,
+    read_private,
+    seal,
+    unseal,
+    unverified,
+)
 from fedsdr.deploy.relay import ask
 from fedsdr.deploy.server import Shape
 from fedsdr.deploy.trainer import listen, serve_requests
@@ -199,8 +207,8 @@ def test_a_request_that_was_changed_changes_no_file(client, place, sealed, data)
 
 @pytest.mark.parametrize("which", range(4))
 def test_a_request_that_another_has_signed_or_nobody_changes_no_file(client, place, sealed, which):
-    payload = unseal(sealed[which], None)
-    for key in (None, read_private(place / "keys" / "other"), client.key):
+    payload = unverified(sealed[which])
+    for key in (UNSIGNED, read_private(place / "keys" / "other"), client.key):
         refused(client, seal(payload, key), place)
     other = sealed[which - 1]
     start = len(MAGIC) + 2

@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from fedsdr.deploy.identity import (
     MAGIC,
+    UNSIGNED,
     digest,
     new_key,
     public_line,
@@ -15,6 +16,7 @@ from fedsdr.deploy.identity import (
     read_public,
     seal,
     unseal,
+    unverified,
 )
 from fedsdr.deploy.wire import WireError
 from fedsdr.errors import UserError
@@ -90,8 +92,11 @@ def test_a_message_is_its_signers(tmp_path):
     mine, other = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
     sealed = seal(PAYLOAD, mine)
     assert unseal(sealed, mine.public_key()) == PAYLOAD
-    assert unseal(sealed, None) == PAYLOAD
-    for wrong in (seal(PAYLOAD, other), seal(PAYLOAD, None), sealed + b"x", sealed[:-1]):
+    assert unverified(sealed) == PAYLOAD
+    with pytest.raises(WireError, match="a simulation without keys"):
+        unseal(sealed, UNSIGNED)
+    assert unseal(seal(PAYLOAD, UNSIGNED), UNSIGNED) == PAYLOAD
+    for wrong in (seal(PAYLOAD, other), seal(PAYLOAD, UNSIGNED), sealed + b"x", sealed[:-1]):
         with pytest.raises(WireError, match="signature"):
             unseal(wrong, mine.public_key())
     for wrong in (b"", MAGIC, b"fedsdr2\n" + sealed[len(MAGIC) :], sealed[1:]):

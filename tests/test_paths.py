@@ -58,7 +58,7 @@ def test_a_client_made_of_a_category_is_a_folder_of_its_own(tmp_path, categories
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_roster_names_no_folder_elsewhere(tmp_path, name):
-    (tmp_path / ROSTER).write_text(json.dumps({"clients": {name: None}}))
+    (tmp_path / ROSTER).write_text(json.dumps({"unsigned": [name]}))
     (tmp_path / RECIPE_FILE).write_text("model.path = 'lab'\n")
     with pytest.raises(UserError, match=ROSTER):
         load_site(tmp_path)

@@ -13,7 +13,7 @@ from fedsdr import files
 from fedsdr.adapters import unwrap
 from fedsdr.algorithms.contract import ClientState
 from fedsdr.deploy.client import ClientSide
-from fedsdr.deploy.identity import new_key, read_private, read_public, unseal
+from fedsdr.deploy.identity import UNSIGNED, new_key, read_private, read_public, unverified
 from fedsdr.deploy.server import serve
 from fedsdr.deploy.wire import decode_answer, decode_request
 from fedsdr.errors import UserError
@@ -160,7 +160,7 @@ def test_no_byte_of_a_private_adapter_is_on_the_line_or_at_the_server(both):
         assert len(kept) >= 2 * 3  # of every round and client
         wanted = windows(kept)
         for asked, answered in (pair for each in both.line.traffic.values() for pair in each):
-            answer = decode_answer(unseal(answered, None))
+            answer = decode_answer(unverified(answered))
             if answer.method == name:
                 for tensor in answer.change.values():
                     assert not occurs(raw(tensor), wanted)
@@ -192,7 +192,7 @@ def test_no_text_is_on_the_line_or_at_the_server(both, word):
 def test_all_that_left_a_client_is_in_its_own_log(both):
     """Message by message, to the byte; and none but the owner may read it."""
     for node, side in zip(both.line.traffic, both.sides.values(), strict=True):
-        sent = [unseal(answer, None) for _, answer in both.line.traffic[node]]
+        sent = [unverified(answer) for _, answer in both.line.traffic[node]]
         logged = files.read_json_lines(side.audit.path)
         assert [row["bytes"] for row in logged] == [len(payload) for payload in sent]
         for row, payload in zip(logged, sent, strict=True):
@@ -208,9 +208,9 @@ def test_requests_name_no_other_client(both):
     for node, client in zip(both.line.traffic, both.sides, strict=True):
         others = [name.encode() for name in tiny.CLIENTS if name != client]
         for asked, _ in both.line.traffic[node]:
-            request = decode_request(unseal(asked, None))
+            request = decode_request(unverified(asked))
             assert request.client in (client, "-")
-            payload = unseal(asked, None)
+            payload = unverified(asked)
             assert not [name for name in others if b'"' + name + b'"' in payload]
 
 
@@ -218,7 +218,7 @@ def test_counts_that_are_not_to_be_told_are_in_no_message(both):
     weights = set()
     for each in both.line.traffic.values():
         for _, answered in each:
-            answer = decode_answer(unseal(answered, None))
+            answer = decode_answer(unverified(answered))
             if answer.method == "dp_uncounted" and answer.operation != "hello":
                 weights |= {answer.weight, *(mean.weight for mean in answer.metrics.values())}
     # Evaluations go by the recipe's own method, whose counts may be told.
@@ -248,7 +248,9 @@ def test_what_cannot_be_served_is_refused_before_a_message_is_sent(tmp_path, sec
         recipe_file.write_text(f"baselines = {json.dumps(baselines)}\n{recipe_file.read_text()}")
     line = Loopback({})
     with pytest.raises(UserError, match=reason):
-        serve(load_recipe(recipe_file), tmp_path / "out", line, {"anna": None}, silent())
+        serve(
+            load_recipe(recipe_file), tmp_path / "out", line, {"anna": UNSIGNED}, silent(), UNSIGNED
+        )
     assert not (tmp_path / "out").exists()
 
 

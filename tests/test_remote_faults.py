@@ -17,7 +17,15 @@ from fedsdr import adapters, files
 from fedsdr.algorithms.scaffold import CONTROL
 from fedsdr.deploy import wire
 from fedsdr.deploy.client import ClientSide
-from fedsdr.deploy.identity import digest, new_key, read_private, read_public, seal, unseal
+from fedsdr.deploy.identity import (
+    UNSIGNED,
+    digest,
+    new_key,
+    read_private,
+    read_public,
+    seal,
+    unverified,
+)
 from fedsdr.deploy.server import serve
 from fedsdr.deploy.switchboard import Reply
 from fedsdr.deploy.wire import Answer, Request, WireError, decode_answer, decode_request, encode
@@ -132,7 +140,7 @@ def corrupt(
     node = 100 + tiny.CLIENTS.index(client)
 
     def lost(at: int, asked: bytes, reply: bytes) -> bytes | None:
-        answer = decode_answer(unseal(reply, None))
+        answer = decode_answer(unverified(reply))
         return edit(answer) if at == node and answer.operation == "fit" else reply
 
     line.lost = lost
@@ -232,7 +240,7 @@ BROKEN: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "truncated": (lambda data: data[:-9], "signature|safetensors"),
     "headless": (lambda data: data[:200], "signature|safetensors"),
     "bit": (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "the signature is not of whom"),
-    "unsigned": (lambda data: seal(unseal(data, None), None), "the signature is not of whom"),
+    "unsigned": (lambda data: seal(unverified(data), UNSIGNED), "the signature is not of whom"),
 }
 
 
@@ -276,7 +284,7 @@ def test_a_node_that_is_nobody_is_turned_away(federation):
     sides: dict[str, Callable[[bytes], bytes]] = {**federation.clients()}
 
     def stranger(data: bytes) -> bytes:
-        payload = unseal(data, None)
+        payload = unverified(data)
         request = decode_request(payload)
         told = Answer(
             "hello", request.run, "anna", facts={"model": "mine"}, request=digest(payload)
@@ -289,7 +297,7 @@ def test_a_node_that_is_nobody_is_turned_away(federation):
     out = federation.serve(line)
     assert [row["clients"] for row in rows(out)] == [[*tiny.CLIENTS]] * 3
     assert len(line.traffic[7]) == 1  # a hello, which carries no adapter
-    assert not decode_request(unseal(line.traffic[7][0][0], None)).shared
+    assert not decode_request(unverified(line.traffic[7][0][0])).shared
 
 
 def test_a_client_with_another_recipe_or_model_is_turned_away(federation, tmp_path):
@@ -328,7 +336,7 @@ def test_a_client_carries_out_only_what_its_own_server_signed(federation):
     request = Request("hello", "run", "digest", "-")
     before = listing(side.folder)
     for sealed in (
-        seal(encode(request), None),
+        seal(encode(request), UNSIGNED),
         seal(encode(request), federation.keys["ben"]),
         encode(request),
         b"",
@@ -338,7 +346,7 @@ def test_a_client_carries_out_only_what_its_own_server_signed(federation):
             side(sealed)
     assert listing(side.folder) == before
     assert len(files.read_json_lines(side.audit.path)) == 5
-    assert decode_answer(unseal(side(seal(encode(request), federation.keys["server"])), None))
+    assert decode_answer(unverified(side(seal(encode(request), federation.keys["server"]))))
 
 
 @pytest.mark.parametrize(
@@ -361,7 +369,7 @@ def test_a_client_refuses_what_its_server_may_not_ask(federation, changes, reaso
     [asked] = [
         request
         for data, _ in line.traffic[100]
-        if (request := decode_request(unseal(data, None))).operation == "fit" and request.round == 1
+        if (request := decode_request(unverified(data))).operation == "fit" and request.round == 1
     ]
     edits = {"nan": lambda t: t * float("nan"), "misshapen": lambda t: t[:, :-1]}
     if "shared" in changes:
@@ -369,7 +377,7 @@ def test_a_client_refuses_what_its_server_may_not_ask(federation, changes, reaso
         changes = {"shared": {key: edit(tensor) for key, tensor in asked.shared.items()}}
     request = replace(asked, run="another", **changes)
     answer = decode_answer(
-        unseal(sides["anna"](seal(encode(request), federation.keys["server"])), None)
+        unverified(sides["anna"](seal(encode(request), federation.keys["server"])))
     )
     assert reason.replace("\\", "") in answer.refused
     assert not answer.change
@@ -380,14 +388,14 @@ def test_a_round_that_is_over_stays_over(federation):
     sides = federation.clients()
     line = loopback(sides)
     federation.serve(line)
-    asked = [data for data, _ in line.traffic[100] if decode_request(unseal(data, None)).round]
-    early = decode_answer(unseal(sides["anna"](asked[0]), None))
+    asked = [data for data, _ in line.traffic[100] if decode_request(unverified(data)).round]
+    early = decode_answer(unverified(sides["anna"](asked[0])))
     assert "round 1 is over here: round 3 was last" in early.refused
-    last = decode_request(unseal(asked[-2], None))
+    last = decode_request(unverified(asked[-2]))
     assert (last.operation, last.round) == ("fit", 3)
     other = replace(last, shared={key: t + 1 for key, t in last.shared.items()})
     answer = decode_answer(
-        unseal(sides["anna"](seal(encode(other), federation.keys["server"])), None)
+        unverified(sides["anna"](seal(encode(other), federation.keys["server"])))
     )
     assert "answered for another global model" in answer.refused
 
@@ -416,7 +424,7 @@ def test_a_straggler_is_left_out_and_its_late_answer_counts_nowhere(federation):
     late: list[bytes] = []
 
     def lost(node: int, asked: bytes, reply: bytes) -> bytes | None:
-        answer = decode_answer(unseal(reply, None))
+        answer = decode_answer(unverified(reply))
         if node == 102 and answer.operation == "fit":
             late.append(reply)
             return None if answer.round == 2 else (late[0] if answer.round == 3 else reply)
@@ -491,7 +499,7 @@ def test_who_was_away_in_prepare_is_of_the_federation_once_it_answers(tmp_path, 
 
 def _in_rounds(edit: Callable[[Answer, bytes], bytes | None]) -> Any:
     def lost(node: int, asked: bytes, reply: bytes) -> bytes | None:
-        answer = decode_answer(unseal(reply, None))
+        answer = decode_answer(unverified(reply))
         return edit(answer, reply) if node == 102 and answer.operation == "fit" else reply
 
     return lost
@@ -499,7 +507,7 @@ def _in_rounds(edit: Callable[[Answer, bytes], bytes | None]) -> Any:
 
 def _deaf_in_round(round: int, client: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
     def answer(data: bytes) -> bytes:
-        request = decode_request(unseal(data, None))
+        request = decode_request(unverified(data))
         if (request.operation, request.round) == ("fit", round):
             raise OSError("it hears nothing")
         return client(data)
@@ -552,8 +560,8 @@ def test_a_client_behind_two_nodes_is_counted_once(federation):
     line = Loopback({**loopback(sides).up, 200: sides["anna"]})
     out = federation.serve(line)
     assert bits(out) == bits(clean)
-    asked = [decode_request(unseal(data, None)).operation for data, _ in line.traffic[200]]
-    other = [decode_request(unseal(data, None)).operation for data, _ in line.traffic[100]]
+    asked = [decode_request(unverified(data)).operation for data, _ in line.traffic[200]]
+    other = [decode_request(unverified(data)).operation for data, _ in line.traffic[100]]
     assert (asked + other).count("fit") == 3
 
 
@@ -630,7 +638,7 @@ def test_metrics_of_those_that_answered_are_merged(federation):
     line = loopback(federation.clients())
 
     def lost(node: int, asked: bytes, reply: bytes) -> bytes:
-        answer = decode_answer(unseal(reply, None))
+        answer = decode_answer(unverified(reply))
         if node == 102 and answer.operation == "evaluate":
             answer = replace(answer, metrics={}, refused="no")
             return seal(encode(answer), federation.keys["cleo"])
@@ -641,7 +649,7 @@ def test_metrics_of_those_that_answered_are_merged(federation):
     judged = files.read_json_lines(out / "metrics.jsonl")[-1]["eval"]
     assert judged.keys() == {"loss", "loss/anna", "loss/ben"}
     told = [
-        decode_answer(unseal(reply, None)).metrics["loss"]
+        decode_answer(unverified(reply)).metrics["loss"]
         for node in (100, 101)
         for _, reply in line.traffic[node][-2:-1]
     ]
@@ -655,7 +663,7 @@ def test_an_old_answer_is_no_answer_to_a_new_question(tmp_path, monkeypatch):
     line, kept = loopback(federation.clients()), []
 
     def lost(node: int, asked: bytes, reply: bytes) -> bytes:
-        if node != 102 or decode_answer(unseal(reply, None)).operation != "evaluate":
+        if node != 102 or decode_answer(unverified(reply)).operation != "evaluate":
             return reply
         kept.append(reply)
         return kept[0]

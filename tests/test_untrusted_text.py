@@ -10,7 +10,7 @@ from fedsdr import files
 from fedsdr.deploy.client import RefusalError
 from fedsdr.deploy.egress import Audit
 from fedsdr.deploy.grid import FlowerLink
-from fedsdr.deploy.identity import seal, unseal
+from fedsdr.deploy.identity import UNSIGNED, seal, unverified
 from fedsdr.deploy.site import ROSTER, RUN, STATUS
 from fedsdr.deploy.status import print_status
 from fedsdr.deploy.wire import (
@@ -52,8 +52,8 @@ def test_a_client_says_why_it_refuses_on_one_line(tmp_path, monkeypatch):
         raise RefusalError(HOSTILE + "x" * 2 * LONGEST)
 
     monkeypatch.setattr(side, "_check", refuse)
-    request = seal(encode(Request("prepare", "run", "recipe", CLIENTS[0])), None)
-    refused = decode_answer(unseal(side(request), None)).refused
+    request = seal(encode(Request("prepare", "run", "recipe", CLIENTS[0])), UNSIGNED)
+    refused = decode_answer(unverified(side(request))).refused
     assert refused.startswith(printable(HOSTILE))
     assert len(refused) == LONGEST
 

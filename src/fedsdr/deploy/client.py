@@ -27,7 +27,7 @@ from fedsdr.algorithms.compose import build_algorithm
 from fedsdr.algorithms.contract import Algorithm, Personal
 from fedsdr.deploy.agreement import agreed, agreement
 from fedsdr.deploy.egress import Audit, UndeclaredError, check_declared, check_tensors
-from fedsdr.deploy.identity import PrivateKey, PublicKey, digest, seal, unseal
+from fedsdr.deploy.identity import Signer, Unsigned, Verifier, digest, seal, unseal
 from fedsdr.deploy.wire import (
     LONGEST,
     Answer,
@@ -80,14 +80,15 @@ class ClientSide:
         client: str,
         folder: Path,
         reporter: Reporter,
-        key: PrivateKey | None = None,
-        server: PublicKey | None = None,
+        key: Signer,
+        server: Verifier,
     ) -> None:
         """bench: with this client's records alone. folder: private, all that is kept lies in it.
 
-        key: of this client, server: of the one whose requests are carried out; simulations have
-        neither.
+        key: of this client. server: of the one whose requests are carried out. Both are
+        `UNSIGNED` in a simulation.
         """
+        assert isinstance(key, Unsigned) == isinstance(server, Unsigned)
         self.bench, self.recipe, self.client = bench, recipe, client
         self.folder, self.reporter = folder, reporter
         self.key, self.server = key, server

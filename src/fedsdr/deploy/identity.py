@@ -1,10 +1,12 @@
 """Who a message is from: the same keys that Flower knows nodes by sign every message.
 
 A key is an elliptic curve one (NIST P-384, as Flower demands), in OpenSSH's format. A message is
-sent as magic, length of the signature, signature, payload. In a simulation there are no keys, and
-signatures are empty.
+sent as magic, length of the signature, signature, payload. In a simulation there are no keys:
+both ends say `UNSIGNED` in the place of one, and signatures are empty. A key that is missing is
+never that: it is an error.
 """
 
+import enum
 import hashlib
 import os
 from pathlib import Path
@@ -23,6 +25,17 @@ SIGNED: Final = ec.ECDSA(hashes.SHA384())
 
 PrivateKey = ec.EllipticCurvePrivateKey
 PublicKey = ec.EllipticCurvePublicKey
+
+
+class Unsigned(enum.Enum):
+    """The mode of a simulation, whose messages nobody signs."""
+
+    UNSIGNED = "unsigned"
+
+
+UNSIGNED: Final = Unsigned.UNSIGNED
+Signer = PrivateKey | Unsigned
+Verifier = PublicKey | Unsigned
 
 
 def new_key(path: Path) -> str:
@@ -74,25 +87,38 @@ def read_public(line: str, where: str) -> PublicKey:
     return key
 
 
-def seal(payload: bytes, key: PrivateKey | None) -> bytes:
+def seal(payload: bytes, key: Signer) -> bytes:
     """A payload with its signature before it."""
-    signature = b"" if key is None else key.sign(payload, SIGNED)
+    signature = b"" if isinstance(key, Unsigned) else key.sign(payload, SIGNED)
     return MAGIC + len(signature).to_bytes(2, "big") + signature + payload
 
 
-def unseal(data: bytes, key: PublicKey | None) -> bytes:
-    """The payload. Raises `WireError` unless `key`'s owner sealed it (None: whoever did)."""
+def unseal(data: bytes, key: Verifier) -> bytes:
+    """The payload. Raises `WireError` unless `key`'s owner sealed it; under `UNSIGNED`, where
+    anybody has signed it."""
+    signature, payload = _parts(data)
+    if isinstance(key, Unsigned):
+        if signature:
+            raise WireError("it is signed, and this is a simulation without keys")
+        return payload
+    try:
+        key.verify(signature, payload, SIGNED)
+    except InvalidSignature as error:
+        raise WireError("the signature is not of whom it should be from") from error
+    return payload
+
+
+def unverified(data: bytes) -> bytes:
+    """The payload, whoever sealed it: to find out who says that they did. Raises `WireError`."""
+    return _parts(data)[1]
+
+
+def _parts(data: bytes) -> tuple[bytes, bytes]:
     start = len(MAGIC) + 2
     if len(data) < start or not data.startswith(MAGIC):
         raise WireError("not a message of this protocol, or of another version of it")
     end = start + int.from_bytes(data[len(MAGIC) : start], "big")
-    payload = data[end:]
-    if key is not None:
-        try:
-            key.verify(data[start:end], payload, SIGNED)
-        except InvalidSignature as error:
-            raise WireError("the signature is not of whom it should be from") from error
-    return payload
+    return data[start:end], data[end:]
 
 
 def digest(data: bytes) -> str:

@@ -137,11 +137,8 @@ def write_server(
     listen = LOOPBACKS.get(host) or ("::" if ":" in host else "0.0.0.0")
     write_script(folder / "start.sh", "server.sh", {"listen": listen, "port": port})
     write_script(folder / "environment.sh", "environment.sh", {"programs": programs()})
-    write_roster(folder, {client: signs for client, (signs, _) in keys.items()})
-
-
-def write_roster(folder: Path, keys: Mapping[str, str | None]) -> None:
-    files.write_json(folder / ROSTER, {"clients": keys})
+    roster = {client: signs for client, (signs, _) in keys.items()}
+    files.write_json(folder / ROSTER, {"clients": roster})
 
 
 def write_app(folder: Path, port: int) -> None:

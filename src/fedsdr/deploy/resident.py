@@ -4,6 +4,7 @@ from functools import cache
 from pathlib import Path
 
 from fedsdr.deploy.client import ClientSide
+from fedsdr.deploy.identity import UNSIGNED
 from fedsdr.deploy.site import RUN, load_site
 from fedsdr.engines.workbench import Workbench
 from fedsdr.progress import silent
@@ -17,7 +18,8 @@ def client_at(folder: Path, number: int) -> ClientSide:
     site = load_site(folder)
     client = list(site.roster)[number]
     own = folder / RUN / "clients" / client
-    return ClientSide(workbench(folder).of(client), site.recipe, client, own, silent())
+    bench = workbench(folder).of(client)
+    return ClientSide(bench, site.recipe, client, own, silent(), UNSIGNED, UNSIGNED)
 
 
 @cache

@@ -15,7 +15,7 @@ from typing import Any, Final
 from fedsdr import files, seeds
 from fedsdr.adapters import fresh
 from fedsdr.algorithms.compose import build_algorithm
-from fedsdr.deploy.identity import PrivateKey, PublicKey
+from fedsdr.deploy.identity import Signer, Verifier
 from fedsdr.deploy.remote import Remote
 from fedsdr.deploy.switchboard import Link, Switchboard
 from fedsdr.environment import describe_environment
@@ -54,9 +54,9 @@ def serve(
     recipe: Recipe,
     out: Path,
     link: Link,
-    roster: Mapping[str, PublicKey | None],
+    roster: Mapping[str, Verifier],
     reporter: Reporter,
-    key: PrivateKey | None = None,
+    key: Signer,
     pause: float = 0.5,
 ) -> dict[str, Any]:
     """Run a recipe with the clients of `roster` into `out`, or go on there; returns the summary.

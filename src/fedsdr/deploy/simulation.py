@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from fedsdr import files
-from fedsdr.deploy.init import programs, write_app, write_roster
+from fedsdr.deploy.init import programs, write_app
 from fedsdr.deploy.server import check_served
 from fedsdr.deploy.site import ROSTER
 from fedsdr.deploy.submit import environment, submit
@@ -44,7 +44,7 @@ def simulate(recipe: Recipe, out: Path, cpus: float, gpus: float, reporter: Repo
     port = free_port()
     files.write_text(out / RECIPE_FILE, to_toml(recipe))
     write_app(out, port)
-    write_roster(out, dict.fromkeys(clients))
+    files.write_json(out / ROSTER, {"unsigned": clients})
     resources = (
         f"num-supernodes={len(clients)} client-resources-num-cpus={cpus:g} "
         f"client-resources-num-gpus={gpus:g}"

@@ -19,7 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedsdr import files
 from fedsdr.deploy.client import ClientSide
-from fedsdr.deploy.identity import PrivateKey, PublicKey, read_private, read_public
+from fedsdr.deploy.identity import (
+    UNSIGNED,
+    Signer,
+    Verifier,
+    public_line,
+    read_private,
+    read_public,
+)
 from fedsdr.deploy.server import serve
 from fedsdr.deploy.switchboard import Link
 from fedsdr.deploy.trainer import SOCKET, allowed_users, listen, serve_requests
@@ -43,10 +50,12 @@ LOCK: Final = "server.lock"
 
 
 class _Roster(BaseModel):
-    """Clients in their order, each with its public key; null in a simulation."""
+    """Clients in their order, each with its public key; in a simulation, which has no keys, their
+    names alone, under `unsigned`."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    clients: dict[Name, str | None]
+    clients: dict[Name, str] | None = None
+    unsigned: list[Name] | None = None
 
 
 class _Client(BaseModel):
@@ -65,27 +74,35 @@ class Site:
 
     folder: Path
     recipe: Recipe
-    roster: Mapping[str, PublicKey | None]
-    key: PrivateKey | None
+    roster: Mapping[str, Verifier]
+    key: Signer
 
 
 def load_site(folder: Path) -> Site:
-    """Raises `UserError` for what is missing or wrong."""
-    roster = _read(folder / ROSTER, _Roster).clients
-    keys = {
-        client: line and read_public(line, f"{folder / ROSTER}: client {client!r}")
-        for client, line in roster.items()
-    }
-    unknown = [client for client, key in keys.items() if key is None]
-    own = folder / SERVER_KEY
-    if own.exists() and unknown:
-        raise UserError(f"{folder / ROSTER} has no key for client {unknown[0]!r}")
-    return Site(
-        folder,
-        load_recipe(folder / RECIPE_FILE),
-        {client: key or None for client, key in keys.items()},
-        read_private(own) if own.exists() else None,
-    )
+    """Raises `UserError` for what is missing or wrong, a key above all: there are keys of the
+    server and of every client, or it is a simulation's folder, which says so and has none."""
+    path, own = folder / ROSTER, folder / SERVER_KEY
+    told: _Roster = _read(path, _Roster)
+    if (told.clients is None) == (told.unsigned is None):
+        raise UserError(f'{path} must have either "clients", with a key each, or "unsigned"')
+    recipe = load_recipe(folder / RECIPE_FILE)
+    if told.unsigned is not None:
+        if own.exists():
+            raise UserError(f'{path} says "unsigned", and there is {own}: a simulation has no keys')
+        return Site(folder, recipe, dict.fromkeys(told.unsigned, UNSIGNED), UNSIGNED)
+    assert told.clients is not None
+    roster = {c: read_public(line, f"{path}: client {c!r}") for c, line in told.clients.items()}
+    first: dict[str, str] = {}
+    for client, key in roster.items():
+        if (other := first.setdefault(public_line(key), client)) != client:
+            raise UserError(f"{path}: clients {other!r} and {client!r} have the same key")
+    return Site(folder, recipe, roster, read_private(own))
+
+
+def roster_clients(folder: Path) -> list[str]:
+    """The ids of the clients of a server's folder."""
+    told = files.read_json(folder / ROSTER)
+    return [*(told.get("clients") or told["unsigned"])]
 
 
 def server_port(folder: Path) -> int:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from fedsdr import files
 from fedsdr.deploy.egress import LOG
-from fedsdr.deploy.site import CLIENT, PRIVATE, ROSTER, RUN, STATUS
+from fedsdr.deploy.site import CLIENT, PRIVATE, ROSTER, RUN, STATUS, roster_clients
 from fedsdr.errors import UserError
 from fedsdr.folders import RECIPE_FILE, RESULT_FILE, method_folders
 from fedsdr.recipe import load_recipe
@@ -42,7 +42,6 @@ def server_status(folder: Path) -> list[str | Table]:
     if told.get("error"):
         lines.append(f"last error: {told['error']}")
     recipe = load_recipe(folder / RECIPE_FILE)
-    roster = files.read_json(folder / ROSTER)["clients"]
     rounds = Table(
         "method", "rounds", "MiB of updates", "MiB of models", "last round", "seconds a round"
     )
@@ -57,7 +56,7 @@ def server_status(folder: Path) -> list[str | Table]:
                 c: f"round {row['round']}: {why}" for c, why in row.get("absent", {}).items()
             }
     clients = Table("client", "updates", "last absence")
-    for client in roster:
+    for client in roster_clients(folder):
         clients.add_row(client, str(parts[client]), absent.get(client, ""))
     return [*lines, rounds, clients]
 

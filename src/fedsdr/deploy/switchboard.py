@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, Protocol
 
 from fedsdr.deploy.agreement import agreed, agreement
 from fedsdr.deploy.egress import UndeclaredError, check_declared
-from fedsdr.deploy.identity import PrivateKey, PublicKey, digest, seal, unseal
+from fedsdr.deploy.identity import Signer, Unsigned, Verifier, digest, seal, unseal, unverified
 from fedsdr.deploy.wire import Answer, Request, WireError, decode_answer, encode
 from fedsdr.errors import UserError
 from fedsdr.model.identity import Identity, differing, read_identity
@@ -79,13 +79,17 @@ class Switchboard:
         link: Link,
         recipe: Recipe,
         run: str,
-        roster: Mapping[str, PublicKey | None],
+        roster: Mapping[str, Verifier],
         reporter: Reporter,
-        key: PrivateKey | None = None,
+        key: Signer,
         pause: float = 0.5,
     ) -> None:
-        """roster: the clients of the federation by id, in their order, with their keys (None in a
-        simulation). pause: seconds between two looks for replies."""
+        """roster: the clients of the federation by id, in their order, with their keys. key: the
+        server's; in a simulation all are `UNSIGNED`. pause: seconds between two looks for replies.
+        """
+        assert {isinstance(each, Unsigned) for each in roster.values()} <= {
+            isinstance(key, Unsigned)
+        }
         self.link, self.recipe, self.run, self.roster = link, recipe, run, roster
         self.reporter, self.key, self.pause = reporter, key, pause
         self.places: dict[str, int] = {}  # client -> node
@@ -174,7 +178,7 @@ class Switchboard:
         """Who says that a hello's answer is from them. Raises `WireError` where that is nobody."""
         if len(data) > LONGEST_HELLO:
             raise WireError(f"its hello has {len(data)} bytes, and {LONGEST_HELLO} are plenty")
-        client = decode_answer(unseal(data, None)).client
+        client = decode_answer(unverified(data)).client
         if client not in self.roster:
             raise WireError(f"client {client!r} is not in the roster")
         return client
