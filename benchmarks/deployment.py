@@ -11,6 +11,7 @@ round trains one step.
 """
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -125,17 +126,28 @@ def messages(folder: Path, shape: dict[str, int], runs: int) -> list[Row]:
     client, message = sites / "hospital", folder / "message"
     recipe = load_recipe(sites / "server" / "recipe.toml")
     shared = Shape(recipe).first
-    request = Request("evaluate", "run", agreement(recipe), "hospital", "fedavg", 0, shared)
-    message.write_bytes(seal(encode(request), read_private(sites / "server" / "server.key")))
+    key, number = read_private(sites / "server" / "server.key"), itertools.count(1)
+
+    def evaluation() -> bytes:
+        """An evaluation that the client has not carried out yet: the first one of a new run."""
+        began = next(number)
+        journal = files.read_json(client / "private" / "journal.json")["name"]
+        request = Request(
+            "evaluate", f"run-{began}", agreement(recipe), "hospital", "fedavg", 0, shared,
+            began=began, journal=journal,
+        )  # fmt: skip
+        return seal(encode(request), key)
 
     def run(program: str) -> float:
+        message.write_bytes(evaluation())
         with open(message, "rb") as question:
             words = [sys.executable, "-c", program, str(client), str(message)]
             subprocess.run(words, check=True, stdin=question, capture_output=True)
         return 1.0
 
     with running(FEDSDR, "deploy", "trainer", client):
-        ask(client / "trainer.sock", message.read_bytes())
+        hello = Request("hello", "run", agreement(recipe), "-", nonce="0" * 32)
+        ask(client / "trainer.sock", seal(encode(hello), key))  # once it is up
         return compare(
             "one evaluation",
             {

@@ -6,9 +6,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from fedsdr.deploy import relay
+from fedsdr.deploy.admission import Reply
 from fedsdr.deploy.client import ClientSide
 from fedsdr.deploy.identity import UNSIGNED, Signer, Verifier
-from fedsdr.deploy.switchboard import Reply
 from fedsdr.progress import silent
 from fedsdr.recipe import load_recipe
 from fedsdr.setting import prepare

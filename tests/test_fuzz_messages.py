@@ -15,6 +15,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import tiny
+from fedsdr import files
 from fedsdr.deploy.agreement import agreed, agreement
 from fedsdr.deploy.client import ClientSide
 from fedsdr.deploy.egress import LOG
@@ -27,6 +28,7 @@ from fedsdr.deploy.identity import (
     unseal,
     unverified,
 )
+from fedsdr.deploy.journal import JOURNAL
 from fedsdr.deploy.relay import ask
 from fedsdr.deploy.server import Shape
 from fedsdr.deploy.trainer import listen, serve_requests
@@ -96,8 +98,9 @@ ENTRIES = st.fixed_dictionaries(
     optional={"more": st.none()},
 )
 HEAD: dict[str, Any] = {
-    "version": 2, "kind": "request", "operation": "fit", "run": "run", "client": CLIENT,
+    "version": 3, "kind": "request", "operation": "fit", "run": "run", "client": CLIENT,
     "method": "fedsdr", "round": 1, "counted": 0, "recipe": "recipe", "agreed": {},
+    "began": 0, "journal": "", "nonce": "",
 }  # fmt: skip
 CHANGED_HEADS = st.dictionaries(st.sampled_from([*HEAD, "more"]), JUNK, max_size=3)
 
@@ -166,6 +169,7 @@ def client(place: Path) -> ClientSide:
         recipe_file = tiny.setting(place)
         sides = client_sides(recipe_file, place / "sides", keys, server.public_key())
         sides[CLIENT](requests(place)[1])
+        assert "answer-000000-prepare" in str([*(place / "sides").rglob("answer-*")])
     return sides[CLIENT]
 
 
@@ -177,14 +181,17 @@ def sealed(client: ClientSide, place: Path) -> list[bytes]:
 def requests(place: Path) -> list[bytes]:
     """What the server asks, sealed by its key (signatures are random: never the same bytes)."""
     recipe = load_recipe(place / "recipe.toml")
+    first = Shape(recipe).first
     key, digest = read_private(place / "keys" / "server"), agreement(recipe)
-    hello = Request("hello", "run", digest, "-", agreed=agreed(recipe))
+    hello = Request("hello", "run", digest, "-", agreed=agreed(recipe), nonce="0" * 32)
+    journal = files.read_json(place / "sides" / CLIENT / JOURNAL)["name"]
     operations = [
         Request("prepare", "run", digest, CLIENT, "fedsdr"),
-        Request("fit", "other", digest, CLIENT, "fedsdr", 1, Shape(recipe).first),
-        Request("finish", "run", digest, CLIENT, "fedsdr", recipe.federation.rounds),
+        Request("fit", "run", digest, CLIENT, "fedsdr", 1, first),
+        Request("finish", "run", digest, CLIENT, "fedsdr", recipe.federation.rounds, first),
     ]
-    return [seal(encode(each), key) for each in [hello, *operations]]
+    asked = [replace(each, journal=journal) for each in operations]
+    return [seal(encode(each), key) for each in [hello, *asked]]
 
 
 def refused(client: ClientSide, data: bytes, place: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 import tiny
 from fedsdr import files
+from fedsdr.deploy.admission import Admission, Run
 from fedsdr.deploy.client import ClientSide
 from fedsdr.deploy.identity import UNSIGNED, Unsigned, new_key, read_private
 from fedsdr.deploy.init import init
@@ -24,7 +25,6 @@ from fedsdr.deploy.site import (
     open_client,
     roster_clients,
 )
-from fedsdr.deploy.switchboard import Switchboard
 from fedsdr.errors import UserError
 from fedsdr.progress import silent
 from fedsdr.recipe import load_recipe
@@ -138,5 +138,5 @@ def test_one_end_with_keys_and_one_without_is_a_mistake_of_the_program(tmp_path,
         with pytest.raises(AssertionError):
             ClientSide(None, recipe, "anna", tmp_path / "c", silent(), *pair)  # type: ignore[arg-type]
         with pytest.raises(AssertionError):
-            Switchboard(Loopback({}), recipe, "run", {"anna": pair[1]}, silent(), pair[0])
+            Admission(Loopback({}), recipe, Run("r", 0), {"anna": pair[1]}, silent(), pair[0])
     assert not (tmp_path / "c").exists()

@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
@@ -16,6 +17,8 @@ import tiny
 from fedsdr import adapters, files
 from fedsdr.algorithms.scaffold import CONTROL
 from fedsdr.deploy import wire
+from fedsdr.deploy.admission import Reply
+from fedsdr.deploy.agreement import agreement
 from fedsdr.deploy.client import ClientSide
 from fedsdr.deploy.identity import (
     UNSIGNED,
@@ -27,16 +30,17 @@ from fedsdr.deploy.identity import (
     unverified,
 )
 from fedsdr.deploy.server import serve
-from fedsdr.deploy.switchboard import Reply
 from fedsdr.deploy.wire import Answer, Request, WireError, decode_answer, decode_request, encode
 from fedsdr.errors import UserError
 from fedsdr.metrics import Mean
 from fedsdr.progress import silent
 from fedsdr.recipe import load_recipe, override
+from fedsdr.training import rounds
 from fedsdr.training.checkpoint import load_checkpoint
 from lines import Loopback, client_sides, loopback
 
 PATIENCE = {"wait_seconds": 10.0, "round_seconds": 1.5, "prepare_seconds": 20.0}
+SOON = {"deployment.reconnect_seconds": 0.05}
 CHECKPOINT = "checkpoint.safetensors"
 
 
@@ -122,7 +126,7 @@ HOSTILE: dict[str, tuple[Callable[[Answer], Answer], str]] = {
     "weight 0": (lambda a: replace(a, weight=0.0), "weighs 0, and it was prepared for"),
     "weight": (lambda a: replace(a, weight=a.weight + 1), "and it was prepared for"),
     "undeclared": (lambda a: replace(a, metrics={"records": Mean(1.0, 1.0)}), "may not leave"),
-    "other run": (lambda a: replace(a, run="another"), "for another run"),
+    "other run": (lambda a: replace(a, run="another"), "answered for run 'another'"),
     "last round": (lambda a: replace(a, round=a.round - 1), "answered for round"),
     "other method": (lambda a: replace(a, method="fedavg+median"), "answered for method"),
     "other operation": (lambda a: replace(a, operation="evaluate"), "answered for operation"),
@@ -169,7 +173,7 @@ def test_a_hostile_update_is_refused_and_the_round_goes_on(shared, kind):
     federation, sides, without = shared
     edit, reason = HOSTILE[kind]
     line = corrupt(loopback(sides), lambda a: seal(encode(edit(a)), federation.keys["cleo"]))
-    out = federation.serve(line, f"out-{kind}".replace(" ", "-"))
+    out = federation.serve(line, f"out-{kind}".replace(" ", "-"), **SOON)
     for row in rows(out):
         assert row["clients"] == ["anna", "ben"]
         assert row["absent"].keys() == {"cleo"}
@@ -250,7 +254,7 @@ def test_a_broken_message_is_refused_and_the_round_goes_on(shared, kind):
     edit, reason = BROKEN[kind]
     key = federation.keys["cleo"]
     line = corrupt(loopback(sides), lambda answer: edit(seal(encode(answer), key)))
-    out = federation.serve(line, f"out-{kind}")
+    out = federation.serve(line, f"out-{kind}", **SOON)
     assert rows(out)
     for row in rows(out):
         assert any(each in row["absent"]["cleo"] for each in reason.split("|"))
@@ -333,7 +337,7 @@ def listing(folder: Path) -> dict[str, bytes]:
 
 def test_a_client_carries_out_only_what_its_own_server_signed(federation):
     side = federation.clients()["anna"]
-    request = Request("hello", "run", "digest", "-")
+    request = Request("hello", "run", "digest", "-", nonce="0" * 32)
     before = listing(side.folder)
     for sealed in (
         seal(encode(request), UNSIGNED),
@@ -357,8 +361,16 @@ def test_a_client_carries_out_only_what_its_own_server_signed(federation):
         ({"method": "fedavg+median"}, "has no method 'fedavg\\+median'"),
         ({"round": 0}, "no round 0"),
         ({"round": 4}, "no round 4 of 3"),
+        ({"operation": "evaluate", "round": 4}, "no round 4 of 3"),
+        ({"operation": "prepare"}, "not in round 1"),
+        ({"operation": "prepare", "round": 0}, "unexpected keys"),
+        ({"counted": 1}, "round 1 counted last, and here it is one from 0 to 0"),
         ({"shared": "nan"}, "NaN or infinite"),
-        ({"shared": "misshapen"}, "its own log tells"),
+        ({"shared": "misshapen"}, "has shape"),
+        ({"shared": "double"}, "float64, expected"),
+        ({"shared": "missing"}, "missing keys"),
+        ({"shared": "more"}, "unexpected keys"),
+        ({"operation": "evaluate", "shared": "more"}, "unexpected keys"),
         ({"operation": "finish"}, "round 1 is not the last"),
     ],
 )
@@ -371,11 +383,17 @@ def test_a_client_refuses_what_its_server_may_not_ask(federation, changes, reaso
         for data, _ in line.traffic[100]
         if (request := decode_request(unverified(data))).operation == "fit" and request.round == 1
     ]
-    edits = {"nan": lambda t: t * float("nan"), "misshapen": lambda t: t[:, :-1]}
+    sent = asked.shared
+    edits = {
+        "nan": {key: tensor * float("nan") for key, tensor in sent.items()},
+        "misshapen": {key: tensor[:, :-1] for key, tensor in sent.items()},
+        "double": {key: tensor.double() for key, tensor in sent.items()},
+        "missing": dict(list(sent.items())[1:]),
+        "more": sent | {f"folded/{key}": tensor for key, tensor in sent.items()},
+    }
     if "shared" in changes:
-        edit = edits[changes["shared"]]
-        changes = {"shared": {key: edit(tensor) for key, tensor in asked.shared.items()}}
-    request = replace(asked, run="another", **changes)
+        changes = changes | {"shared": edits[changes["shared"]]}
+    request = replace(asked, run="another", began=asked.began + 1, **changes)
     answer = decode_answer(
         unverified(sides["anna"](seal(encode(request), federation.keys["server"])))
     )
@@ -390,14 +408,15 @@ def test_a_round_that_is_over_stays_over(federation):
     federation.serve(line)
     asked = [data for data, _ in line.traffic[100] if decode_request(unverified(data)).round]
     early = decode_answer(unverified(sides["anna"](asked[0])))
-    assert "round 1 is over here: round 3 was last" in early.refused
-    last = decode_request(unverified(asked[-2]))
+    assert decode_answer(unverified(line.traffic[100][1][1])).operation == "prepare"
+    assert "fit of round 1 is over here: finish of round 3 was last" in early.refused
+    last = decode_request(unverified(asked[-3]))
     assert (last.operation, last.round) == ("fit", 3)
     other = replace(last, shared={key: t + 1 for key, t in last.shared.items()})
     answer = decode_answer(
         unverified(sides["anna"](seal(encode(other), federation.keys["server"])))
     )
-    assert "answered for another global model" in answer.refused
+    assert "fit of round 3 is over here: finish of round 3 was last" in answer.refused
 
 
 # --- Lines that break, and processes that begin anew
@@ -435,7 +454,7 @@ def test_a_straggler_is_left_out_and_its_late_answer_counts_nowhere(federation):
     taken = [row["clients"] for row in rows(out)]
     assert taken == [[*tiny.CLIENTS], ["anna", "ben"], ["anna", "ben"]]
     assert "no answer within 1.5 s" in rows(out)[1]["absent"]["cleo"]
-    assert "answered for round 1, but was asked for 3" in rows(out)[2]["absent"]["cleo"]
+    assert "answered another request, maybe an older one" in rows(out)[2]["absent"]["cleo"]
 
 
 def test_an_update_that_did_not_count_leaves_no_trace(tmp_path, monkeypatch):
@@ -454,7 +473,7 @@ def test_an_update_that_did_not_count_leaves_no_trace(tmp_path, monkeypatch):
     for name, edit in lines.items():
         line = loopback(federation.clients(name))
         line.lost = _in_rounds(edit)
-        ends[name] = federation.serve(line, f"out-{name}"), tmp_path / "of" / name
+        ends[name] = federation.serve(line, f"out-{name}", **SOON), tmp_path / "of" / name
     line = loopback(federation.clients("deaf"))
     line.up[102] = _deaf_in_round(2, line.up[102])
     ends["deaf"] = federation.serve(line, "out-deaf"), tmp_path / "of" / "deaf"
@@ -562,7 +581,11 @@ def test_a_client_behind_two_nodes_is_counted_once(federation):
     assert bits(out) == bits(clean)
     asked = [decode_request(unverified(data)).operation for data, _ in line.traffic[200]]
     other = [decode_request(unverified(data)).operation for data, _ in line.traffic[100]]
-    assert (asked + other).count("fit") == 3
+    assert {asked.count("fit"), other.count("fit")} == {3}  # both, and she trains once for them
+    [trained] = [
+        [row["digest"] for row in files.read_json_lines(sides["anna"].audit.path) if row["round"]]
+    ]
+    assert len(trained) == 2 * len({*trained})
 
 
 def test_a_client_that_begins_anew_before_each_message_changes_nothing(federation):
@@ -674,3 +697,212 @@ def test_an_old_answer_is_no_answer_to_a_new_question(tmp_path, monkeypatch):
     judged = [row["eval"].keys() for row in metrics if "eval" in row]
     assert len(kept) == len(judged) > 1
     assert ["loss/cleo" in keys for keys in judged] == [True] + [False] * (len(judged) - 1)
+
+
+# --- Every answer is bound to one question, every question to one client and one moment
+
+
+def relaying(asked: Callable[[bytes], bytes], rubbish: Callable[[bytes], bytes]) -> Any:
+    """A node without a key, which passes greetings on to a client, and its own words for others."""
+
+    def node(data: bytes) -> bytes:
+        request = decode_request(unverified(data))
+        return asked(data) if request.operation == "hello" else rubbish(data)
+
+    return node
+
+
+def test_an_old_greetings_answer_takes_no_place(federation):
+    """Anna's signed answer to any greeting that was ever hers, brought by a node of nobody's."""
+    sides = federation.clients()
+    first = loopback(sides)
+    federation.serve(first, "first")
+    old = [answer for _, answer in first.traffic[100]]
+    assert decode_answer(unverified(old[0])).operation == "hello"
+    line = Loopback({7: lambda data: old[0], **loopback(sides).up})
+    out = federation.serve(line, "second")
+    assert [row["clients"] for row in rows(out)] == [[*tiny.CLIENTS]] * 3
+    asked = [decode_request(unverified(data)) for data, _ in line.traffic[7]]
+    assert [each.operation for each in asked] == ["hello"]  # and nothing after it
+    nonces = {
+        decode_request(unverified(data)).nonce
+        for each in line.traffic.values()
+        for data, _ in each
+        if decode_request(unverified(data)).operation == "hello"
+    }
+    assert len(nonces) == 4  # one for each node
+
+
+RUBBISH: dict[str, Callable[[Federation, bytes], bytes]] = {
+    "unsigned": lambda federation, data: seal(b"rubbish", UNSIGNED),
+    "another's": lambda federation, data: seal(data, federation.keys["ben"]),
+    "the question": lambda federation, data: data,
+    "nothing": lambda federation, data: b"",
+}
+
+
+@pytest.mark.parametrize("kind", RUBBISH)
+def test_a_node_that_passes_greetings_on_is_displaced_and_the_true_one_is_asked(federation, kind):
+    """In the same round: nothing is lost by it."""
+    clean = federation.serve(loopback(federation.clients("clean")), "clean")
+    sides = federation.clients()
+    intruder = relaying(sides["anna"], lambda data: RUBBISH[kind](federation, data))
+    out = federation.serve(Loopback({7: intruder, **loopback(sides).up}))
+    assert [row["clients"] for row in rows(out)] == [[*tiny.CLIENTS]] * 3
+    assert bits(out) == bits(clean)
+
+
+def test_a_node_that_swallows_questions_holds_nobody_up(federation):
+    clean = federation.serve(loopback(federation.clients("clean")), "clean")
+    sides = federation.clients()
+    line = Loopback({7: sides["anna"], **loopback(sides).up})
+    line.lost = lambda node, asked, reply: (
+        None if node == 7 and decode_answer(unverified(reply)).operation != "hello" else reply
+    )
+    out = federation.serve(line, **{"deployment.round_seconds": 60.0})
+    assert bits(out) == bits(clean)
+
+
+def ask(federation: Federation, side: ClientSide, request: Request) -> Answer:
+    key = federation.keys["server"]
+    return decode_answer(unverified(side(seal(encode(request), key))))
+
+
+@pytest.fixture
+def asked(federation):
+    """Anna after a run, and the questions that she was asked in it, by operation and round."""
+    side = federation.clients()["anna"]
+    line = loopback({**federation.clients(), "anna": side})
+    federation.serve(line)
+    found = [decode_request(unverified(data)) for data, _ in line.traffic[100]]
+    return side, {(each.operation, each.round): each for each in found}
+
+
+def test_what_was_carried_out_is_not_carried_out_again_whatever_was_deleted(federation, asked):
+    side, requests = asked
+    questions = [each for each in requests.values() if each.operation != "hello"]
+    assert len(questions) == 7  # prepare, two evaluations, three rounds, finish
+    given = {each: ask(federation, side, requests[each]) for each in requests}
+    again = {each: answer for each, answer in given.items() if not answer.refused}
+    assert {("fit", 3), ("fit", 2), ("finish", 3), ("evaluate", 3), ("prepare", 0)} <= again.keys()
+    for path in side.folder.rglob("answer-*"):
+        path.unlink()
+    for each in questions:
+        assert ask(federation, side, each).refused
+    for name in ("runs", "cache"):
+        shutil.rmtree(side.folder / name, ignore_errors=True)
+    for each in questions:  # and to a trainer that begins anew
+        assert ask(federation, federation.clients()["anna"], each).refused
+    shutil.rmtree(side.folder)
+    anew = federation.clients()["anna"]
+    for each in questions:
+        with pytest.raises(WireError, match="another journal"):
+            ask(federation, anew, each)
+    assert not (anew.folder / "runs").exists()
+
+
+def test_a_question_is_of_one_run_and_an_older_run_is_over(federation, asked):
+    side, requests = asked
+    old = requests["fit", 1]
+    newer = replace(old, run="newer", began=old.began + 1)
+    assert "newer run" in ask(federation, side, replace(newer, began=old.began)).refused
+    assert not ask(federation, side, newer).refused
+    for each in requests.values():
+        if each.operation != "hello":
+            assert "newer run" in ask(federation, side, each).refused
+
+
+def test_one_evaluation_a_round_and_one_finish_and_s_stays(tmp_path, monkeypatch):
+    """A server asks for what it likes; what it may learn by it is counted."""
+    monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
+    federation = Federation(tmp_path, federation={"rounds": 2, "targets": "two_stream"})
+    side = federation.clients()["anna"]
+    first = side.bench.first_adapter(0)
+
+    def question(operation: Any, round: int, counted: int = 0, shift: float = 0.0) -> Answer:
+        shared = {key: tensor + shift for key, tensor in first.items()}
+        request = Request(
+            operation, "run", agreement(federation.recipe), "anna", "fedsdr", round, shared,
+            counted, journal=side.journal.name,
+        )  # fmt: skip
+        return ask(federation, side, request)
+
+    def states() -> list[str]:
+        return sorted(path.name for path in side.folder.rglob("state-*"))
+
+    for round in (0, 1, 2):
+        counted = max(0, round - 1)
+        judged = [question("evaluate", round, counted, shift) for shift in (0.0, 0.1, 0.2)]
+        assert [bool(each.refused) for each in judged] == [False, True, True]
+        assert question("evaluate", round, counted) == judged[0]
+        if round < 2:
+            assert question("fit", round + 1, counted=round).change
+    assert states() == ["state-000001.safetensors", "state-000002.safetensors"]
+    for counted in (0, 3):
+        assert "counted last" in question("finish", 2, counted=counted).refused
+    told = question("finish", 2, counted=2)
+    assert not told.refused
+    assert question("finish", 2, counted=2) == told
+    assert question("finish", 2, counted=2, shift=0.1).refused
+    assert question("evaluate", 2, shift=0.3).refused
+    assert states() == ["state-000002.safetensors"]
+
+
+def test_a_server_that_lost_a_checkpoint_is_answered_as_before(tmp_path, monkeypatch):
+    """Its clients have moved on: the update of the round before the last is kept for that. With
+    a state older than that, it is told what to do."""
+    monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
+    federation = Federation(tmp_path, federation={"rounds": 4}, evaluate={"every": 1})
+    clean = federation.serve(loopback(federation.clients("clean")), "clean")
+    sides, kept = federation.clients(), {}
+    real = rounds.save_checkpoint
+
+    def save(folder: Path, round: int, state: Any) -> None:
+        real(folder, round, state)
+        kept[round] = {name: (folder / name).read_bytes() for name in (CHECKPOINT, "metrics.jsonl")}
+        if round == 3:
+            raise Stop
+
+    monkeypatch.setattr(rounds, "save_checkpoint", save)
+    with pytest.raises(Stop):
+        federation.serve(loopback(sides))
+    monkeypatch.setattr(rounds, "save_checkpoint", real)
+    out = tmp_path / "out"
+    for name, data in kept[1].items():  # rounds 2 and 3 are lost
+        (out / name).write_bytes(data)
+    federation.serve(loopback(sides))
+    assert bits(out) == bits(clean)
+    assert all(row["clients"] == [*tiny.CLIENTS] for row in rows(out))
+    for name, data in kept[1].items():
+        (out / name).write_bytes(data)
+    for name in ("report.html", "result.json"):
+        (out / name).unlink()
+    with pytest.raises(UserError, match="begin a new run: move its run folder away"):
+        federation.serve(loopback(sides))
+    out.rename(tmp_path / "away")
+    out = federation.serve(loopback(sides))
+    assert all(row["clients"] == [*tiny.CLIENTS] for row in rows(out))
+
+
+def test_a_round_that_is_run_again_is_without_whom_it_was_without(tmp_path, monkeypatch):
+    """The server dies between a round's evaluation and its checkpoint; who was late comes back."""
+    monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
+    federation = Federation(tmp_path, evaluate={"every": 1})
+    sides = federation.clients()
+    real = rounds.save_checkpoint
+
+    def die(folder: Path, round: int, state: Any) -> None:
+        if round == 2:
+            raise Stop
+        real(folder, round, state)
+
+    line = loopback(sides)
+    line.up[102] = _deaf_in_round(2, line.up[102])
+    monkeypatch.setattr(rounds, "save_checkpoint", die)
+    with pytest.raises(Stop):
+        federation.serve(line)
+    monkeypatch.setattr(rounds, "save_checkpoint", real)
+    out = federation.serve(loopback(sides))
+    assert [len(row["clients"]) for row in rows(out)] == [3, 2, 3]
+    for row in rows(out):
+        assert {"loss/anna", "loss/ben", "loss/cleo"} <= row["eval"].keys()

@@ -150,6 +150,89 @@ def test_an_app_that_runs_as_the_relays_user_can_ask_and_read_nothing(relay_user
         assert end in done.stderr
 
 
+def test_two_trainers_do_not_take_over_one_abandoned_socket(path, monkeypatch):
+    """The second one begins when the first has found the socket abandoned."""
+    listen(path).close()
+    found = trainer._check_abandoned
+
+    def meanwhile(there: Path) -> None:
+        found(there)
+        with pytest.raises(UserError, match="already: stop that one first"):
+            listen(path)
+
+    monkeypatch.setattr(trainer, "_check_abandoned", meanwhile)
+    with serving(path, lambda asked: b"first"):
+        assert ask(path, b"") == b"first"
+    listen(path).close()  # the lock has gone with it
+
+
+def test_two_trainers_do_not_share_a_client(tmp_path, monkeypatch):
+    """By sockets in two places, say."""
+    monkeypatch.setattr(site, "open_client", lambda *_: pytest.fail("it has begun"))
+    lock = trainer.hold(tmp_path / "private" / "trainer.lock")
+    with pytest.raises(UserError, match=r"running at .*private/trainer already"):
+        site.run_trainer(tmp_path, silent(), tmp_path / "other.sock")
+    lock.close()
+
+
+def test_a_relay_that_drips_holds_up_no_other_and_is_cut_off(path, monkeypatch, caplog):
+    monkeypatch.setattr(trainer, "PATIENCE", 0.6)
+    with serving(path, lambda asked: asked + b"!"):
+        drips = [connected(path) for _ in range(trainer.LINES - 1)]
+        for line in drips:
+            line.sendall((9).to_bytes(8, "big"))
+        began = time.monotonic()
+        assert ask(path, b"x") == b"x!"
+        assert time.monotonic() - began < 0.5
+        cut = False
+        while not cut and time.monotonic() - began < 10:  # each byte comes long before the time
+            time.sleep(0.1)
+            try:
+                drips[0].sendall(b".")
+            except OSError:
+                cut = True
+        assert cut
+        assert time.monotonic() - began < 5
+        for line in drips:
+            line.close()
+    assert "a relay went away" in caplog.text
+
+
+def test_no_more_is_read_than_a_request_can_have(path, caplog):
+    server = listen(path)
+    asked: list[bytes] = []
+
+    def run() -> None:
+        with suppress(OSError):
+            serve_requests(server, lambda data: asked.append(data) or b"", most=10)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert ask(path, b"x" * 10) == b""
+    with connected(path) as line:
+        line.sendall((11).to_bytes(8, "big"))
+        assert line.recv(1) == b""
+    server.shutdown(socket.SHUT_RDWR)
+    thread.join(10)
+    server.close()
+    assert asked == [b"x" * 10]
+    assert "11 bytes is larger than 10" in caplog.text
+
+
+def test_questions_are_carried_out_in_one_thread(path):
+    """The one that serves: a model's arithmetic may depend on the thread."""
+    threads = set()
+
+    def answer(asked: bytes) -> bytes:
+        threads.add(threading.current_thread())
+        return asked
+
+    with serving(path, answer):
+        for _ in range(3):
+            ask(path, b"x")
+    assert len(threads) == 1
+
+
 def test_a_stale_socket_is_replaced_and_a_live_one_is_not(path):
     listen(path).close()
     assert path.is_socket()  # as a killed trainer leaves it
@@ -239,7 +322,6 @@ def test_a_message_that_ends_early_is_an_error_of_the_line():
 
 def test_whatever_a_trainer_writes_is_its_owners_alone(tmp_path, monkeypatch):
     def write(folder: Path, reporter: object) -> None:
-        (folder / "private").mkdir()
         (folder / "private" / "distillation.json").write_text("{}")
         raise UserError("enough")
 
@@ -250,6 +332,7 @@ def test_whatever_a_trainer_writes_is_its_owners_alone(tmp_path, monkeypatch):
             site.run_trainer(tmp_path, silent())
     finally:
         os.umask(old)
-    [entry] = tmp_path.iterdir()  # the socket is gone
+    assert {path.name for path in tmp_path.iterdir()} == {"private", f"{site.SOCKET}.lock"}
+    entry = tmp_path / "private"
     assert stat.S_IMODE(entry.stat().st_mode) == 0o700
     assert stat.S_IMODE((entry / "distillation.json").stat().st_mode) == 0o600

@@ -52,7 +52,9 @@ def test_a_client_says_why_it_refuses_on_one_line(tmp_path, monkeypatch):
         raise RefusalError(HOSTILE + "x" * 2 * LONGEST)
 
     monkeypatch.setattr(side, "_check", refuse)
-    request = seal(encode(Request("prepare", "run", "recipe", CLIENTS[0])), UNSIGNED)
+    request = seal(
+        encode(Request("prepare", "run", "recipe", CLIENTS[0], journal=side.journal.name)), UNSIGNED
+    )
     refused = decode_answer(unverified(side(request))).refused
     assert refused.startswith(printable(HOSTILE))
     assert len(refused) == LONGEST

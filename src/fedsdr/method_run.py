@@ -108,15 +108,21 @@ def finish_method(
     """Write the adapters of a method whose rounds are done; returns its final metrics."""
     shared = algorithm.broadcast(state)
     personal = {
-        client: finish_client(engine, algorithm, shared, client) for client in engine.clients()
+        client: finish_client(engine, algorithm, shared, client, recipe.federation.rounds)
+        for client in engine.clients()
     }
     return conclude(recipe, folder, bench.adapter_settings, algorithm.deployed(state), personal)
 
 
-def finish_client(engine: InProcess, algorithm: Algorithm, shared: Adapter, client: str) -> Metrics:
-    """Write a client's own adapters into its folder; returns how good its own model is."""
+def finish_client(
+    engine: InProcess, algorithm: Algorithm, shared: Adapter, client: str, counted: int
+) -> Metrics:
+    """Write a client's own adapters into its folder; returns how good its own model is.
+
+    counted: no round after this one of the client's counted.
+    """
     bench, recipe = engine.bench, engine.recipe
-    own = algorithm.personal(shared, engine.state(client, recipe.federation.rounds))
+    own = algorithm.personal(shared, engine.state(client, counted))
     mine = {"personal": rectifying(own) if own.own else {}, "private": unwrap(own.private)}
     for place, adapter in mine.items():
         if adapter:

@@ -19,7 +19,18 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from fedsdr.adapters import Adapter, Private, all_finite, check_same_keys, resized
+from fedsdr.adapters import (
+    A_SUFFIX,
+    B_SUFFIX,
+    Adapter,
+    Private,
+    all_finite,
+    check_same_keys,
+    factors,
+    layers,
+    resized,
+    under,
+)
 from fedsdr.metrics import Mean, Metrics
 
 Targets = Literal["raw", "distilled", "mixed"]
@@ -232,6 +243,8 @@ class Algorithm(NamedTuple):
     seen: the state that `client` left a client in (`after`, from `before`), where the server gets
     another change than the one that `client` returned: a transform that alters it must ask for
     this, so that what a client remembers of a round is what the server does.
+    later: prefixes under which a broadcast and a deployed adapter may hold a further adapter, of any
+    rank, once there was a round.
     """
 
     init: Callable[[Adapter], ServerState]
@@ -246,6 +259,43 @@ class Algorithm(NamedTuple):
     ranks: frozenset[int] = frozenset()
     rescaled: Callable[[ServerState, float], ServerState] = _unchanged
     seen: Callable[[ClientState, ClientState, Adapter], ClientState] = _as_left
+    later: frozenset[str] = frozenset()
+
+
+def check_broadcast(sent: Adapter, like: Adapter, later: frozenset[str] = frozenset()) -> None:
+    """Raise `ValueError` for what no server of an algorithm sends.
+
+    like: what it sends, or deploys, before the first round. later: the algorithm's.
+    """
+    grown = {key for key in sent.keys() - like.keys() if key.startswith(tuple(later))}
+    same = {key: tensor for key, tensor in sent.items() if key not in grown}
+    check_same_keys(like, same, who="what the server sent")
+    for prefix in later:
+        part = under({key: sent[key] for key in grown}, prefix)
+        if part:
+            _check_grown(part, factors(like))
+    for key, tensor in sent.items():
+        expected = like.get(key, next(iter(like.values()))).dtype
+        if tensor.dtype != expected:
+            raise ValueError(f"what the server sent: {key} is {tensor.dtype}, expected {expected}")
+    if not all_finite(sent):
+        raise ValueError("what the server sent has NaN or infinite values")
+
+
+def _check_grown(part: Adapter, like: Adapter) -> None:
+    """An adapter for the layers of `like`, of a rank for each that it can have."""
+    if part.keys() != like.keys():
+        raise ValueError("what the server sent: its frozen part is not one of this model's layers")
+    for path in layers(part):
+        a, b = part[path + A_SUFFIX], part[path + B_SUFFIX]
+        inputs, outputs = like[path + A_SUFFIX].shape[1], like[path + B_SUFFIX].shape[0]
+        rank = a.shape[0] if a.dim() else 0
+        fits = (a.shape, b.shape) == ((rank, inputs), (outputs, rank))
+        if not fits or not 1 <= rank <= min(inputs, outputs):
+            raise ValueError(
+                f"what the server sent: the frozen part of {path} has the shapes {tuple(a.shape)} "
+                f"and {tuple(b.shape)}, and the layer has {inputs} inputs and {outputs} outputs"
+            )
 
 
 def check_update(

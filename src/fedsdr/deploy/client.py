@@ -10,38 +10,38 @@ evaluate   judge a global model by the held-out records
 finish     write the client's own model, and judge it
 
 A request that comes again, after a crash on either side, is answered by the same bytes: an answer
-is on disk before it is sent. A round that is over stays over, and one whose update did not count,
-being late or refused, leaves no trace: the next begins from the state of the last that did.
+is on disk before it is sent, and the question in the journal (`fedsdr.deploy.journal`). A round
+that is over stays over, and one whose update did not count, being late or refused, leaves no trace:
+the next begins from the state of the last that did. docs/protocol.md has all of it.
 """
 
 import logging
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from fedsdr import __version__, files
-from fedsdr.adapters import Adapter, all_finite, unwrap
+from fedsdr.adapters import Adapter, unwrap
 from fedsdr.algorithms.compose import build_algorithm
 from fedsdr.algorithms.contract import Algorithm, Personal
 from fedsdr.deploy.agreement import agreed, agreement
 from fedsdr.deploy.egress import Audit, UndeclaredError, check_declared, check_tensors
 from fedsdr.deploy.identity import Signer, Unsigned, Verifier, digest, seal, unseal
+from fedsdr.deploy.journal import Journal, RefusalError
+from fedsdr.deploy.questions import check_question, longest_request
 from fedsdr.deploy.wire import (
     LONGEST,
     Answer,
     Operation,
     Request,
     WireError,
-    decode_answer,
     decode_request,
     encode,
     printable,
 )
 from fedsdr.engines.in_process import InProcess
 from fedsdr.engines.workbench import Workbench
-from fedsdr.errors import UserError
 from fedsdr.folders import method_folders
 from fedsdr.method_run import client_examples, finish_client, noise_seed
 from fedsdr.metrics import Mean, Metrics, unweighted
@@ -51,22 +51,23 @@ from fedsdr.training.rounds import Participant
 from fedsdr.training.store import ClientStore
 
 RUNS: Final = "runs"
-ANSWERED: Final = re.compile(r"answer-(\d{6})-([0-9a-f]{32})\.bin")
 
 log = logging.getLogger(__name__)
 
 
-class RefusalError(UserError):
-    """Why a request is not carried out, in words that may be told to the server."""
-
-
 @dataclass(frozen=True)
-class Course:
-    """One method of one run, as far as this client has got with it."""
+class Method:
+    """One of the recipe's methods, and where what is kept of it in a run lies."""
 
     folder: Path
     recipe: Recipe
     algorithm: Algorithm
+
+
+@dataclass(frozen=True)
+class Course(Method):
+    """A method of a run whose records are rewritten."""
+
     engine: InProcess
 
 
@@ -94,7 +95,7 @@ class ClientSide:
         self.key, self.server = key, server
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         files.remove_leftovers(folder)
-        self.audit = Audit(folder)
+        self.audit, self.journal = Audit(folder), Journal(folder)
         self._courses: dict[tuple[str, str], Course] = {}
 
     def __call__(self, data: bytes) -> bytes:
@@ -102,6 +103,8 @@ class ClientSide:
         try:
             payload = unseal(data, self.server)
             request = decode_request(payload)
+            if request.operation != "hello" and request.journal != self.journal.name:
+                raise WireError("a question for another journal: the server has to greet first")
         except WireError as error:
             self.audit.refused(str(error))
             raise
@@ -115,8 +118,7 @@ class ClientSide:
         blank = Answer(*place, request=name)
         try:
             self._check(request)
-            answer = OPERATIONS[request.operation](self, request, blank, name)
-            check_declared(answer)
+            answer = self._carried_out(request, blank, name)
             return answer, encode(answer)
         except (RefusalError, UndeclaredError) as error:
             log.error("refused: %s", error)
@@ -136,12 +138,25 @@ class ClientSide:
             raise RefusalError(
                 "this client's recipe is not the server's: restart both with the same"
             )
-        if not all_finite(request.shared):
-            raise RefusalError("the server's adapter has NaN or infinite values")
+
+    def _carried_out(self, request: Request, blank: Answer, name: str) -> Answer:
+        """The answer to a question, kept and entered; that of an earlier time, if there was one."""
+        if request.operation == "hello":
+            answer = self._hello(request, blank)
+            check_declared(answer)
+            return answer
+        method = self._method(request)
+        check_question(request, method.recipe, method.algorithm, self._first())
+        if (before := self.journal.recall(request, name, method.folder)) is not None:
+            return before
+        answer = OPERATIONS[request.operation](self, request, blank)
+        check_declared(answer)
+        self.journal.enter(request, name, method.folder, answer)
+        return answer
 
     # --- Operations
 
-    def _hello(self, request: Request, blank: Answer, name: str) -> Answer:
+    def _hello(self, request: Request, blank: Answer) -> Answer:
         mine = agreed(self.recipe)
         differing = sorted(
             key
@@ -154,22 +169,18 @@ class ClientSide:
                 f"the recipes differ in {', '.join(differing[:5])}: here {differing[0]} is {here}, "
                 f"at the server {there}"
             )
-        return replace(blank, facts={"model": self.bench.fingerprint, "fedsdr": __version__})
+        facts = {"model": self.bench.fingerprint, "fedsdr": __version__}
+        return replace(blank, facts={**facts, "journal": self.journal.name})
 
-    def _prepare(self, request: Request, blank: Answer, name: str) -> Answer:
+    def _prepare(self, request: Request, blank: Answer) -> Answer:
         course = self._course(request)
         examples = course.engine.examples[self.client]
         if not course.recipe.federation.sample_counts or course.recipe.privacy.mode != "none":
             return blank
         return replace(blank, weight=float(len(examples["raw"])))
 
-    def _fit(self, request: Request, blank: Answer, name: str) -> Answer:
+    def _fit(self, request: Request, blank: Answer) -> Answer:
         course = self._course(request)
-        rounds = course.recipe.federation.rounds
-        if not 1 <= request.round <= rounds:
-            raise RefusalError(f"there is no round {request.round} of {rounds} to train in")
-        if (before := self._answered(course, request, name)) is not None:
-            return before
         engine = course.engine
         engine.rewind(self.client, request.counted)
         [participant] = engine.run_round(
@@ -183,24 +194,23 @@ class ClientSide:
         kept = engine.state(self.client, request.round).private.values()
         check_declared(answer, [unwrap(private) for private in kept])
         check_tensors(answer, course.algorithm, self._first())
-        self._keep(course, request, name, answer)
         return answer
 
     def _first(self) -> Adapter:
         """An adapter of this client's model, by which the algorithm says what updates are like."""
         return self.bench.first_adapter(self.recipe.seed)
 
-    def _evaluate(self, request: Request, blank: Answer, name: str) -> Answer:
-        recipe = self._method(request)[1]
+    def _evaluate(self, request: Request, blank: Answer) -> Answer:
+        recipe = self._method(request).recipe
         self.bench.use(Personal(request.shared))
         return replace(blank, metrics=_told(recipe, self.bench.evaluator.global_model()))
 
-    def _finish(self, request: Request, blank: Answer, name: str) -> Answer:
+    def _finish(self, request: Request, blank: Answer) -> Answer:
         course = self._course(request)
-        if request.round != course.recipe.federation.rounds:
-            raise RefusalError(f"round {request.round} is not the last one")
-        course.engine.rewind(self.client, request.counted)
-        own = finish_client(course.engine, course.algorithm, request.shared, self.client)
+        course.engine.commit(request.counted, [self.client])
+        own = finish_client(
+            course.engine, course.algorithm, request.shared, self.client, request.counted
+        )
         return replace(blank, metrics=_told(course.recipe, own))
 
     # --- What is kept from request to request
@@ -209,20 +219,31 @@ class ClientSide:
         """The method of a run; its records are rewritten the first time."""
         place = (request.run, request.method)
         if place not in self._courses:
-            self._courses[place] = self._begin(request)
+            of_run = {each: c for each, c in self._courses.items() if each[0] == request.run}
+            self._courses = {**of_run, place: self._begin(request)}
         return self._courses[place]
 
-    def _method(self, request: Request) -> tuple[Path, Recipe]:
-        """Where what is kept of a run's method lies, and its recipe."""
-        found = method_folders(self.recipe, self.folder / RUNS / request.run)
-        known = {name: (folder, recipe) for name, folder, recipe in found}
+    def _method(self, request: Request) -> Method:
+        folder = self.folder / RUNS / request.run
+        known = {
+            name: (place, recipe) for name, place, recipe in method_folders(self.recipe, folder)
+        }
         if request.method not in known:
             there = ", ".join(known)
             raise RefusalError(f"the recipe has no method {request.method!r}, only {there}")
-        return known[request.method]
+        place, recipe = known[request.method]
+        return Method(place, recipe, build_algorithm(recipe))
+
+    def longest_request(self) -> int:
+        """The bytes that a question of this client's server has at most."""
+        algorithms = [
+            build_algorithm(recipe) for _, _, recipe in method_folders(self.recipe, self.folder)
+        ]
+        return longest_request(algorithms, self._first())
 
     def _begin(self, request: Request) -> Course:
-        folder, recipe = self._method(request)
+        method = self._method(request)
+        folder, recipe = method.folder, method.recipe
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         examples = client_examples(self.bench, recipe, folder, self.reporter, self.folder)
         engine = InProcess(
@@ -233,31 +254,7 @@ class ClientSide:
             self.reporter,
             noise_seed(recipe, folder),
         )
-        return Course(folder, recipe, build_algorithm(recipe), engine)
-
-    def _answered(self, course: Course, request: Request, name: str) -> Answer | None:
-        """The answer to this very request, if it was given before."""
-        for path in course.folder.glob("answer-*.bin"):
-            match = ANSWERED.fullmatch(path.name)
-            if match is None or int(match[1]) < request.round:
-                continue
-            if int(match[1]) > request.round:
-                raise RefusalError(
-                    f"round {request.round} is over here: round {int(match[1])} was last"
-                )
-            if match[2] != name:
-                raise RefusalError(f"round {request.round} was answered for another global model")
-            return decode_answer(path.read_bytes())
-        return None
-
-    def _keep(self, course: Course, request: Request, name: str, answer: Answer) -> None:
-        """Write the answer before it is sent; the one of the last round goes."""
-        before = list(course.folder.glob("answer-*.bin"))
-        path = course.folder / f"answer-{request.round:06d}-{name}.bin"
-        files.write_bytes(path, encode(answer), private=True)
-        for old in before:
-            if old != path:
-                old.unlink()
+        return Course(folder, recipe, method.algorithm, engine)
 
 
 def _told(recipe: Recipe, metrics: Metrics) -> Mapping[str, Mean]:
@@ -265,8 +262,7 @@ def _told(recipe: Recipe, metrics: Metrics) -> Mapping[str, Mean]:
     return dict(metrics) if recipe.federation.sample_counts else unweighted(metrics)
 
 
-OPERATIONS: Final[Mapping[Operation, Callable[[ClientSide, Request, Answer, str], Answer]]] = {
-    "hello": ClientSide._hello,
+OPERATIONS: Final[Mapping[Operation, Callable[[ClientSide, Request, Answer], Answer]]] = {
     "prepare": ClientSide._prepare,
     "fit": ClientSide._fit,
     "evaluate": ClientSide._evaluate,

@@ -40,7 +40,7 @@ JUDGED: Final = (
     "length",
 )  # fmt: skip
 DECLARED: Final[Mapping[Operation, Declared]] = {
-    "hello": Declared(facts=("model", "fedsdr")),
+    "hello": Declared(facts=("model", "fedsdr", "journal")),
     "prepare": Declared(weight=True, metrics=("rewritten",)),
     "fit": Declared(
         change=True, weight=True, metrics=("loss/*", "conflict/cosine", "norm/R", "norm/S")

@@ -5,13 +5,13 @@ from collections.abc import Collection, Sequence
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fedsdr.deploy.admission import Reply
 from fedsdr.deploy.flower import KIND, pack, unpack
-from fedsdr.deploy.switchboard import Reply
 from fedsdr.deploy.wire import printable
 
 
 class FlowerLink:
-    """A `fedsdr.deploy.switchboard.Link` over a ServerApp's grid."""
+    """A `fedsdr.deploy.admission.Link` over a ServerApp's grid."""
 
     def __init__(self, grid: Grid, ttl: float) -> None:
         """ttl: seconds that a message and its answer are valid."""

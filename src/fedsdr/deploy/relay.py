@@ -57,17 +57,22 @@ def write_frame(line: socket.socket, data: bytes) -> None:
     line.sendall(len(data).to_bytes(8, "big") + data)
 
 
-def read_frame(line: socket.socket) -> bytes:
-    """Raises OSError where the other side goes away, or announces more than `MOST` bytes."""
-    length = int.from_bytes(read_exactly(line, 8), "big")
-    if length > MOST:
-        raise OSError(f"a message of {length} bytes is larger than {MOST}")
-    return read_exactly(line, length)
+def read_frame(line: socket.socket, most: int = MOST, end: float | None = None) -> bytes:
+    """Raises OSError where the other side goes away, announces more than `most` bytes, or has not
+    sent all of them at `end` (of `time.monotonic`)."""
+    length = int.from_bytes(read_exactly(line, 8, end), "big")
+    if length > most:
+        raise OSError(f"a message of {length} bytes is larger than {most}")
+    return read_exactly(line, length, end)
 
 
-def read_exactly(line: socket.socket, count: int) -> bytes:
+def read_exactly(line: socket.socket, count: int, end: float | None = None) -> bytes:
     parts = []
     while count:
+        if end is not None:  # a timeout of the socket alone would begin anew with every byte
+            if (left := end - time.monotonic()) <= 0:
+                raise TimeoutError("a message did not come whole in its time")
+            line.settimeout(left)
         part = line.recv(min(count, 1 << 20))
         if not part:
             raise ConnectionError("the connection was closed in the middle of a message")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from fedsdr import files
 from fedsdr.adapters import Adapter
@@ -15,6 +15,9 @@ from fedsdr.progress import Reporter
 from fedsdr.sections.recipe import Recipe
 from fedsdr.training.rounds import Absent, Participant
 
+WEIGHTS_FILE: Final = "weights.json"
+OUTCOME_FILE: Final = "round.json"  # who gave no update in the round that is not committed yet
+
 
 class Remote:
     """Asks the clients of a switchboard, for one of the recipe's methods."""
@@ -25,14 +28,17 @@ class Remote:
         recipe: Recipe,
         method: str,
         reporter: Reporter,
-        weights: Path,
+        folder: Path,
     ) -> None:
-        """weights: the file of what each client's updates weigh, as it first said."""
+        """folder: of the method's run, at the server; what each client's updates weigh, as it first
+        said, is in it."""
         self.switchboard, self.recipe, self.method = switchboard, recipe, method
         self.reporter, self.deployment = reporter, recipe.deployment
-        self.weights_file = weights
-        self.weights: dict[str, float] = files.read_json(weights) if weights.exists() else {}
+        self.weights_file = folder / WEIGHTS_FILE
+        known = self.weights_file.exists()
+        self.weights: dict[str, float] = files.read_json(self.weights_file) if known else {}
         self.counted: dict[str, int] = {}  # the last round that each client had a part in
+        self._outcome, self._round = folder / OUTCOME_FILE, 0
 
     def clients(self) -> Sequence[str]:
         return list(self.switchboard.roster)
@@ -49,13 +55,33 @@ class Remote:
     def run_round(
         self, algorithm: Algorithm, shared: Adapter, round: int, cohort: Sequence[str]
     ) -> Iterator[Participant | Absent]:
-        question = self._question("fit", shared, round)
+        """As in any engine. A round that is run again, the server having died before it was
+        committed, is without the clients that it was without the first time: the others may have
+        judged its model, and judge no other one."""
+        self._round = round
+        question, before = self._question("fit", shared, round), self._absent_before(round)
+        absent = dict(before or {})
+        asked = [client for client in cohort if client not in absent]
         with self.reporter.bar(f"  round {round}: clients", len(cohort), keep=False) as bar:
             seconds = self.deployment.round_seconds
-            answers = self.switchboard.ask(cohort, question, seconds, self.counted)
-            for client, answer in zip(cohort, answers, strict=True):
+            answers = self.switchboard.ask(asked, question, seconds, self.counted)
+            for client in cohort:
+                given = Absent(client, absent[client]) if client in absent else next(answers)
                 bar.advance(note=client)
-                yield answer if isinstance(answer, Absent) else self._participant(answer)
+                if isinstance(given, Absent):
+                    absent[client] = given.reason
+                    yield given
+                else:
+                    yield self._participant(given)
+        if before is None:
+            files.write_json(self._outcome, {"round": round, "absent": absent})
+
+    def _absent_before(self, round: int) -> dict[str, str] | None:
+        """Who gave no update when all of a round's were in, and why; None for a new round."""
+        if not self._outcome.exists():
+            return None
+        told = files.read_json(self._outcome)
+        return dict(told["absent"]) if told["round"] == round else None
 
     def commit(self, round: int, cohort: Sequence[str]) -> None:
         """Clients learn of it by the next round's request."""
@@ -66,7 +92,7 @@ class Remote:
 
     def evaluate(self, deployed: Adapter) -> Metrics:
         """The global model, judged by every client that answers on its own held-out records."""
-        judged = self._all("evaluate", deployed, 0, self.deployment.round_seconds)
+        judged = self._all("evaluate", deployed, self._round, self.deployment.round_seconds)
         return merge_all(answer.metrics for answer in judged.values())
 
     def finish(self, shared: Adapter) -> Mapping[str, Metrics]:
@@ -94,8 +120,8 @@ class Remote:
         return {each.client: each for each in answers if isinstance(each, Answer)}
 
     def _question(self, operation: Operation, shared: Adapter, round: int) -> Request:
-        board = self.switchboard
-        return Request(operation, board.run, board.agreement, "-", self.method, round, shared)
+        request = Request(operation, "-", "-", "-", self.method, round, shared)
+        return self.switchboard.question(request)
 
     def _participant(self, answer: Answer) -> Participant | Absent:
         """The update; refused if it does not weigh what the client has said before."""

@@ -15,9 +15,10 @@ from typing import Any, Final
 from fedsdr import files, seeds
 from fedsdr.adapters import fresh
 from fedsdr.algorithms.compose import build_algorithm
+from fedsdr.deploy.admission import Admission, Link, Run
 from fedsdr.deploy.identity import Signer, Verifier
 from fedsdr.deploy.remote import Remote
-from fedsdr.deploy.switchboard import Link, Switchboard
+from fedsdr.deploy.switchboard import Switchboard
 from fedsdr.environment import describe_environment
 from fedsdr.errors import UserError
 from fedsdr.folders import (
@@ -47,7 +48,6 @@ from fedsdr.tracking.table import choose
 from fedsdr.training.rounds import run_rounds
 
 RUN_FILE: Final = "run.json"  # the run's name, by which clients know it after a restart
-WEIGHTS_FILE: Final = "weights.json"
 
 
 def serve(
@@ -71,12 +71,12 @@ def serve(
         began, begun = time.perf_counter(), (out / RECIPE_FILE).exists()
         shape = Shape(recipe)
         claim_folder(out, recipe)
-        board = Switchboard(link, recipe, run_name(out), roster, reporter, key, pause)
-        board.model = known_model(out)
+        admission = Admission(link, recipe, known_run(out), roster, reporter, key, pause)
+        admission.model = known_model(out)
         deployment = recipe.deployment
-        board.connect(min(deployment.min_clients, len(roster)), deployment.wait_seconds)
-        record_federation(out, recipe, board)
-        backends = choose(recipe.tracking.backends)
+        admission.connect(min(deployment.min_clients, len(roster)), deployment.wait_seconds)
+        record_federation(out, recipe, admission)
+        board, backends = Switchboard(admission), choose(recipe.tracking.backends)
         for name, folder, each in method_folders(recipe, out):
             follower = Follower(backends, tracked(each, out.name, name, out, folder), reporter)
             serve_method(board, shape, each, folder, name, reporter, follower)
@@ -98,12 +98,14 @@ def check_served(recipe: Recipe, clients: list[str]) -> None:
     check_clients(recipe, clients)
 
 
-def run_name(out: Path) -> str:
-    """The name of the run in a folder, drawn when it is begun."""
+def known_run(out: Path) -> Run:
+    """The run in a folder; its name is drawn when it is begun."""
     path = out / RUN_FILE
     if not path.exists():
-        files.write_json(path, {"run": secrets.token_hex(16)})
-    return str(files.read_json(path)["run"])
+        began = time.time_ns() // 10**6
+        files.write_json(path, {"run": secrets.token_hex(16), "began": began})
+    told = files.read_json(path)
+    return Run(str(told["run"]), int(told.get("began", 0)))  # 0: of a folder before there was one
 
 
 def known_model(out: Path) -> Identity:
@@ -114,14 +116,14 @@ def known_model(out: Path) -> Identity:
     return dict(found["identity"]) if "identity" in found else {"weights": str(found["data"])}
 
 
-def record_federation(out: Path, recipe: Recipe, board: Switchboard) -> None:
+def record_federation(out: Path, recipe: Recipe, admission: Admission) -> None:
     """Note what the run begins on; clients with another base model are turned away for good."""
     file = out / ENVIRONMENT_FILE
     if file.exists():
         return
-    files.write_json(out / PARTITION_FILE, [{"name": client} for client in board.roster])
+    files.write_json(out / PARTITION_FILE, [{"name": client} for client in admission.roster])
     described = describe_environment(recipe.seed)
-    files.write_json(file, described | {"identity": dict(board.model)})
+    files.write_json(file, described | {"identity": dict(admission.model)})
 
 
 class Shape:
@@ -151,7 +153,7 @@ def serve_method(
     if (folder / RESULT_FILE).exists():
         return
     files.write_text(folder / RECIPE_FILE, to_toml(recipe))
-    engine = Remote(board, recipe, name, reporter, folder / WEIGHTS_FILE)
+    engine = Remote(board, recipe, name, reporter, folder)
     reporter.say(f"{name}: clients prepare their data")
     engine.prepare()
     secret = noise_seed(recipe, folder)

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedsdr import files
+from fedsdr.deploy.admission import Link
 from fedsdr.deploy.client import ClientSide
 from fedsdr.deploy.identity import (
     UNSIGNED,
@@ -28,8 +29,7 @@ from fedsdr.deploy.identity import (
     read_public,
 )
 from fedsdr.deploy.server import serve
-from fedsdr.deploy.switchboard import Link
-from fedsdr.deploy.trainer import SOCKET, allowed_users, listen, serve_requests
+from fedsdr.deploy.trainer import SOCKET, allowed_users, hold, listen, serve_requests
 from fedsdr.deploy.wire import Name
 from fedsdr.errors import UserError
 from fedsdr.folders import RECIPE_FILE
@@ -192,9 +192,10 @@ def run_trainer(
     users = allowed_users(relay_user)
     server = listen(path, users)
     try:
-        client = open_client(folder, reporter)
-        reporter.say(f"client {client.client} is ready: {path}")
-        serve_requests(server, client, users)
+        with hold(folder / PRIVATE / "trainer.lock"):  # another one may have another socket
+            client = open_client(folder, reporter)
+            reporter.say(f"client {client.client} is ready: {path}")
+            serve_requests(server, client, users, client.longest_request())
     finally:
         server.close()
         path.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from fedsdr.adapters import Adapter
 from fedsdr.errors import UserError
 from fedsdr.metrics import Mean
 
-VERSION: Final = 2
+VERSION: Final = 3
 HEADER: Final = "fedsdr"  # the entry of the safetensors header
 MOST: Final = 8 * 2**30  # bytes of a message
 LONGEST: Final = 2000  # characters of a refusal
@@ -32,6 +32,7 @@ METADATA: Final = "__metadata__"  # the name that safetensors keeps for itself
 Operation = Literal["hello", "prepare", "fit", "evaluate", "finish"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._+-]*$", max_length=200)]
 Round = Annotated[int, Field(ge=0, lt=10**6)]
+Drawn = Annotated[str, Field(pattern=r"^([0-9a-f]{32})?$")]  # at random, or nothing
 Weight = Annotated[float, Field(ge=0, le=MOST_RECORDS, allow_inf_nan=False)]
 Sum = Annotated[float, Field(ge=-MOST_SUM, le=MOST_SUM, allow_inf_nan=False)]
 
@@ -67,10 +68,12 @@ class WireError(UserError):
 class Request:
     """What the server asks of one client.
 
-    run: the server's name of this run. recipe: digest of what all must agree on. method: which of
+    run: the server's name of this run; began: when it began, in milliseconds since 1970: of two
+    runs the later one is the newer. recipe: digest of what all must agree on. method: which of
     the recipe's methods. round: from 1; 0 outside of rounds. shared: the algorithm's broadcast.
-    counted: the last round in which this client's update was aggregated, 0 for none. agreed: in a
-    hello, what the digest is of, key by key.
+    counted: the last round in which this client's update was aggregated, 0 for none. journal: of
+    the client, in which it is to be entered (`fedsdr.deploy.journal`). agreed: in a hello, what the
+    digest is of, key by key. nonce: of a hello, drawn for it alone.
     """
 
     operation: Operation
@@ -82,6 +85,9 @@ class Request:
     shared: Adapter = field(default_factory=dict)
     counted: int = 0
     agreed: Mapping[str, str] = field(default_factory=dict)
+    began: int = 0
+    journal: str = ""
+    nonce: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ class Answer:
 class _Head(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    version: Literal[2]
+    version: Literal[3]
     operation: Operation
     run: Name
     client: Name
@@ -122,6 +128,9 @@ class _RequestHead(_Head):
     recipe: Name
     counted: Round
     agreed: dict[str, str]
+    began: Annotated[int, Field(ge=0, lt=2**53)]
+    journal: Drawn
+    nonce: Drawn
 
 
 class _AnswerHead(_Head):

@@ -50,6 +50,7 @@ def folding(inner: Algorithm) -> Algorithm:
         deployed=lambda state: with_folded(state, inner.deployed(state)),
         client=client,
         personal=personal,
+        later=inner.later | {FOLDED},
     )
 
 
