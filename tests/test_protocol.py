@@ -39,6 +39,7 @@ from fedsdr.errors import UserError
 from fedsdr.folders import method_folders
 from fedsdr.method_run import round_options
 from fedsdr.metrics import Mean
+from fedsdr.model.identity import identity_text
 from fedsdr.progress import silent
 from fedsdr.recipe import parse_recipe
 from fedsdr.training import rounds
@@ -65,7 +66,7 @@ def toy_recipe(folder: Path) -> Any:
 class ToyBench:
     """What a client needs of a workbench when nothing is trained; scores tell models apart."""
 
-    fingerprint = "model"
+    fingerprint = identity_text({"weights": "0" * 32})
 
     def __init__(self, client: str) -> None:
         self.raw = {client: ["record"] * 3}
