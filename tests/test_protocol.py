@@ -222,6 +222,7 @@ class Play(RuleBasedStateMachine):
         if answer.refused or request.operation == "hello":
             return sealed
         assert request.client == client
+        assert request.journal == self.sides[client].journal.name, "it was asked in another life"
         life = client, request.journal, request.run
         place = (*life, request.operation, request.round)
         if place not in self.released:
