@@ -15,6 +15,7 @@ from fedsdr.algorithms.contract import Algorithm, ClientState, Round, ServerStat
 from fedsdr.algorithms.feddyn import GRADIENT
 from fedsdr.algorithms.scaffold import CONTROL
 from fedsdr.algorithms.table import ALGORITHMS
+from fedsdr.deploy.identity import UNSIGNED
 from fedsdr.deploy.remote import Remote
 from fedsdr.deploy.switchboard import Switchboard
 from fedsdr.deploy.wire import Answer, Request
@@ -162,8 +163,10 @@ class Board(Switchboard):
     """A switchboard whose clients are here."""
 
     def __init__(self, clients: Clients) -> None:
-        self.here, self.roster = clients, dict.fromkeys(CLIENTS)
-        self.run, self.agreement = "run", "agreement"
+        self.here, self.roster = clients, dict.fromkeys(CLIENTS, UNSIGNED)
+
+    def question(self, request: Request) -> Request:
+        return request
 
     def ask(
         self, clients: Sequence[str], question: Request, seconds: float, counted: Mapping[str, int]
@@ -191,10 +194,9 @@ def test_who_misses_prepare_joins_when_it_first_answers(name, missing, tmp_path)
     algorithm = build(name)
     schedule = [Plan(["anna", *{"ben"} - missing], missing, set()), *plans(3)[1:]]
     clients = Clients(algorithm, schedule)
-    file = tmp_path / "weights.json"
 
     def engine() -> Remote:
-        return Remote(Board(clients), chosen, "own", silent(), file)
+        return Remote(Board(clients), chosen, "own", silent(), tmp_path)
 
     first = engine()
     first.deployment = first.deployment.model_copy(update={"min_clients": 1})
@@ -214,13 +216,13 @@ def test_a_claim_of_another_weight_changes_no_population(tmp_path):
     """What a client first said holds, and is on disk before a round counts on it."""
     name = "scaffold"
     clients = Clients(build(name), plans(1))
-    engine = Remote(Board(clients), recipe(name), "own", silent(), tmp_path / "weights.json")
+    engine = Remote(Board(clients), recipe(name), "own", silent(), tmp_path)
     said = Answer("fit", "run", "ben", "own", 1, weight=3.0)
     assert isinstance(engine._participant(said), Participant)
     refused = engine._participant(replace(said, weight=1e9))
     assert isinstance(refused, Absent)
     assert "weighs 1e+09, and it was prepared for 3" in refused.reason
-    again = Remote(Board(clients), recipe(name), "own", silent(), tmp_path / "weights.json")
+    again = Remote(Board(clients), recipe(name), "own", silent(), tmp_path)
     assert again.population() == engine.population() == 3
 
 

@@ -32,7 +32,7 @@ from fedsdr.deploy.client import RUNS, ClientSide
 from fedsdr.deploy.identity import UNSIGNED, seal, unverified
 from fedsdr.deploy.journal import ORDER, Book
 from fedsdr.deploy.remote import Remote
-from fedsdr.deploy.server import known_run, known_weights
+from fedsdr.deploy.server import known_run
 from fedsdr.deploy.switchboard import Switchboard
 from fedsdr.deploy.wire import Answer, Request, WireError, decode_answer, decode_request, encode
 from fedsdr.engines.in_process import InProcess
@@ -157,11 +157,9 @@ def serve(play: "Play", link: Server) -> None:
     door.connect(1, recipe.deployment.wait_seconds)
     board = Switchboard(door)
     board.ask = play.watched(board.ask)  # type: ignore[method-assign]
-    engine = Remote(board, recipe, play.method, out, silent())
-    prepared = engine.prepare()
-    weights = known_weights(out, prepared)
-    engine.weights = {**prepared, **weights}
-    algorithm = build_algorithm(recipe, sum(weights.values()))
+    engine = Remote(board, recipe, play.method, silent(), out)
+    engine.prepare()
+    algorithm = build_algorithm(recipe)
     state = run_rounds(
         algorithm, engine, FIRST, round_options(recipe, 0, 1), engine.evaluate, out, silent(),
         play.method, engine.count,

@@ -497,7 +497,7 @@ def test_who_was_away_in_prepare_is_of_the_federation_once_it_answers(tmp_path, 
     line = loopback(sides)
 
     def away(data: bytes) -> bytes:
-        if decode_request(unseal(data, None)).operation == "prepare":
+        if decode_request(unverified(data)).operation == "prepare":
             raise OSError("it is away")
         return sides["cleo"](data)
 

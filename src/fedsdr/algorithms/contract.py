@@ -243,8 +243,8 @@ class Algorithm(NamedTuple):
     seen: the state that `client` left a client in (`after`, from `before`), where the server gets
     another change than the one that `client` returned: a transform that alters it must ask for
     this, so that what a client remembers of a round is what the server does.
-    later: prefixes under which a broadcast and a deployed adapter may hold a further adapter, of any
-    rank, once there was a round.
+    later: prefixes under which a broadcast and a deployed adapter may hold a further adapter, of
+    any rank, once there was a round.
     """
 
     init: Callable[[Adapter], ServerState]
