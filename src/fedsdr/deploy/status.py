@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from fedsdr import files
+from fedsdr.console import Grid, print_grid
 from fedsdr.deploy.egress import LOG
 from fedsdr.deploy.site import CLIENT, PRIVATE, ROSTER, RUN, STATUS, roster_clients
 from fedsdr.errors import UserError
@@ -18,13 +18,17 @@ from fedsdr.recipe import load_recipe
 from fedsdr.training.rounds import METRICS_FILE
 
 MIB = 2**20
+ROUNDS = ("method", "rounds", "MiB of updates", "MiB of models", "last round", "seconds a round")
 
 
 def print_status(folder: Path) -> None:
     console = Console(markup=False)  # errors and refusals have brackets, and may be of others
     if (folder / ROSTER).exists():
         for part in server_status(folder):
-            console.print(part, highlight=False, soft_wrap=True)
+            if isinstance(part, Grid):
+                print_grid(part, console)
+            else:
+                console.print(part, highlight=False, soft_wrap=True)
     elif (folder / CLIENT).exists():
         console.print(client_status(folder), highlight=False, soft_wrap=True)
     else:
@@ -34,31 +38,33 @@ def print_status(folder: Path) -> None:
         )
 
 
-def server_status(folder: Path) -> list[str | Table]:
+def server_status(folder: Path) -> list[str | Grid]:
     """State and last error; a table of rounds, method by method; a table of clients."""
     told = files.read_json(folder / STATUS) if (folder / STATUS).exists() else {}
     since = f", begun {_ago(told['began'])}" if "began" in told else ""
-    lines: list[str | Table] = [f"state: {told.get('state', 'not begun')}{since}"]
+    lines: list[str | Grid] = [f"state: {told.get('state', 'not begun')}{since}"]
     if told.get("error"):
         lines.append(f"last error: {told['error']}")
     recipe = load_recipe(folder / RECIPE_FILE)
-    rounds = Table(
-        "method", "rounds", "MiB of updates", "MiB of models", "last round", "seconds a round"
-    )
+    rounds = []
     parts: Counter[str] = Counter()
     absent: dict[str, str] = {}
     for name, place, each in method_folders(recipe, folder / RUN):
         rows = [row for row in files.read_json_lines(place / METRICS_FILE) if row["round"]]
-        rounds.add_row(name, *_progress(rows, each.federation.rounds, place))
+        rounds.append([name, *_progress(rows, each.federation.rounds, place)])
         for row in rows:
             parts.update(row["clients"])
             absent |= {
                 c: f"round {row['round']}: {why}" for c, why in row.get("absent", {}).items()
             }
-    clients = Table("client", "updates", "last absence")
-    for client in roster_clients(folder):
-        clients.add_row(client, str(parts[client]), absent.get(client, ""))
-    return [*lines, rounds, clients]
+    clients = [
+        [client, str(parts[client]), absent.get(client, "")] for client in roster_clients(folder)
+    ]
+    return [
+        *lines,
+        Grid(ROUNDS, rounds),
+        Grid(("client", "updates", "last absence"), clients, wraps=True),
+    ]
 
 
 def _progress(rows: Sequence[Mapping[str, Any]], planned: int, place: Path) -> list[str]:
