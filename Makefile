@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint wheel-test audit bench clean
+.PHONY: install demo test models-table lint wheel-test audit bench clean
 
 install: .venv/installed
 
@@ -17,6 +17,10 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -n auto
+
+# Tries every causal architecture of transformers and writes docs/models.md's table; minutes.
+models-table: install
+	PYTHONPATH=tests $(BIN)/python -W ignore tests/architectures.py
 
 lint: install
 	$(BIN)/ruff check .ci src tests benchmarks

@@ -7,7 +7,7 @@ from scipy import stats
 
 from fedsdr.model import generate as generation
 from fedsdr.model.choose import Job
-from fedsdr.model.generate import generate, in_batches
+from fedsdr.model.generate import generate, in_batches, way
 from fedsdr.model.prepacked import prepacked
 from fedsdr.model.slots import serves
 from models import FAMILIES, VOCABULARY, logits, make, random_ids
@@ -197,6 +197,7 @@ def test_greedy_texts_of_packed_weights_are_the_plain_ones(dtype, monkeypatch):
 def test_a_batch_shrinks_when_nothing_waits():
     model = make("llama")
     sizes = []
+    way(model)  # found out before passes are counted
     model.model.embed_tokens.register_forward_hook(lambda *given: sizes.append(given[1][0].shape))
     limits = [2, 3, 9, 12, 4, 1]
     generate(model, [Job([7], limit) for limit in limits], NEVER, rows=4)
@@ -208,6 +209,7 @@ def test_a_batch_shrinks_when_nothing_waits():
 def test_the_largest_row_alone_pays_for_its_length():
     """A step attends to as many positions as its longest row has, not to a slot's capacity."""
     model, seen = make("llama"), []
+    way(model)  # found out before passes are counted
     model.model.register_forward_pre_hook(
         lambda _, __, given: seen.append(given["attention_mask"]), with_kwargs=True
     )
@@ -231,6 +233,7 @@ def test_others_are_served_in_static_batches():
     model = make("gemma")
     jobs = [Job(job.prompt, 6) for job in MANY]
     sizes = []
+    way(model)  # found out before passes are counted
     model.model.embed_tokens.register_forward_hook(lambda *given: sizes.append(len(given[1][0])))
     texts = generate(model, jobs, NEVER, rows=8)
     assert sizes == [8] * 12 + [7] * 6

@@ -20,6 +20,7 @@ from fedsdr.model.peft_format import (
     WEIGHTS,
     AdapterSettings,
     read_adapter,
+    settings_of,
     target_modules,
     write_adapter,
 )
@@ -51,8 +52,7 @@ def choose(family, kind):
 
 
 def settings(model: TwoStreamModel) -> AdapterSettings:
-    modules = target_modules(model.paths, model.linear_paths)
-    return AdapterSettings(model.rank, model.alpha, modules, "base", model.transposed)
+    return settings_of(model, "base")
 
 
 def adapted(peft_model) -> set[str]:
@@ -244,6 +244,6 @@ def test_peft_selects_single_layers_by_their_whole_paths(tmp_path):
     model = two_streams("gpt2")
     paths = [path for path in model.paths if path.endswith("mlp.c_proj")]
     adapter = {k: t for k, t in model.read(R).items() if k.rpartition(".lora")[0] in paths}
-    modules = target_modules(paths, model.linear_paths)
+    modules = target_modules(paths, model.module_paths)
     write_adapter(tmp_path, adapter, AdapterSettings(3, 6.0, modules, "base", True))
     assert adapted(PeftModel.from_pretrained(make("gpt2"), tmp_path)) == set(paths)

@@ -5,6 +5,7 @@ from importlib import resources
 import pytest
 from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
 
 from fedsdr.data.records import Record, Turn
 from fedsdr.data.template import ChatFormat, Example
@@ -212,3 +213,68 @@ def test_a_template_may_be_a_file(tmp_path):
 def test_an_unknown_template_is_refused_with_the_choices(name):
     with pytest.raises(UserError, match=r"model\.template = .*'auto', 'alpaca', 'plain'"):
         ChatFormat(tokenizer(), name)
+
+
+# --- A tokenizer's several templates
+
+SEVERAL = {"default": CHAT, "tool_use": CHAT.replace("<ask>", "<answer>")}
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "source"),
+    [
+        ("auto", "<ask> name one <answer> ", "the tokenizer's 'default'"),
+        ("name:tool_use", "<answer> name one <answer> ", "the tokenizer's 'tool_use'"),
+    ],
+)
+def test_one_of_several_templates_is_chosen_by_name(tmp_path, template, text, source):
+    tokenizer(SEVERAL).save_pretrained(tmp_path)
+    chat = ChatFormat(AutoTokenizer.from_pretrained(tmp_path), template)
+    assert (chat.prompt_text(TURNS[:1]), chat.source) == (text, source)
+
+
+@pytest.mark.parametrize(
+    ("own", "template", "message"),
+    [
+        ({"rag": CHAT, "use": CHAT}, "auto", r"'rag', 'use'.*none called 'default'.*\"name:rag\""),
+        (SEVERAL, "name:rag", r"'default', 'tool_use'.*none called 'rag'.*\"name:default\""),
+        (CHAT, "name:default", "a single chat template.*'auto'"),
+        (None, "name:default", "no chat template.*'auto'"),
+    ],
+)  # fmt: skip
+def test_a_template_that_is_not_there_is_refused_with_those_that_are(own, template, message):
+    with pytest.raises(UserError, match=message):
+        ChatFormat(tokenizer(own), template)
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [("no template", "alpaca, for the tokenizer has none"), ("ours", "the tokenizer's own")],
+)
+def test_a_format_says_which_template_it_uses(name, source):
+    assert make(name).source == source
+
+
+# --- What a template leaves out
+
+SILENT = (
+    "{% for m in messages %}{% if m['role'] != 'system' %}<ask> {{ m['content'] }} {% endif %}"
+    "{% endfor %}<answer> "
+)
+LAST = "<ask> {{ messages[-1]['content'] }} <answer> "
+
+
+def test_a_system_turn_that_the_template_leaves_out_joins_the_first_user_turn():
+    chat = ChatFormat(tokenizer(SILENT))
+    text = chat.prompt_text((Turn("system", "a b"), *TURNS))
+    assert text == "<ask> a b\n\nname one <ask> a b <ask> name the sum of two <answer> "
+
+
+def test_a_template_that_leaves_out_other_turns_is_refused_where_it_does():
+    chat = ChatFormat(tokenizer(LAST))
+    assert chat.prompt_text(TURNS[:1]) == "<ask> name one <answer> "
+    assert chat.prompt_text((Turn("system", "a"), TURNS[0])) == "<ask> a\n\nname one <answer> "
+    for turns in (TURNS, (Turn("system", "a"), *TURNS)):
+        with pytest.raises(UserError, match=r"it leaves out what the .*model.template to another"):
+            chat.prompt_text(turns)
+    assert "name one" in ChatFormat(tokenizer(LAST), "alpaca").prompt_text(TURNS)

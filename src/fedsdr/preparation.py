@@ -12,8 +12,8 @@ from fedsdr.data.records import ClientData
 from fedsdr.data.rows import RowError
 from fedsdr.data.template import ChatFormat
 from fedsdr.distill.rewrite import rewriting_job
-from fedsdr.estimate.arithmetic import expert_weights
 from fedsdr.model.base import choose_device, choose_dtype, load_chat, positions
+from fedsdr.model.experts import sentence
 from fedsdr.model.fit import check_size
 from fedsdr.model.lora import layer_shape, select_layers
 from fedsdr.model.outline import outline, weight_bytes
@@ -26,11 +26,13 @@ FLOAT32 = 4  # bytes
 
 @dataclass(frozen=True)
 class Prepared:
-    """encoded: each client's examples. adapter_bytes: of one stream's tensors."""
+    """encoded: each client's examples. adapter_bytes: of one stream's tensors.
+    template: which chat template it is, in words."""
 
     encoded: Mapping[str, Encoded] = field(default_factory=dict)
     adapter_bytes: int = 0
     notices: tuple[Notice, ...] = ()
+    template: str = ""
 
 
 def prepare_records(
@@ -48,20 +50,21 @@ def prepare_records(
     if recipe.model.memory_check and weights:
         _check_memory(recipe, base)
     chat, context = load_chat(path, recipe.model.template), positions(base.config)
-    adapted = [base.get_submodule(p) for p in select_layers(base, recipe.lora.targets)]
+    paths = select_layers(base, recipe.lora.targets)
+    frozen = sentence(base, paths)
     limit = min(recipe.model.max_length, context)
     table = base.config.get_text_config().vocab_size
     encoder = Encoder(chat, limit, table, recipe.evaluate.limit)
     encoded = encoder.clients(clients)
     notices = [
-        *_frozen(base),
+        *([Notice("frozen", frozen)] if frozen else []),
         *_unused(chat, table),
         *_lengths(recipe, encoded, limit),
         *_not_judged(recipe, clients, encoded, limit),
         *_not_rewritten(recipes, clients, encoder, context),
     ]
-    size = sum(recipe.lora.rank * sum(layer_shape(layer)) for layer in adapted)
-    return Prepared(encoded, size * FLOAT32, tuple(notices))
+    size = sum(recipe.lora.rank * sum(layer_shape(base.get_submodule(path))) for path in paths)
+    return Prepared(encoded, size * FLOAT32, tuple(notices), chat.source)
 
 
 def _check_memory(recipe: Recipe, base: Any) -> None:
@@ -69,20 +72,6 @@ def _check_memory(recipe: Recipe, base: Any) -> None:
     dtype = choose_dtype(recipe.dtype, device)
     size = weight_bytes(base, dtype, options.quantisation)
     check_size(size, options.path, dtype, options.quantisation, device)
-
-
-def _frozen(base: Any) -> list[Notice]:
-    experts = sum(weight.numel() for weight in expert_weights(base))
-    if not experts:
-        return []
-    share = experts / sum(weight.numel() for weight in base.parameters())
-    return [
-        Notice(
-            "frozen",
-            "a mixture of experts: attention and what else is linear is adapted, the experts "
-            f"({100 * share:.0f} % of the weights) are not",
-        )
-    ]
 
 
 def _unused(chat: ChatFormat, table: int) -> list[Notice]:

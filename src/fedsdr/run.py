@@ -8,7 +8,7 @@ from typing import Any
 
 from fedsdr import files
 from fedsdr.data.partition import describe, fingerprint
-from fedsdr.engines.workbench import Workbench
+from fedsdr.engines.workbench import Workbench, slow_ways
 from fedsdr.environment import describe_environment
 from fedsdr.errors import UserError
 from fedsdr.folders import (
@@ -56,6 +56,8 @@ def run(recipe: Recipe, out: Path, reporter: Reporter, resume: bool = False) -> 
         claim_folder(out, recipe)
         files.write_json(out / NOTICES_FILE, as_rows(notices))
         reporter.say("model: " + ", ".join(f"{k} {v}" for k, v in bench.description.items()))
+        for words in slow_ways(bench.base.model):
+            reporter.say(words)
         record_start(out, bench, recipe.seed, reporter)
         backends = choose(recipe.tracking.backends)
         for name, folder, each in method_folders(recipe, out):

@@ -46,6 +46,7 @@ def check(
             for row in describe(setting.clients)
         ]  # fmt: skip
     print_holdings(("records", "held out", "words a prompt", "a response", "categories"), rows)
+    typer.echo(f"chat template: {setting.prepared.template}")
     for notice in setting.notices:
         typer.echo(notice)
 

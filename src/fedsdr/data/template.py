@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from jinja2 import TemplateError
 
-from fedsdr.data.records import Record, Turn
+from fedsdr.data.records import Record, Role, Turn
 from fedsdr.errors import UserError
+
+NAMED: Final = "name:"  # before the name of one of a tokenizer's several templates
+MARK: Final = "Turn number "  # a text that no template has of its own
 
 
 @dataclass(frozen=True)
@@ -39,34 +42,64 @@ class ChatFormat:
     """A tokenizer with its chat template, reduced to the three things the stages need."""
 
     def __init__(self, tokenizer: Any, template: str = "auto") -> None:
-        """`template`: "auto" is the tokenizer's own, or Alpaca's where it has none; or a name
-        shipped in `fedsdr/data/templates`; or the path of a Jinja file."""
-        self.tokenizer = tokenizer
-        self.template = self._choose(template)
+        """`template`: "auto" is the tokenizer's own, or Alpaca's where it has none; "name:" and
+        one of the tokenizer's, where it has several; a name shipped in `fedsdr/data/templates`; or
+        the path of a Jinja file.
 
-    def _choose(self, template: str) -> str:
-        if template == "auto":
-            own = self.tokenizer.chat_template
-            return own if isinstance(own, str) else _shipped("alpaca")
+        source: which of these it is, in words.
+        """
+        self.tokenizer = tokenizer
+        self.template, self.source = self._choose(template)
+        self._lost: dict[tuple[Role, ...], set[Role]] = {}
+
+    def _choose(self, template: str) -> tuple[str, str]:
+        own = self.tokenizer.chat_template
+        if template == "auto" and not own:
+            return _shipped("alpaca"), "alpaca, for the tokenizer has none"
+        if template == "auto" and isinstance(own, str):
+            return own, "the tokenizer's own"
+        if template == "auto" or template.startswith(NAMED):
+            name = "default" if template == "auto" else template.removeprefix(NAMED)
+            return _named(own, name, template), f"the tokenizer's {name!r}"
         if Path(template).is_file():
             try:
-                return Path(template).read_text(encoding="utf-8")
+                return Path(template).read_text(encoding="utf-8"), template
             except (OSError, UnicodeDecodeError) as error:
                 raise UserError(f"cannot read model.template = {template!r}: {error}") from error
-        return _shipped(template)
+        return _shipped(template), template
 
     def prompt_text(self, turns: tuple[Turn, ...]) -> str:
         """The text that asks the model for its answer to `turns`.
 
-        Raises `TemplateRefusalError` where the template does not have it.
+        Many templates know no system role: they raise, or leave it out. It then joins the first
+        user turn. Raises `TemplateRefusalError` where the template does not have the turns, or
+        leaves out another one's text.
         """
+        if "system" in self._left_out(turns) and turns[1].role == "user":
+            turns = _without_system(turns)
+        if lost := self._left_out(turns):
+            raise TemplateRefusalError(f"it leaves out what the {min(lost)} says")
         try:
             return self._render(turns)
         except Exception as error:  # what a template raises is its author's choice
-            # Many templates know no system role: it joins the first user turn.
+            # The texts, and not the roles, may be what it refuses.
             if turns[0].role == "system" and turns[1].role == "user":
                 return self.prompt_text(_without_system(turns))
             raise TemplateRefusalError(str(error).strip().partition("\n")[0]) from error
+
+    def _left_out(self, turns: tuple[Turn, ...]) -> set[Role]:
+        """The roles whose texts do not reach the prompt; tried once for each order of roles."""
+        roles = tuple(turn.role for turn in turns)
+        if roles not in self._lost:
+            marks = tuple(Turn(role, f"{MARK}{place}.") for place, role in enumerate(roles))
+            try:
+                text = self._render(marks)
+            except Exception:  # as below
+                joins = roles[:2] == ("system", "user")
+                self._lost[roles] = {"system"} if joins else set()
+            else:
+                self._lost[roles] = {mark.role for mark in marks if mark.text not in text}
+        return self._lost[roles]
 
     def _render(self, turns: tuple[Turn, ...], ask: bool = True) -> str:
         messages = [{"role": turn.role, "content": turn.text} for turn in turns]
@@ -126,6 +159,23 @@ def nothing_fits(client: str, limit: int) -> UserError:
     return UserError(
         f"client {client!r}: no record fits into {limit} tokens: "
         "raise model.max_length, as far as the model's context allows"
+    )
+
+
+def _named(own: Any, name: str, template: str) -> str:
+    """One of a tokenizer's templates; `own` is what it has: a dictionary, a single one, or None."""
+    there = own if isinstance(own, dict) else {}
+    if name in there:
+        return str(there[name])
+    if not there:
+        has = "no chat template" if own is None else "a single chat template, without a name"
+        raise UserError(
+            f"model.template = {template!r}, but the tokenizer has {has}: set it to 'auto'"
+        )
+    names = ", ".join(repr(each) for each in sorted(there))
+    raise UserError(
+        f"model.template = {template!r}: the tokenizer has the chat templates {names}, and none "
+        f'called {name!r}: name one, as in model.template = "{NAMED}{min(there)}"'
     )
 
 

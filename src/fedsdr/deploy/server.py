@@ -37,7 +37,7 @@ from fedsdr.method_run import conclude, noise_seed, round_options
 from fedsdr.model.identity import Identity
 from fedsdr.model.lora import TwoStreamModel
 from fedsdr.model.outline import outline
-from fedsdr.model.peft_format import AdapterSettings, target_modules
+from fedsdr.model.peft_format import settings_of
 from fedsdr.progress import Reporter
 from fedsdr.recipe import to_toml
 from fedsdr.sections.recipe import Recipe
@@ -133,11 +133,8 @@ class Shape:
         lora = recipe.lora
         with plan_folder(recipe) as folder:
             model = TwoStreamModel(outline(folder), lora.targets, lora.rank, lora.alpha)
-        modules = target_modules(model.paths, model.linear_paths)
         self.first = fresh(model.blank(), seeds.generator(recipe.seed, "first adapter"))
-        self.settings = AdapterSettings(
-            lora.rank, lora.alpha, modules, recipe.model.path, model.transposed, lora.dropout
-        )
+        self.settings = settings_of(model, recipe.model.path, lora.dropout)
 
 
 def serve_method(

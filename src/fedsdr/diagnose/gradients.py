@@ -14,6 +14,7 @@ from fedsdr.data.template import Example
 from fedsdr.diagnose.pairwise import Pairwise, pairwise
 from fedsdr.errors import UserError
 from fedsdr.model.lora import Stream, TwoStreamModel
+from fedsdr.model.trials import rows_at_once
 from fedsdr.training.loss import summed_loss
 
 
@@ -61,6 +62,7 @@ def _gradient(
     like = model.read(Stream.RECTIFY)
     total, tokens = no_sum(like), 0
     ordered = sorted(examples, key=len)
+    size = rows_at_once(model.model, size)
     for start in range(0, len(ordered), size):
         batch = collate(ordered[start : start + size], pad).to(model.device)
         loss = summed_loss(model.model, batch)

@@ -21,6 +21,7 @@ from fedsdr.data.template import Example
 from fedsdr.engines.cohort_size import best_cohort
 from fedsdr.engines.taking_turns import run_together
 from fedsdr.engines.workbench import Workbench
+from fedsdr.model.trials import able, pads
 from fedsdr.progress import Reporter
 from fedsdr.sections.recipe import Recipe
 from fedsdr.training.annealing import Annealing
@@ -90,8 +91,10 @@ class InProcess:
 
     @cached_property
     def at_once(self) -> int:
-        """How many clients are trained at once."""
+        """How many clients are trained at once; one where their texts cannot be padded."""
         wanted = self.recipe.local.cohort
+        if not able(self.bench.base.model, pads):
+            return 1
         if wanted != "auto":
             return wanted
         kinds = [each for kinds in self.examples.values() for each in kinds.values()]

@@ -6,7 +6,7 @@ tokenised once.
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from fedsdr import seeds
 from fedsdr.adapters import FOLDED, Adapter, factor_of, factors, fresh, under, unwrap
@@ -21,11 +21,14 @@ from fedsdr.evaluate.loss import LossEvaluator
 from fedsdr.metrics import Metrics
 from fedsdr.model.base import BaseModel
 from fedsdr.model.checkpointing import check_checkpointing
+from fedsdr.model.generate import Way, way
 from fedsdr.model.identity import identity_digest, identity_text
 from fedsdr.model.lora import Stream, TwoStreamModel
-from fedsdr.model.peft_format import AdapterSettings, target_modules
+from fedsdr.model.peft_format import AdapterSettings, settings_of
+from fedsdr.model.trials import able, pads
 from fedsdr.progress import Reporter
 from fedsdr.sections.recipe import Recipe
+from fedsdr.training.trial import check_learns
 
 
 class Evaluator(Protocol):
@@ -72,6 +75,7 @@ class Workbench:
         self.identity, self.description = base.identity, base.description
         lora = recipe.lora
         self.model = TwoStreamModel(base.model, lora.targets, lora.rank, lora.alpha)
+        check_learns(self.model, recipe.model.gradient_checkpointing)
         self.dropout = lora.dropout
         if self.dropout:
             self.model.check_dropout(self.dropout)
@@ -81,14 +85,7 @@ class Workbench:
     @property
     def adapter_settings(self) -> AdapterSettings:
         """What PEFT must know to apply this workbench's adapters."""
-        return AdapterSettings(
-            self.model.rank,
-            self.model.alpha,
-            target_modules(self.model.paths, self.model.linear_paths),
-            self.base.path,
-            self.model.transposed,
-            self.dropout,
-        )
+        return settings_of(self.model, self.base.path, self.dropout)
 
     @property
     def fingerprint(self) -> str:
@@ -180,6 +177,16 @@ class Workbench:
                     teacher, records, options, cache, seed, bar, gate
                 )
         return rewrites
+
+
+def slow_ways(model: Any) -> list[str]:
+    """What is slower with a model of this architecture than with others, a sentence each."""
+    notes = []
+    if not able(model, pads):
+        notes.append("texts are trained on one at a time: this architecture does not hide padding")
+    if (chosen := way(model)) in (Way.SINGLE, Way.UNCACHED):
+        notes.append(f"texts are written {chosen}: a faster way is not right for this architecture")
+    return notes
 
 
 def rectifying(personal: Personal) -> Adapter:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fedsdr.model.experts import expert_weights
 from fedsdr.model.lora import linear_layers
 
 
@@ -59,11 +60,6 @@ def _weight(layer: nn.Module) -> torch.Tensor:
     weight = layer.weight
     assert isinstance(weight, torch.Tensor)
     return weight
-
-
-def expert_weights(model: nn.Module) -> list[nn.Parameter]:
-    """The experts of a mixture: weights of three dimensions, (experts, out, in)."""
-    return [parameter for parameter in model.parameters() if parameter.dim() == 3]
 
 
 def used_share(config: Any) -> float:

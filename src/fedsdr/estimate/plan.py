@@ -10,13 +10,14 @@ import torch
 
 from fedsdr.adapters import Adapter, layers
 from fedsdr.data.records import ClientData
-from fedsdr.estimate.arithmetic import Arithmetic, arithmetic, decoding_steps, expert_weights
+from fedsdr.estimate.arithmetic import Arithmetic, arithmetic, decoding_steps
 from fedsdr.estimate.hardware import Hardware
 from fedsdr.estimate.memory import Memory, cache_bytes, held_activations
 from fedsdr.estimate.tokens import CHARACTERS, ClientPlan, Counter, client_plan
 from fedsdr.estimate.traffic import Cohorts, Traffic, stages, traffic
 from fedsdr.methods import method, own_name
 from fedsdr.model.base import choose_device, choose_dtype, positions
+from fedsdr.model.experts import sentence
 from fedsdr.model.lora import TwoStreamModel
 from fedsdr.model.outline import outline, weight_bytes
 from fedsdr.sections.recipe import Recipe
@@ -38,6 +39,7 @@ class ModelPlan:
     quantisation: str
     device: str
     weights: int  # bytes
+    experts: str = ""  # of a mixture: which part of it is adapted
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ def estimate_run(
         place, base.num_parameters(), len(layers(first)), lora, str(dtype).removeprefix("torch."),
         recipe.model.quantisation, str(device),
         weight_bytes(base, dtype, recipe.model.quantisation),
+        sentence(base, layers(first)),
     )  # fmt: skip
     context = positions(base.config)
     most = min(recipe.model.max_length, context)
@@ -133,7 +136,7 @@ def estimate_run(
     attempts = max(each.distill.attempts for each in [recipe, *(each for _, each in chosen)])
     rewrites = rewrites_plan(recipe, plans, attempts, work, timer)
     memory = memory_plan(recipe, base, plans, model, dtype, any(m.distils for m in methods))
-    notes = assumptions(recipe, base, counter, plans, memory, methods, timer)
+    notes = assumptions(recipe, model, counter, plans, memory, methods, timer)
     return RunPlan(model, plans, rewrites, methods, memory, hardware, notes)
 
 
@@ -254,7 +257,7 @@ def memory_plan(
 
 def assumptions(
     recipe: Recipe,
-    base: Any,
+    model: ModelPlan,
     counter: Counter,
     clients: Sequence[ClientPlan],
     memory: Memory,
@@ -283,11 +286,8 @@ def assumptions(
         notes.append(f"no tokenizer in the model folder: a token is {CHARACTERS} characters")
     if memory.activations is None:
         notes.append("this architecture cannot be traced: activations are missing from memory")
-    if expert_weights(base):
-        notes.append(
-            "a mixture of experts: experts are single tensors and no linear layers, so LoRA "
-            "adapts attention (and what else is linear), not the experts"
-        )
+    if model.experts:
+        notes.append(model.experts)
     if not all(each.traffic.exact for each in methods):
         notes.append("what is folded grows with every round: its downloads are the most possible")
     if left := sum(client.left_out for client in clients):

@@ -7,6 +7,7 @@ import torch
 from fedsdr.data.batches import collate
 from fedsdr.data.template import Example
 from fedsdr.metrics import Mean, Metrics, merge_all
+from fedsdr.model.trials import rows_at_once
 from fedsdr.training.loss import response_loss
 
 
@@ -41,7 +42,8 @@ class LossEvaluator:
         ordered = sorted(examples, key=len)
         device = next(self.model.parameters()).device
         total = Mean(0.0, 0.0)
-        for start in range(0, len(ordered), self.batch):
-            batch = collate(ordered[start : start + self.batch], self.pad).to(device)
+        size = rows_at_once(self.model, self.batch)
+        for start in range(0, len(ordered), size):
+            batch = collate(ordered[start : start + size], self.pad).to(device)
             total = total.merge(response_loss(self.model, batch))
         return total

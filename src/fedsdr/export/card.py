@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 
 from fedsdr import __version__, files
-from fedsdr.folders import PARTITION_FILE, PERSONAL_FILE, RECIPE_FILE, RESULT_FILE
+from fedsdr.folders import NOTICES_FILE, PARTITION_FILE, PERSONAL_FILE, RECIPE_FILE, RESULT_FILE
 from fedsdr.recipe import load_recipe
 from fedsdr.report import labels
 from fedsdr.sections.recipe import Recipe
@@ -51,6 +51,7 @@ def write_card(folder: Path, run: Finished, artefact: Artefact, client_names: bo
         method=labels.method(method),
         choices=choices(recipe),
         rounds=recipe.federation.rounds,
+        notes=_notes(run.folder),
         lora=recipe.lora,
         client=client,
         named=client_names,
@@ -85,6 +86,13 @@ def choices(recipe: Recipe) -> dict[str, str]:
 def _partition(folder: Path) -> list[Mapping[str, Any]]:
     rows: list[Mapping[str, Any]] = files.read_json(folder / PARTITION_FILE)
     return rows
+
+
+def _notes(folder: Path) -> list[str]:
+    """What of the model the run could not adapt."""
+    file = folder / NOTICES_FILE
+    rows = files.read_json(file) if file.exists() else []
+    return [row["words"] for row in rows if row["kind"] == "frozen"]
 
 
 def _metrics(

@@ -91,9 +91,16 @@ def check_target(out: Path) -> None:
 
 
 def save_tokenizer(chat: ChatFormat, folder: Path) -> None:
-    """The tokenizer, with the chat template that the run used as its own."""
+    """The tokenizer, with the chat template that the run used as its own; several stay beside it.
+
+    One called "default" that is another is kept as "original".
+    """
     own = chat.tokenizer.chat_template
     chat.tokenizer.chat_template = chat.template
+    if isinstance(own, dict):
+        first = own.get("default", chat.template)
+        other = {} if first == chat.template else {"original": first}
+        chat.tokenizer.chat_template = {**own, **other, "default": chat.template}
     try:
         chat.tokenizer.save_pretrained(folder)
     finally:

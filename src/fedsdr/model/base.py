@@ -13,6 +13,7 @@ from fedsdr.model.fit import check_fits
 from fedsdr.model.folder import check_model_path, check_weight_files
 from fedsdr.model.identity import Identity, model_identity
 from fedsdr.model.quantised import check_quantisation, keep_differentiable, loading_options
+from fedsdr.model.trials import check_causal
 
 UNBOUNDED: Final = 2**20  # tokens, for models whose positions are computed and not stored
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -41,6 +42,7 @@ class BaseModel:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "quantisation": "none" if config is None else str(config.quantization_method()),
             "device": str(self.model.device),
+            "template": self.chat.source,
         }
 
     @property
@@ -59,7 +61,8 @@ def load_base(
 ) -> BaseModel:
     """Load a model folder or hub name onto a device, frozen and in evaluation mode.
 
-    Weights come from safetensors files alone: a pickle would run its author's code.
+    Weights come from safetensors files alone: a pickle would run its author's code. A model that
+    looks ahead in a text, or cannot be run on one, is refused.
     """
     tokenizer = load_tokenizer(path)
     place = choose_device(device)
@@ -92,6 +95,7 @@ def load_base(
         model.to(place)
     else:  # it is there already
         keep_differentiable(model)
+    check_causal(model, path)
     chat = ChatFormat(tokenizer, template)
     return BaseModel(model, chat, path, model_identity(model, chat))
 

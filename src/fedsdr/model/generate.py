@@ -1,11 +1,12 @@
 """Batched generation with a KV cache: greedy, or sampled reproducibly row by row.
 
-`generate` serves a list of jobs the fastest way that the model allows: continuously
-(`fedsdr.model.slots`), or in static batches (`in_batches`), which any causal language model of
-transformers can do and which is what the other is tested against.
+`generate` serves a list of jobs the fastest way of which a trial says that it is right for the
+model: continuously (`fedsdr.model.slots`), in static batches padded on the left (`in_batches`), one
+by one with a cache, or one by one without, which any causal language model can do.
 """
 
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Any
 
 import torch
@@ -15,6 +16,16 @@ from transformers import DynamicCache
 from fedsdr.model.choose import Job, choose, uniforms
 from fedsdr.model.prepacked import prepacked
 from fedsdr.model.slots import Slots, serves
+from fedsdr.model.trials import STEPS, TEXTS, able, alike, plain, precision
+
+
+class Way(StrEnum):
+    """How texts are written."""
+
+    CONTINUOUS = "continuous"
+    BATCHES = "batches"
+    SINGLE = "one by one"
+    UNCACHED = "without a cache"
 
 
 @torch.no_grad()
@@ -33,10 +44,23 @@ def generate(
     if not jobs:
         return []
     rows = min(rows or len(jobs), len(jobs))
-    if not serves(model):
-        return in_batches(model, jobs, stop, temperature, rows)
-    with prepacked(model):
-        return Slots(model, jobs, stop, temperature, rows).run()
+    chosen = way(model)
+    if chosen is Way.CONTINUOUS:
+        with prepacked(model):
+            return Slots(model, jobs, stop, temperature, rows).run()
+    if chosen is Way.UNCACHED:
+        return [_uncached(model, job, stop, temperature) for job in jobs]
+    rows = rows if chosen is Way.BATCHES else 1
+    return in_batches(model, jobs, stop, temperature, rows)
+
+
+def way(model: Any) -> Way:
+    """The fastest that is right for a model, by trials made once."""
+    if serves(model):
+        return Way.CONTINUOUS
+    if able(model, pads_left):
+        return Way.BATCHES
+    return Way.SINGLE if able(model, caches) else Way.UNCACHED
 
 
 @torch.no_grad()
@@ -54,30 +78,77 @@ def in_batches(
 
 
 def _batch(model: Any, jobs: Sequence[Job], stop: int, temperature: float) -> list[list[int]]:
-    prompts, mask = _pad_left([job.prompt for job in jobs], model.device)  # (B, T)
     limits = torch.tensor([job.limit for job in jobs], device=model.device)
     steps = int(limits.max())
     draws = _all_uniforms(jobs, steps).to(model.device) if temperature > 0 else None
     written = torch.full((len(jobs), steps), stop, device=model.device)
     running = limits > 0
-    cache = DynamicCache(config=model.config)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    inputs = prompts
+    rows = Padded(model, [job.prompt for job in jobs])
     for step in range(steps):
-        out = model(
-            input_ids=inputs, attention_mask=mask, position_ids=positions,
-            past_key_values=cache, use_cache=True, logits_to_keep=1,
-        )  # fmt: skip
         draw = None if draws is None else draws[:, step]
-        token = choose(out.logits[:, -1].float(), temperature, draw)  # (B,)
+        token = choose(rows.logits().float(), temperature, draw)  # (B,)
         written[:, step] = torch.where(running, token, written[:, step])
         running = running & (token != stop) & (step + 1 < limits)
         if not bool(running.any()):
             break
-        inputs = token[:, None]
-        mask = torch.cat([mask, mask.new_ones(len(jobs), 1)], dim=1)
-        positions = positions[:, -1:] + 1
+        rows.append(token)
     return [_trim(row, job.limit, stop) for row, job in zip(written.tolist(), jobs, strict=True)]
+
+
+class Padded:
+    """Texts that grow by a token at a time, padded on the left, their past in a cache."""
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]]) -> None:
+        self.model = model
+        self.inputs, self.mask = _pad_left(prompts, model.device)  # (B, T)
+        self.cache = DynamicCache(config=model.config)
+        self.positions = (self.mask.cumsum(1) - 1).clamp(min=0)
+
+    def logits(self) -> Tensor:
+        """Of each row's next token, (B, V)."""
+        out = self.model(
+            input_ids=self.inputs, attention_mask=self.mask, position_ids=self.positions,
+            past_key_values=self.cache, use_cache=True, logits_to_keep=1,
+        )  # fmt: skip
+        logits: Tensor = out.logits[:, -1]
+        return logits
+
+    def append(self, token: Tensor) -> None:
+        """A token to each row, (B,)."""
+        self.inputs = token[:, None]
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(token), 1)], dim=1)
+        self.positions = self.positions[:, -1:] + 1
+
+
+def _uncached(model: Any, job: Job, stop: int, temperature: float) -> list[int]:
+    """One text, the whole of it computed anew for each token."""
+    draws = uniforms(job) if temperature > 0 else None
+    written: list[int] = []
+    while len(written) < job.limit and stop not in written[-1:]:
+        logits = plain(model, [*job.prompt, *written])[-1:].float()
+        draw = None if draws is None else draws[len(written)][None].to(logits.device)
+        written.append(int(choose(logits, temperature, draw)))
+    return written
+
+
+def pads_left(model: Any) -> bool:
+    """A trial: whether rows padded on the left and cached have the logits of each text alone."""
+    return _grows_right(model, TEXTS)
+
+
+def caches(model: Any) -> bool:
+    """A trial: whether a text alone has the same logits with a cache."""
+    return all(_grows_right(model, [text]) for text in TEXTS)
+
+
+def _grows_right(model: Any, texts: Sequence[Sequence[int]]) -> bool:
+    rows = Padded(model, [text[:-STEPS] for text in texts])
+    for left in range(STEPS, 0, -1):
+        wanted = torch.stack([plain(model, text[:-left])[-1] for text in texts])
+        if not alike(rows.logits(), wanted, precision(model)):
+            return False
+        rows.append(torch.tensor([text[-left] for text in texts], device=model.device))
+    return True
 
 
 def _all_uniforms(jobs: Sequence[Job], steps: int) -> Tensor:

@@ -11,6 +11,7 @@ A third stream F is part of R: what exact aggregation has folded into the base m
 never trained, and empty but for the algorithms that fold.
 """
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -30,6 +31,17 @@ from fedsdr.model.packing import Packing
 
 ALL_LINEAR: Final = "all-linear"
 PROBE: Final = (2, 3)  # examples and tokens of a trial
+# model_type -> what PEFT refuses to adapt there, because the fused kernel reads the weight and
+# does not call the layer, or loads under another name. As of PEFT 0.21.
+_FUSED: Final = r"\bout_proj$"
+NOT_IN_PEFT: Final[Mapping[str, str]] = {
+    "mamba": _FUSED,
+    "mamba2": _FUSED,
+    "falcon_mamba": _FUSED,
+    "falcon_h1": _FUSED,
+    "nemotron_h": _FUSED,
+    "laguna": r"\bshared_experts\.",
+}
 
 
 class Stream(StrEnum):
@@ -66,6 +78,15 @@ class TwoStreamLinear(nn.Module):
             return nn.ParameterDict({s: nn.Parameter(zero.clone()) for s in Stream})
 
         self.A, self.B = zeros(rank, inputs), zeros(outputs, rank)
+
+    @property
+    def weight(self) -> Any:
+        """The base's: some models read it of a layer that they do not call."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> Any:
+        return self.base.bias
 
     def resize(self, stream: Stream, rank: int) -> None:
         """Give a stream another rank; its values are lost."""
@@ -115,7 +136,7 @@ class TwoStreamModel:
         self.model: Any = model
         self.rank, self.alpha = rank, alpha
         model.requires_grad_(False)
-        self.linear_paths = list(linear_layers(model))
+        self.module_paths = [path for path, _ in model.named_modules() if path]
         self._layers: dict[str, TwoStreamLinear] = {}
         for path in select_layers(model, targets):
             layer = TwoStreamLinear(model.get_submodule(path), rank, alpha)
@@ -252,7 +273,7 @@ def layer_shape(layer: nn.Module) -> tuple[int, int]:
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Every linear layer by path, but the output head: what "all-linear" means in PEFT."""
+    """Every linear layer by path, but the output head."""
     head = model.get_output_embeddings()  # type: ignore[operator]
     return {
         path: module
@@ -261,13 +282,41 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def adaptable_layers(model: nn.Module) -> list[str]:
+    """Paths of the linear layers that can carry adapters, and PEFT too can put them on."""
+    barred = NOT_IN_PEFT.get(getattr(model.config, "model_type", ""), "(?!)")
+    return [
+        path
+        for path, layer in linear_layers(model).items()
+        if not re.search(barred, path) and _is_linear(layer)
+    ]
+
+
+@torch.no_grad()
+def _is_linear(layer: nn.Module) -> bool:
+    """Whether a model's own subclass of a linear layer computes what one does.
+
+    Llama 4's router gives scores and logits.
+    """
+    if not type(layer).forward.__module__.startswith("transformers.models."):
+        return True
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    outputs, inputs = layer_shape(layer)
+    try:
+        found = layer(weight.new_zeros(2, inputs))
+    except (RuntimeError, ValueError, IndexError):  # it expects another shape
+        return False
+    return isinstance(found, Tensor) and found.shape == (2, outputs)
+
+
 def select_layers(model: nn.Module, targets: str | Collection[str]) -> list[str]:
     """Paths of the linear layers that `targets` names, by type and exact last name part.
 
     "all-linear" is every linear layer but the output head, as in PEFT. A name that selects
     nothing is an error: a silent no-op adapter is the worst outcome.
     """
-    linear = {path: path.rpartition(".")[2] for path in linear_layers(model)}
+    linear = {path: path.rpartition(".")[2] for path in adaptable_layers(model)}
     if targets == ALL_LINEAR:
         return list(linear)
     names = {targets} if isinstance(targets, str) else set(targets)

@@ -16,12 +16,11 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
+from fedsdr.model.trials import TEXTS, able, alike, plain
+
 NAME: Final = "fedsdr_packed"
 CALL: Final = {"cpu": 6e6}  # operations that could be done while a small attention starts, measured
 CALL_ELSEWHERE: Final = 2e10  # an estimate for GPUs: 60 microseconds at 300 TFLOP/s
-PROBE: Final = (5, 3)  # lengths of the texts that tell whether a model can do without padding
-TOLERANCE: Final = {torch.float64: 1e-9, torch.float32: 1e-3}
-COARSE: Final = 5e-2  # for the short mantissas of the other types
 
 
 def attention(
@@ -112,19 +111,15 @@ class Packing:
         windowed = getattr(config, "sliding_window", None) and "layer_types" not in config.to_dict()
         if config._attn_implementation != "sdpa" or kinds != {"full_attention"} or windowed:
             return False
-        return self._trial()
+        return able(self.model, _packs)
 
-    @torch.no_grad()
-    def _trial(self) -> bool:
-        device, first = self.model.device, PROBE[0]
-        ids = (torch.arange(sum(PROBE), device=device) + 1)[None]
-        alone = [self.model(input_ids=each).logits for each in torch.split(ids, list(PROBE), dim=1)]
-        wanted = torch.cat(alone, dim=1)
-        with packed(self.model, True):
-            found = self.model(input_ids=ids, use_cache=False, **whereabouts(PROBE, device)).logits
-        furthest = (found - wanted)[:, first:].abs().max()
-        allowed = TOLERANCE.get(wanted.dtype, COARSE)
-        return bool(furthest <= allowed * wanted.abs().max())
+
+def _packs(model: Any) -> bool:
+    lengths, device = [len(text) for text in TEXTS], model.device
+    ids = torch.tensor([[i for text in TEXTS for i in text]], device=device)
+    with packed(model, True):
+        logits = model(input_ids=ids, use_cache=False, **whereabouts(lengths, device)).logits[0]
+    return alike(logits, torch.cat([plain(model, text) for text in TEXTS]))
 
 
 def whereabouts(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from peft import LoraConfig
 from pydantic import BaseModel, Field, ValidationError
@@ -18,6 +18,7 @@ from torch import Tensor
 from fedsdr import files
 from fedsdr.adapters import A_SUFFIX, B_SUFFIX, Adapter, layers
 from fedsdr.errors import UserError
+from fedsdr.model.lora import TwoStreamModel
 
 PREFIX: Final = "base_model.model."
 WEIGHTS: Final = "adapter_model.safetensors"
@@ -30,6 +31,7 @@ class _Config(BaseModel):
     r: Annotated[int, Field(gt=0)]
     lora_alpha: Annotated[float, Field(allow_inf_nan=False)]
     target_modules: list[str]
+    target_parameters: list[str] | None = None
     base_model_name_or_path: str
     fan_in_fan_out: bool
     lora_dropout: float = 0.0
@@ -39,8 +41,9 @@ class _Config(BaseModel):
 class AdapterSettings:
     """What an adapter's tensors do not say: alpha, the base model, GPT-2's transposed layers.
 
-    modules: target_modules of adapter_config.json; must select exactly the adapted layers.
-    dropout: that it was trained with.
+    modules: target_modules of adapter_config.json. dropout: that it was trained with. parameters:
+    target_parameters, the weights of layers that PEFT would not find by their names. Modules and
+    parameters together select exactly the adapted layers.
     """
 
     rank: int
@@ -49,6 +52,43 @@ class AdapterSettings:
     base_model: str
     fan_in_fan_out: bool = False
     dropout: float = 0.0
+    parameters: Sequence[str] = ()
+
+
+def settings_of(model: TwoStreamModel, base: str, dropout: float = 0.0) -> AdapterSettings:
+    """What PEFT must know to apply a model's adapters to the base model called `base`."""
+    modules = target_modules(model.paths, model.module_paths)
+    parameters: list[str] = []
+    if experts := _taken_for_experts(model.model, modules):
+        modules = [each for each in modules if each not in experts]
+        names = {each.rpartition(".")[2] for each in experts}
+        found = [path for path in model.paths if path.rpartition(".")[2] in names]
+        parameters = [f"{path}.weight" for path in found if path not in modules]
+    return AdapterSettings(
+        model.rank, model.alpha, modules, base, model.transposed, dropout, parameters
+    )
+
+
+def _taken_for_experts(model: Any, modules: Sequence[str]) -> set[str]:
+    """Those of target_modules under which PEFT would adapt the experts of a mixture.
+
+    It reads gate_proj, up_proj and down_proj as what experts were called in transformers 4, and
+    leaves the shared experts and dense layers of these names without an adapter.
+    """
+    try:
+        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+    except ImportError:  # an older PEFT, which does not
+        return set()
+    taken = set()
+    for each in modules:
+        config = LoraConfig(target_modules=[each])
+        try:
+            convert_peft_config_for_transformers(config, model, None)
+        except ValueError:  # one of several that it would fuse
+            taken.add(each)
+        if each not in config.target_modules:
+            taken.add(each)
+    return taken
 
 
 def write_adapter(
@@ -61,6 +101,7 @@ def write_adapter(
     """
     ranks = {path: adapter[path + A_SUFFIX].shape[0] for path in layers(adapter)}
     scale = settings.alpha / settings.rank
+    named = {"target_parameters": list(settings.parameters)} if settings.parameters else {}
     # As many layers as possible by one number, the others by name.
     usual = max(ranks.values(), key=list(ranks.values()).count)
     others = {path: rank for path, rank in ranks.items() if rank != usual}
@@ -71,11 +112,13 @@ def write_adapter(
         alpha_pattern={re.escape(path): scale * rank for path, rank in others.items()},
         target_modules=list(settings.modules),
         fan_in_fan_out=settings.fan_in_fan_out,
-        lora_dropout=settings.dropout,
+        # PEFT has none for target_parameters.
+        lora_dropout=0.0 if settings.parameters else settings.dropout,
         bias="none",
         task_type="CAUSAL_LM",
         inference_mode=True,
         base_model_name_or_path=settings.base_model,
+        **named,
     )
     files.make_folder(folder, private)
     files.write_text(folder / CONFIG, _as_text(config), private=private)
@@ -138,15 +181,16 @@ def read_settings(folder: Path) -> AdapterSettings:
         config.base_model_name_or_path,
         config.fan_in_fan_out,
         config.lora_dropout,
+        config.target_parameters or (),
     )
 
 
-def target_modules(adapted: Sequence[str], linear: Sequence[str]) -> list[str]:
-    """The shortest target_modules that select the adapted layers and no other linear layer.
+def target_modules(adapted: Sequence[str], there: Sequence[str]) -> list[str]:
+    """The shortest target_modules that select the adapted layers and no other module.
 
-    PEFT takes a layer whose path ends with a given name: last name parts where those are
-    unambiguous, whole paths otherwise.
+    there: paths of all modules of the model. PEFT takes a module whose path ends with a given
+    name: last name parts where those are unambiguous, whole paths otherwise.
     """
     names = {path.rpartition(".")[2] for path in adapted}
-    selected = {path for path in linear if path.rpartition(".")[2] in names}
+    selected = {path for path in there if path.rpartition(".")[2] in names}
     return sorted(names) if selected == set(adapted) else sorted(adapted)

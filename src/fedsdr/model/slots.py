@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from fedsdr.model.choose import Job, choose, uniforms
+from fedsdr.model.trials import STEPS, TEXTS, able, alike, plain, precision
 
 GROUP: Final = 8  # of the rows, one part in so many is free before prompts are read
 
@@ -87,7 +88,8 @@ class Row:
 
 def serves(model: Any) -> bool:
     """Whether a model can be run so: all its layers attend to the whole past, by torch's own
-    attention with a mask of our own, and nothing else is carried from step to step."""
+    attention with a mask of our own, nothing else is carried from step to step, and a trial
+    agrees."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     return (
@@ -96,7 +98,21 @@ def serves(model: Any) -> bool:
         and not getattr(model, "_is_stateful", False)
         and kinds == {"full_attention"}
         and not getattr(config, "sliding_window", None)
+        and able(model, _grows_right)
     )
+
+
+def _grows_right(model: Any) -> bool:
+    jobs = [Job(text[:-STEPS], STEPS) for text in TEXTS]
+    slots = Slots(model, jobs, stop=-1, temperature=0.0, rows=len(jobs))
+    slots.admit({row: row for row in range(len(jobs))})
+    for left in range(STEPS, 0, -1):
+        wanted = torch.stack([plain(model, text[:-left])[-1] for text in TEXTS])
+        if not alike(slots.logits(), wanted, precision(model)):
+            return False
+        for row, text in enumerate(TEXTS):
+            slots.append(row, text[-left])
+    return True
 
 
 class Slots:
@@ -124,14 +140,14 @@ class Slots:
         while waiting or any(self.rows):
             free = [slot for slot, row in enumerate(self.rows) if row is None]
             if waiting and len(free) >= min(group, len(waiting)):
-                self._read({slot: waiting.pop() for slot in free[: len(waiting)]})
+                self.admit({slot: waiting.pop() for slot in free[: len(waiting)]})
             elif not waiting and len(free) >= len(self.rows) / 2:
                 self._shrink()
             for row in self._step():
                 done[row.job] = row.written
         return done
 
-    def _read(self, admitted: dict[int, int]) -> None:
+    def admit(self, admitted: dict[int, int]) -> None:
         """Give slots to jobs and read their prompts, all but the last token."""
         for slot, i in admitted.items():
             job = self.jobs[i]
@@ -151,24 +167,27 @@ class Slots:
         self._forward(ids, torch.arange(longest)[None], None)
         self.place.rows = None
 
-    def _step(self) -> list[Row]:
-        """One token for every row; returns those that ended, whose slots are free then."""
+    def logits(self) -> Tensor:
+        """Of each slot's next token, (B, V)."""
         rows = [row or Row(-1, 0, 0) for row in self.rows]
         positions = torch.tensor([row.position for row in rows])
         self.place.positions = positions.to(self.device)
         self.place.length = int(positions.max()) + 1
         mask = torch.arange(self.place.length) <= positions[:, None]  # (B, T)
-        logits = self._forward(
-            torch.tensor([[row.token] for row in rows]), positions[:, None], mask[:, None, None]
-        )
+        tokens = torch.tensor([[row.token] for row in rows])
+        return self._forward(tokens, positions[:, None], mask[:, None, None])[:, -1]
+
+    def _step(self) -> list[Row]:
+        """One token for every row; returns those that ended, whose slots are free then."""
+        logits = self.logits()
         draw = None
         if self.temperature > 0:
-            written = torch.tensor([[len(row.written)] for row in rows])
+            written = torch.tensor([[len(row.written) if row else 0] for row in self.rows])
             draw = self.draws.gather(1, written)[:, 0].to(self.device)
-        tokens = choose(logits[:, -1].float(), self.temperature, draw).tolist()
-        return [ended for slot, token in enumerate(tokens) if (ended := self._append(slot, token))]
+        tokens = choose(logits.float(), self.temperature, draw).tolist()
+        return [ended for slot, token in enumerate(tokens) if (ended := self.append(slot, token))]
 
-    def _append(self, slot: int, token: int) -> Row | None:
+    def append(self, slot: int, token: int) -> Row | None:
         row = self.rows[slot]
         if row is None:
             return None

@@ -7,6 +7,8 @@ import torch
 from transformers import DynamicCache
 
 from fedsdr.model.choose import choose
+from fedsdr.model.generate import caches
+from fedsdr.model.trials import able, plain
 
 
 class Stream:
@@ -51,6 +53,9 @@ class Stream:
 
     def _advance(self, ids: list[int]) -> torch.Tensor:
         """Feed ids; the next token's logits (1, V), in float32 on the CPU."""
+        if not able(self.model, caches):
+            self._seen = self._seen + ids
+            return plain(self.model, self._seen)[-1:].float().cpu()
         device = self.model.device
         start = len(self._seen)
         positions = torch.arange(start, start + len(ids), device=device)[None]

@@ -9,7 +9,8 @@ from fedsdr.sections.base import Positive, Section
 
 class Model(Section):
     """path: a model folder, a hub name, or "lab" for the embedded world's own base model.
-    template: "auto" (the tokenizer's own, else Alpaca's), "alpaca", "plain", or a Jinja file.
+    template: "auto" (the tokenizer's own, else Alpaca's), "name:" and one of its several, "alpaca",
+        "plain", or a Jinja file.
     dtype: of the weights; "auto" is bfloat16 on a GPU that has it, else float32.
     quantisation: linear layers but the head in 8 or 4 bits, frozen (needs bitsandbytes).
     gradient_checkpointing: less memory in training, for a third more arithmetic.

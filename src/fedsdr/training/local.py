@@ -19,6 +19,7 @@ from fedsdr.model.checkpointing import recomputed
 from fedsdr.model.dropout import Dropout, dropout
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.model.packing import packed
+from fedsdr.model.trials import rows_at_once
 from fedsdr.training.annealing import CONSTANT, Annealing
 from fedsdr.training.correction import Correction
 from fedsdr.training.loss import summed_loss
@@ -170,14 +171,15 @@ class LocalTrainer:
         keys: of the examples' dropout. summed: the loss, added up over the response tokens of a
         part.
         """
-        starts = range(0, len(chosen), self.micro_batch)
-        parts = [self._batch(chosen[i : i + self.micro_batch]) for i in starts]
+        model = self.model.model
+        size = rows_at_once(model, self.micro_batch)
+        starts = range(0, len(chosen), size)
+        parts = [self._batch(chosen[i : i + size]) for i in starts]
         tokens = sum(part.response_tokens for part in parts)
         total = 0.0
-        model = self.model.model
         for start, part in zip(starts, parts, strict=True):
             part = part.to(self.model.device)
-            drop = self.dropped(part, keys[start : start + self.micro_batch])
+            drop = self.dropped(part, keys[start : start + size])
             with (
                 recomputed(model, self.checkpointing),
                 packed(model, bool(part.lengths)),

@@ -29,7 +29,9 @@ from fedsdr.evaluate.benchmarks.subject import Benchmark, Subject
 from fedsdr.evaluate.benchmarks.table import HUB, Chosen, task_manager
 from fedsdr.metrics import Mean, Metrics
 from fedsdr.model.base import BaseModel
+from fedsdr.model.generate import pads_left
 from fedsdr.model.identity import content_digest
+from fedsdr.model.trials import able
 from fedsdr.progress import Bar, Reporter
 
 FEWSHOT_SEED = 1234  # lm-eval's own default, for its own tasks; ours draw nothing
@@ -56,11 +58,12 @@ class StreamLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
     def __init__(self, base: BaseModel, options: Options, reporter: Reporter) -> None:
         tokenizer = copy.deepcopy(base.chat.tokenizer)  # lm-eval sets its pad token
         bos = False if options.chat and options.bos is None else options.bos
+        batch = options.batch_size if able(base.model, pads_left) else 1  # lm-eval pads as well
         super().__init__(
             pretrained=base.model,
             tokenizer=tokenizer,
             max_length=base.context,
-            batch_size=options.batch_size,
+            batch_size=batch,
             add_bos_token=bos,
         )
         self.chat, self.reporter, self.label = base.chat, reporter, ""

@@ -1,0 +1,67 @@
+"""One step on a few tokens before any work: whether a model's adapters learn at all."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedsdr import seeds
+from fedsdr.adapters import fresh
+from fedsdr.data.batches import Batch, collate
+from fedsdr.data.template import Example
+from fedsdr.errors import UserError
+from fedsdr.model.checkpointing import recomputed
+from fedsdr.model.lora import Stream, TwoStreamModel
+from fedsdr.model.trials import TEXTS, alike, plain, precision
+from fedsdr.training.loss import response_logits, summed_loss
+
+
+def check_learns(model: TwoStreamModel, checkpointing: bool) -> None:
+    """Raise `UserError` where no gradient reaches R, or another one with checkpointing.
+
+    R holds zeros afterwards, and every stream is off.
+    """
+    kind = type(model.model).__name__
+    parameters = list(model.train_only(Stream.RECTIFY).values())
+    model.load(Stream.RECTIFY, fresh(model.blank(), seeds.generator(0, "trial")))
+    model.activate(Stream.RECTIFY)
+    try:
+        slopes = _gradient(model.model, parameters, False)
+        if not _head_is_last(model.model):
+            raise UserError(f"{kind} cannot be trained: its head is not what its logits come from")
+        if not slopes.any():
+            raise UserError(f"the adapters of {kind} get no gradient: choose other lora.targets")
+        if checkpointing:
+            again = _gradient(model.model, parameters, True)
+            if not alike(again, slopes, precision(model.model)):
+                raise UserError(
+                    f"{kind} has other gradients with gradient checkpointing: set "
+                    "model.gradient_checkpointing = false"
+                )
+    except RuntimeError as error:  # torch's, of a graph that it cannot go back through
+        raise UserError(f"{kind} cannot be trained: {error}") from error
+    finally:
+        model.train_only(None)
+        model.load(Stream.RECTIFY, model.blank())
+        model.activate()
+
+
+@torch.no_grad()
+def _head_is_last(model: Any) -> bool:
+    """Whether logits at some places alone are those of the whole text there."""
+    batch = _batch(model)
+    wanted = plain(model, TEXTS[0])[batch.predicting[0]]
+    return alike(response_logits(model, batch), wanted, precision(model))
+
+
+def _batch(model: Any) -> Batch:
+    return collate([Example(TEXTS[0][:1], TEXTS[0][1:])], 0).to(model.device)
+
+
+def _gradient(model: Any, parameters: Sequence[Tensor], again: bool) -> Tensor:
+    """Of the loss of a text by the adapters, all in one, float32 at least."""
+    with torch.enable_grad(), recomputed(model, again):
+        loss = summed_loss(model, _batch(model))
+        found = torch.autograd.grad(loss, parameters, materialize_grads=True)
+    return torch.cat([each.flatten() for each in found])
