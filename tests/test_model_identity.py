@@ -15,9 +15,12 @@ from safetensors.torch import load_file, save_file
 import tiny
 from changes import CHANGES, vocabulary, weight
 from fedsdr import files, run
+from fedsdr.data.partition import fingerprint
+from fedsdr.deploy.admission import Admission
+from fedsdr.deploy.begun import BEGUN, changed_parts
 from fedsdr.deploy.client import ClientSide
-from fedsdr.deploy.server import known_model
-from fedsdr.deploy.switchboard import Switchboard
+from fedsdr.deploy.identity import UNSIGNED
+from fedsdr.deploy.server import known_model, known_run
 from fedsdr.distill import rewrite
 from fedsdr.errors import UserError
 from fedsdr.export.write import Choice, export
@@ -159,12 +162,26 @@ def resumes(home: Home) -> bool:
 
 def agrees(home: Home) -> bool:
     """Whether a client is taken into a run that was begun on what the run's folder says."""
-    side = ClientSide(home.bench().of("anna"), home.recipe, "anna", home.folder / "a", silent())
-    roster = dict.fromkeys(tiny.CLIENTS)
-    board = Switchboard(Loopback({1: side}), home.recipe, "run", roster, silent(), pause=0.0)
-    board.model = known_model(home.out)
-    board.connect(0, 0.05)
-    return "anna" in board.places
+    bench, folder = home.bench().of("anna"), home.folder / "a"
+    side = ClientSide(bench, home.recipe, "anna", folder, silent(), UNSIGNED, UNSIGNED)
+    roster = dict.fromkeys(tiny.CLIENTS, UNSIGNED)
+    run_name, line = known_run(home.folder), Loopback({1: side})
+    door = Admission(line, home.recipe, run_name, roster, silent(), UNSIGNED, pause=0.0)
+    door.model = known_model(home.out)
+    door.connect(0, 0.05)
+    return "anna" in door.places
+
+
+def goes_on(home: Home) -> bool:
+    """Whether a client takes up a method that it began before it was restarted."""
+    begun = {**open_run(home.out).base_identity(), "data": read_data(home)}
+    files.write_json(home.folder / BEGUN, begun)
+    return not changed_parts(home.folder, home.bench().of("anna"))
+
+
+def read_data(home: Home) -> str:
+    """The identity of anna's data."""
+    return fingerprint([each for each in prepare(home.recipe).clients if each.name == "anna"])
 
 
 def opens(home: Home) -> bool:
@@ -186,7 +203,7 @@ def works(words: str, action: Callable[..., object], *args: Any, **options: Any)
 
 
 STORES: Mapping[str, Callable[[Home], bool]] = {
-    each.__name__: each for each in (rewrites, resumes, agrees, opens)
+    each.__name__: each for each in (rewrites, resumes, agrees, goes_on, opens)
 }
 
 

@@ -19,7 +19,8 @@ from fedsdr.algorithms.scaffold import CONTROL
 from fedsdr.deploy import wire
 from fedsdr.deploy.admission import Reply
 from fedsdr.deploy.agreement import agreement
-from fedsdr.deploy.client import ClientSide
+from fedsdr.deploy.begun import BEGUN
+from fedsdr.deploy.client import ClientSide, RefusalError
 from fedsdr.deploy.identity import (
     UNSIGNED,
     digest,
@@ -32,6 +33,7 @@ from fedsdr.deploy.identity import (
 from fedsdr.deploy.server import serve
 from fedsdr.deploy.wire import Answer, Request, WireError, decode_answer, decode_request, encode
 from fedsdr.errors import UserError
+from fedsdr.methods import own_name
 from fedsdr.metrics import Mean
 from fedsdr.progress import silent
 from fedsdr.recipe import load_recipe, override
@@ -325,6 +327,23 @@ def test_a_client_with_another_recipe_or_model_is_turned_away(federation, tmp_pa
     out = federation.serve(loopback(sides), "most")
     assert [row["clients"] for row in rows(out)] == [["ben", "cleo"]] * 3
     assert files.read_json(out / "environment.json")["identity"] == sides["ben"].bench.identity
+
+
+def test_a_client_does_not_go_on_with_another_model_or_other_data(federation):
+    """It has been restarted meanwhile, and refuses the method that it began."""
+    sides = federation.clients()
+    federation.serve(loopback(sides))
+    [begun] = sides["anna"].folder.glob(f"runs/*/{BEGUN}")
+    assert begun.stat().st_mode & 0o77 == 0
+    found = files.read_json(begun)
+    method = own_name(federation.recipe)
+    request = Request("prepare", begun.parent.name, "-", "anna", method)
+    for part in ("data", "chat template"):
+        files.write_json(begun, {**found, part: "another"}, private=True)
+        with pytest.raises(RefusalError, match=f"this client's {part} changed since the run began"):
+            federation.clients()["anna"]._begin(request)
+    files.write_json(begun, found, private=True)
+    federation.clients()["anna"]._begin(request)
 
 
 def listing(folder: Path) -> dict[str, bytes]:

@@ -26,6 +26,7 @@ from fedsdr.adapters import Adapter, unwrap
 from fedsdr.algorithms.compose import build_algorithm
 from fedsdr.algorithms.contract import Algorithm, Personal
 from fedsdr.deploy.agreement import agreed, agreement
+from fedsdr.deploy.begun import changed_parts
 from fedsdr.deploy.egress import Audit, UndeclaredError, check_declared, check_tensors
 from fedsdr.deploy.identity import Signer, Unsigned, Verifier, digest, seal, unseal
 from fedsdr.deploy.journal import Journal, RefusalError
@@ -245,6 +246,11 @@ class ClientSide:
         method = self._method(request)
         folder, recipe = method.folder, method.recipe
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if parts := changed_parts(folder, self.bench):
+            raise RefusalError(
+                f"this client's {', '.join(parts)} changed since the run began: restore what it "
+                "began with, or begin another run"
+            )
         examples = client_examples(self.bench, recipe, folder, self.reporter, self.folder)
         engine = InProcess(
             self.bench,
