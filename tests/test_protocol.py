@@ -29,7 +29,7 @@ from fedsdr.algorithms.compose import build_algorithm
 from fedsdr.deploy import admission, switchboard
 from fedsdr.deploy.admission import Admission, Reply
 from fedsdr.deploy.client import RUNS, ClientSide
-from fedsdr.deploy.identity import UNSIGNED, seal, unverified
+from fedsdr.deploy.identity import UNSIGNED, digest, seal, unverified
 from fedsdr.deploy.journal import ORDER, Book
 from fedsdr.deploy.remote import Remote
 from fedsdr.deploy.server import known_run
@@ -95,6 +95,7 @@ class Server:
     def __init__(self, play: "Play") -> None:
         self.play, self.dead, self.error = play, False, None
         self.pending: dict[str, tuple[int, bytes]] = {}  # what was sent, by message
+        self.asked: set[str] = set()  # digests of all that this server sent
         self._replies: list[Reply] = []
         self._mine, self._others = threading.Semaphore(0), threading.Semaphore(0)
         self.thread = threading.Thread(target=self._run)
@@ -139,6 +140,7 @@ class Server:
         id = f"message-{self.play.count('sent')}"
         self.pending[id] = node, data
         self.play.issued.append(data)
+        self.asked.add(digest(unverified(data)))
         return id
 
     def receive(self, ids: Collection[str]) -> list[Reply]:
@@ -238,6 +240,7 @@ class Play(RuleBasedStateMachine):
                     asked = question.operation, question.round, question.run
                     assert (given.operation, given.round, given.run) == asked
                     assert given.client == client
+                    assert given.request in self.server.asked, "an answer to an older question"
                 yield given
 
         return watch
