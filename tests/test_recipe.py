@@ -74,6 +74,7 @@ def test_toml_and_back_is_the_same_recipe(write, tables):
 def test_written_toml_states_every_default():
     tables = tomllib.loads(to_toml(parse_recipe(LAB)))
     optional = {"lab.alpha", "lab.seed", "lora.smoothing_rank", "privacy.noise_seed"}
+    optional |= {"privacy.lifetime_epsilon"}
     optional |= {"local.micro_batch", "evaluate.benchmark_data", "evaluate.benchmark_limit"}
     for name, field in Recipe.model_fields.items():
         section = field.annotation

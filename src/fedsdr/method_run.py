@@ -1,15 +1,12 @@
 """One method, from the data of its clients to its adapters and final metrics."""
 
 import secrets
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 from fedsdr import files
 from fedsdr.adapters import Adapter, unwrap
-from fedsdr.algorithms.accounting import epsilon
 from fedsdr.algorithms.aggregation.folding import whole
 from fedsdr.algorithms.compose import build_algorithm
 from fedsdr.algorithms.contract import Algorithm, Personal, ServerState, Targets
@@ -26,6 +23,7 @@ from fedsdr.folders import (
 )
 from fedsdr.metrics import Metrics, merge_all, values
 from fedsdr.model.peft_format import AdapterSettings, write_adapter
+from fedsdr.privacy_loss import privacy_spent
 from fedsdr.progress import Reporter
 from fedsdr.recipe import override, to_toml
 from fedsdr.sections.recipe import Recipe
@@ -148,7 +146,8 @@ def conclude(
     if deployed:
         write_adapter(folder / "global", whole(deployed), settings)
     rows = files.read_json_lines(folder / METRICS_FILE)
-    result = dict(rows[-1]["eval"]) if deployed else {}  # no global model: clients' own only
+    # No global model: clients' own only. No "eval": clients tell no scores.
+    result = dict(rows[-1].get("eval", {})) if deployed else {}
     result |= privacy_spent(recipe, rows)
     scores = finite(merge_all(personal.values()), recipe.federation.rounds)
     result |= {f"personal_{name}": score for name, score in scores.items()}
@@ -170,18 +169,6 @@ def noise_seed(recipe: Recipe, folder: Path) -> int:
     if not file.exists():
         files.write_json(file, secrets.randbits(63), private=True)
     return int(files.read_json(file))
-
-
-def privacy_spent(recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The epsilon of the client that took part most often; nothing where no noise was added."""
-    mode, noise = recipe.privacy.mode, recipe.privacy.noise_multiplier
-    if mode == "none" or noise == 0:
-        return {}
-    # What a client sent that did not count was released all the same.
-    asked = (client for row in rows for client in (*row.get("clients", ()), *row.get("absent", ())))
-    parts = Counter(asked)
-    most = max(parts.values(), default=0)
-    return {"epsilon": epsilon(noise, most, recipe.privacy.delta, local=mode == "local")}
 
 
 def pooled_recipe(recipe: Recipe, clients: int) -> Recipe:

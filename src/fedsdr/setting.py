@@ -203,7 +203,7 @@ def methods_of(recipe: Recipe) -> list[Recipe]:
 
 COMMON = (  # made once for all methods of a run
     "seed", "model.", "lora.", "data.", "lab.", "tracking.",
-    "deployment.", "evaluate.limit", "evaluate.benchmark",
+    "deployment.", "evaluate.limit", "evaluate.benchmark", "privacy.lifetime_epsilon",
 )  # fmt: skip
 
 
@@ -216,8 +216,8 @@ def _check_baselines(recipe: Recipe) -> None:
         changed = differences(method(name, recipe), recipe)
         if fixed := [key for key in changed if key.startswith(COMMON)]:
             raise UserError(
-                f"variants.{name} changes {fixed[0]}, but model, data and evaluation are common "
-                "to all methods of a run: run another recipe for it"
+                f"variants.{name} changes {fixed[0]}, but model, data, evaluation and a client's "
+                "limit are common to all methods of a run: run another recipe for it"
             )
         try:
             build_algorithm(method(name, recipe))

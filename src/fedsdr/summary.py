@@ -10,6 +10,7 @@ from fedsdr.evaluate.equal_facts import KEPT, Curve, points
 from fedsdr.evaluate.intervals import estimates
 from fedsdr.folders import RECIPE_FILE, RESULT_FILE, SUMMARY_FILE, method_folders
 from fedsdr.methods import own_name
+from fedsdr.privacy_loss import privacy_of_run
 from fedsdr.recipe import load_recipe
 from fedsdr.report.html import write_report
 from fedsdr.training.rounds import METRICS_FILE
@@ -46,6 +47,7 @@ def summarise_runs(
         "methods": {name: estimates(each) for name, each in results.items()},
         "runs": {name: [str(f.relative_to(out)) for f in each] for name, each in places.items()},
         "claims": judge_claims(claimed, fedsdr, curves),
+        "privacy": privacy_of_run(recipe, folders),
     }
     files.write_json(out / SUMMARY_FILE, summary)
     write_report(out)

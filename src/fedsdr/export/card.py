@@ -13,7 +13,14 @@ from typing import Any
 import jinja2
 
 from fedsdr import __version__, files
-from fedsdr.folders import NOTICES_FILE, PARTITION_FILE, PERSONAL_FILE, RECIPE_FILE, RESULT_FILE
+from fedsdr.folders import (
+    NOTICES_FILE,
+    PARTITION_FILE,
+    PERSONAL_FILE,
+    RECIPE_FILE,
+    RESULT_FILE,
+    SUMMARY_FILE,
+)
 from fedsdr.recipe import load_recipe
 from fedsdr.report import labels
 from fedsdr.sections.recipe import Recipe
@@ -59,10 +66,28 @@ def write_card(folder: Path, run: Finished, artefact: Artefact, client_names: bo
         clients=len(_partition(run.folder)),
         privacy=recipe.privacy,
         epsilon=result.get("epsilon"),
+        whole=privacy_of_whole(run),
         metrics=_metrics(scores, bool(client), client_names),
         version=__version__,
     )
     files.write_text(folder / "README.md", text)
+
+
+def privacy_of_whole(run: Finished) -> str:
+    """What all methods of a run told of a client, in words; all seeds, where it is one of several.
+
+    "" without differential privacy.
+    """
+    folder = run.folder.resolve()
+    summary, above = _summary(folder), _summary(folder.parent)
+    places = [Path(place) for each in above.get("runs", {}).values() for place in each]
+    whole = above if any(place.parts[:1] == (folder.name,) for place in places) else summary
+    return str((whole.get("privacy") or {}).get("words", ""))
+
+
+def _summary(folder: Path) -> Mapping[str, Any]:
+    file = folder / SUMMARY_FILE
+    return dict(files.read_json(file)) if file.is_file() else {}
 
 
 def is_folder(base: str) -> bool:

@@ -68,8 +68,9 @@ METRICS: dict[str, Metric] = {
         "Privacy loss",
         "epsilon",
         "lower",
-        "What the noise guarantees to every client, at the delta of the recipe (differential "
-        "privacy); it holds as long as the seed of the noise is secret.",
+        "What the noise of this method alone guarantees to every client, at the delta of the "
+        "recipe (differential privacy), as long as the seed of the noise is secret. Methods of one "
+        "run, and seeds on the same data, add up: the run as a whole is stated at the top.",
         2,
     ),
     "loss": Metric(

@@ -69,6 +69,7 @@ class Material:
     """All that a report shows. Methods are in the order of `labels.METHODS`.
 
     seconds: of the process that finished the work, which another had begun if it was resumed.
+    privacy: what all methods and seeds together have told of a client, in words.
     """
 
     kind: str
@@ -85,6 +86,7 @@ class Material:
     judgings: tuple[Mapping[str, Any], ...] = ()
     benchmarks: Benchmarks = Benchmarks()
     notices: tuple[Mapping[str, Any], ...] = ()
+    privacy: str = ""
 
 
 def load(folder: Path) -> Material:
@@ -118,7 +120,12 @@ def load(folder: Path) -> Material:
         judgings=judgements.load(folder),
         benchmarks=_benchmarks(folder / "benchmarks"),
         notices=tuple(_first_json(places, "notices.json") or ()),
+        privacy=_privacy(summary.get("privacy")),
     )
+
+
+def _privacy(found: Any) -> str:
+    return str(found.get("words", "")) if isinstance(found, Mapping) else ""
 
 
 def _benchmarks(folder: Path) -> Benchmarks:

@@ -37,6 +37,7 @@ def head(material: Material) -> dict[str, Any]:
         "what": what.get(material.kind, "Report"),
         "seeds": len(material.seeds),
         "facts": {name: value for name, value in facts.items() if value},
+        "privacy": material.privacy,
     }
 
 

@@ -23,7 +23,8 @@ WIDE: Final = 120  # characters of a terminal that has room for intervals
 
 
 def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
-    """One row a method, one column a metric ("own": the clients' own models), then the claims."""
+    """One row a method, one column a metric ("own": the clients' own models), then the claims and,
+    under differential privacy, what the run as a whole has told."""
     console = console or Console()
     methods = summary["methods"]
     columns = [c for c in COLUMNS if any(c in metrics for metrics in methods.values())]
@@ -39,6 +40,8 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
             highlight=False,
             markup=False,
         )
+    if privacy := summary.get("privacy"):
+        console.print(privacy["words"], highlight=False, markup=False)
 
 
 def print_judging(judging: Mapping[str, Any], console: Console | None = None) -> None:

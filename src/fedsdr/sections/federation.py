@@ -59,6 +59,8 @@ class Privacy(Section):
     clip: L2 norm that every update is clipped to.
     noise_multiplier: standard deviation of the noise, in units of `clip`.
     delta: of the (epsilon, delta) that the summary states.
+    lifetime_epsilon: of a client of a deployment, its own limit: what all releases of its data may
+        add up to, whatever the run; one that would pass it is refused. None: no limit.
     noise_seed: makes the noise repeatable, for simulation: whoever knows it can take the noise
         off. Without one it comes from the operating system.
     """
@@ -67,4 +69,15 @@ class Privacy(Section):
     clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    lifetime_epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     noise_seed: int | None = None
+
+    @model_validator(mode="after")
+    def _limit_needs_noise(self) -> "Privacy":
+        noisy = self.mode != "none" and self.noise_multiplier > 0 and self.noise_seed is None
+        if self.lifetime_epsilon is not None and not noisy:
+            raise ValueError(
+                'lifetime_epsilon needs noise to count: set mode to "local" or "central" and '
+                "noise_multiplier above 0, and leave noise_seed out; or leave lifetime_epsilon out"
+            )
+        return self
