@@ -18,11 +18,12 @@ from fedsdr.deploy.egress import (
     UndeclaredError,
     check_declared,
     check_tensors,
+    reduced,
 )
 from fedsdr.deploy.wire import Answer, Operation
 from fedsdr.methods import method
 from fedsdr.metrics import Mean
-from fedsdr.recipe import load_recipe
+from fedsdr.recipe import load_recipe, override
 
 RECIPE = load_recipe(Path(__file__).parents[1] / "recipes" / "lab.toml")
 CHANGE = {"layers.0.x.lora_A.weight": torch.ones(2, 3, dtype=torch.bfloat16)}
@@ -32,9 +33,9 @@ FIT = Answer("fit", "run", "anna", "fedsdr", 1, CHANGE, 8.0, {"loss/rectify": Me
 
 def test_every_operation_is_declared():
     assert set(DECLARED) == set(get_args(Operation))
-    check_declared(FIT)
+    check_declared(FIT, RECIPE)
     for operation in DECLARED:
-        check_declared(Answer(operation, "run", "anna"))
+        check_declared(Answer(operation, "run", "anna"), RECIPE)
 
 
 @pytest.mark.parametrize("operation", [each for each in DECLARED if each != "fit"])
@@ -42,7 +43,7 @@ def test_tensors_leave_in_answers_to_fit_alone(operation):
     with pytest.raises(
         UndeclaredError, match=f"tensors may not leave in an answer to '{operation}"
     ):
-        check_declared(Answer(operation, "run", "anna", change=CHANGE))
+        check_declared(Answer(operation, "run", "anna", change=CHANGE), RECIPE)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,55 @@ def test_tensors_leave_in_answers_to_fit_alone(operation):
 )  # fmt: skip
 def test_what_is_not_declared_may_not_leave(changes: Any, named):
     with pytest.raises(UndeclaredError, match=f"{named} may not leave"):
-        check_declared(replace(FIT, **changes))
+        check_declared(replace(FIT, **changes), RECIPE)
+
+
+UNCOUNTED = override(RECIPE, {"federation.sample_counts": False})
+SCORES = ("prepare", "fit", "evaluate", "finish")
+
+
+def full(operation: Operation) -> Answer:
+    """All that an answer may carry under a recipe that keeps nothing back."""
+    names = [pattern.replace("*", "x") for pattern in DECLARED[operation].metrics]
+    return Answer(
+        operation, "run", "anna",
+        change=CHANGE if DECLARED[operation].change else {},
+        weight=8.0 if DECLARED[operation].weight else 0.0,
+        metrics={name: Mean(6.0, 3.0) for name in names},
+        facts=dict.fromkeys(DECLARED[operation].facts, "x"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("operation", DECLARED)
+@pytest.mark.parametrize("mode", ["local", "central"])
+def test_under_differential_privacy_the_change_and_facts_are_all_that_leaves(operation, mode):
+    private, answer = override(RECIPE, {"privacy.mode": mode}), full(operation)
+    told = reduced(answer, private)
+    check_declared(answer, RECIPE)
+    check_declared(told, private)
+    assert told.metrics == {}
+    assert told.weight in (0.0, 1.0)
+    assert (told.change, told.facts) == (answer.change, answer.facts)
+    for name, mean in answer.metrics.items():
+        with pytest.raises(UndeclaredError, match=f"'{name}' may not leave"):
+            check_declared(replace(told, metrics={name: Mean(mean.value, 1.0)}), private)
+    if answer.weight:
+        with pytest.raises(UndeclaredError, match="a count may not leave"):
+            check_declared(replace(told, weight=8.0), private)
+
+
+@pytest.mark.parametrize("operation", SCORES)
+def test_where_records_are_not_counted_no_weight_tells_how_many_there_are(operation):
+    answer = full(operation)
+    told = reduced(answer, UNCOUNTED)
+    check_declared(told, UNCOUNTED)
+    assert {name: mean.value for name, mean in told.metrics.items()} == {
+        name: mean.value for name, mean in answer.metrics.items()
+    }
+    for more in ({"weight": 8.0}, {"metrics": answer.metrics}):
+        if DECLARED[operation].weight or "weight" not in more:
+            with pytest.raises(UndeclaredError, match="a count may not leave"):
+                check_declared(replace(told, **more), UNCOUNTED)
 
 
 def test_a_private_tensor_may_not_leave_under_any_name():
@@ -66,9 +115,10 @@ def test_a_private_tensor_may_not_leave_under_any_name():
     other = {"private.y": torch.full((2, 3), 0.25), "zero": torch.zeros(2, 3)}
     answer = replace(FIT, change={"layers.9.lora_B.weight": secret["private.x"].clone()})
     with pytest.raises(UndeclaredError, match=r"'private.x' is private"):
-        check_declared(answer, [other, secret])
-    check_declared(answer, [other])
-    check_declared(replace(FIT, change={"new": torch.zeros(2, 3)}), [other])  # a zero tells nothing
+        check_declared(answer, RECIPE, [other, secret])
+    check_declared(answer, RECIPE, [other])
+    zero = replace(FIT, change={"new": torch.zeros(2, 3)})  # which tells nothing
+    check_declared(zero, RECIPE, [other])
 
 
 FAMILY = ("fedavg", "scaffold+int8", "fedsdr", "fedsdr+topk", "fedsa", "ffa", "flora", "fedex")

@@ -14,7 +14,7 @@ OWN: Final = (  # keys that may differ from machine to machine
     "data.", "model.path", "model.device", "model.memory_check", "model.gradient_checkpointing",
     "local.micro_batch", "local.cohort", "distill.batch_size", "distill.pilot",
     "distill.entailment.device", "evaluate.benchmark", "tracking.", "deployment.",
-    "privacy.noise_seed",
+    "privacy.noise_seed", "privacy.lifetime_epsilon",
 )  # fmt: skip
 
 

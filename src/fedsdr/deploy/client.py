@@ -25,11 +25,20 @@ from fedsdr import __version__, files
 from fedsdr.adapters import Adapter, unwrap
 from fedsdr.algorithms.compose import build_algorithm
 from fedsdr.algorithms.contract import Algorithm, Personal
+from fedsdr.data.partition import fingerprint
 from fedsdr.deploy.agreement import agreed, agreement
 from fedsdr.deploy.begun import changed_parts
-from fedsdr.deploy.egress import Audit, UndeclaredError, check_declared, check_tensors
+from fedsdr.deploy.egress import (
+    Audit,
+    UndeclaredError,
+    check_declared,
+    check_tensors,
+    declared,
+    reduced,
+)
 from fedsdr.deploy.identity import Signer, Unsigned, Verifier, digest, seal, unseal
 from fedsdr.deploy.journal import Journal, RefusalError
+from fedsdr.deploy.ledger import BudgetError, Ledger
 from fedsdr.deploy.questions import check_question, longest_request
 from fedsdr.deploy.wire import (
     LONGEST,
@@ -43,9 +52,9 @@ from fedsdr.deploy.wire import (
 )
 from fedsdr.engines.in_process import InProcess
 from fedsdr.engines.workbench import Workbench
-from fedsdr.folders import method_folders
+from fedsdr.folders import PERSONAL_FILE, method_folders
 from fedsdr.method_run import client_examples, finish_client, noise_seed
-from fedsdr.metrics import Mean, Metrics, unweighted
+from fedsdr.metrics import values
 from fedsdr.progress import Reporter
 from fedsdr.sections.recipe import Recipe
 from fedsdr.training.rounds import Participant
@@ -97,6 +106,11 @@ class ClientSide:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         files.remove_leftovers(folder)
         self.audit, self.journal = Audit(folder), Journal(folder)
+        self.ledger, self.data = Ledger(folder, recipe.privacy), fingerprint(bench.clients)
+        if self.ledger.path.exists():
+            reporter.say(f"{client}: privacy: {self.ledger.describe()}")
+        found = method_folders(recipe, Path())
+        self._methods = {name: (place, each) for name, place, each in found}
         self._courses: dict[tuple[str, str], Course] = {}
 
     def __call__(self, data: bytes) -> bytes:
@@ -121,7 +135,7 @@ class ClientSide:
             self._check(request)
             answer = self._carried_out(request, blank, name)
             return answer, encode(answer)
-        except (RefusalError, UndeclaredError) as error:
+        except (RefusalError, UndeclaredError, BudgetError) as error:
             log.error("refused: %s", error)
             refusal = replace(blank, refused=printable(str(error))[:LONGEST])
         except Exception:  # whose text may quote a record: it stays here
@@ -144,14 +158,21 @@ class ClientSide:
         """The answer to a question, kept and entered; that of an earlier time, if there was one."""
         if request.operation == "hello":
             answer = self._hello(request, blank)
-            check_declared(answer)
+            check_declared(answer, self.recipe)
             return answer
         method = self._method(request)
         check_question(request, method.recipe, method.algorithm, self._first())
         if (before := self.journal.recall(request, name, method.folder)) is not None:
             return before
-        answer = OPERATIONS[request.operation](self, request, blank)
-        check_declared(answer)
+        release = method.recipe.privacy
+        counted = release.mode != "none" and declared(request.operation, method.recipe).change
+        if counted:
+            self.ledger.check(release)  # before any work
+        answer = reduced(OPERATIONS[request.operation](self, request, blank), method.recipe)
+        check_declared(answer, method.recipe)
+        if counted:  # before the answer is written, and so before it leaves
+            self.ledger.charge(release, request.run, request.method, request.round, self.data)
+            log.info("privacy: %s", self.ledger.describe())
         self.journal.enter(request, name, method.folder, answer)
         return answer
 
@@ -175,10 +196,7 @@ class ClientSide:
 
     def _prepare(self, request: Request, blank: Answer) -> Answer:
         course = self._course(request)
-        examples = course.engine.examples[self.client]
-        if not course.recipe.federation.sample_counts or course.recipe.privacy.mode != "none":
-            return blank
-        return replace(blank, weight=float(len(examples["raw"])))
+        return replace(blank, weight=float(len(course.engine.examples[self.client]["raw"])))
 
     def _fit(self, request: Request, blank: Answer) -> Answer:
         course = self._course(request)
@@ -193,7 +211,7 @@ class ClientSide:
             blank, change=update.change, weight=update.weight, metrics=dict(update.metrics)
         )
         kept = engine.state(self.client, request.round).private.values()
-        check_declared(answer, [unwrap(private) for private in kept])
+        check_declared(answer, course.recipe, [unwrap(private) for private in kept])
         check_tensors(answer, course.algorithm, self._first())
         return answer
 
@@ -203,8 +221,12 @@ class ClientSide:
 
     def _evaluate(self, request: Request, blank: Answer) -> Answer:
         recipe = self._method(request).recipe
+        if not declared("evaluate", recipe).metrics:
+            raise RefusalError(
+                f"under privacy.mode = {recipe.privacy.mode!r} no held-out score leaves a client"
+            )
         self.bench.use(Personal(request.shared))
-        return replace(blank, metrics=_told(recipe, self.bench.evaluator.global_model()))
+        return replace(blank, metrics=self.bench.evaluator.global_model())
 
     def _finish(self, request: Request, blank: Answer) -> Answer:
         course = self._course(request)
@@ -212,7 +234,9 @@ class ClientSide:
         own = finish_client(
             course.engine, course.algorithm, request.shared, self.client, request.counted
         )
-        return replace(blank, metrics=_told(course.recipe, own))
+        path = course.folder / PERSONAL_FILE  # for its owner: the answer may have to leave it out
+        files.write_json(path, {self.client: values(own)}, private=True)
+        return replace(blank, metrics=own)
 
     # --- What is kept from request to request
 
@@ -225,26 +249,23 @@ class ClientSide:
         return self._courses[place]
 
     def _method(self, request: Request) -> Method:
-        folder = self.folder / RUNS / request.run
-        known = {
-            name: (place, recipe) for name, place, recipe in method_folders(self.recipe, folder)
-        }
-        if request.method not in known:
-            there = ", ".join(known)
+        if request.method not in self._methods:
+            there = ", ".join(self._methods)
             raise RefusalError(f"the recipe has no method {request.method!r}, only {there}")
-        place, recipe = known[request.method]
-        return Method(place, recipe, build_algorithm(recipe))
+        place, recipe = self._methods[request.method]
+        folder = self.folder / RUNS / request.run / place
+        return Method(folder, recipe, build_algorithm(recipe))
 
     def longest_request(self) -> int:
         """The bytes that a question of this client's server has at most."""
-        algorithms = [
-            build_algorithm(recipe) for _, _, recipe in method_folders(self.recipe, self.folder)
-        ]
+        algorithms = [build_algorithm(recipe) for _, recipe in self._methods.values()]
         return longest_request(algorithms, self._first())
 
     def _begin(self, request: Request) -> Course:
         method = self._method(request)
         folder, recipe = method.folder, method.recipe
+        if recipe.privacy.mode != "none" and recipe.federation.rounds and not folder.exists():
+            self.ledger.check(recipe.privacy)  # before hours of rewriting
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if parts := changed_parts(folder, self.bench):
             raise RefusalError(
@@ -261,11 +282,6 @@ class ClientSide:
             noise_seed(recipe, folder),
         )
         return Course(folder, recipe, method.algorithm, engine)
-
-
-def _told(recipe: Recipe, metrics: Metrics) -> Mapping[str, Mean]:
-    """Means as they may be told: their weights count held-out records and tokens."""
-    return dict(metrics) if recipe.federation.sample_counts else unweighted(metrics)
 
 
 OPERATIONS: Final[Mapping[Operation, Callable[[ClientSide, Request, Answer], Answer]]] = {

@@ -2,12 +2,14 @@
 
 An answer is checked against the declaration of its operation before it is sent, and written into
 `egress.jsonl`, which the client's owner can read, before a byte of it leaves. What is not declared
-is refused.
+is refused. A recipe may narrow the declarations (`declared`): under differential privacy no number
+leaves but the change that noise was added to.
 """
 
 import fnmatch
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -18,6 +20,8 @@ from fedsdr.adapters import Adapter, size_in_bytes
 from fedsdr.algorithms.contract import Algorithm, Round, Update, check_update
 from fedsdr.deploy.wire import Answer, Operation
 from fedsdr.errors import UserError
+from fedsdr.metrics import unweighted
+from fedsdr.sections.recipe import Recipe
 
 LOG: Final = "egress.jsonl"
 
@@ -25,12 +29,14 @@ LOG: Final = "egress.jsonl"
 class Declared(NamedTuple):
     """What an operation's answer may carry.
 
-    change: whether tensors, the change of what is shared. weight: whether the number of records.
+    change: whether tensors, the change of what is shared. weight: whether the update's weight.
+    counts: whether weights count records and tokens; where not, each of them is 1 or 0.
     metrics, facts: patterns of the names of numbers and short texts.
     """
 
     change: bool = False
     weight: bool = False
+    counts: bool = True
     metrics: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()
 
@@ -54,16 +60,43 @@ class UndeclaredError(UserError):
     """Something that may not leave was about to."""
 
 
-def check_declared(answer: Answer, private: Iterable[Adapter] = ()) -> None:
+def declared(operation: Operation, recipe: Recipe) -> Declared:
+    """What an answer may carry under a method's recipe.
+
+    Under differential privacy, no metrics and no counts: noise is added to the change alone, and
+    a number without noise would be in no epsilon. Where records are not to be counted, no counts.
+    """
+    most = DECLARED[operation]
+    if recipe.privacy.mode != "none":
+        return most._replace(counts=False, metrics=())
+    return most._replace(counts=recipe.federation.sample_counts)
+
+
+def reduced(answer: Answer, recipe: Recipe) -> Answer:
+    """`answer` without the metrics and counts that stay at the client under a method's recipe."""
+    allowed = declared(answer.operation, recipe)
+    if not allowed.metrics:
+        answer = replace(answer, metrics={})
+    if not allowed.counts:
+        weight = 1.0 if answer.weight else 0.0
+        answer = replace(answer, weight=weight, metrics=unweighted(answer.metrics))
+    return answer
+
+
+def check_declared(answer: Answer, recipe: Recipe, private: Iterable[Adapter] = ()) -> None:
     """Raise `UndeclaredError` for anything that the answer's operation does not declare.
 
-    private: adapters that stay with this client; none of their tensors may be in the answer.
+    recipe: of the answer's method. private: adapters that stay with this client; none of their
+    tensors may be in the answer.
     """
-    allowed = DECLARED[answer.operation]
+    allowed = declared(answer.operation, recipe)
     if answer.change and not allowed.change:
         raise UndeclaredError(f"tensors may not leave in an answer to {answer.operation!r}")
     if answer.weight and not allowed.weight:
         raise UndeclaredError(f"a weight may not leave in an answer to {answer.operation!r}")
+    weights = {answer.weight, *(mean.weight for mean in answer.metrics.values())}
+    if not allowed.counts and not weights <= {0.0, 1.0}:
+        raise UndeclaredError(f"a count may not leave in an answer to {answer.operation!r}")
     for names, patterns in ((answer.metrics, allowed.metrics), (answer.facts, allowed.facts)):
         for name in names:
             if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):

@@ -1,5 +1,6 @@
 """`fedsdr deploy init`: everything that one server and its clients need, in a folder for each."""
 
+import math
 import re
 import secrets
 import sys
@@ -24,9 +25,10 @@ from fedsdr.deploy.site import (
 )
 from fedsdr.errors import UserError
 from fedsdr.folders import RECIPE_FILE
+from fedsdr.privacy_loss import planned_epsilon
 from fedsdr.recipe import override, to_toml
 from fedsdr.sections.recipe import Recipe
-from fedsdr.setting import lab_clients
+from fedsdr.setting import lab_clients, methods_of
 
 NODE_PORT: Final = 9094  # of the first client's SuperNode, on its own machine's loopback
 SERVER: Final = "server"
@@ -54,6 +56,11 @@ def init(recipe: Recipe, out: Path, host: str, port: int, clients: Sequence[str]
     """
     ids = client_ids(recipe, clients)
     check_served(recipe, ids)
+    if any(each.privacy.noise_seed is not None for each in methods_of(recipe)):
+        raise UserError(
+            "privacy.noise_seed is for simulations: whoever has the recipe can take the noise off "
+            "again; leave it out, and each site draws a secret one"
+        )
     if not HOST.fullmatch(host):
         raise UserError(f"--host {host!r} is neither a host's name nor an address")
     if SERVER in (each.lower() for each in ids):
@@ -115,13 +122,26 @@ def write_client(
 
 
 def own_recipe(recipe: Recipe, client: str) -> Recipe:
-    """The recipe as this client gets it: its own sources, or a place to put one."""
+    """The recipe as this client gets it: its own sources, or a place to put one, and its limit."""
+    recipe = override(recipe, {"privacy.lifetime_epsilon": lifetime_epsilon(recipe)})
     if recipe.uses_lab:
         return recipe
     mine = [s.model_dump(mode="json") for s in recipe.data.sources if s.client == client]
     if not mine:
         mine = [{"path": "data.jsonl", "client": client}]
     return override(recipe, {"data.sources": mine})
+
+
+def lifetime_epsilon(recipe: Recipe) -> float | None:
+    """A client's limit: the recipe's, or what a whole run of it costs, all its methods.
+
+    So a second run takes the owner's consent. None where a method has no noise to count.
+    """
+    counted = all(each.privacy.mode != "none" for each in methods_of(recipe))
+    cost = planned_epsilon(recipe) if counted else math.inf
+    if recipe.privacy.lifetime_epsilon is not None or not 0 < cost < math.inf:
+        return recipe.privacy.lifetime_epsilon
+    return math.ceil(100 * cost) / 100
 
 
 def write_server(

@@ -7,6 +7,7 @@ from typing import Any, Final
 from fedsdr import files
 from fedsdr.adapters import Adapter
 from fedsdr.algorithms.contract import Algorithm, Update
+from fedsdr.deploy.egress import declared
 from fedsdr.deploy.switchboard import Switchboard
 from fedsdr.deploy.wire import Answer, Operation, Request
 from fedsdr.errors import UserError
@@ -140,5 +141,4 @@ class Remote:
 
     def _weight(self, answer: Answer) -> float:
         """A client's number of records; 1 where the recipe does not let it tell that."""
-        private = not self.recipe.federation.sample_counts or self.recipe.privacy.mode != "none"
-        return 1.0 if private else answer.weight
+        return answer.weight if declared("prepare", self.recipe).counts else 1.0

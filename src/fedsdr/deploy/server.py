@@ -16,6 +16,7 @@ from fedsdr import files, seeds
 from fedsdr.adapters import fresh
 from fedsdr.algorithms.compose import build_algorithm
 from fedsdr.deploy.admission import Admission, Link, Run
+from fedsdr.deploy.egress import declared
 from fedsdr.deploy.identity import Signer, Verifier
 from fedsdr.deploy.remote import Remote
 from fedsdr.deploy.switchboard import Switchboard
@@ -38,6 +39,7 @@ from fedsdr.model.identity import Identity
 from fedsdr.model.lora import TwoStreamModel
 from fedsdr.model.outline import outline
 from fedsdr.model.peft_format import settings_of
+from fedsdr.privacy_loss import UNJUDGED
 from fedsdr.progress import Reporter
 from fedsdr.recipe import to_toml
 from fedsdr.sections.recipe import Recipe
@@ -151,6 +153,9 @@ def serve_method(
         return
     files.write_text(folder / RECIPE_FILE, to_toml(recipe))
     engine = Remote(board, recipe, name, reporter, folder)
+    evaluate = engine.evaluate if declared("evaluate", recipe).metrics else None
+    if evaluate is None:
+        reporter.say(f"{name}: {UNJUDGED.format(recipe.privacy.mode)}")
     reporter.say(f"{name}: clients prepare their data")
     engine.prepare()
     secret = noise_seed(recipe, folder)
@@ -164,7 +169,7 @@ def serve_method(
                 tracking.row(row)
 
         state = run_rounds(
-            algorithm, engine, shape.first, options, engine.evaluate, folder,
+            algorithm, engine, shape.first, options, evaluate, folder,
             reporter, name, observe,
         )  # fmt: skip
         personal = engine.finish(algorithm.broadcast(state))

@@ -11,6 +11,7 @@ from rich.console import Console
 from fedsdr import files
 from fedsdr.console import Grid, print_grid
 from fedsdr.deploy.egress import LOG
+from fedsdr.deploy.ledger import LEDGER, Ledger
 from fedsdr.deploy.site import CLIENT, PRIVATE, ROSTER, RUN, STATUS, roster_clients
 from fedsdr.errors import UserError
 from fedsdr.folders import RECIPE_FILE, RESULT_FILE, method_folders
@@ -91,6 +92,9 @@ def client_status(folder: Path) -> str:
         f"{len(rows)} messages, {sent / MIB:.1f} MiB, the last one {_ago(rows[-1]['time'])}",
         "of these: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items()),
     ]
+    if (folder / PRIVATE / LEDGER).exists():
+        privacy = load_recipe(folder / RECIPE_FILE).privacy
+        lines.append(f"privacy: {Ledger(folder / PRIVATE, privacy).describe()}")
     refused = [row for row in rows if row["refused"]]
     if refused:
         lines.append(f"refused {len(refused)}; the last one: {refused[-1]['refused']}")

@@ -10,11 +10,13 @@ for no longer than it takes to come back.
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from fedsdr.deploy.admission import Admission, Reply, Sent, check_matches
 from fedsdr.deploy.egress import UndeclaredError, check_declared
 from fedsdr.deploy.identity import unseal
 from fedsdr.deploy.wire import Answer, Request, WireError, decode_answer
+from fedsdr.folders import method_folders
 from fedsdr.training.rounds import Absent
 
 
@@ -34,6 +36,8 @@ class Switchboard:
 
     def __init__(self, admission: Admission) -> None:
         self.admission, self.roster = admission, admission.roster
+        found = method_folders(admission.recipe, Path())
+        self._recipes = {name: recipe for name, _, recipe in found}
 
     def question(self, request: Request) -> Request:
         """`request`, in the name of this run."""
@@ -142,7 +146,7 @@ class Switchboard:
             raise WireError("answered another request, maybe an older one")
         try:
             check_matches(answer, sent.request)
-            check_declared(answer)
+            check_declared(answer, self._recipes.get(answer.method, self.admission.recipe))
         except (WireError, UndeclaredError) as error:
             return Absent(client, str(error))
         return Absent(client, answer.refused) if answer.refused else answer

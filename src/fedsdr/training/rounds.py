@@ -130,7 +130,7 @@ def run_rounds(
     engine: Engine,
     first: Adapter,
     options: RoundOptions,
-    evaluate: Evaluation,
+    evaluate: Evaluation | None,
     folder: Path,
     reporter: Reporter,
     name: str,
@@ -141,11 +141,13 @@ def run_rounds(
     """Run, or go on with, all rounds; returns the final server state.
 
     folder: holds the checkpoint and metrics.jsonl, a line a round: {"round", "clients", "train",
-    "eval"}; round 0 is the evaluation before training. observe: is told each committed line, after
-    a resume those from before as well. deliver: is given the state after the last round before
-    that is evaluated, so that what comes of training is there whatever an evaluation does.
+    "eval"}; round 0 is the evaluation before training, and there is no "eval" where none was due.
+    evaluate: None where clients tell no scores. observe: is told each committed line, after a
+    resume those from before as well. deliver: is given the state after the last round before that
+    is evaluated, so that what comes of training is there whatever an evaluation does.
     """
-    due = [Periodic(options.every, evaluate), *([benchmark] if benchmark else [])]
+    due = [Periodic(options.every, evaluate)] if evaluate else []
+    due += [benchmark] if benchmark else []
     saved = load_checkpoint(folder)
     done, state = saved if saved else (0, algorithm.init(first))
     if done == options.rounds:
