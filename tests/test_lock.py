@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 
 import tiny
 from fedsdr.cli.main import app
+from fedsdr.deploy.identity import UNSIGNED
 from fedsdr.deploy.server import serve
+from fedsdr.deploy.site import run_trainer, serve_folder
 from fedsdr.errors import UserError
 from fedsdr.folders import LOCK_FILE, check_folder, locked
 from fedsdr.progress import silent
@@ -82,7 +84,9 @@ def test_a_command_is_refused_before_a_model_is_loaded(home, tmp_path, monkeypat
 
 
 SITES: dict[str, Callable[[Path, Any], object]] = {
-    "a run": lambda out, recipe: serve(recipe, out, None, {"anna": None}, silent()),  # type: ignore[arg-type]
+    "a run": lambda out, recipe: serve(recipe, out, None, {"anna": UNSIGNED}, silent(), UNSIGNED),  # type: ignore[arg-type]
+    "a server": lambda out, recipe: serve_folder(out, lambda seconds: None),  # type: ignore[arg-type, return-value]
+    "a trainer": lambda out, recipe: run_trainer(out, silent()),
 }
 
 

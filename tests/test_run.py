@@ -5,7 +5,7 @@ import math
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from torch.nn.functional import log_softmax
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
-from fedsdr import summary
+from fedsdr import method_run, summary
 from fedsdr.adapters import Adapter
 from fedsdr.engines.in_process import InProcess
 from fedsdr.errors import UserError
+from fedsdr.export.write import Choice, export
+from fedsdr.folders import check_folder
 from fedsdr.method_run import client_examples, pooled_recipe
 from fedsdr.methods import method
 from fedsdr.progress import silent
@@ -28,6 +30,8 @@ from fedsdr.recipe import load_recipe, override, parse_recipe
 from fedsdr.run import compare, demo, run
 from fedsdr.sections.recipe import Recipe
 from fedsdr.setting import Setting, prepare
+from fedsdr.trained import open_run
+from fedsdr.training import rounds
 from fedsdr.training.store import ClientStore
 
 # PEFT asks for an attribute that transformers is about to rename.
@@ -463,6 +467,7 @@ def test_a_kill_before_the_recipe_was_in_place_leaves_the_folder_usable(recipe, 
         ({"local.rectify_lr": 0.03}, ["local.rectify_lr"]),
         ({"seed": 1, "lora.rank": 3}, ["lora.rank", "seed"]),
         ({"baselines": ["base"]}, ["baselines"]),
+        ({"evaluate.limit": 3}, ["evaluate.limit"]),
     ],
 )
 def test_another_recipe_cannot_resume_a_run(finished, recipe, changes, keys):
@@ -472,6 +477,70 @@ def test_another_recipe_cannot_resume_a_run(finished, recipe, changes, keys):
         run(other, finished, silent(), resume=True)
     assert f"differ in {', '.join(keys)})" in str(caught.value)
     assert contents(finished) == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tracking.name", "x"),
+        ("deployment.round_seconds", 5.0),
+        ("evaluate.every", 1),
+        ("evaluate.personal", False),
+        ("evaluate.benchmarks", ["crass"]),
+        ("evaluate.benchmark_every", 1),
+    ],
+)
+def test_what_changes_no_adapter_and_no_score_may_differ_at_a_resume(finished, recipe, key, value):
+    check_folder(finished, override(recipe, {"baselines": BASELINES, key: value}), resume=True)
+
+
+def broken(*_: Any) -> None:
+    raise MemoryError("put in by the test")
+
+
+def last_one_breaks(due: Callable[..., Any]) -> Callable[..., Any]:
+    def evaluations(deployed: Adapter, periodic: Any, round: int, rounds: int) -> Any:
+        return broken() if round == rounds else due(deployed, periodic, round, rounds)
+
+    return evaluations
+
+
+@pytest.mark.parametrize("where", ["the global model", "the clients' models", "the report"])
+def test_a_crash_in_the_last_evaluation_costs_no_model(
+    recipe, finished, tmp_path, monkeypatch, where
+):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        if where == "the global model":
+            patch.setattr(rounds, "_evaluations", last_one_breaks(rounds._evaluations))
+        elif where == "the clients' models":
+            patch.setattr(method_run, "judge_personal", broken)
+        else:
+            patch.setattr(summary, "write_report", broken)
+        with pytest.raises(MemoryError):
+            run(recipe, out, silent())
+    models = open_run(out)
+    assert models.model_names() == ["base", "global", *(f"client:{c}" for c in tiny.CLIENTS)]
+    export(models, Choice("client:anna"), tmp_path / "model", silent())
+    folders = ["global", *(f"clients/{client}/private" for client in tiny.CLIENTS)]
+    assert all(same(out / each, finished / each) for each in folders)
+    run(override(recipe, {"evaluate.personal": False}), out, silent(), resume=True)
+    assert all(same(out / each, finished / each) for each in folders)
+    result = read(out / "result.json")
+    assert ("personal_loss" in result) == (where == "the report")
+    assert result["loss"] == read(finished / "result.json")["loss"]
+
+
+def test_a_model_under_noise_is_not_handed_on_before_its_epsilon_is_known(
+    recipe, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(method_run, "judge_personal", broken)
+    privacy = {"privacy.mode": "local", "privacy.noise_multiplier": 1.0, "federation.rounds": 1}
+    with pytest.raises(MemoryError):
+        run(override(recipe, privacy), tmp_path / "out", silent())
+    with pytest.raises(UserError, match="its epsilon is known: go on with"):
+        export(open_run(tmp_path / "out"), Choice(), tmp_path / "model", silent())
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_run_does_not_go_on_with_other_data(recipe, tmp_path):

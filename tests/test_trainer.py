@@ -21,6 +21,7 @@ from fedsdr.deploy.relay import TrainerError, ask
 from fedsdr.deploy.trainer import LONGEST, allowed_users, listen, serve_requests
 from fedsdr.deploy.wire import WireError
 from fedsdr.errors import UserError
+from fedsdr.folders import locked
 from fedsdr.progress import silent
 
 
@@ -169,10 +170,8 @@ def test_two_trainers_do_not_take_over_one_abandoned_socket(path, monkeypatch):
 def test_two_trainers_do_not_share_a_client(tmp_path, monkeypatch):
     """By sockets in two places, say."""
     monkeypatch.setattr(site, "open_client", lambda *_: pytest.fail("it has begun"))
-    lock = trainer.hold(tmp_path / "private" / "trainer.lock")
-    with pytest.raises(UserError, match=r"running at .*private/trainer already"):
+    with locked(tmp_path), pytest.raises(UserError, match="is in use by process"):
         site.run_trainer(tmp_path, silent(), tmp_path / "other.sock")
-    lock.close()
 
 
 def test_a_relay_that_drips_holds_up_no_other_and_is_cut_off(path, monkeypatch, caplog):

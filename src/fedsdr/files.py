@@ -159,9 +159,6 @@ def recover(folder: Path) -> None:
                 _sync_folder(path)
 
 
-remove_leftovers = recover
-
-
 def _delete(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)

@@ -67,6 +67,14 @@ def run_method(
         recipe.evaluate.benchmark_every, lambda deployed: bench.benchmark(deployed, name)
     )
     first = bench.first_adapter(recipe.seed)
+    rounds = recipe.federation.rounds
+
+    def deliver(state: ServerState) -> None:
+        write_global(folder, algorithm.deployed(state), bench.adapter_settings)
+        for client in engine.clients():
+            own = own_model(engine, algorithm, algorithm.broadcast(state), client, rounds)
+            write_personal(own, engine, client)
+
     with follower or nullcontext() as tracking:
         observe = tracking.row if tracking else nobody
         state = run_rounds(
@@ -80,8 +88,9 @@ def run_method(
             name,
             observe,
             benchmark if bench.benchmarks else None,
+            deliver,
         )
-        result = finish_method(bench, recipe, folder, algorithm, state, engine)
+        result = finish_method(recipe, folder, algorithm, state, engine)
         if tracking:
             tracking.final(result)
     files.write_json(folder / RESULT_FILE, result)
@@ -96,20 +105,46 @@ def round_options(recipe: Recipe, secret: int, quorum: int | None = None) -> Rou
 
 
 def finish_method(
-    bench: Workbench,
-    recipe: Recipe,
-    folder: Path,
-    algorithm: Algorithm,
-    state: ServerState,
-    engine: InProcess,
+    recipe: Recipe, folder: Path, algorithm: Algorithm, state: ServerState, engine: InProcess
 ) -> dict[str, float]:
-    """Write the adapters of a method whose rounds are done; returns its final metrics."""
-    shared = algorithm.broadcast(state)
+    """The final metrics of a method whose rounds are done and whose adapters are written."""
+    shared, rounds = algorithm.broadcast(state), recipe.federation.rounds
     personal = {
-        client: finish_client(engine, algorithm, shared, client, recipe.federation.rounds)
+        client: judge_personal(own_model(engine, algorithm, shared, client, rounds), engine, client)
         for client in engine.clients()
     }
-    return conclude(recipe, folder, bench.adapter_settings, algorithm.deployed(state), personal)
+    return conclude(recipe, folder, algorithm.deployed(state), personal)
+
+
+def write_global(folder: Path, deployed: Adapter, settings: AdapterSettings) -> None:
+    """Write the adapter of a method's global model, where it has one."""
+    if deployed:
+        write_adapter(folder / "global", whole(deployed), settings)
+
+
+def own_model(
+    engine: InProcess, algorithm: Algorithm, shared: Adapter, client: str, counted: int
+) -> Personal:
+    """A client's own model at the end; counted: no round after this one of the client's counted."""
+    return algorithm.personal(shared, engine.state(client, counted))
+
+
+def write_personal(own: Personal, engine: InProcess, client: str) -> None:
+    """Write a client's own adapters into its folder."""
+    mine = {"personal": rectifying(own) if own.own else {}, "private": unwrap(own.private)}
+    for place, adapter in mine.items():
+        if adapter:
+            target = engine.store.client_folder(client) / place
+            write_adapter(target, adapter, engine.bench.adapter_settings, private=True)
+
+
+def judge_personal(own: Personal, engine: InProcess, client: str) -> Metrics:
+    """How good a client's own model is; {} where the recipe does not ask."""
+    bench, recipe = engine.bench, engine.recipe
+    if not recipe.evaluate.personal or recipe.federation.pooled:
+        return {}
+    bench.use(own)
+    return bench.evaluator.personal_model(client)
 
 
 def finish_client(
@@ -119,32 +154,18 @@ def finish_client(
 
     counted: no round after this one of the client's counted.
     """
-    bench, recipe = engine.bench, engine.recipe
-    own = algorithm.personal(shared, engine.state(client, counted))
-    mine = {"personal": rectifying(own) if own.own else {}, "private": unwrap(own.private)}
-    for place, adapter in mine.items():
-        if adapter:
-            target = engine.store.client_folder(client) / place
-            write_adapter(target, adapter, bench.adapter_settings, private=True)
-    if not recipe.evaluate.personal or recipe.federation.pooled:
-        return {}
-    bench.use(own)
-    return bench.evaluator.personal_model(client)
+    own = own_model(engine, algorithm, shared, client, counted)
+    write_personal(own, engine, client)
+    return judge_personal(own, engine, client)
 
 
 def conclude(
-    recipe: Recipe,
-    folder: Path,
-    settings: AdapterSettings,
-    deployed: Adapter,
-    personal: Mapping[str, Metrics],
+    recipe: Recipe, folder: Path, deployed: Adapter, personal: Mapping[str, Metrics]
 ) -> dict[str, float]:
-    """Write the server's half of a finished method; returns its final metrics.
+    """The final metrics of a method whose adapters are written.
 
     personal: what each client says of its own model, {} where that was not asked for.
     """
-    if deployed:
-        write_adapter(folder / "global", whole(deployed), settings)
     rows = files.read_json_lines(folder / METRICS_FILE)
     # No global model: clients' own only. No "eval": clients tell no scores.
     result = dict(rows[-1].get("eval", {})) if deployed else {}

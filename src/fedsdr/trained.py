@@ -29,7 +29,7 @@ CLIENT: Final = "client:"
 
 @dataclass(frozen=True)
 class Finished:
-    """A run folder whose methods are done, before any model is loaded.
+    """A run folder whose methods are trained, before any model is loaded.
 
     methods: name -> folder, the run's own method last.
     """
@@ -118,8 +118,14 @@ def personal(folder: Path) -> list[str]:
     return [c.name for c in clients if any((c / kind / WEIGHTS).exists() for kind in kinds)]
 
 
+def is_trained(folder: Path) -> bool:
+    """Whether a method's adapters are there: its evaluation need not be, and may have failed."""
+    adapters = (folder / GLOBAL / WEIGHTS).exists() or bool(personal(folder))
+    return adapters or (folder / RESULT_FILE).exists()
+
+
 def open_run(folder: Path) -> Finished:
-    """Read what a finished run holds. Raises `UserError` for anything but a finished run."""
+    """Read what a trained run holds. Raises `UserError` for anything but a trained run."""
     if not (folder / RECIPE_FILE).is_file():
         raise UserError(f"{folder} is not a run folder: it has no {RECIPE_FILE}")
     recipe = load_recipe(folder / RECIPE_FILE)
@@ -128,7 +134,7 @@ def open_run(folder: Path) -> Finished:
             f"{folder} is a comparison of several runs: give one of them, {folder / seeds[0]} say"
         )
     methods = {name: place for name, place, _ in method_folders(recipe, folder)}
-    if waiting := [name for name, place in methods.items() if not (place / RESULT_FILE).exists()]:
+    if waiting := [name for name, place in methods.items() if not is_trained(place)]:
         raise UserError(
             f"{folder} is not finished ({waiting[0]!r} is not): go on with "
             f"fedsdr run ... --out {folder} --resume"

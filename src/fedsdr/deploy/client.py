@@ -103,8 +103,7 @@ class ClientSide:
         self.bench, self.recipe, self.client = bench, recipe, client
         self.folder, self.reporter = folder, reporter
         self.key, self.server = key, server
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        files.remove_leftovers(folder)
+        files.make_folder(folder, private=True)
         self.audit, self.journal = Audit(folder), Journal(folder)
         self.ledger, self.data = Ledger(folder, recipe.privacy), fingerprint(bench.clients)
         if self.ledger.path.exists():
@@ -266,7 +265,7 @@ class ClientSide:
         folder, recipe = method.folder, method.recipe
         if recipe.privacy.mode != "none" and recipe.federation.rounds and not folder.exists():
             self.ledger.check(recipe.privacy)  # before hours of rewriting
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        files.make_folder(folder, private=True)
         if parts := changed_parts(folder, self.bench):
             raise RefusalError(
                 f"this client's {', '.join(parts)} changed since the run began: restore what it "

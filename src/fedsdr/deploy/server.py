@@ -34,7 +34,7 @@ from fedsdr.folders import (
     claimed,
     method_folders,
 )
-from fedsdr.method_run import conclude, noise_seed, round_options
+from fedsdr.method_run import conclude, noise_seed, round_options, write_global
 from fedsdr.model.identity import Identity
 from fedsdr.model.lora import TwoStreamModel
 from fedsdr.model.outline import outline
@@ -170,10 +170,11 @@ def serve_method(
 
         state = run_rounds(
             algorithm, engine, shape.first, options, evaluate, folder,
-            reporter, name, observe,
+            reporter, name, observe, None,
+            lambda state: write_global(folder, algorithm.deployed(state), shape.settings),
         )  # fmt: skip
         personal = engine.finish(algorithm.broadcast(state))
-        result = conclude(recipe, folder, shape.settings, algorithm.deployed(state), personal)
+        result = conclude(recipe, folder, algorithm.deployed(state), personal)
         if tracking:
             tracking.final(result)
     files.write_json(folder / RESULT_FILE, result)

@@ -5,12 +5,11 @@ client:  recipe.toml  client.json  client.key  server.pub  private/
          relay/: node.key  ca.crt
 """
 
-import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -29,10 +28,10 @@ from fedsdr.deploy.identity import (
     read_public,
 )
 from fedsdr.deploy.server import serve
-from fedsdr.deploy.trainer import SOCKET, allowed_users, hold, listen, serve_requests
+from fedsdr.deploy.trainer import SOCKET, allowed_users, listen, serve_requests
 from fedsdr.deploy.wire import Name
 from fedsdr.errors import UserError
-from fedsdr.folders import RECIPE_FILE
+from fedsdr.folders import RECIPE_FILE, locked
 from fedsdr.progress import Reporter, terminal
 from fedsdr.quiet import quiet_libraries
 from fedsdr.recipe import load_recipe
@@ -46,7 +45,6 @@ SERVER_KEY, CLIENT_KEY, SERVER_PUBLIC = "server.key", "client.key", "server.pub"
 RUN: Final = "run"  # the server's run folder
 PRIVATE: Final = "private"  # the client's
 STATUS: Final = "status.json"
-LOCK: Final = "server.lock"
 
 
 class _Roster(BaseModel):
@@ -149,15 +147,9 @@ def _serve_folder(
     files.write_json(folder / STATUS, status | {"state": "finished", "error": ""})
 
 
-@contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Two servers in one folder would count everything twice: the second is an error."""
-    with open(folder / LOCK, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"another server is at work in {folder}: let it finish") from error
-        yield
+def only_one(folder: Path) -> AbstractContextManager[None]:
+    """Two processes at one site would count everything twice: the second is an error."""
+    return locked(folder, "use another folder")
 
 
 def open_client(folder: Path, reporter: Reporter) -> ClientSide:
@@ -190,12 +182,14 @@ def run_trainer(
     path = (socket or folder / SOCKET).absolute()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     users = allowed_users(relay_user)
-    server = listen(path, users)
-    try:
-        with hold(folder / PRIVATE / "trainer.lock"):  # another one may have another socket
+    with only_one(folder):
+        files.make_folder(folder / PRIVATE, private=True)
+        files.recover(folder / PRIVATE)
+        server = listen(path, users)
+        try:
             client = open_client(folder, reporter)
             reporter.say(f"client {client.client} is ready: {path}")
             serve_requests(server, client, users, client.longest_request())
-    finally:
-        server.close()
-        path.unlink(missing_ok=True)
+        finally:
+            server.close()
+            path.unlink(missing_ok=True)

@@ -57,7 +57,6 @@ class Listener(socket.socket):
 def hold(path: Path) -> BinaryIO:
     """The lock of a file, until it is closed or the process ends. Raises `UserError` where another
     trainer has it."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

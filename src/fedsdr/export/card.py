@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 
 from fedsdr import __version__, files
+from fedsdr.errors import UserError
 from fedsdr.folders import (
     NOTICES_FILE,
     PARTITION_FILE,
@@ -47,8 +48,14 @@ def write_card(folder: Path, run: Finished, artefact: Artefact, client_names: bo
     """README.md, with the front matter that the Hugging Face hub reads."""
     place, client = run.place(artefact.model)
     recipe = load_recipe(place / RECIPE_FILE)
-    result = files.read_json(place / RESULT_FILE)
-    scores = files.read_json(place / PERSONAL_FILE).get(client, {}) if client else result
+    result, personal = (_known(place / name) for name in (RESULT_FILE, PERSONAL_FILE))
+    noisy = recipe.privacy.mode != "none" and recipe.privacy.noise_multiplier > 0
+    if noisy and "epsilon" not in result:
+        raise UserError(
+            f"{run.folder} has not come to its end, where its epsilon is known: go on with "
+            f"fedsdr run ... --out {run.folder} --resume"
+        )
+    scores = personal.get(client, {}) if client else result
     partition = [] if run.recipe.privacy.mode != "none" else _partition(run.folder)
     method = next(name for name, each in run.methods.items() if each == place)
     text = _template().render(
@@ -79,15 +86,15 @@ def privacy_of_whole(run: Finished) -> str:
     "" without differential privacy.
     """
     folder = run.folder.resolve()
-    summary, above = _summary(folder), _summary(folder.parent)
+    summary, above = _known(folder / SUMMARY_FILE), _known(folder.parent / SUMMARY_FILE)
     places = [Path(place) for each in above.get("runs", {}).values() for place in each]
     whole = above if any(place.parts[:1] == (folder.name,) for place in places) else summary
     return str((whole.get("privacy") or {}).get("words", ""))
 
 
-def _summary(folder: Path) -> Mapping[str, Any]:
-    file = folder / SUMMARY_FILE
-    return dict(files.read_json(file)) if file.is_file() else {}
+def _known(file: Path) -> dict[str, Any]:
+    """What a run noted at its end; {} where it did not come to that."""
+    return dict(files.read_json(file)) if file.exists() else {}
 
 
 def is_folder(base: str) -> bool:
