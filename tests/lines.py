@@ -11,6 +11,7 @@ from fedsdr.deploy.client import ClientSide
 from fedsdr.deploy.identity import UNSIGNED, Signer, Verifier
 from fedsdr.progress import silent
 from fedsdr.recipe import load_recipe
+from fedsdr.sections.recipe import Recipe
 from fedsdr.setting import prepare
 
 Answering = Callable[[bytes], bytes]
@@ -55,13 +56,13 @@ class Loopback:
 
 
 def client_sides(
-    recipe_file: Path,
+    recipe: Path | Recipe,
     folder: Path,
     keys: Mapping[str, Signer] | None = None,
     server: Verifier = UNSIGNED,
 ) -> dict[str, ClientSide]:
     """The clients of a recipe, each with its part of one workbench and a folder of its own."""
-    recipe = load_recipe(recipe_file)
+    recipe = load_recipe(recipe) if isinstance(recipe, Path) else recipe
     bench = prepare(recipe).workbench(silent())
     return {
         client.name: ClientSide(

@@ -136,11 +136,13 @@ class Disk:
             case "unlink" | "rmdir":
                 above.enter((name, None))
 
-    def left(self, how: "How", draw: random.Random) -> Contents:
-        """What is found when the power is back."""
+    def left(self, how: "How", draw: random.Random, where: str = "") -> Contents:
+        """What is found when the power is back, that failed at the paths that begin with `where`:
+        elsewhere all is there."""
         found: Contents = {}
 
         def walk(node: Node, place: str) -> None:
+            how = chosen if place.startswith(where) else EVERYTHING
             entries = dict(node.kept_entries)
             for changes in node.pending:
                 if how.entries(draw):
@@ -153,6 +155,7 @@ class Disk:
                     dirty = each.data != each.kept
                     found[place + name] = how.data(each, draw) if dirty else each.data
 
+        chosen = how
         walk(self.root, "")
         return found
 

@@ -20,6 +20,8 @@ import pytest
 import power
 import tiny
 from fedsdr import files, method_run, summary
+from fedsdr.deploy.identity import UNSIGNED
+from fedsdr.deploy.server import serve
 from fedsdr.errors import UserError, WriteError
 from fedsdr.folders import LOCK_FILE
 from fedsdr.progress import silent
@@ -27,6 +29,7 @@ from fedsdr.recipe import load_recipe, override
 from fedsdr.run import run
 from fedsdr.sections.recipe import Recipe
 from fedsdr.setting import Setting, prepare
+from lines import client_sides, loopback
 
 CLIENTS = ("anna", "ben")
 
@@ -168,3 +171,55 @@ def test_a_line_that_was_never_synced_is_missed(recipe, tmp_path):
         disk.play(call)
     said = resumed(recipe, disk.left(power.NOTHING, random.Random(0)), tmp_path / "again")
     assert "does not have a line for each round up to 3" in str(said)
+
+
+# A federation: the power fails at one site, and the others have moved on
+
+
+def federation(recipe: Recipe, folder: Path) -> dict[str, Any] | str:
+    """Serve a run, or go on with it, and tell what it has come to."""
+    sides = client_sides(recipe, folder)
+    roster = dict.fromkeys(CLIENTS, UNSIGNED)
+    try:
+        serve(recipe, folder / "server", loopback(sides), roster, silent(), UNSIGNED, pause=0)
+    except UserError as error:
+        return str(error)
+    found: dict[str, Any] = {
+        "/".join(part for part in path.relative_to(folder).parts if len(part) != 32): (
+            path.read_bytes()
+        )
+        for path in folder.rglob("adapter_model.safetensors")
+    }
+    rows = files.read_json_lines(folder / "server" / "metrics.jsonl")
+    for row in rows:
+        row.get("train", {}).pop("seconds", None)
+    return found | {"rows": rows, "result": files.read_json(folder / "server" / "result.json")}
+
+
+@pytest.mark.parametrize(
+    "most", [12, pytest.param(9999, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
+)
+@pytest.mark.parametrize("where", ["server/", "anna/"])
+def test_a_federation_ends_the_same_where_one_site_loses_what_it_had_not_synced(
+    recipe, tmp_path, where, most
+):
+    """most: so many of the states are gone on with, drawn at random."""
+    recipe = override(recipe, {"privacy.mode": "none", "federation.rounds": 2})
+    (tmp_path / "whole").mkdir()
+    with power.recorded(tmp_path / "whole") as calls:
+        wanted = federation(recipe, tmp_path / "whole")
+    assert {"server/global/adapter_model.safetensors", "rows"} < set(wanted)
+    assert len([name for name in wanted if "private/adapter" in name]) == 2
+    draw, disk, found, seen = random.Random(0), power.Disk(), [], set()
+    for call in calls:
+        disk.play(call)
+        if call[1].startswith(where):
+            for how in (power.NOTHING, power.SOME):
+                left = disk.left(how, draw, where)
+                if (key := frozenset(left.items())) not in seen:
+                    seen.add(key)
+                    found.append(left)
+    assert len(found) > 30
+    for number, contents in enumerate(draw.sample(found, min(most, len(found)))):
+        power.put(contents, tmp_path / str(number))
+        assert federation(recipe, tmp_path / str(number)) == wanted
