@@ -94,7 +94,7 @@ def privacy_of_whole(run: Finished) -> str:
 
 def _known(file: Path) -> dict[str, Any]:
     """What a run noted at its end; {} where it did not come to that."""
-    return dict(files.read_json(file)) if file.exists() else {}
+    return dict(files.read_json(file)) if file.is_file() else {}
 
 
 def is_folder(base: str) -> bool:
