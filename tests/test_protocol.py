@@ -67,7 +67,9 @@ def toy_recipe(folder: Path) -> Any:
 class ToyBench:
     """What a client needs of a workbench when nothing is trained; scores tell models apart."""
 
-    fingerprint = identity_text({"weights": "0" * 32})
+    identity: Final = {"weights": "0" * 32}
+    fingerprint: Final = identity_text(identity)
+    clients: Final = ()
 
     def __init__(self, client: str) -> None:
         self.raw = {client: ["record"] * 3}
@@ -439,6 +441,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "save_checkpoint", saving)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # no power is lost here
     monkeypatch.setattr(InProcess, "trainer", lambda self, client, round: tiny.ToyClient(client))
+    monkeypatch.setattr(InProcess, "at_once", 1)
     for module in (admission, switchboard):
         clock = SimpleNamespace(monotonic=None, sleep=lambda seconds: None)
         monkeypatch.setattr(module, "time", clock)
