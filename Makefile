@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test models-table lint wheel-test audit bench clean
+.PHONY: install demo evidence test models-table lint wheel-test audit bench clean
 
 install: .venv/installed
 
@@ -15,6 +15,10 @@ install: .venv/installed
 demo: install
 	$(BIN)/fedsdr demo --out runs/demo
 
+# The paper's claims on the lab, hours; `make evidence QUICK=1` for a first look.
+evidence: install
+	$(BIN)/python -m experiments $(if $(QUICK),--quick)
+
 test: install
 	$(BIN)/python -m pytest -n auto
 
@@ -23,8 +27,8 @@ models-table: install
 	PYTHONPATH=tests $(BIN)/python -W ignore tests/architectures.py
 
 lint: install
-	$(BIN)/ruff check .ci src tests benchmarks
-	$(BIN)/ruff format --check .ci src tests benchmarks
+	$(BIN)/ruff check .ci src tests benchmarks experiments
+	$(BIN)/ruff format --check .ci src tests benchmarks experiments
 	$(BIN)/mypy
 
 # A wheel, installed into an environment of its own, runs every command of README.

@@ -74,8 +74,6 @@ AFTER = (
         f"{PROGRAM} diagnose my.toml --out runs/look",
         f"{PROGRAM} distill my.toml --out runs/rewrites --report",
         f"{PROGRAM} algorithms",
-        f"{PROGRAM} reproduce + --only paradox"
-        f" --cells {shlex.quote(str(ROOT / 'docs' / 'evidence' / 'cells.jsonl.xz'))}",
         f"{PROGRAM} demo --help",
     ),
 )

@@ -20,12 +20,12 @@ from dataclasses import replace
 
 import torch
 
-from fedsdr.adapters import Adapter, fresh
-from fedsdr.algorithms.compose import build_algorithm
 from fedsdr.algorithms.contract import Algorithm, Round, ServerState, Update, check_update
-from fedsdr.methods import method
-from fedsdr.sections.model import Model
-from fedsdr.sections.recipe import Recipe
+from fedsdr.core.adapters import Adapter, fresh_adapter
+from fedsdr.recipe.build import build_algorithm
+from fedsdr.recipe.methods import named_recipe
+from fedsdr.recipe.sections.model import Model
+from fedsdr.recipe.sections.recipe import Recipe
 from measure import arguments, peak, save, three
 
 WIDTH, HIDDEN, KV, BLOCKS, RANK = 576, 1536, 192, 30, 16
@@ -62,7 +62,7 @@ def adapter(seed: int) -> Adapter:
             path = f"model.layers.{block}.{name}"
             like[f"{path}.lora_A.weight"] = torch.empty(RANK, inputs)
             like[f"{path}.lora_B.weight"] = torch.empty(outputs, RANK)
-    return fresh(like, draw)
+    return fresh_adapter(like, draw)
 
 
 def like(template: Adapter, seed: int) -> Adapter:
@@ -93,7 +93,7 @@ def bandwidth() -> float:
 
 def stream(name: str, updates: int) -> dict[str, float | str | int]:
     """Aggregate that many updates of one method."""
-    recipe = method(name, Recipe(model=Model(path="lab")))
+    recipe = named_recipe(name, Recipe(model=Model(path="lab")))
     algorithm: Algorithm = build_algorithm(recipe)
     state: ServerState = algorithm.init(adapter(0))
     round = Round(1, 0, population=float(updates))

@@ -13,17 +13,17 @@ from pathlib import Path
 
 import torch
 
-from fedsdr.adapters import Private, fresh
 from fedsdr.algorithms.contract import Schedule, Stage
+from fedsdr.core.adapters import Private, fresh_adapter
+from fedsdr.core.progress import silent_reporter
 from fedsdr.data.template import Example
-from fedsdr.engines.cohort_size import bytes_of_a_client
-from fedsdr.engines.workbench import Workbench
+from fedsdr.federation.cohort_size import bytes_of_a_client
+from fedsdr.federation.workbench import Workbench
 from fedsdr.model.lora import TwoStreamModel
-from fedsdr.progress import silent
-from fedsdr.recipe import load_recipe
-from fedsdr.setting import prepare
+from fedsdr.recipe.load import load_recipe
 from fedsdr.training.cohort import train_cohort
 from fedsdr.training.local import LocalTrainer
+from fedsdr.workflows.prepare import prepare_run
 from measure import Contender, Row, arguments, compare, save, three
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "lab.toml"
@@ -50,7 +50,7 @@ def contenders(
         )
         for k, own in enumerate(dealt(records))
     ]  # fmt: skip
-    r, s = (fresh(model.blank(), torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    r, s = (fresh_adapter(model.blank(), torch.Generator().manual_seed(seed)) for seed in (0, 1))
     stage = Stage("rectify", "R", Schedule(STEPS, 1e-3), r, private=Private(s))
 
     def alone() -> float:
@@ -87,7 +87,7 @@ def memory(bench: Workbench, batch: int) -> list[Row]:
 
 def main() -> None:
     given = arguments(__doc__).parse_args()
-    bench = prepare(load_recipe(RECIPE)).workbench(silent())
+    bench = prepare_run(load_recipe(RECIPE)).workbench(silent_reporter())
     records = [example for each in bench.raw.values() for example in each]
     rows: list[Row] = []
     for batch in (4,) if given.quick else (4, 16, 32):

@@ -3,11 +3,11 @@
     python benchmarks/deployment.py [--quick]
 
 Flower starts a new process for every message. First such a process by itself, from its start to its
-end, that answers an evaluation: one hands it to a trainer over its socket (`fedsdr.deploy.relay`),
-the other loads model and data itself. Then whole rounds of two clients on Flower, SuperLink and
-SuperNodes on this machine: with trainers, and with a process behind the socket that opens the
-client anew for every message. The model has the shape of SmolLM2-135M and random weights, and a
-round trains one step.
+end, that answers an evaluation: one hands it to a trainer over its socket
+(`fedsdr.deploy.client.relay`), the other loads model and data itself. Then whole rounds of two
+clients on Flower, SuperLink and SuperNodes on this machine: with trainers, and with a process
+behind the socket that opens the client anew for every message. The model has the shape of
+SmolLM2-135M and random weights, and a round trains one step.
 """
 
 import contextlib
@@ -27,17 +27,17 @@ import tomli_w
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fedsdr import files
-from fedsdr.deploy.agreement import agreement
-from fedsdr.deploy.identity import read_private, seal
-from fedsdr.deploy.init import init
-from fedsdr.deploy.relay import ask
-from fedsdr.deploy.server import Shape
-from fedsdr.deploy.wire import Request, encode
+from fedsdr.core import files
+from fedsdr.core.quiet import quiet_libraries
+from fedsdr.deploy.client.relay import ask_trainer
+from fedsdr.deploy.protocol.agreement import agreement_digest
+from fedsdr.deploy.protocol.messages import Request, encode_message
+from fedsdr.deploy.protocol.signing import read_private, seal_payload
+from fedsdr.deploy.server.serve import Shape
+from fedsdr.deploy.sites.init import init_federation
 from fedsdr.lab.pretrain import build_tokenizer
 from fedsdr.lab.world import WorldOptions, build_world
-from fedsdr.quiet import quiet_libraries
-from fedsdr.recipe import load_recipe
+from fedsdr.recipe.load import load_recipe
 from measure import Row, arguments, compare, save, three
 
 SHAPE = {
@@ -49,23 +49,23 @@ TINY = {**SHAPE, "hidden_size": 36, "num_hidden_layers": 2, "intermediate_size":
 RELAYED = """
 import sys
 from pathlib import Path
-import fedsdr.deploy.client_app
-from fedsdr.deploy import relay
+import fedsdr.deploy.flower.client_app
+from fedsdr.deploy.client import relay
 relay.ask(Path(sys.argv[1]) / "trainer.sock", Path(sys.argv[2]).read_bytes())
 """
 LOADED = """
 import sys
 from pathlib import Path
-import fedsdr.deploy.client_app
-from fedsdr.deploy.site import open_client
-from fedsdr.progress import silent
+import fedsdr.deploy.flower.client_app
+from fedsdr.deploy.sites.site import open_client
+from fedsdr.core.progress import silent
 client = open_client(Path(sys.argv[1]), silent())
 sys.stdout.buffer.write(client(sys.stdin.buffer.read()))
 """
 ANEW = """
 import subprocess, sys
 from pathlib import Path
-from fedsdr.deploy.trainer import listen, serve_requests
+from fedsdr.deploy.client.trainer import listen, serve_requests
 words = [sys.executable, "-c", sys.argv[2], sys.argv[1]]
 answer = lambda data: subprocess.run(words, input=data, check=True, stdout=subprocess.PIPE).stdout
 serve_requests(listen(Path(sys.argv[1]) / "trainer.sock"), answer)
@@ -99,7 +99,7 @@ def federation(
     }
     path = folder / "recipe.toml"
     path.write_text(tomli_w.dumps(recipe), encoding="utf-8")
-    init(load_recipe(path), folder / "federation", "localhost", port)
+    init_federation(load_recipe(path), folder / "federation", "localhost", port)
     return folder / "federation"
 
 
@@ -133,10 +133,10 @@ def messages(folder: Path, shape: dict[str, int], runs: int) -> list[Row]:
         began = next(number)
         journal = files.read_json(client / "private" / "journal.json")["name"]
         request = Request(
-            "evaluate", f"run-{began}", agreement(recipe), "hospital", "fedavg", 0, shared,
+            "evaluate", f"run-{began}", agreement_digest(recipe), "hospital", "fedavg", 0, shared,
             began=began, journal=journal,
         )  # fmt: skip
-        return seal(encode(request), key)
+        return seal_payload(encode_message(request), key)
 
     def run(program: str) -> float:
         message.write_bytes(evaluation())
@@ -146,8 +146,10 @@ def messages(folder: Path, shape: dict[str, int], runs: int) -> list[Row]:
         return 1.0
 
     with running(FEDSDR, "deploy", "trainer", client):
-        hello = Request("hello", "run", agreement(recipe), "-", nonce="0" * 32)
-        ask(client / "trainer.sock", seal(encode(hello), key))  # once it is up
+        hello = Request("hello", "run", agreement_digest(recipe), "-", nonce="0" * 32)
+        ask_trainer(
+            client / "trainer.sock", seal_payload(encode_message(hello), key)
+        )  # once it is up
         return compare(
             "one evaluation",
             {

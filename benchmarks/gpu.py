@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 import cohort
-from fedsdr.model.generators import GENERATORS
+from fedsdr.generation.table import GENERATORS
 from fedsdr.model.lora import Stream, TwoStreamModel
 from lengths import records, source
 from measure import Row, alternate, arguments, compare, save, three

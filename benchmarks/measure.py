@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from fedsdr.environment import git_commit
+from fedsdr.core.environment import git_commit
 
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, str | float | int]

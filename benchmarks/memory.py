@@ -14,8 +14,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from fedsdr.recipe import load_recipe
-from fedsdr.sections.recipe import Recipe
+from fedsdr.recipe.load import load_recipe
+from fedsdr.recipe.sections.recipe import Recipe
 from measure import Row, arguments, peak, save
 from rounds import FIVE, Federation
 

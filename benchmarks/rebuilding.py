@@ -9,14 +9,14 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
-from fedsdr.model.base import BaseModel
-from fedsdr.sections.recipe import Recipe
+from fedsdr.model.base import LoadedModel
+from fedsdr.recipe.sections.recipe import Recipe
 
 IGNORED = -100  # the label of a token that is not learnt
 
 
 def each_client(
-    recipe: Recipe, base: BaseModel, clients: Sequence[Any], folder: Path
+    recipe: Recipe, base: LoadedModel, clients: Sequence[Any], folder: Path
 ) -> Callable[[], float]:
     """OpenFedLLM: one model; dataset tokens, optimiser and trainer anew for each client."""
     model = wrapped(recipe, base.path)
@@ -35,7 +35,7 @@ def each_client(
 
 
 def each_message(
-    recipe: Recipe, base: BaseModel, clients: Sequence[Any], folder: Path
+    recipe: Recipe, base: LoadedModel, clients: Sequence[Any], folder: Path
 ) -> Callable[[], float]:
     """Flower's example: the base model too is loaded for every message to a client."""
     shared = adapter_of(wrapped(recipe, base.path))
@@ -70,7 +70,7 @@ def mean(updates: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {key: torch.stack([each[key] for each in updates]).mean(0) for key in updates[0]}
 
 
-def tokens(recipe: Recipe, base: BaseModel, client: Any) -> Dataset:
+def tokens(recipe: Recipe, base: LoadedModel, client: Any) -> Dataset:
     rows = []
     for record in client.train:
         example = base.chat.prompt_ids(record.prompt), base.chat.response_ids(record.response)

@@ -22,14 +22,14 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from fedsdr.core.progress import silent_reporter
 from fedsdr.distill.rewrite import rewriting_job
 from fedsdr.estimate.tokens import CHARACTERS
-from fedsdr.model.choose import Job
-from fedsdr.model.generators import GENERATORS
-from fedsdr.progress import silent
-from fedsdr.recipe import load_recipe
-from fedsdr.sections.distill import Distill
-from fedsdr.setting import base_of, prepare
+from fedsdr.generation.sampling import Job
+from fedsdr.generation.table import GENERATORS
+from fedsdr.recipe.load import load_recipe
+from fedsdr.recipe.sections.distill import Distill
+from fedsdr.workflows.prepare import base_of, prepare_run
 from lengths import Lengths, records, source
 from measure import Row, arguments, compare, save
 from shapes import random_model
@@ -137,8 +137,8 @@ def speed(
 def lab(quick: bool, runs: int) -> list[Row]:
     """The lab's base model on its clients' rewriting requests, as many rows as its recipe says."""
     recipe = load_recipe(LAB)
-    setting = prepare(recipe)
-    base = base_of(recipe, silent())
+    setting = prepare_run(recipe)
+    base = base_of(recipe, silent_reporter())
     found = [record for client in setting.clients for record in client.train]
     jobs = [rewriting_job(base.chat, record, recipe.distill, 0, 0) for record in found]
     stop, rows = base.chat.end_of_turn, recipe.distill.batch_size

@@ -23,18 +23,18 @@ from typing import Any
 
 import torch
 
-from fedsdr.algorithms.compose import build_algorithm
 from fedsdr.algorithms.contract import Round
-from fedsdr.engines.in_process import InProcess
-from fedsdr.engines.workbench import Workbench
-from fedsdr.progress import silent
-from fedsdr.recipe import load_recipe
-from fedsdr.sections.recipe import Recipe
-from fedsdr.setting import prepare
+from fedsdr.core.progress import silent_reporter
+from fedsdr.federation.checkpoint import save_checkpoint
+from fedsdr.federation.in_process import InProcess
+from fedsdr.federation.rounds import run_round
+from fedsdr.federation.workbench import Workbench
+from fedsdr.recipe.build import build_algorithm
+from fedsdr.recipe.load import load_recipe
+from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.training import local
-from fedsdr.training.checkpoint import save_checkpoint
-from fedsdr.training.rounds import run_round
 from fedsdr.training.store import ClientStore
+from fedsdr.workflows.prepare import prepare_run
 from measure import Row, arguments, compare, save, three
 from rebuilding import each_client, each_message
 
@@ -70,14 +70,14 @@ class Federation:
     """A recipe's clients, and its rounds one after another, with checkpoints as in a run."""
 
     def __init__(self, recipe: Recipe, folder: Path, clients: int | None = None) -> None:
-        self.bench: Workbench = prepare(recipe).workbench(silent())
+        self.bench: Workbench = prepare_run(recipe).workbench(silent_reporter())
         # What is measured does not depend on the targets: raw responses stand in for rewrites.
         examples = {name: {"raw": its, "distilled": its} for name, its in self.bench.raw.items()}
         if clients is not None:
             kinds = list(examples.values())
             examples = {f"client{i}": kinds[i % len(kinds)] for i in range(clients)}
         store = ClientStore(folder / "clients")
-        self.engine = InProcess(self.bench, recipe, examples, store, silent())
+        self.engine = InProcess(self.bench, recipe, examples, store, silent_reporter())
         self.folder, self.algorithm, self.round = folder, build_algorithm(recipe), 0
         self.state = self.algorithm.init(self.bench.first_adapter(recipe.seed))
 
@@ -123,7 +123,7 @@ def overhead(recipe: Recipe, rounds: int) -> list[Row]:
 def rates(setting: str, path: Path, runs: int) -> list[Row]:
     """Client-rounds a minute, ours and those of both patterns, on the same records."""
     recipe = load_recipe(path, RAW)
-    clients = prepare(recipe).clients
+    clients = prepare_run(recipe).clients
     at_once = load_recipe(path, [*RAW, f"local.cohort={len(clients)}"])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -18,13 +18,13 @@ import tomli_w
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fedsdr import files
-from fedsdr.deploy.simulation import simulate
+from fedsdr.core import files
+from fedsdr.core.progress import silent_reporter
+from fedsdr.core.quiet import quiet_libraries
+from fedsdr.deploy.flower.simulation import simulate_federation
 from fedsdr.lab.pretrain import build_tokenizer
 from fedsdr.lab.world import WorldOptions, build_world
-from fedsdr.progress import silent
-from fedsdr.quiet import quiet_libraries
-from fedsdr.recipe import load_recipe
+from fedsdr.recipe.load import load_recipe
 from measure import Row, arguments, save, three
 
 KINDS = {
@@ -112,7 +112,7 @@ def main() -> None:
         folder = Path(name)
         path = recipe(folder, clients, options.rounds)
         began = time.perf_counter()
-        simulate(load_recipe(path), folder / "out", 1.0, 0.0, silent())
+        simulate_federation(load_recipe(path), folder / "out", 1.0, 0.0, silent_reporter())
         seconds = time.perf_counter() - began
         rounds = [
             row for row in files.read_json_lines(folder / "out" / "run" / "metrics.jsonl")

@@ -27,8 +27,8 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fedsdr.adapters import fresh
 from fedsdr.algorithms.contract import Schedule, Stage
+from fedsdr.core.adapters import fresh_adapter
 from fedsdr.data.template import Example
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.training.correction import Correction
@@ -78,7 +78,7 @@ def with_streams(model: Any) -> TwoStreamModel:
     """R, which will be trained, and S."""
     two = TwoStreamModel(model, "all-linear", 16, 32.0)
     for seed, stream in enumerate((Stream.RECTIFY, Stream.SMOOTH)):
-        two.load(stream, fresh(two.blank(), torch.Generator().manual_seed(seed)))
+        two.load(stream, fresh_adapter(two.blank(), torch.Generator().manual_seed(seed)))
     return two
 
 

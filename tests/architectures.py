@@ -13,18 +13,19 @@ from peft import PeftModel
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from fedsdr.adapters import B_SUFFIX
-from fedsdr.data.batches import Batch, collate, end_to_end
+from fedsdr.core.adapters import B_SUFFIX
+from fedsdr.core.errors import UserError
+from fedsdr.data.batches import Batch, collate_examples, end_to_end
 from fedsdr.data.template import Example
-from fedsdr.errors import UserError
-from fedsdr.model import experts, stream
-from fedsdr.model.checkpointing import blocks, recomputed
-from fedsdr.model.choose import Job
-from fedsdr.model.generate import generate, way
+from fedsdr.generation import streaming as stream
+from fedsdr.generation.batched import generate_batch, generation_way
+from fedsdr.generation.sampling import Job
+from fedsdr.model import experts
+from fedsdr.model.checkpointing import checkpointed_blocks, recompute_activations
 from fedsdr.model.lora import Stream, TwoStreamModel, linear_layers
-from fedsdr.model.packing import packed
+from fedsdr.model.packing import packed_attention
 from fedsdr.model.peft_format import settings_of, write_adapter
-from fedsdr.model.trials import able, alike, check_causal, pads, plain
+from fedsdr.model.trials import check_causal, pads_rightly, passes_trial, plain_logits, same_logits
 from fedsdr.training.loss import summed_loss
 from fedsdr.training.trial import check_learns
 from models import random_adapter
@@ -205,7 +206,7 @@ def conform(name: str) -> Row:
         return Row(name, note=f"refused: {str(error).removeprefix(f'model.path = {name!r}: ')}")
     two.detach()
     _writes_what_it_likes(model)
-    base = plain(model, PROMPTS[0])
+    base = plain_logits(model, PROMPTS[0])
     two = TwoStreamModel(model, "all-linear", 2, 4.0)
     for seed, each in enumerate((Stream.RECTIFY, Stream.SMOOTH)):
         two.load(each, random_adapter(two.blank(), seed))
@@ -213,30 +214,30 @@ def conform(name: str) -> Row:
     training, unused = _trains_alike(two)
     checkpointing = _checkpoints(two)
     two.activate(Stream.RECTIFY)
-    wanted = plain(model, PROMPTS[0])
+    wanted = plain_logits(model, PROMPTS[0])
     settings = settings_of(two, "base")
     adapted, adapter = two.paths, two.read(Stream.RECTIFY)
     two.detach()
-    assert torch.equal(plain(model, PROMPTS[0]), base)
+    assert torch.equal(plain_logits(model, PROMPTS[0]), base)
     layers = f"{len(adapted)} of {len(linear_layers(model))}"
-    note = experts.sentence(model, adapted)
+    note = experts.experts_notice(model, adapted)
     if unused:
         note += f"{'; ' if note else ''}text does not pass through {unused} of them"
-    generation = way(model)
+    generation = generation_way(model)
     with TemporaryDirectory() as folder:
         write_adapter(Path(folder), adapter, settings)
         peft = PeftModel.from_pretrained(model, folder)
-    assert alike(plain(peft, PROMPTS[0]), wanted), "PEFT computes something else"
+    assert same_logits(plain_logits(peft, PROMPTS[0]), wanted), "PEFT computes something else"
     return Row(name, training, generation, checkpointing, layers, note)
 
 
 @torch.no_grad()
 def _writes_what_it_likes(model: Any) -> None:
     """Greedy tokens are the likeliest ones of the plain forward pass."""
-    texts = generate(model, [Job(prompt, 6) for prompt in PROMPTS], NEVER)
-    alone = list(stream.Stream(model).generate(PROMPTS[0], 6, NEVER))
+    texts = generate_batch(model, [Job(prompt, 6) for prompt in PROMPTS], NEVER)
+    alone = list(stream.TokenStream(model).generate(PROMPTS[0], 6, NEVER))
     for prompt, text in [*zip(PROMPTS, texts, strict=True), (PROMPTS[0], alone)]:
-        logits = plain(model, [*prompt, *text])
+        logits = plain_logits(model, [*prompt, *text])
         for place, token in enumerate(text, start=len(prompt) - 1):
             best = logits[place].max()
             assert logits[place, token] >= best - 1e-3 * logits[place].abs().max(), "generation"
@@ -244,12 +245,12 @@ def _writes_what_it_likes(model: Any) -> None:
 
 def _trains_alike(two: TwoStreamModel) -> tuple[str, int]:
     """How batches are computed, and how many layers have no gradient."""
-    alone = [_gradient(two, collate([each], 0)) for each in EXAMPLES]
+    alone = [_gradient(two, collate_examples([each], 0)) for each in EXAMPLES]
     wanted = {key: alone[0][key] + alone[1][key] for key in alone[0]}
     unused = sum(not wanted[key].any() for key in wanted if key.endswith(B_SUFFIX))
-    padded = able(two.model, pads)
+    padded = passes_trial(two.model, pads_rightly)
     if padded:
-        _check_close(_gradient(two, collate(EXAMPLES, 0)), wanted, "padded is not alone")
+        _check_close(_gradient(two, collate_examples(EXAMPLES, 0)), wanted, "padded is not alone")
     if two.packing.possible:
         _check_close(_gradient(two, end_to_end(EXAMPLES)), wanted, "packed is not alone")
         return "end to end", unused
@@ -257,9 +258,9 @@ def _trains_alike(two: TwoStreamModel) -> tuple[str, int]:
 
 
 def _checkpoints(two: TwoStreamModel) -> str:
-    if not blocks(two.model):
+    if not checkpointed_blocks(two.model):
         return "refused"
-    batch = collate(EXAMPLES[:1], 0)
+    batch = collate_examples(EXAMPLES[:1], 0)
     _check_close(_gradient(two, batch, True), _gradient(two, batch), "checkpointed is not plain")
     return "yes"
 
@@ -267,7 +268,7 @@ def _checkpoints(two: TwoStreamModel) -> str:
 def _gradient(two: TwoStreamModel, batch: Batch, again: bool = False) -> dict[str, torch.Tensor]:
     """The loss, and its slopes by R's factors."""
     parameters = two.train_only(Stream.RECTIFY)
-    with recomputed(two.model, again), packed(two.model, bool(batch.lengths)):
+    with recompute_activations(two.model, again), packed_attention(two.model, bool(batch.lengths)):
         loss = summed_loss(two.model, batch)
         slopes = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
     two.train_only(None)

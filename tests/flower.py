@@ -19,7 +19,7 @@ from flwr.common import (
 )
 from flwr.server.strategy import Strategy
 
-from fedsdr.adapters import Adapter
+from fedsdr.core.adapters import Adapter
 
 logging.getLogger("flwr").setLevel(logging.ERROR)  # its advice on metrics
 

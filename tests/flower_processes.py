@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from fedsdr.deploy.simulation import free_port
+from fedsdr.deploy.flower.simulation import free_port
 
 FEDSDR: Final = Path(sys.executable).with_name("fedsdr")
 

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from fedsdr.errors import UserError
+from fedsdr.core.errors import UserError
 
 # The same cases everywhere and always: a failure can be repeated by running the test again.
 fuzzed = settings(

@@ -5,14 +5,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from fedsdr.deploy import relay
-from fedsdr.deploy.admission import Reply
-from fedsdr.deploy.client import ClientSide
-from fedsdr.deploy.identity import UNSIGNED, Signer, Verifier
-from fedsdr.progress import silent
-from fedsdr.recipe import load_recipe
-from fedsdr.sections.recipe import Recipe
-from fedsdr.setting import prepare
+from fedsdr.core.progress import silent_reporter
+from fedsdr.deploy.client import relay
+from fedsdr.deploy.client.operations import ClientSide
+from fedsdr.deploy.protocol.signing import UNSIGNED, SignatureVerifier, Signer
+from fedsdr.deploy.server.admission import Reply
+from fedsdr.recipe.load import load_recipe
+from fedsdr.recipe.sections.recipe import Recipe
+from fedsdr.workflows.prepare import prepare_run
 
 Answering = Callable[[bytes], bytes]
 
@@ -59,14 +59,14 @@ def client_sides(
     recipe: Path | Recipe,
     folder: Path,
     keys: Mapping[str, Signer] | None = None,
-    server: Verifier = UNSIGNED,
+    server: SignatureVerifier = UNSIGNED,
 ) -> dict[str, ClientSide]:
     """The clients of a recipe, each with its part of one workbench and a folder of its own."""
     recipe = load_recipe(recipe) if isinstance(recipe, Path) else recipe
-    bench = prepare(recipe).workbench(silent())
+    bench = prepare_run(recipe).workbench(silent_reporter())
     return {
         client.name: ClientSide(
-            bench.of(client.name), recipe, client.name, folder / client.name, silent(),
+            bench.of(client.name), recipe, client.name, folder / client.name, silent_reporter(),
             (keys or {}).get(client.name, UNSIGNED), server,
         )
         for client in bench.clients
@@ -91,7 +91,7 @@ class Sockets:
 
     def send(self, node: int, data: bytes) -> str:
         id = f"message-{next(self._number)}"
-        self._sent[id] = self._pool.submit(relay.ask, self.paths[node], data, self.patience)
+        self._sent[id] = self._pool.submit(relay.ask_trainer, self.paths[node], data, self.patience)
         return id
 
     def receive(self, ids: Collection[str]) -> list[Reply]:

@@ -20,7 +20,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from fedsdr.adapters import Adapter, fresh
+from fedsdr.core.adapters import Adapter, fresh_adapter
 from fedsdr.model.lora import Stream, TwoStreamModel
 
 torch.set_num_threads(1)  # tiny models: threads cost more than they bring
@@ -160,7 +160,7 @@ def two_streams(
 
 def start_adapter(model: TwoStreamModel, seed: int = 0) -> Adapter:
     """A fresh adapter of the model's shapes: A random, B zero."""
-    return fresh(model.read(Stream.RECTIFY), torch.Generator().manual_seed(seed))
+    return fresh_adapter(model.read(Stream.RECTIFY), torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()

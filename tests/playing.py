@@ -5,8 +5,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fedsdr.adapters import Adapter, Private, unwrap
-from fedsdr.algorithms.compose import build_algorithm
 from fedsdr.algorithms.contract import (
     Algorithm,
     ClientState,
@@ -19,10 +17,12 @@ from fedsdr.algorithms.contract import (
     Update,
     check_update,
 )
-from fedsdr.methods import method
-from fedsdr.sections.local import Local
-from fedsdr.sections.model import Model
-from fedsdr.sections.recipe import Recipe
+from fedsdr.core.adapters import Adapter, Private, unwrap_private
+from fedsdr.recipe.build import build_algorithm
+from fedsdr.recipe.methods import named_recipe
+from fedsdr.recipe.sections.local import Local
+from fedsdr.recipe.sections.model import Model
+from fedsdr.recipe.sections.recipe import Recipe
 from tiny import CLIENTS, RECORDS, ToyClient, random_adapter
 
 ROUNDS = 3
@@ -36,10 +36,10 @@ LOCAL = Local(
 
 
 def recipe(name: str, **sections: Any) -> Recipe:
-    """The recipe of a method by name (`fedsdr.methods`), for toy clients."""
+    """The recipe of a method by name (`fedsdr.recipe.methods`), for toy clients."""
     sections = {"options": {}, "local": LOCAL, **sections}
     sections["options"] = {"krum": {"malicious": 0}, **sections["options"]}  # of three clients
-    return method(name, Recipe(model=Model(path="lab"), **sections))
+    return named_recipe(name, Recipe(model=Model(path="lab"), **sections))
 
 
 def build(name: str, **sections: Any) -> Algorithm:
@@ -131,7 +131,7 @@ def tensors(value: Any) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, Private):
-        return tensors(unwrap(value))
+        return tensors(unwrap_private(value))
     if isinstance(value, dict):
         return [tensor for key in sorted(value) for tensor in tensors(value[key])]
     if isinstance(value, tuple | list):

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsdr import adapters
-from fedsdr.adapters import A_SUFFIX, B_SUFFIX, Adapter
+from fedsdr.core import adapters
+from fedsdr.core.adapters import A_SUFFIX, B_SUFFIX, Adapter
 
 PATHS = ("model.layers.0.q_proj", "model.layers.1.mlp.up")
 SIZES = {PATHS[0]: (5, 4), PATHS[1]: (3, 6)}  # path -> (out, in)
@@ -123,7 +123,7 @@ def test_one_bad_entry_makes_an_adapter_not_finite(bad):
 
 
 def test_layers_are_the_sorted_paths():
-    assert adapters.layers(dict(reversed(make(0).items()))) == list(PATHS)
+    assert adapters.layer_paths(dict(reversed(make(0).items()))) == list(PATHS)
 
 
 @settings(deadline=None)
@@ -184,7 +184,7 @@ def test_a_fold_is_the_sum_in_any_order_and_stays_what_it_was(pairs, random):
 @given(seeds_, ranks, st.integers(1, 6))
 def test_resizing_keeps_the_first_components_and_fills_up_with_zeros(seed, rank, other):
     a = make(seed, rank)
-    got = adapters.resized(a, other)
+    got = adapters.resize_rank(a, other)
     assert adapters.rank_of(a) == rank
     assert adapters.rank_of(got) == other
     kept = min(rank, other)
@@ -195,7 +195,7 @@ def test_resizing_keeps_the_first_components_and_fills_up_with_zeros(seed, rank,
         assert torch.equal(factor_b[:, :kept], a[path + B_SUFFIX][:, :kept])
         assert not factor_a[kept:].any()
         assert not factor_b[:, kept:].any()
-    back = adapters.resized(got, rank)
+    back = adapters.resize_rank(got, rank)
     assert same(back, a) == (other >= rank)
     got[PATHS[0] + A_SUFFIX].fill_(7.0)
     assert same(a, make(seed, rank))
@@ -205,26 +205,26 @@ def test_resizing_keeps_the_first_components_and_fills_up_with_zeros(seed, rank,
 @given(seeds_, seeds_)
 def test_tensors_sent_together_come_apart_again(i, j):
     plain, control = make(i), make(j)
-    sent = {**plain, **adapters.prefixed(control, "control/")}
+    sent = {**plain, **adapters.add_prefix(control, "control/")}
     assert len(sent) == len(plain) + len(control)
-    assert same(adapters.factors(sent), plain)
-    assert same(adapters.under(sent, "control/"), control)
-    assert adapters.under(sent, "other/") == adapters.under({}, "control/") == {}
+    assert same(adapters.plain_factors(sent), plain)
+    assert same(adapters.strip_prefix(sent, "control/"), control)
+    assert adapters.strip_prefix(sent, "other/") == adapters.strip_prefix({}, "control/") == {}
     assert adapters.rank_of(sent) == adapters.rank_of(plain)
-    assert adapters.layers(adapters.under(sent, "control/")) == list(PATHS)
-    a_only = adapters.select(sent, lambda key: adapters.factor_of(key) == "A")
-    b_only = adapters.select(sent, lambda key: adapters.factor_of(key) == "B")
+    assert adapters.layer_paths(adapters.strip_prefix(sent, "control/")) == list(PATHS)
+    a_only = adapters.select_tensors(sent, lambda key: adapters.factor_of(key) == "A")
+    b_only = adapters.select_tensors(sent, lambda key: adapters.factor_of(key) == "B")
     assert len(a_only) == len(b_only) == len(plain)
     assert same({**b_only, **a_only}, sent)
 
 
 def test_the_rank_is_the_largest_of_the_plain_factors():
-    a = {**make(0, 1), **adapters.prefixed(make(1, 3), "folded/")}
+    a = {**make(0, 1), **adapters.add_prefix(make(1, 3), "folded/")}
     assert adapters.rank_of(a) == 1
     a[PATHS[1] + B_SUFFIX] = torch.zeros(3, 2)
     assert adapters.rank_of(a) == 2
     assert adapters.rank_of({PATHS[0] + A_SUFFIX: torch.zeros(2, 9)}) == 2
-    assert adapters.rank_of({}) == adapters.rank_of(adapters.prefixed(make(0), "control/")) == 0
+    assert adapters.rank_of({}) == adapters.rank_of(adapters.add_prefix(make(0), "control/")) == 0
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_inputs_are_never_changed(name):
 
 def test_a_fresh_adapter_is_uniform_within_its_bound_and_adds_nothing():
     like = {"x" + A_SUFFIX: torch.ones(50, 400), "x" + B_SUFFIX: torch.ones(30, 50)}
-    a = adapters.fresh(like, torch.Generator().manual_seed(0))
+    a = adapters.fresh_adapter(like, torch.Generator().manual_seed(0))
     factor, bound = a["x" + A_SUFFIX], 1 / math.sqrt(400)
     assert torch.equal(a["x" + B_SUFFIX], torch.zeros(30, 50))
     assert 0.99 * bound < float(factor.max()) <= bound
@@ -293,7 +293,7 @@ def test_a_fresh_adapter_is_uniform_within_its_bound_and_adds_nothing():
 
 def test_a_fresh_adapter_depends_on_the_seed_alone():
     def start(seed: int, like: Adapter) -> Adapter:
-        return adapters.fresh(like, torch.Generator().manual_seed(seed))
+        return adapters.fresh_adapter(like, torch.Generator().manual_seed(seed))
 
     like = make(0)
     other_order = dict(reversed(make(1).items()))
@@ -304,5 +304,5 @@ def test_a_fresh_adapter_depends_on_the_seed_alone():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_a_fresh_adapter_has_the_dtype_it_is_asked_for(dtype):
-    a = adapters.fresh(make(0, dtype=dtype), torch.Generator().manual_seed(0))
+    a = adapters.fresh_adapter(make(0, dtype=dtype), torch.Generator().manual_seed(0))
     assert {tensor.dtype for tensor in a.values()} == {dtype}

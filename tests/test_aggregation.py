@@ -13,13 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from fedsdr import adapters
-from fedsdr.adapters import A_SUFFIX, B_SUFFIX, FOLDED, Adapter, Private, unwrap
-from fedsdr.algorithms.aggregation.error import measured
-from fedsdr.algorithms.aggregation.fedrot import fedrot_lora, turn
+from fedsdr.algorithms.aggregation.error import with_aggregation_error
+from fedsdr.algorithms.aggregation.fedrot import align_factors, fedrot_lora
 from fedsdr.algorithms.aggregation.flexlora import flexlora
 from fedsdr.algorithms.aggregation.flora import flora
-from fedsdr.algorithms.aggregation.folding import whole
+from fedsdr.algorithms.aggregation.folding import merge_folded
 from fedsdr.algorithms.contract import (
     Algorithm,
     ClientState,
@@ -33,9 +31,11 @@ from fedsdr.algorithms.contract import (
     check_update,
 )
 from fedsdr.algorithms.fedavg import fedavg
-from fedsdr.metrics import Mean
-from fedsdr.products import rotate
-from fedsdr.sections.evaluate import Evaluate
+from fedsdr.core import adapters
+from fedsdr.core.adapters import A_SUFFIX, B_SUFFIX, FOLDED, Adapter, Private, unwrap_private
+from fedsdr.core.metrics import Mean
+from fedsdr.core.products import rotate_factors
+from fedsdr.recipe.sections.evaluate import Evaluate
 from playing import SETUP, Played, build, furthest, same_bits, step
 from tiny import CLIENTS, RECORDS, SHAPES, random_adapter
 
@@ -115,7 +115,7 @@ def ideal(seen: Seen) -> Formed:
     parts = []
     for name, fitted in seen.fits.items():
         frozen = {k: t for k, t in (seen.stages[name].shared or {}).items() if "/" in k}
-        parts.append((formed({**unwrap(fitted.after), **frozen}), RECORDS[name]))
+        parts.append((formed({**unwrap_private(fitted.after), **frozen}), RECORDS[name]))
     return mean(parts)
 
 
@@ -150,7 +150,7 @@ def test_the_deployed_model_is_the_mean_of_the_clients_models(name):
     for seen in rounds(algorithm):
         deployed = algorithm.deployed(seen.after)
         close(formed(deployed), ideal(seen))
-        plain = whole(deployed)
+        plain = merge_folded(deployed)
         assert plain.keys() == ALL
         close(formed(plain), ideal(seen))
 
@@ -162,7 +162,7 @@ def test_single_precision_loses_what_it_rounds_and_keeps_the_type(name):
         deployed = algorithm.deployed(seen.after)
         close(formed(deployed), ideal(seen), tolerance=1e-4)
         assert {tensor.dtype for tensor in deployed.values()} == {torch.float32}
-        assert {tensor.dtype for tensor in whole(deployed).values()} == {torch.float32}
+        assert {tensor.dtype for tensor in merge_folded(deployed).values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("name", GLOBAL)
@@ -197,7 +197,7 @@ def test_what_a_server_does_on_purpose_counts_as_error_too(name):
 
 def test_a_round_in_which_nothing_moves_loses_nothing():
     zero = {k: t if k in ONLY["A"] else t * 0 for k, t in random_adapter("first").items()}
-    algorithm = measured(fedavg(SETUP))
+    algorithm = with_aggregation_error(fedavg(SETUP))
     state = algorithm.init(zero)
     fold = algorithm.add(algorithm.start(state, Round(1, 0)), Update(adapters.scale(zero, 0), 2.0))
     metrics = algorithm.finish(state, fold, Round(1, 0)).metrics
@@ -240,14 +240,14 @@ def test_what_is_folded_is_downloaded_at_its_smallest_rank(name):
     seen = rounds(algorithm)
     assert adapters.size_in_bytes(seen[0].sent) == full
     for each in seen[1:]:
-        folded = adapters.under(each.sent, FOLDED)
+        folded = adapters.strip_prefix(each.sent, FOLDED)
         assert adapters.size_in_bytes(each.sent) == full + adapters.size_in_bytes(folded)
         for path, weight in formed(folded).items():
             rank = np.linalg.matrix_rank(weight)
             assert folded[path + A_SUFFIX].shape == (rank, weight.shape[1])
             assert folded[path + B_SUFFIX].shape == (len(weight), rank)
         for stage in each.stages.values():  # it is in the clients' forward pass
-            assert same_bits(adapters.under(stage.shared or {}, FOLDED), folded)
+            assert same_bits(adapters.strip_prefix(stage.shared or {}, FOLDED), folded)
 
 
 @pytest.mark.parametrize("name", ["flora", "fedex"])
@@ -277,7 +277,7 @@ def test_the_other_factor_rests_and_so_do_its_moments(name, server):
         for name_, stage in seen.stages.items():
             assert stage.factors == ("B" if moving == ONLY["B"] else "A")
             assert same_bits(stage.shared, seen.before.adapter)  # all of it, one part frozen
-            after = unwrap(seen.fits[name_].after)
+            after = unwrap_private(seen.fits[name_].after)
             assert all(torch.equal(after[k], seen.sent[k]) for k in ALL - moving)
 
 
@@ -309,7 +309,7 @@ def test_flexloras_factors_are_the_nearest_to_those_before():
         for path in PATHS:
             nearest = apart(seen.after.adapter, seen.before.adapter, path)
             for q in orthogonals(2):
-                other = {**seen.after.adapter, **rotate(seen.after.adapter, {path: q})}
+                other = {**seen.after.adapter, **rotate_factors(seen.after.adapter, {path: q})}
                 assert nearest <= apart(other, seen.before.adapter, path) + 1e-12
 
 
@@ -345,7 +345,7 @@ def test_a_client_of_smaller_rank_starts_from_the_best_approximation():
 
 
 def test_the_mean_of_flexlora_is_that_of_products_of_all_ranks():
-    for seen in rounds(measured(several(flexlora)), RANKS):
+    for seen in rounds(with_aggregation_error(several(flexlora)), RANKS):
         assert {adapters.rank_of(u.change) for u in seen.updates.values()} == {
             RANKS.get(client, 2) for client in seen.updates
         }
@@ -356,9 +356,9 @@ def test_the_mean_of_flexlora_is_that_of_products_of_all_ranks():
 
 
 def test_a_smaller_rank_begins_with_the_first_components_while_b_is_zero():
-    first = adapters.fresh(random_adapter("first"), torch.Generator().manual_seed(0))
+    first = adapters.fresh_adapter(random_adapter("first"), torch.Generator().manual_seed(0))
     seen = rounds(several(flexlora), RANKS, first=first)[0]
-    assert same_bits(seen.stages["anna"].shared, adapters.resized(first, 1))
+    assert same_bits(seen.stages["anna"].shared, adapters.resize_rank(first, 1))
     wanted = {path: best(weight, 2) for path, weight in ideal(seen).items()}
     close(formed(seen.after.adapter), wanted, tolerance=1e-9)
 
@@ -370,7 +370,7 @@ def test_components_that_no_client_used_are_kept_ready_for_the_next_round():
         for path in PATHS:
             a = seen.after.adapter[path + A_SUFFIX].numpy()
             np.testing.assert_allclose(a @ a.T, np.eye(2), rtol=0, atol=1e-10)
-            trained = unwrap(seen.fits["anna"].after)[path + A_SUFFIX].numpy()
+            trained = unwrap_private(seen.fits["anna"].after)[path + A_SUFFIX].numpy()
             known = np.concatenate([trained, seen.before.adapter[path + A_SUFFIX].numpy()])
             known = np.linalg.qr(known.T)[0]  # new directions are none but these
             np.testing.assert_allclose(a @ known @ known.T, a, rtol=0, atol=1e-10)
@@ -382,10 +382,10 @@ def test_updates_of_other_ranks_are_refused_by_the_clients_name(make):
     state = algorithm.init(random_adapter("first"))
     like = algorithm.uploads(state, Round(1, 0))
     for rank in (1, 2):
-        change = adapters.resized(random_adapter("change"), rank)
+        change = adapters.resize_rank(random_adapter("change"), rank)
         check_update("dora", Update(change, 1.0), like, algorithm.ranks)
-    wide = adapters.resized(random_adapter("change"), 3)
-    one = adapters.resized(random_adapter("change"), 1)
+    wide = adapters.resize_rank(random_adapter("change"), 3)
+    one = adapters.resize_rank(random_adapter("change"), 1)
     mixed = {k: one[k] if k.startswith("layers.0.") else t for k, t in random_adapter("c").items()}
     for change in (wide, mixed):
         with pytest.raises(ValueError, match=r"update of client 'dora': .* has shape"):
@@ -399,13 +399,13 @@ def test_updates_of_other_ranks_are_refused_by_the_clients_name(make):
 
 
 def test_flora_is_exact_for_several_ranks():
-    algorithm = measured(several(flora))
+    algorithm = with_aggregation_error(several(flora))
     for seen in rounds(algorithm, RANKS):
         close(formed(algorithm.deployed(seen.after)), ideal(seen))
         assert seen.after.metrics["aggregation/error"].value < 1e-10
         for client, stage in seen.stages.items():
-            plain = adapters.factors(stage.shared or {})
-            wanted = adapters.resized(seen.before.adapter, RANKS.get(client, 2))
+            plain = adapters.plain_factors(stage.shared or {})
+            wanted = adapters.resize_rank(seen.before.adapter, RANKS.get(client, 2))
             assert same_bits(plain, wanted)
 
 
@@ -438,7 +438,9 @@ def test_fedex_folds_exactly_what_plain_averaging_misses():
             fold = plain.add(fold, update)
         averaged = plain.finish(seen.before, fold, Round(seen.number, 0))
         assert furthest(seen.after.adapter, averaged.adapter) < 1e-14
-        trained = mean([(formed(unwrap(f.after)), RECORDS[c]) for c, f in seen.fits.items()])
+        trained = mean(
+            [(formed(unwrap_private(f.after)), RECORDS[c]) for c, f in seen.fits.items()]
+        )
         missed = {p: trained[p] - weight for p, weight in formed(averaged.adapter).items()}
         before, after = seen.before.memory.get(FOLDED), formed(seen.after.memory[FOLDED])
         for path in PATHS:
@@ -454,7 +456,7 @@ def rotated_copies(algorithm: Algorithm, number: int) -> tuple[ServerState, list
     common = random_adapter("common")
 
     def arrive(q: torch.Tensor) -> Fit:
-        mine = rotate(common, dict.fromkeys(PATHS, q))
+        mine = rotate_factors(common, dict.fromkeys(PATHS, q))
 
         def fit(stage: Stage) -> Fitted:
             return Fitted(1, Mean(0.0, 1), Private(stage.shared or {}), Private(mine), shared=mine)
@@ -490,13 +492,13 @@ def test_turned_copies_of_one_adapter_average_to_it(number, turned):
 @pytest.mark.parametrize("factor", ["A", "B"])
 def test_turning_brings_one_factor_as_near_as_can_be(factor):
     a, reference = random_adapter("mine"), random_adapter("reference")
-    turned = turn(a, reference, on=factor)
+    turned = align_factors(a, reference, on=factor)
     close(formed(turned), formed(a))
     for key in ONLY[factor]:
         path = key.rpartition(".lora_")[0]
         nearest = torch.linalg.norm(turned[key] - reference[key])
         for q in orthogonals(2):
-            other = rotate(a, {path: q})[key]
+            other = rotate_factors(a, {path: q})[key]
             assert nearest <= torch.linalg.norm(other - reference[key]) + 1e-12
 
 
@@ -504,7 +506,7 @@ def test_turning_brings_one_factor_as_near_as_can_be(factor):
 def test_clients_turn_on_a_in_even_rounds_and_on_b_in_odd_ones(number, factor):
     seen = rounds(fedrot_lora(fedavg(SETUP), NoOptions()))[number - 1]
     for client, update in seen.updates.items():
-        wanted = turn(unwrap(seen.fits[client].after), seen.sent, on=factor)
+        wanted = align_factors(unwrap_private(seen.fits[client].after), seen.sent, on=factor)
         got = adapters.add(seen.sent, update.change)
         assert furthest(got, wanted) < 1e-12
-        assert furthest(got, unwrap(seen.fits[client].after)) > 1e-3
+        assert furthest(got, unwrap_private(seen.fits[client].after)) > 1e-3

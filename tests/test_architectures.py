@@ -13,16 +13,16 @@ from typer.testing import CliRunner
 import tiny
 from architectures import DOCUMENT, NAMES, conform, table_in, tiny_model
 from fedsdr.cli.main import app
-from fedsdr.engines.workbench import slow_ways
-from fedsdr.errors import UserError
-from fedsdr.export.write import Choice, export
+from fedsdr.core.errors import UserError
+from fedsdr.core.progress import Reporter, silent_reporter
+from fedsdr.export.write import ExportChoice, export_model
+from fedsdr.federation.workbench import slow_ways
 from fedsdr.model import trials
 from fedsdr.model.base import load_base
-from fedsdr.model.trials import able, rows_at_once
-from fedsdr.progress import Reporter, silent
-from fedsdr.recipe import load_recipe
-from fedsdr.run import run
-from fedsdr.trained import open_run
+from fedsdr.model.trials import passes_trial, rows_at_once
+from fedsdr.recipe.load import load_recipe
+from fedsdr.workflows.finished import open_run
+from fedsdr.workflows.run import run_recipe
 
 ONE_OF_EACH = {
     "gpt2": "weights stored as (in, out)",
@@ -79,7 +79,7 @@ def test_what_of_a_mixture_is_not_adapted_is_said_wherever_it_is_used(tmp_path):
     assert line in said
     assert "template the tokenizer's 'short'" in said
     assert line in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    export(open_run(tmp_path / "run"), Choice(), tmp_path / "made", silent())
+    export_model(open_run(tmp_path / "run"), ExportChoice(), tmp_path / "made", silent_reporter())
     assert line[1:] in (tmp_path / "made" / "README.md").read_text(encoding="utf-8")
     templates = AutoTokenizer.from_pretrained(tmp_path / "made").chat_template
     assert templates == {
@@ -94,7 +94,7 @@ def test_an_architecture_without_a_cache_runs_the_whole_method_and_says_so(tmp_p
         federation={"algorithm": "scaffold", "rounds": 1},
     )  # fmt: skip
     said = StringIO()
-    run(load_recipe(path), tmp_path / "run", Reporter(Console(file=said, width=200)))
+    run_recipe(load_recipe(path), tmp_path / "run", Reporter(Console(file=said, width=200)))
     assert "texts are written without a cache" in said.getvalue()
 
 
@@ -104,7 +104,7 @@ def test_a_model_that_looks_ahead_is_refused_and_the_remedy_works(tmp_path):
     right = config.read_text(encoding="utf-8")
     config.write_text(right.replace('"is_decoder": true', '"is_decoder": false'), encoding="utf-8")
     with pytest.raises(UserError, match=r"tokens after it.*set is_decoder = true"):
-        run(load_recipe(path), tmp_path / "run", silent())
+        run_recipe(load_recipe(path), tmp_path / "run", silent_reporter())
     assert not (tmp_path / "run").exists()
     config.write_text(right, encoding="utf-8")
     load_base(str(tmp_path / "model"), device="cpu")
@@ -118,8 +118,8 @@ def test_a_trial_that_raises_says_no_and_is_made_once():
         raise RuntimeError("not this one")
 
     model = tiny_model("llama")
-    assert not able(model, trial)
-    assert not able(model, trial)
+    assert not passes_trial(model, trial)
+    assert not passes_trial(model, trial)
     assert len(calls) == 1
 
 
@@ -127,6 +127,6 @@ def test_texts_whose_padding_leaks_are_trained_on_one_at_a_time(monkeypatch):
     model = tiny_model("llama")
     assert rows_at_once(model, 4) == 4
     other = tiny_model("llama")
-    monkeypatch.setattr(trials, "alike", lambda *_: False)
+    monkeypatch.setattr(trials, "same_logits", lambda *_: False)
     assert (rows_at_once(other, 4), rows_at_once(other, 1)) == (1, 1)
     assert slow_ways(other)[0].startswith("texts are trained on one at a time")

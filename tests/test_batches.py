@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsdr.data.batches import IGNORE, collate, shuffled
+from fedsdr.data.batches import IGNORE, collate_examples, shuffled_batches
 from fedsdr.data.template import Example
 
 
@@ -16,11 +16,13 @@ def draw(seed: int = 0) -> torch.Generator:
 
 
 def take(count: int, size: int, number: int, seed: int = 0) -> list[list[int]]:
-    return list(itertools.islice(shuffled(count, size, draw(seed)), number))
+    return list(itertools.islice(shuffled_batches(count, size, draw(seed)), number))
 
 
 def test_a_batch_is_padded_on_the_right_and_labels_are_the_responses():
-    batch = collate([Example((1, 2, 3), (4,)), Example((5,), (6, 9)), Example((), (7, 8))], pad=9)
+    batch = collate_examples(
+        [Example((1, 2, 3), (4,)), Example((5,), (6, 9)), Example((), (7, 8))], pad=9
+    )
     no = IGNORE
     assert batch.ids.tolist() == [[1, 2, 3, 4], [5, 6, 9, 9], [7, 8, 9, 9]]
     assert batch.mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]]
@@ -30,13 +32,13 @@ def test_a_batch_is_padded_on_the_right_and_labels_are_the_responses():
 
 
 def test_a_batch_of_one_has_no_padding():
-    batch = collate([Example((1, 2), (3,))], pad=0)
+    batch = collate_examples([Example((1, 2), (3,))], pad=0)
     assert batch.ids.tolist() == [[1, 2, 3]]
     assert batch.mask.all()
 
 
 def test_a_batch_moves_as_a_whole():
-    batch = collate([Example((1,), (2,))], pad=0).to(torch.device("meta"))
+    batch = collate_examples([Example((1,), (2,))], pad=0).to(torch.device("meta"))
     assert {batch.ids.device.type, batch.mask.device.type, batch.labels.device.type} == {"meta"}
 
 
@@ -73,4 +75,4 @@ def test_epochs_have_different_orders():
 
 def test_nothing_to_draw_from_is_refused():
     with pytest.raises(ValueError, match="empty data set"):
-        next(shuffled(0, 4, draw()))
+        next(shuffled_batches(0, 4, draw()))

@@ -20,20 +20,20 @@ from transformers import PreTrainedTokenizerFast
 
 import models
 import tiny
+from fedsdr.core.errors import UserError
+from fedsdr.core.progress import silent_reporter
 from fedsdr.data.template import ChatFormat
-from fedsdr.errors import UserError
 from fedsdr.evaluate.benchmarks import results
-from fedsdr.evaluate.benchmarks.drop import score as drop_score
+from fedsdr.evaluate.benchmarks.drop import score_drop as drop_score
 from fedsdr.evaluate.benchmarks.folder import read_lines
-from fedsdr.evaluate.benchmarks.gsm8k import score as gsm8k_score
+from fedsdr.evaluate.benchmarks.gsm8k import score_gsm8k as gsm8k_score
 from fedsdr.evaluate.benchmarks.harness import Options, StreamLM, Suite
 from fedsdr.evaluate.benchmarks.results import Question, Result
-from fedsdr.evaluate.benchmarks.table import TASKS, choose
-from fedsdr.evaluate.benchmarks.truthfulqa import score as truthfulqa_score
-from fedsdr.model.base import BaseModel, load_base
+from fedsdr.evaluate.benchmarks.table import TASKS, choose_benchmarks
+from fedsdr.evaluate.benchmarks.truthfulqa import score_truthfulqa as truthfulqa_score
+from fedsdr.model.base import LoadedModel, load_base
 from fedsdr.model.identity import model_identity
 from fedsdr.model.lora import Stream, TwoStreamModel
-from fedsdr.progress import silent
 from real import EVAL
 
 ANSWERS = "ABCD"
@@ -99,13 +99,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def base_of(family: str = "llama", streams: bool = False, **changes: Any) -> BaseModel:
+def base_of(family: str = "llama", streams: bool = False, **changes: Any) -> LoadedModel:
     """A tiny base model of strong random weights, with two active random streams if asked."""
     model = models.make(family)
     for key, value in changes.items():
         setattr(model.config, key, value)
     chat = ChatFormat(tokenizer())
-    base = BaseModel(model, chat, "tiny", model_identity(model, chat))
+    base = LoadedModel(model, chat, "tiny", model_identity(model, chat))
     if streams:
         two = TwoStreamModel(model, "all-linear", 3, 6.0)
         for seed, stream in enumerate((Stream.RECTIFY, Stream.SMOOTH), start=1):
@@ -130,8 +130,8 @@ def tokenizer(bos: bool = False) -> Any:
     )  # fmt: skip
 
 
-def suite(data: Path, tasks: list[str], base: BaseModel, **options: Any) -> Suite:
-    return Suite(choose(tasks, data), base, Options(**options), silent())
+def suite(data: Path, tasks: list[str], base: LoadedModel, **options: Any) -> Suite:
+    return Suite(choose_benchmarks(tasks, data), base, Options(**options), silent_reporter())
 
 
 # Prompts and scores, against plain transformers
@@ -330,8 +330,8 @@ def test_shots_are_left_out_until_a_prompt_fits_and_a_longer_question_is_counted
 )  # fmt: skip
 def test_special_tokens_are_put_before_prompts_as_asked(chat, bos, starts):
     model, with_bos = models.make("llama"), ChatFormat(tokenizer(bos=True))
-    base = BaseModel(model, with_bos, "tiny", model_identity(model, with_bos))
-    lm = StreamLM(base, Options(chat=chat, bos=bos), silent())
+    base = LoadedModel(model, with_bos, "tiny", model_identity(model, with_bos))
+    lm = StreamLM(base, Options(chat=chat, bos=bos), silent_reporter())
     assert lm.puts_bos is starts
     before, after = lm._encode_pair("a b", " c")
     assert (before[0] == models.IDS["bos_token_id"]) is starts
@@ -361,7 +361,7 @@ def result(values: list[float], model: str = "a", **settings: Any) -> Result:
 
 def test_paired_differences_and_errors_are_those_of_scipy():
     a, b = [1.0, 0, 1, 1, 0, 1, 1], [0.0, 0, 1, 0, 1, 0, 1]
-    found = results.paired(result(a), result(b), "acc")
+    found = results.paired_results(result(a), result(b), "acc")
     interval = stats.ttest_rel(a, b).confidence_interval(0.95)
     assert (found["n"], found["mean"]) == (7, pytest.approx(2 / 7))
     assert (found["low"], found["high"]) == (
@@ -369,14 +369,14 @@ def test_paired_differences_and_errors_are_those_of_scipy():
     )  # fmt: skip
     assert results.standard_error(a) == pytest.approx(stats.sem(a))
     assert results.standard_error([1.0]) is None
-    assert results.paired(result([1.0]), result([0.0]), "acc")["low"] is None
+    assert results.paired_results(result([1.0]), result([0.0]), "acc")["low"] is None
 
 
 def test_what_was_asked_otherwise_is_not_paired():
     with pytest.raises(UserError, match="limit is None against 5: evaluate both with the same"):
-        results.paired(result([1.0, 0.0]), result([1.0, 0.0], limit=5), "acc")
+        results.paired_results(result([1.0, 0.0]), result([1.0, 0.0], limit=5), "acc")
     with pytest.raises(UserError, match="not asked the same questions"):
-        results.paired(result([1.0, 0.0]), result([1.0]), "acc")
+        results.paired_results(result([1.0, 0.0]), result([1.0]), "acc")
 
 
 def test_questions_of_a_group_may_have_metrics_of_their_own(tmp_path):
@@ -388,10 +388,10 @@ def test_questions_of_a_group_may_have_metrics_of_their_own(tmp_path):
     means = {metric: each["mean"] for metric, each in found.items()}
     assert means == {"acc": 0.5, "f1": pytest.approx(0.5), "em": 1.0}
     assert found["em"]["subjects"] == {"s2": 1.0}
-    assert results.paired(mine, mine, "acc")["n"] == 2
+    assert results.paired_results(mine, mine, "acc")["n"] == 2
     only = replace(mine, questions=(replace(questions[0], scores={"f1": 0.5}), *questions[1:]))
     with pytest.raises(UserError, match="not the same questions have a score 'acc'"):
-        results.paired(mine, only, "acc")
+        results.paired_results(mine, only, "acc")
 
 
 @pytest.mark.parametrize("task", ["mmlu", "drop"])
@@ -418,17 +418,17 @@ def test_a_damaged_gzip_file_is_the_users_error(tmp_path):
 
 def test_a_result_is_read_as_it_was_written(tmp_path):
     mine = result([1.0, 0.0, 0.0], "fedavg/client:anna")
-    assert results.read(tmp_path, mine.model, "mmlu") is None
-    results.write(tmp_path, mine)
-    assert results.read(tmp_path, mine.model, "mmlu") == mine
+    assert results.read_result(tmp_path, mine.model, "mmlu") is None
+    results.write_result(tmp_path, mine)
+    assert results.read_result(tmp_path, mine.model, "mmlu") == mine
     metric = mine.summary()["metrics"]["acc"]
     assert metric["mean"] == pytest.approx(1 / 3)
     assert metric["subjects"] == {"s0": 0.5, "s1": 0.0}
     assert metric["subject_mean"] == 0.25
-    path = results.place(tmp_path, mine.model, "mmlu").with_suffix(".jsonl")
+    path = results.result_path(tmp_path, mine.model, "mmlu").with_suffix(".jsonl")
     path.write_text(path.read_text().split("\n")[0] + "\n")
     with pytest.raises(UserError, match="do not fit each other: delete both"):
-        results.read(tmp_path, mine.model, "mmlu")
+        results.read_result(tmp_path, mine.model, "mmlu")
 
 
 # Real files and a real model
@@ -436,7 +436,7 @@ def test_a_result_is_read_as_it_was_written(tmp_path):
 
 @pytest.mark.skipif(not EVAL.is_dir(), reason=f"needs the benchmarks' files in {EVAL}")
 def test_real_files_hold_what_they_should():
-    found = {c.name: c for c in choose(["mmlu", "bbh", "drop", "truthfulqa"], EVAL)}
+    found = {c.name: c for c in choose_benchmarks(["mmlu", "bbh", "drop", "truthfulqa"], EVAL)}
     counts = {n: (len(c.subjects), sum(len(s.questions) for s in c.subjects))
               for n, c in found.items()}  # fmt: skip
     assert counts["mmlu"] == (57, 14042)

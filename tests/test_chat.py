@@ -9,18 +9,18 @@ import models
 import tiny
 from fedsdr.chat import terminal
 from fedsdr.chat.conversation import Conversation, Manner, new_text
-from fedsdr.chat.terminal import converse, typed
+from fedsdr.chat.terminal import chat_loop, typed_lines
 from fedsdr.cli.main import app
+from fedsdr.core.errors import UserError
+from fedsdr.core.progress import silent_reporter
 from fedsdr.data.records import Turn
 from fedsdr.data.template import ChatFormat
-from fedsdr.errors import UserError
-from fedsdr.model.choose import Job
-from fedsdr.model.generate import generate
-from fedsdr.model.stream import Stream
-from fedsdr.progress import silent
-from fedsdr.recipe import load_recipe
-from fedsdr.run import run
-from fedsdr.trained import Models, open_run
+from fedsdr.generation.batched import generate_batch
+from fedsdr.generation.sampling import Job
+from fedsdr.generation.streaming import TokenStream
+from fedsdr.recipe.load import load_recipe
+from fedsdr.workflows.finished import Models, open_run
+from fedsdr.workflows.run import run_recipe
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +29,13 @@ def folder(tmp_path_factory):
     recipe = load_recipe(
         tiny.setting(place, local={"rectify_lr": 0.3, "smooth_lr": 0.3}), ['baselines=["fedavg"]']
     )
-    run(recipe, place / "out", silent())
+    run_recipe(recipe, place / "out", silent_reporter())
     return place / "out"
 
 
 @pytest.fixture(scope="module")
 def opened(folder):
-    return Models(open_run(folder), silent())
+    return Models(open_run(folder), silent_reporter())
 
 
 def invoke(folder, *words, said=""):
@@ -47,24 +47,24 @@ def whole(opened, *turns, limit=8):
     chat = opened.base.chat
     roles = ("user", "assistant")
     prompt = chat.prompt_ids(tuple(Turn(roles[i % 2], text) for i, text in enumerate(turns)))
-    return chat.text(generate(opened.base.model, [Job(prompt, limit)], chat.end_of_turn)[0])
+    return chat.text(generate_batch(opened.base.model, [Job(prompt, limit)], chat.end_of_turn)[0])
 
 
 @pytest.mark.parametrize("family", models.FAMILIES)
 def test_a_stream_that_goes_on_is_a_sequence_computed_anew(family):
     model = models.make(family)
-    stream = Stream(model)
+    stream = TokenStream(model)
     prompt = [7, 8, 9, 10]
     for more in ([11, 12], [13], [14, 15, 16]):
-        expected = generate(model, [Job(prompt, 6)], stop=-1)[0]
+        expected = generate_batch(model, [Job(prompt, 6)], stop=-1)[0]
         assert list(stream.generate(prompt, 6, stop=-1)) == expected
         prompt = [*prompt, *expected, *more]
-    assert list(stream.generate([9, 9], 5, -1)) == generate(model, [Job([9, 9], 5)], -1)[0]
+    assert list(stream.generate([9, 9], 5, -1)) == generate_batch(model, [Job([9, 9], 5)], -1)[0]
 
 
 def test_what_the_cache_holds_is_not_fed_again(monkeypatch):
     model = models.make("llama")
-    stream, fed = Stream(model), []
+    stream, fed = TokenStream(model), []
     advance = stream._advance
     monkeypatch.setattr(stream, "_advance", lambda ids: fed.append(len(ids)) or advance(ids))
     first = list(stream.generate([7, 8, 9], 3, -1))
@@ -188,7 +188,7 @@ class Interrupting(io.StringIO):
 def test_ctrl_c_stops_the_answer_and_not_the_chat(opened):
     chat = Conversation(opened, "global", Manner(limit=8), print)
     out = Interrupting()
-    converse(chat, ["red green", "dog"], out, print, live=True)
+    chat_loop(chat, ["red green", "dog"], out, print, live=True)
     first, second = out.getvalue().splitlines()
     said = first.removesuffix(" [stopped]")
     assert said != first
@@ -206,5 +206,5 @@ def test_ctrl_d_leaves_and_ctrl_c_at_the_prompt_does_not(monkeypatch, capsys):
         return key
 
     monkeypatch.setattr(terminal, "input", press, raising=False)
-    assert list(typed(lambda: "> ")) == ["hello"]
+    assert list(typed_lines(lambda: "> ")) == ["hello"]
     assert "Ctrl-D leaves" in capsys.readouterr().out

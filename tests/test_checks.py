@@ -2,9 +2,10 @@
 
 import pytest
 
+from fedsdr.core.errors import UserError
 from fedsdr.data.records import Record, Turn
 from fedsdr.distill.checks import (
-    PLAIN,
+    PLAIN_CHECKS,
     Candidate,
     Rewrite,
     contains_words,
@@ -12,8 +13,7 @@ from fedsdr.distill.checks import (
     most_repeated,
 )
 from fedsdr.distill.verify import CHECKS, build_verifier, check_verifier
-from fedsdr.errors import UserError
-from fedsdr.sections.distill import Distill
+from fedsdr.recipe.sections.distill import Distill
 
 POEM = "row your boat and " * 4  # 4 of its 13 sequences are one and the same
 
@@ -26,7 +26,7 @@ def reason(
     check: str, text: str, response: str = "a b", answer: str = "", instruction: str = "q"
 ) -> str | None:
     made = record(response, answer, instruction)
-    return PLAIN[check](made, Rewrite(text, finished=True))
+    return PLAIN_CHECKS[check](made, Rewrite(text, finished=True))
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_empty(text, refused):
 
 @pytest.mark.parametrize(("finished", "refused"), [(False, "truncated"), (True, None)])
 def test_truncated(finished, refused):
-    assert PLAIN["truncated"](record(), Rewrite("a b", finished)) == refused
+    assert PLAIN_CHECKS["truncated"](record(), Rewrite("a b", finished)) == refused
 
 
 @pytest.mark.parametrize(
@@ -200,15 +200,15 @@ def test_every_check_has_a_case_that_it_refuses():
     """Each name gives its own reason, so a count by reasons is a count by checks."""
     bad = {
         "empty": reason("empty", ""),
-        "truncated": PLAIN["truncated"](record(), Rewrite("a", finished=False)),
+        "truncated": PLAIN_CHECKS["truncated"](record(), Rewrite("a", finished=False)),
         "repetition": reason("repetition", "very " * 12),
         "meta_talk": reason("meta_talk", "my response"),
         "answer": reason("answer", "b", answer="a"),
         "number": reason("number", "1", "#### 2"),
         "label": reason("label", "a", "b", instruction="{a/b}"),
     }
-    assert bad.keys() == PLAIN.keys()
-    assert len(set(bad.values())) == len(PLAIN)
+    assert bad.keys() == PLAIN_CHECKS.keys()
+    assert len(set(bad.values())) == len(PLAIN_CHECKS)
     assert None not in bad.values()
 
 

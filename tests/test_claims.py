@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedsdr.evaluate.claims import CLAIMS, PERSONAL, Claim, judge, judge_claims
+from fedsdr.evaluate.claims import CLAIMS, PERSONAL_CLAIMS, Claim, judge_claim, judge_claims
 
 UP = Claim("a beats b", "general", "a", "b", True, ("general", "length", "client_facts"))
 DOWN = UP._replace(higher=False)
@@ -25,26 +25,26 @@ def runs(a: list[float], b: list[float], metric: str = "general"):
     ],
 )
 def test_verdicts(a, up, down):
-    assert judge(UP, runs(a, B))["verdict"] == up
-    assert judge(DOWN, runs(a, B))["verdict"] == down
+    assert judge_claim(UP, runs(a, B))["verdict"] == up
+    assert judge_claim(DOWN, runs(a, B))["verdict"] == down
 
 
 @pytest.mark.parametrize("a", [0.0, 50.0, 100.0])
 def test_one_seed_leaves_every_claim_open(a):
-    verdict = judge(UP, runs([a], [50.0]))
+    verdict = judge_claim(UP, runs([a], [50.0]))
     assert verdict["verdict"] == "open"
     assert "one seed: no interval" in verdict["words"]
 
 
 def test_two_seeds_leave_every_claim_open():
-    assert judge(UP, runs([60.0, 60.1], [50.0, 50.0]))["verdict"] == "open"
-    assert judge(UP, runs([60.0, 60.1, 60.0], [50.0, 50.0, 50.0]))["verdict"] == "holds"
+    assert judge_claim(UP, runs([60.0, 60.1], [50.0, 50.0]))["verdict"] == "open"
+    assert judge_claim(UP, runs([60.0, 60.1, 60.0], [50.0, 50.0, 50.0]))["verdict"] == "holds"
 
 
 def test_the_words_give_the_difference_its_interval_and_the_context():
     mine = [{"general": 50.0, "client_facts": 7.0}, {"general": 54.0, "client_facts": 8.0}]
     theirs = [{"general": 40.0, "client_facts": 1.0}, {"general": 40.0, "client_facts": 2.0}]
-    verdict = judge(UP, {"a": mine, "b": theirs})
+    verdict = judge_claim(UP, {"a": mine, "b": theirs})
     # differences 10 and 14: mean 12, standard error 2, t(0.975, 1) = 12.706
     assert verdict == {
         "claim": "a beats b",
@@ -121,10 +121,10 @@ def test_another_own_method_stands_in_fedsdrs_place():
 @pytest.mark.parametrize(("own", "verdict"), [(90.0, "holds"), (70.0, "fails"), (80.0, "open")])
 def test_personal_models_are_put_against_the_best_other(own, verdict):
     found = {
-        "base": [{PERSONAL: 99.0}] * 3,
-        "local": [{PERSONAL: 80.0}] * 3,
-        "fedavg": [{PERSONAL: 60.0}] * 3,
-        "fedsdr": [{PERSONAL: own}] * 3,
+        "base": [{PERSONAL_CLAIMS: 99.0}] * 3,
+        "local": [{PERSONAL_CLAIMS: 80.0}] * 3,
+        "fedavg": [{PERSONAL_CLAIMS: 60.0}] * 3,
+        "fedsdr": [{PERSONAL_CLAIMS: own}] * 3,
     }
     (only,) = judge_claims(found, "fedsdr")
     assert only["verdict"] == verdict
@@ -134,5 +134,5 @@ def test_personal_models_are_put_against_the_best_other(own, verdict):
 
 @pytest.mark.parametrize("methods", [("fedsdr",), ("base", "fedsdr"), ("fedavg", "local")])
 def test_personal_models_without_another_to_compare_are_not_judged(methods):
-    found = {name: [{PERSONAL: 50.0}] * 2 for name in methods}
+    found = {name: [{PERSONAL_CLAIMS: 50.0}] * 2 for name in methods}
     assert judge_claims(found, "fedsdr") == []

@@ -13,8 +13,8 @@ import tomli_w
 from typer.testing import CliRunner
 
 import tiny
-from fedsdr import files
 from fedsdr.cli.main import app
+from fedsdr.core import files
 from fedsdr.report import html
 
 Tables = dict[str, Any]
@@ -368,7 +368,7 @@ def test_a_report_that_cannot_be_written(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "")
 
     monkeypatch.setattr(html, "load", lambda folder: None)
-    monkeypatch.setattr(html, "render", lambda material: "<html>")
+    monkeypatch.setattr(html, "render_report", lambda material: "<html>")
     monkeypatch.setattr(os, "write", full)
     told = ["cannot write", "report.html: no space left on device: make room, and give the same"]
     assert_told(*invoke("report", tmp_path), told)

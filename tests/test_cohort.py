@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from fedsdr.adapters import Private, resized, select
 from fedsdr.algorithms.contract import ClientState, Pull, Round, Schedule, Stage
+from fedsdr.core.adapters import Private, resize_rank, select_tensors
+from fedsdr.core.errors import UserError
 from fedsdr.data.template import Example
-from fedsdr.engines.taking_turns import run_together
-from fedsdr.errors import UserError
+from fedsdr.federation.lockstep import run_together
 from fedsdr.model.lora import Stream
-from fedsdr.sections.local import Local
+from fedsdr.recipe.sections.local import Local
 from fedsdr.training.annealing import Annealing
 from fedsdr.training.cohort import clip_each, train_cohort
 from fedsdr.training.local import LocalTrainer
@@ -142,7 +142,7 @@ MORE = {name: stage for name, (stage, _) in STAGES.items()} | {
     ),
     "pull of some, one factor": Stage(
         "rectify", "R", SIX, R1, factors="B", mean_gradient=True,
-        pull=Pull(select(W, lambda key: "layers.1" in key), 5.0),
+        pull=Pull(select_tensors(W, lambda key: "layers.1" in key), 5.0),
     ),
 }  # fmt: skip
 
@@ -181,7 +181,8 @@ def test_a_model_of_gpt2_s_shape_gives_the_same(option):
 def test_ranks_may_differ_by_client():
     model = new_model()
     stages = [
-        Stage("rectify", "R", SIX, resized(adapter(k), rank)) for k, rank in enumerate((1, 4, 2))
+        Stage("rectify", "R", SIX, resize_rank(adapter(k), rank))
+        for k, rank in enumerate((1, 4, 2))
     ]
     alone = [fit(stage) for fit, stage in zip(trainers(model), stages, strict=True)]
     for one, other in zip(alone, train_cohort(trainers(model), stages), strict=True):

@@ -11,18 +11,18 @@ import pytest
 from typer.testing import CliRunner
 
 import test_contract as contract
-from fedsdr import methods
 from fedsdr.algorithms import table
-from fedsdr.algorithms.compose import EXCLUSIONS, build_algorithm, check_cohort
-from fedsdr.algorithms.table import ALGORITHMS, LORA_AGGREGATION, TABLES, TARGETS, Row
+from fedsdr.algorithms.table import ALGORITHMS, LORA_AGGREGATION, TABLES, TARGETS, AlgorithmRow
 from fedsdr.cli.main import app
-from fedsdr.errors import UserError
-from fedsdr.methods import method, own_name
-from fedsdr.recipe import differences, override, parse_recipe
-from fedsdr.sections.evaluate import Evaluate
-from fedsdr.sections.federation import Privacy
-from fedsdr.sections.model import Lora, Model
-from fedsdr.sections.recipe import Recipe
+from fedsdr.core.errors import UserError
+from fedsdr.recipe import methods
+from fedsdr.recipe.build import EXCLUSIONS, build_algorithm, check_cohort
+from fedsdr.recipe.load import override_recipe, parse_recipe, recipe_differences
+from fedsdr.recipe.methods import named_recipe, own_name
+from fedsdr.recipe.sections.evaluate import Evaluate
+from fedsdr.recipe.sections.federation import Privacy
+from fedsdr.recipe.sections.model import Lora, Model
+from fedsdr.recipe.sections.recipe import Recipe
 from playing import build, recipe
 from test_two_shared_streams import REFUSED, shared
 
@@ -97,11 +97,11 @@ def test_equal_ranks_are_no_several_ranks(lora):
 )
 def test_options_are_checked_whether_they_are_used_or_not(name, options, reason):
     with pytest.raises(UserError, match=reason):
-        build_algorithm(override(LAB, {f"options.{name}": options}))
+        build_algorithm(override_recipe(LAB, {f"options.{name}": options}))
 
 
 def test_krum_needs_enough_clients():
-    krum = override(LAB, {"federation.robust": "krum", "options.krum": {"malicious": 2}})
+    krum = override_recipe(LAB, {"federation.robust": "krum", "options.krum": {"malicious": 2}})
     check_cohort(krum, 5)
     with pytest.raises(UserError, match="'krum' needs at least 5 clients in a round, and 4 take"):
         check_cohort(krum, 4)
@@ -113,7 +113,7 @@ def test_an_unknown_choice_lists_the_known_ones(key):
     if key in ("federation.targets", "privacy.mode"):
         pytest.skip("the recipe's own type checks these")
     with pytest.raises(UserError, match=f"{key} = 'nosuch' is not known: choose from ") as caught:
-        build_algorithm(override(LAB, {key: "nosuch"}))
+        build_algorithm(override_recipe(LAB, {key: "nosuch"}))
     assert all(name in str(caught.value) for name in TABLES[key])
 
 
@@ -133,7 +133,7 @@ def test_names_are_unique_since_options_and_methods_go_by_them():
     ]
     assert len(set(names)) == len(names)
     # Those of targets have no options, and are called by a method's name in any case.
-    assert not {*names} - {*TARGETS} & {*methods.METHODS}
+    assert not {*names} - {*TARGETS} & {*methods.NAMED_METHODS}
 
 
 def test_the_command_lists_them_all():
@@ -153,14 +153,14 @@ def test_the_command_lists_them_all():
 def test_a_method_is_called_by_its_choices():
     cases = {case.rpartition(" ")[2] for case in contract.CASES}
     for name in cases | {"base", "central", "central+fedprox"}:
-        each = method(name, LAB)
-        assert method(own_name(each), LAB) == each
+        each = named_recipe(name, LAB)
+        assert named_recipe(own_name(each), LAB) == each
         assert {*own_name(each).split("+")} | {"fedavg"} == {*name.split("+")} | {"fedavg"}
 
 
 def test_the_order_of_the_parts_does_not_matter():
     for parts in itertools.permutations(["fedsdr", "fedadam", "flexlora"]):
-        assert own_name(method("+".join(parts), LAB)) == "fedsdr+fedadam+flexlora"
+        assert own_name(named_recipe("+".join(parts), LAB)) == "fedsdr+fedadam+flexlora"
 
 
 @pytest.mark.parametrize(
@@ -174,12 +174,14 @@ def test_the_order_of_the_parts_does_not_matter():
 )
 def test_names_that_make_no_method(name, reason):
     with pytest.raises(UserError, match=reason):
-        method(name, LAB)
+        named_recipe(name, LAB)
 
 
 def test_a_method_keeps_the_recipes_privacy():
-    private = override(LAB, {"privacy.mode": "local"})
-    assert differences(method("fedprox", private), method("fedprox", LAB)) == ["privacy.mode"]
+    private = override_recipe(LAB, {"privacy.mode": "local"})
+    assert recipe_differences(named_recipe("fedprox", private), named_recipe("fedprox", LAB)) == [
+        "privacy.mode"
+    ]
 
 
 # The worked example of CONTRIBUTING.md
@@ -194,10 +196,10 @@ def example(monkeypatch: pytest.MonkeyPatch) -> str:
     file, row = re.findall(r"```python\n(.*?)```", CONTRIBUTING, re.DOTALL)[:2]
     module = ModuleType("example")
     exec(compile(file, "CONTRIBUTING.md", "exec"), vars(module))
-    scope = {**vars(module), "Row": Row}
+    scope = {**vars(module), "AlgorithmRow": AlgorithmRow}
     ((name, added),) = eval("{" + row + "}", scope).items()
     monkeypatch.setitem(ALGORITHMS, name, added)
-    monkeypatch.setitem(methods.CHOICES, name, "federation.algorithm")
+    monkeypatch.setitem(methods.CHOICE_KEYS, name, "federation.algorithm")
     assert table.ALGORITHMS[name].line
     return str(name)
 

@@ -10,18 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fedsdr.adapters import Adapter, add, scale, size_in_bytes, zeros_like
 from fedsdr.algorithms.compression import (
     RESIDUAL,
     Codec,
     TopK,
-    compressed,
     fp16,
-    half,
+    half_codec,
     int8,
     rows_of_int8,
     top_k,
     topk,
+    with_compression,
 )
 from fedsdr.algorithms.contract import (
     Algorithm,
@@ -38,12 +37,13 @@ from fedsdr.algorithms.contract import (
 )
 from fedsdr.algorithms.fedavg import fedavg
 from fedsdr.algorithms.scaffold import Scaffold, scaffold
-from fedsdr.metrics import Mean
+from fedsdr.core.adapters import Adapter, add, scale, size_in_bytes, zeros_like
+from fedsdr.core.metrics import Mean
 from tiny import CLIENTS, RECORDS, ToyClient, random_adapter
 
 SETUP = Setup(Schedule(2, 0.1))
 ROUND = Round(1, 7)
-CODECS = {"half": half(), "int8": rows_of_int8(), "top_k": top_k(TopK(share=0.3))}
+CODECS = {"half": half_codec(), "int8": rows_of_int8(), "top_k": top_k(TopK(share=0.3))}
 TRANSFORMS = {
     "fp16": lambda inner: fp16(inner, NoOptions()),
     "int8": lambda inner: int8(inner, NoOptions()),
@@ -85,7 +85,7 @@ def matrices(bound: float) -> st.SearchStrategy[torch.Tensor]:
 @settings(deadline=None)
 @given(matrices(65504.0))
 def test_float16_is_off_by_its_rounding(tensor):
-    given = there_and_back(half(), {"w": tensor})["w"]
+    given = there_and_back(half_codec(), {"w": tensor})["w"]
     # Half a unit in the last of 11 bits, or half the smallest number there is; the rest is for
     # the rounding to float32 that comes first.
     bound = tensor.double().abs() * 2**-11 + 2**-25
@@ -95,7 +95,7 @@ def test_float16_is_off_by_its_rounding(tensor):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_float16_saturates_and_leaves_what_is_not_finite_to_be_refused(dtype):
     values = [1e30, -1e30, 65520.0, 65504.0, math.inf, -math.inf, math.nan]
-    given = half().encode({"w": torch.tensor(values, dtype=dtype)})["w"]
+    given = half_codec().encode({"w": torch.tensor(values, dtype=dtype)})["w"]
     assert given.dtype == torch.float16
     assert given[:6].tolist() == [65504, -65504, 65504, 65504, math.inf, -math.inf]
     assert given[6].isnan()
@@ -192,7 +192,7 @@ def test_what_is_not_finite_stays_so_for_the_server_to_refuse(codec, wrong):
 @pytest.mark.parametrize(
     ("codec", "bytes"),
     [
-        (half(), 2 * 16 * 1000),
+        (half_codec(), 2 * 16 * 1000),
         (rows_of_int8(), 16 * 1000 + 4 * 16),
         (top_k(TopK(share=0.1)), (4 + 4) * 1600),
         (top_k(TopK(share=0.001)), (4 + 4) * 16),
@@ -222,7 +222,7 @@ class Given:
 @given(st.integers(0, 99), st.integers(1, 5))
 def test_what_arrives_and_what_is_kept_add_up_to_the_changes(codec, number, rounds):
     changes = [random_adapter(number, round) for round in range(rounds)]
-    algorithm = compressed(fedavg(SETUP), codec, feedback=True)
+    algorithm = with_compression(fedavg(SETUP), codec, feedback=True)
     shared, state, fit = zeros_like(changes[0]), ClientState(), Given(changes)
     total = zeros_like(shared)
     for number in range(1, rounds + 1):
@@ -236,7 +236,7 @@ def test_what_arrives_and_what_is_kept_add_up_to_the_changes(codec, number, roun
 
 
 def test_without_feedback_nothing_is_kept():
-    algorithm = compressed(fedavg(SETUP), top_k(TopK()), feedback=False)
+    algorithm = with_compression(fedavg(SETUP), top_k(TopK()), feedback=False)
     shared = zeros_like(random_adapter("any"))
     _, state = algorithm.client(shared, ClientState(), Given([random_adapter("any")]), ROUND)
     assert state == ClientState()
@@ -253,7 +253,7 @@ def test_feedback_sends_in_the_end_what_is_never_among_the_largest():
     steady = {"w.lora_A.weight": torch.tensor([[4.0, 1.0]])}
     shared = zeros_like(steady)
     kept, forgotten = (
-        compressed(fedavg(SETUP), top_k(TopK(share=0.5)), it) for it in (True, False)
+        with_compression(fedavg(SETUP), top_k(TopK(share=0.5)), it) for it in (True, False)
     )
     sums = []
     for algorithm in (kept, forgotten):
@@ -269,7 +269,7 @@ def test_feedback_sends_in_the_end_what_is_never_among_the_largest():
 
 def test_tensors_that_are_not_sent_in_a_round_keep_their_residual():
     a, b = ({name: torch.tensor([[2.0, 1.0]])} for name in ("a.lora_A.weight", "b.lora_A.weight"))
-    algorithm = compressed(fedavg(SETUP), top_k(TopK(share=0.5)), feedback=True)
+    algorithm = with_compression(fedavg(SETUP), top_k(TopK(share=0.5)), feedback=True)
     state = ClientState(memory={"moment": a})
     for sent in (a, b):
         _, state = algorithm.client(zeros_like(sent), state, Given([sent]), ROUND)
@@ -325,7 +325,7 @@ def test_the_order_of_clients_does_not_matter(name):
 @every_transform
 def test_the_server_aggregates_what_was_decoded(name):
     algorithm = TRANSFORMS[name](fedavg(SETUP))
-    codec = {"fp16": half(), "int8": rows_of_int8(), "topk": top_k(TopK(share=0.3))}[name]
+    codec = {"fp16": half_codec(), "int8": rows_of_int8(), "topk": top_k(TopK(share=0.3))}[name]
     state, sent = play(algorithm, rounds=1)
     first = random_adapter("first")
     for key in first:

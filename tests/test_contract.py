@@ -15,9 +15,7 @@ import pytest
 import torch
 
 from covering import Row, allowed_pairs, covering, pairs_of
-from fedsdr import seeds
-from fedsdr.adapters import Private, unwrap
-from fedsdr.algorithms.aggregation.folding import whole
+from fedsdr.algorithms.aggregation.folding import merge_folded
 from fedsdr.algorithms.contract import (
     Algorithm,
     ClientState,
@@ -37,11 +35,13 @@ from fedsdr.algorithms.table import (
     ROBUST,
     TABLES,
 )
-from fedsdr.errors import UserError
-from fedsdr.metrics import Mean
-from fedsdr.sections.evaluate import Evaluate
-from fedsdr.sections.federation import Privacy
-from fedsdr.training.checkpoint import load_checkpoint, save_checkpoint
+from fedsdr.core import seeds
+from fedsdr.core.adapters import Private, unwrap_private
+from fedsdr.core.errors import UserError
+from fedsdr.core.metrics import Mean
+from fedsdr.federation.checkpoint import load_checkpoint, save_checkpoint
+from fedsdr.recipe.sections.evaluate import Evaluate
+from fedsdr.recipe.sections.federation import Privacy
 from fedsdr.training.store import ClientStore
 from playing import LOCAL, ROUNDS, Played, build, dense, furthest, play, same_bits, tensors
 from tiny import CLIENTS, RECORDS, ToyClient, random_adapter
@@ -185,7 +185,7 @@ def test_the_order_of_clients_does_not_matter(name):
 def whole_model(algorithm: Any, server: ServerState) -> dict[str, torch.Tensor]:
     """The weights of the global model, or of what of it is shared."""
     deployed = algorithm.deployed(server)
-    return dense(whole(deployed)) if deployed else dict(server.adapter)
+    return dense(merge_folded(deployed)) if deployed else dict(server.adapter)
 
 
 @every_case
@@ -380,10 +380,10 @@ def test_a_federation_of_one_is_local_training(name):
         if parts(name) & {"ditto"}:
             return
         own = algorithm.personal(sent, played.clients[client])
-        deployed = {**(own.shared or {}), **unwrap(own.own)}
-    weights, wanted = dense(whole(deployed)), dense(unwrap(trained.after))
+        deployed = {**(own.shared or {}), **unwrap_private(own.own)}
+    weights, wanted = dense(merge_folded(deployed)), dense(unwrap_private(trained.after))
     assert furthest(weights, wanted) < 1e-10
-    assert furthest(wanted, dense(unwrap(trained.before))) > 0.01
+    assert furthest(wanted, dense(unwrap_private(trained.before))) > 0.01
 
 
 @pytest.mark.parametrize("targets", PREFIX)
@@ -405,7 +405,7 @@ def test_a_federation_of_one_follows_local_training_for_rounds(targets, algorith
         assert furthest(played.server.adapter, shared) < 1e-12
     else:
         personal = make(name).personal({}, played.clients["ben"])
-        assert furthest(unwrap(personal.own), unwrap(own)) == 0
+        assert furthest(unwrap_private(personal.own), unwrap_private(own)) == 0
 
 
 HAS_GLOBAL = [n for n in CASES if not parts(n) & {"local", "fedsa", "fedper"}]
@@ -446,4 +446,4 @@ def test_cohorts_draw_from_seeds_alone():
     a = play(make("local privacy fedsdr+flora"))
     torch.manual_seed(2)
     assert same_bits(a[:3], play(make("local privacy fedsdr+flora"))[:3])
-    assert seeds.derive(0, "a") != seeds.derive(0, "b")
+    assert seeds.derive_seed(0, "a") != seeds.derive_seed(0, "b")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedsdr.evaluate.crossing import crossing
+from experiments.crossing import sign_change
 
 
 @pytest.mark.parametrize(
@@ -18,4 +18,4 @@ from fedsdr.evaluate.crossing import crossing
     ],
 )
 def test_a_crossing_is_where_the_line_through_the_points_changes_its_sign(ys, where):
-    assert crossing([0.0, 1.0, 2.0], ys) == where
+    assert sign_change([0.0, 1.0, 2.0], ys) == where

@@ -14,26 +14,26 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics.pairwise import cosine_similarity
 from torch.func import functional_call
 
-from fedsdr import adapters
-from fedsdr.adapters import A_SUFFIX, B_SUFFIX, FOLDED, Adapter
-from fedsdr.data.batches import collate
+from experiments.clusters import pseudo_clients
+from experiments.paired import compare_pairs
+from fedsdr.core import adapters
+from fedsdr.core.adapters import A_SUFFIX, B_SUFFIX, FOLDED, Adapter
+from fedsdr.core.errors import UserError
+from fedsdr.data.batches import collate_examples
 from fedsdr.data.template import Example
-from fedsdr.diagnose.clusters import pseudo_clients
 from fedsdr.diagnose.divergence import (
     js_divergence,
     js_matrix,
     mean_js,
+    sample_words,
     tfidf_cosine,
     tfidf_matrix,
-    thin,
 )
 from fedsdr.diagnose.gradients import client_gradients, pairwise_cosine
 from fedsdr.diagnose.maps import response_map
-from fedsdr.diagnose.paired import compare_pairs
-from fedsdr.diagnose.pairwise import Pairwise, pairwise
-from fedsdr.diagnose.text import FILLERS, has_filler, text_stats, words
+from fedsdr.diagnose.pairwise import Pairwise, pairwise_matrix
+from fedsdr.diagnose.text import FILLERS, has_filler, split_words, text_stats
 from fedsdr.diagnose.transfer import loss_matrix, transfer_gap
-from fedsdr.errors import UserError
 from fedsdr.model.lora import Stream, TwoStreamModel
 from models import SPECIALS, random_adapter, random_ids, start_adapter, two_streams
 
@@ -128,8 +128,12 @@ def test_clients_that_cannot_be_compared(mean):
 
 def test_js_matrix_is_that_of_the_words():
     found = js_matrix(CLIENTS)
-    vocabulary = sorted({word for texts in CLIENTS.values() for word in words(" ".join(texts))})
-    vectors = [[words(" ".join(t)).count(word) for word in vocabulary] for t in CLIENTS.values()]
+    vocabulary = sorted(
+        {word for texts in CLIENTS.values() for word in split_words(" ".join(texts))}
+    )
+    vectors = [
+        [split_words(" ".join(t)).count(word) for word in vocabulary] for t in CLIENTS.values()
+    ]
     expected = [[jensenshannon(a, b, base=2) ** 2 for b in vectors] for a in vectors]
     np.testing.assert_allclose(found.matrix, expected, atol=1e-12)
     assert mean_js(CLIENTS) == pytest.approx(np.mean(found.matrix[np.triu_indices(3, 1)]))
@@ -175,7 +179,7 @@ def test_the_order_of_clients_is_no_matter(measure, diagonal):
 def test_texts_may_be_tokens():
     known: dict[str, int] = {}
     ids = {
-        name: [[known.setdefault(word, len(known)) for word in words(text)] for text in texts]
+        name: [[known.setdefault(word, len(known)) for word in split_words(text)] for text in texts]
         for name, texts in CLIENTS.items()
     }
     assert mean_js(ids) == mean_js(CLIENTS)
@@ -183,27 +187,29 @@ def test_texts_may_be_tokens():
 
 
 def test_thin_draws_without_replacement():
-    drawn = thin(CLIENTS, 6, seed=1)
-    assert drawn == thin(CLIENTS, 6, seed=1)
-    assert drawn != thin(CLIENTS, 6, seed=2)
+    drawn = sample_words(CLIENTS, 6, seed=1)
+    assert drawn == sample_words(CLIENTS, 6, seed=1)
+    assert drawn != sample_words(CLIENTS, 6, seed=2)
     for name, texts in CLIENTS.items():
         assert len(drawn[name][0]) == 6
-        assert Counter(drawn[name][0]) <= Counter(words(" ".join(texts)))
+        assert Counter(drawn[name][0]) <= Counter(split_words(" ".join(texts)))
     anna = {"anna": CLIENTS["anna"]}
-    assert Counter(thin(anna, 7)["anna"][0]) == Counter(words(" ".join(CLIENTS["anna"])))
+    assert Counter(sample_words(anna, 7)["anna"][0]) == Counter(
+        split_words(" ".join(CLIENTS["anna"]))
+    )
     for size in (0, 8):
         with pytest.raises(UserError, match=f"size = {size}: client 'anna' has 7 words"):
-            thin(anna, size)
+            sample_words(anna, size)
 
 
 def test_thin_draws_each_word_as_often_as_it_occurs():
     clients = {"anna": ["a"] * 30 + ["b"] * 10}
-    drawn = [thin(clients, 8, seed)["anna"][0].count("b") for seed in range(400)]
+    drawn = [sample_words(clients, 8, seed)["anna"][0].count("b") for seed in range(400)]
     assert np.mean(drawn) == pytest.approx(2, abs=0.25)  # hypergeometric; its mean's error is 0.06
 
 
 def test_pairwise_measures_each_pair_once():
-    found = pairwise({"a": 1.0, "b": 2.0, "c": 5.0}, lambda x, y: abs(x - y))
+    found = pairwise_matrix({"a": 1.0, "b": 2.0, "c": 5.0}, lambda x, y: abs(x - y))
     np.testing.assert_array_equal(found.matrix, [[0, 1, 4], [1, 0, 3], [4, 3, 0]])
     assert found.mean == 8 / 3
     assert Pairwise(("a", "b"), np.array([[9.0, 2.0], [2.0, 7.0]])).mean == 2
@@ -395,7 +401,7 @@ def test_gradients_leave_the_model_off():
 
 
 def assert_off(model: TwoStreamModel) -> None:
-    batch = collate(EXAMPLES["anna"], PAD)
+    batch = collate_examples(EXAMPLES["anna"], PAD)
     out = model.model(input_ids=batch.ids).logits
     model.activate()
     assert torch.equal(out, model.model(input_ids=batch.ids).logits)
@@ -404,7 +410,7 @@ def assert_off(model: TwoStreamModel) -> None:
 def test_what_is_folded_into_r_takes_part():
     model = new_model()
     shared, folded = random_adapter(model.read(R), seed=9), random_adapter(model.read(F), seed=8)
-    sent = {**shared, **adapters.prefixed(folded, FOLDED)}
+    sent = {**shared, **adapters.add_prefix(folded, FOLDED)}
     found = client_gradients(model, EXAMPLES, sent, PAD, 4, limit=3)["ben"]
     model.load(F, folded)
     leaves = {key: tensor.clone().requires_grad_() for key, tensor in shared.items()}

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from fedsdr.diagnose.clusters import pseudo_clients
-from fedsdr.diagnose.paired import Comparison, compare_pairs
+from experiments.clusters import pseudo_clients
+from experiments.paired import PairedComparison, compare_pairs
 from real import data_file
 
 CLUSTERS = 5
@@ -17,7 +17,7 @@ def column(file: str, name: str) -> list[str]:
 
 
 @pytest.fixture(scope="module", params=[0, 1, 2])
-def pairs(request: pytest.FixtureRequest) -> Comparison:
+def pairs(request: pytest.FixtureRequest) -> PairedComparison:
     """In five clusters of like instructions, the clustering drawn anew by each seed."""
     raw = column("alpaca_raw.json", "output")
     rewritten = column("alpaca_distilled_llama2_7b_chat.json", "output")

@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 import tiny
-from fedsdr.adapters import cosine
 from fedsdr.cli.main import app
+from fedsdr.core.adapters import cosine
 from fedsdr.data.records import ClientData, Record, Turn
 from fedsdr.data.sources import skipped_rows
 from fedsdr.data.template import ChatFormat
@@ -22,14 +22,14 @@ from fedsdr.diagnose.gradients import client_gradients
 from fedsdr.diagnose.heterogeneity import (
     GroupedGradients,
     WordCounts,
-    apart,
-    change,
+    divergence_change,
     js_of,
+    measure_divergence,
     tfidf_of,
 )
-from fedsdr.diagnose.holdings import holdings, normalised
-from fedsdr.diagnose.reading import reading
-from fedsdr.sections.data import Source
+from fedsdr.diagnose.holdings import client_holdings, normalise_text
+from fedsdr.diagnose.reading import interpret_diagnosis
+from fedsdr.recipe.sections.data import Source
 from models import start_adapter
 from real import DATA, data_file
 from test_diagnose import EXAMPLES, PAD, new_model
@@ -62,7 +62,7 @@ def test_holdings_by_hand():
         "ben",
         (record("green", "cat", category="pets"), record("bird", "?", answer="x")),
     )
-    a, b = holdings([anna, ben], chat, 7)
+    a, b = client_holdings([anna, ben], chat, 7)
     assert (a.records, a.held_out, b.records, b.held_out) == (5, 2, 2, 0)
     assert a.prompt_tokens.total == (1 + 1 + 1 + 6 + 1) + 5 * 2
     assert a.response_tokens.total == (2 + 2 + 1 + 1 + 4) + 5
@@ -79,7 +79,7 @@ def test_holdings_by_hand():
 def test_short_responses_stand_out_only_among_long_ones():
     chat = ChatFormat(tiny.word_tokenizer(tiny.WORDS))
     long = [record(f"p {i}", "cat " * 12) for i in range(3)]
-    some, none = holdings(
+    some, none = client_holdings(
         [
             ClientData("a", (*long, record("q", "a cat"), record("r", "a cat sees"))),
             ClientData("b", tuple(record(f"s {i}", "positive") for i in range(3))),
@@ -91,7 +91,7 @@ def test_short_responses_stand_out_only_among_long_ones():
 
 
 def test_normalised():
-    assert normalised(" \uff21\tb\n C ") == "a b c"
+    assert normalise_text(" \uff21\tb\n C ") == "a b c"
 
 
 def test_skipped_rows(tmp_path):
@@ -129,8 +129,8 @@ def test_resamples_take_whole_records():
 
 
 def test_intervals_hold_the_estimate_and_narrow_with_records():
-    few = apart(TEXTS, seed=1)
-    many = apart({name: texts * 30 for name, texts in TEXTS.items()}, seed=1)
+    few = measure_divergence(TEXTS, seed=1)
+    many = measure_divergence({name: texts * 30 for name, texts in TEXTS.items()}, seed=1)
     assert few.mean_js.low < few.mean_js.mean < few.mean_js.high
     assert few.mean_js.mean == pytest.approx(mean_js(TEXTS))
     spread = [each.mean_js.high - each.mean_js.low for each in (few, many)]
@@ -138,7 +138,7 @@ def test_intervals_hold_the_estimate_and_narrow_with_records():
 
 
 def test_change_of_nothing_has_no_interval():
-    found = change(TEXTS, TEXTS, seed=0)
+    found = divergence_change(TEXTS, TEXTS, seed=0)
     assert found.js == (0, None, None)
 
 
@@ -148,10 +148,10 @@ def test_chance_is_as_far_apart_as_alike_clients():
         name: [" ".join(f"w{i}" for i in draw.integers(50, size=20)) for _ in range(40)]
         for name in "abc"
     }
-    found = apart(alike, seed=0)
+    found = measure_divergence(alike, seed=0)
     assert found.even_js == pytest.approx(found.chance_js, abs=0.01)
     unlike = {name: [text.replace("w", name) for text in each] for name, each in alike.items()}
-    found = apart(unlike, seed=0)
+    found = measure_divergence(unlike, seed=0)
     assert found.even_js == pytest.approx(1)
     assert found.chance_js < 0.3
 
@@ -307,9 +307,13 @@ def test_rewrites_of_other_prompts(recipe, tmp_path):
 def test_leaks_are_named():
     chat = ChatFormat(tiny.word_tokenizer(tiny.WORDS))
     train = (record("red", "one"), record("blue", "two"))
-    rows = holdings([ClientData("anna", train, train[:1]), ClientData("ben", train[1:])], chat, 64)
+    rows = client_holdings(
+        [ClientData("anna", train, train[:1]), ClientData("ben", train[1:])], chat, 64
+    )
     clients = [vars(each) for each in rows]
-    said = reading({"clients": clients, "skipped": [], "max_length": 64, "passes": {"a": 2.0}})
+    said = interpret_diagnosis(
+        {"clients": clients, "skipped": [], "max_length": 64, "passes": {"a": 2.0}}
+    )
     assert any(s.startswith("LEAK: ") and "anna 1" in s for s in said)
     assert any("Records that other clients hold too: anna 1, ben 1" in s for s in said)
 

@@ -16,8 +16,7 @@ from scipy.optimize import brentq
 from scipy.stats import kstest
 from scipy.stats import norm as gaussian
 
-from fedsdr.adapters import Adapter, Private, add, norm, scale, subtract, zeros_like
-from fedsdr.algorithms.accounting import epsilon
+from fedsdr.algorithms.accounting import single_epsilon
 from fedsdr.algorithms.compression import TopK, topk
 from fedsdr.algorithms.contract import (
     Algorithm,
@@ -32,16 +31,17 @@ from fedsdr.algorithms.contract import (
     check_update,
 )
 from fedsdr.algorithms.fedavg import fedavg
-from fedsdr.algorithms.privacy import Privacy, central, local_noise
+from fedsdr.algorithms.privacy import Privacy, central_privacy, local_noise
 from fedsdr.algorithms.scaffold import Scaffold, scaffold
-from fedsdr.metrics import Mean
+from fedsdr.core.adapters import Adapter, Private, add, norm, scale, subtract, zeros_like
+from fedsdr.core.metrics import Mean
 from tiny import random_adapter
 
 SETUP = Setup(Schedule(1, 0.1))
 ROUND = Round(1, 7)
 LOUD = {"x.lora_A.weight": (200, 300), "y.lora_A.weight": (200, 300)}
 
-both = pytest.mark.parametrize("transform", [central, local_noise])
+both = pytest.mark.parametrize("transform", [central_privacy, local_noise])
 
 
 def silent(dtype: torch.dtype = torch.float64) -> Adapter:
@@ -114,7 +114,7 @@ def test_what_a_client_keeps_is_the_inner_algorithms():
     inner = scaffold(SETUP, Scaffold())
     change = random_adapter("change")
     shared = inner.broadcast(inner.init(zeros_like(change)))
-    for transform in (central, local_noise):
+    for transform in (central_privacy, local_noise):
         algorithm = transform(inner, Privacy())
         _, state = algorithm.client(shared, ClientState(), trained(change), ROUND)
         _, plain = inner.client(shared, ClientState(), trained(change), ROUND)
@@ -128,7 +128,7 @@ def test_what_a_client_keeps_is_the_inner_algorithms():
 @pytest.mark.parametrize("count", [1, 4])
 def test_a_hostile_client_has_no_more_to_say_than_an_honest_one(clip, count):
     """Neither by length nor by weight."""
-    algorithm = central(fedavg(SETUP), Privacy(clip=clip, noise_multiplier=0))
+    algorithm = central_privacy(fedavg(SETUP), Privacy(clip=clip, noise_multiplier=0))
     honest = [Update(zeros_like(random_adapter("any")), 1.0)] * (count - 1)
     hostile = Update(scale(random_adapter("hostile"), 1e9), 1e9)
     moved = finished(algorithm, [*honest, hostile]).adapter
@@ -138,7 +138,7 @@ def test_a_hostile_client_has_no_more_to_say_than_an_honest_one(clip, count):
 @pytest.mark.parametrize(("clip", "z"), [(1.0, 1.0), (0.5, 3.0), (10.0, 0.2)])
 @pytest.mark.parametrize("count", [1, 3, 20])
 def test_the_sum_has_the_noise_once_whatever_the_number_of_clients(clip, z, count):
-    algorithm = central(fedavg(SETUP), Privacy(clip=clip, noise_multiplier=z))
+    algorithm = central_privacy(fedavg(SETUP), Privacy(clip=clip, noise_multiplier=z))
     mean = flat(finished(algorithm, [Update(silent(), 1.0)] * count).adapter)
     drawn = mean * count / (z * clip)
     assert drawn.std().item() == pytest.approx(1, rel=0.01)  # 120 000 draws: 5 sigma are 0.01
@@ -151,9 +151,9 @@ def test_the_sum_has_the_noise_once_whatever_the_number_of_clients(clip, z, coun
 def test_the_noise_is_added_to_the_sum_of_the_clipped_changes():
     changes = [random_adapter(k) for k in range(5)]
     options = Privacy(clip=1.0, noise_multiplier=0.5)
-    noisy = finished(central(fedavg(SETUP), options), [Update(c, 1.0) for c in changes])
+    noisy = finished(central_privacy(fedavg(SETUP), options), [Update(c, 1.0) for c in changes])
     zero = [Update(zeros_like(changes[0]), 1.0)] * 5
-    noise = finished(central(fedavg(SETUP), options), zero)
+    noise = finished(central_privacy(fedavg(SETUP), options), zero)
     for key in changes[0]:
         wanted = sum(change[key] / norm(change) for change in changes) / 5
         found = noisy.adapter[key] - noise.adapter[key]
@@ -165,7 +165,9 @@ def test_draws_of_tensors_rounds_and_clients_are_unrelated():
     algorithm = local_noise(fedavg(SETUP), options)
     x, y = sent(algorithm, silent()).change.values()
     again = sent(algorithm, silent(), Round(1, 8)).change["x.lora_A.weight"]
-    server = finished(central(fedavg(SETUP), options), [Update(silent(), 1.0)], Round(1, 9)).adapter
+    server = finished(
+        central_privacy(fedavg(SETUP), options), [Update(silent(), 1.0)], Round(1, 9)
+    ).adapter
     draws = torch.stack([it.flatten() for it in (x, y, again, server["x.lora_A.weight"])])
     related = torch.corrcoef(draws) - torch.eye(4)
     assert related.abs().max().item() < 5 / math.sqrt(draws.shape[1])
@@ -177,7 +179,7 @@ def test_without_noise_or_bound_it_is_fedavg_of_equal_weights(count):
     for dtype in (torch.float32, torch.float64):
         updates = [Update(random_adapter(k, dtype=dtype), 1.0) for k in range(count)]
         plain = finished(fedavg(SETUP), updates).adapter
-        ours = finished(central(fedavg(SETUP), nothing), updates).adapter
+        ours = finished(central_privacy(fedavg(SETUP), nothing), updates).adapter
         if dtype == torch.float32:
             assert same_bits(ours, plain)
         else:  # the mean goes through a multiplication and a division by the number of clients
@@ -193,7 +195,7 @@ def test_an_inner_algorithm_is_given_the_noisy_mean_alone():
         seen.append(update)
         return fedavg(SETUP).add(fold, update)
 
-    algorithm = central(fedavg(SETUP)._replace(add=spy), Privacy())
+    algorithm = central_privacy(fedavg(SETUP)._replace(add=spy), Privacy())
     finished(algorithm, [Update(random_adapter(k), 1.0) for k in range(4)])
     assert [update.weight for update in seen] == [4.0]
 
@@ -208,7 +210,7 @@ def test_the_order_of_clients_does_not_matter_and_draws_repeat(transform):
 
 
 def test_a_round_without_participants_is_an_error():
-    algorithm = central(fedavg(SETUP), Privacy())
+    algorithm = central_privacy(fedavg(SETUP), Privacy())
     state = algorithm.init(random_adapter("first"))
     with pytest.raises(ValueError, match="more than 0"):
         algorithm.finish(state, algorithm.start(state, ROUND), ROUND)
@@ -216,7 +218,7 @@ def test_a_round_without_participants_is_an_error():
 
 def test_updates_of_unequal_shapes_are_not_expected():
     ranked = fedavg(SETUP)._replace(ranks=frozenset({1}))
-    assert central(ranked, Privacy()).ranks == frozenset()
+    assert central_privacy(ranked, Privacy()).ranks == frozenset()
     assert local_noise(ranked, Privacy()).ranks == frozenset({1})
 
 
@@ -260,7 +262,7 @@ def test_dtypes_are_kept_and_nothing_is_mutated(transform, dtype):
 
 
 def test_a_fold_can_be_added_to_twice():
-    algorithm = central(fedavg(SETUP), Privacy())
+    algorithm = central_privacy(fedavg(SETUP), Privacy())
     updates = [Update(random_adapter(k), 1.0) for k in range(3)]
     state = algorithm.init(zeros_like(updates[0].change))
     once = algorithm.add(algorithm.start(state, ROUND), updates[0])
@@ -321,40 +323,40 @@ def analytic(z: float, releases: int, delta: float) -> float:
 )
 def test_epsilon_is_that_of_the_analytic_gaussian_mechanism(z, releases, delta):
     expected = analytic(z, releases, delta)
-    assert epsilon(z, releases, delta, local=False) == pytest.approx(expected, rel=0.01)
+    assert single_epsilon(z, releases, delta, local=False) == pytest.approx(expected, rel=0.01)
     # Two changes are up to twice as far apart as one is from none.
-    assert epsilon(2 * z, releases, delta, local=True) == pytest.approx(expected, rel=0.01)
+    assert single_epsilon(2 * z, releases, delta, local=True) == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize(("z", "releases"), [(0.0099, 1), (0.05, 1000), (0.01, 50)])
 def test_next_to_no_noise_has_a_bound(z, releases):
     expected = analytic(z, releases, 1e-5)
-    assert expected < epsilon(z, releases, 1e-5, local=False) < 1.02 * expected
+    assert expected < single_epsilon(z, releases, 1e-5, local=False) < 1.02 * expected
 
 
 def test_no_noise_is_too_little_to_be_accounted_for():
-    assert epsilon(1e-9, 10**6, 1e-5, local=True) > 1e20
+    assert single_epsilon(1e-9, 10**6, 1e-5, local=True) > 1e20
 
 
 def test_a_published_epsilon():
     """The classical calibration, z = sqrt(2 ln(1.25 / delta)), promises epsilon = 1, and holds."""
     z = math.sqrt(2 * math.log(1.25 / 1e-5))
-    assert 0.5 < epsilon(z, 1, 1e-5, local=False) < 1
+    assert 0.5 < single_epsilon(z, 1, 1e-5, local=False) < 1
 
 
 @settings(deadline=None, max_examples=20)
 @given(st.floats(0.5, 20), st.integers(1, 200))
 def test_more_noise_costs_less_and_more_rounds_cost_more(z, releases):
-    here = epsilon(z, releases, 1e-5, local=False)
-    assert epsilon(2 * z, releases, 1e-5, local=False) < here
-    assert epsilon(z, 2 * releases, 1e-5, local=False) > here
-    assert epsilon(z, releases, 1e-6, local=False) > here
+    here = single_epsilon(z, releases, 1e-5, local=False)
+    assert single_epsilon(2 * z, releases, 1e-5, local=False) < here
+    assert single_epsilon(z, 2 * releases, 1e-5, local=False) > here
+    assert single_epsilon(z, releases, 1e-6, local=False) > here
 
 
 @pytest.mark.parametrize("local", [False, True])
 def test_nothing_released_costs_nothing_and_no_noise_protects_nothing(local):
-    assert epsilon(0, 0, 1e-5, local) == epsilon(1, 0, 1e-5, local) == 0
-    assert epsilon(0, 1, 1e-5, local) == math.inf
+    assert single_epsilon(0, 0, 1e-5, local) == single_epsilon(1, 0, 1e-5, local) == 0
+    assert single_epsilon(0, 1, 1e-5, local) == math.inf
 
 
 @pytest.mark.parametrize(
@@ -362,7 +364,7 @@ def test_nothing_released_costs_nothing_and_no_noise_protects_nothing(local):
 )
 def test_what_has_no_epsilon(wrong):
     with pytest.raises(ValueError, match="must"):
-        epsilon(*wrong, local=False)
+        single_epsilon(*wrong, local=False)
 
 
 def test_the_accountant_is_imported_only_where_it_is_used():

@@ -15,7 +15,7 @@ from fedsdr.data.records import Record, Turn
 from fedsdr.diagnose.distilled import describe_all, describe_client
 from fedsdr.distill import rewrite
 from fedsdr.distill.checks import Verdict
-from fedsdr.distill.pilot import extrapolate, total, wilson
+from fedsdr.distill.pilot import extrapolate_sample, total_pilot, wilson
 from fedsdr.distill.rewrite import Attempt, Rewritten
 from fedsdr.report.distillation import write_client_page, write_overview
 
@@ -189,10 +189,10 @@ def outcome(*tries: tuple[str, int], text: str = "raw") -> Rewritten:
 
 def test_a_pilot_is_scaled_to_all_records():
     sample = [outcome(("", 5)), outcome(("x", 7), ("", 3)), outcome(("x", 9), ("x", 9)), outcome()]
-    pilot = extrapolate("c", sample, records=40, seconds=2.0)
+    pilot = extrapolate_sample("c", sample, records=40, seconds=2.0)
     assert (pilot.first, pilot.raw) == (wilson(1 / 4, 4), wilson(2 / 4, 4))
     assert (pilot.generations, pilot.tokens, pilot.seconds) == (50, 330, 20)
-    both = total([pilot, extrapolate("d", sample[:1], records=10, seconds=1.0)])
+    both = total_pilot([pilot, extrapolate_sample("d", sample[:1], records=10, seconds=1.0)])
     assert (both.sample, both.records) == (5, 50)
     assert (both.generations, both.tokens, both.seconds) == (60, 380, 30)
 
@@ -200,16 +200,16 @@ def test_a_pilot_is_scaled_to_all_records():
 def test_all_clients_together_are_all_their_records():
     """Equal samples of unequal clients: 90 records of which half pass, and 10 that all do."""
     good, bad = outcome(("", 5)), outcome(("x", 9))
-    large = extrapolate("large", [good, bad] * 4, records=90, seconds=1.0)
-    small = extrapolate("small", [good] * 8, records=10, seconds=1.0)
-    both = total([large, small])
+    large = extrapolate_sample("large", [good, bad] * 4, records=90, seconds=1.0)
+    small = extrapolate_sample("small", [good] * 8, records=10, seconds=1.0)
+    both = total_pilot([large, small])
     assert (both.first.share, both.raw.share) == pytest.approx((0.55, 0.45))
     effective = 1 / (0.9**2 / 8 + 0.1**2 / 8)  # 9.8 records, of the 16
     assert both.first == pytest.approx(wilson(0.55, effective))
     assert both.first.low > large.first.low
     alike = [large._replace(records=50), small._replace(records=50)]
-    assert total(alike).first == pytest.approx(wilson(0.75, 16))
-    assert total([small]).first == small.first
+    assert total_pilot(alike).first == pytest.approx(wilson(0.75, 16))
+    assert total_pilot([small]).first == small.first
 
 
 # --- The report

@@ -9,7 +9,7 @@ import pytest
 from fedsdr.data.records import Record, Turn
 from fedsdr.distill.checks import Candidate, Rewrite, Verdict
 from fedsdr.distill.verify import build_verifier
-from fedsdr.sections.distill import Distill
+from fedsdr.recipe.sections.distill import Distill
 from real import data_file
 
 

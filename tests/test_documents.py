@@ -11,7 +11,7 @@ import typer
 
 import wheel_test
 from fedsdr.cli.main import app
-from fedsdr.recipe import parse_recipe
+from fedsdr.recipe.load import parse_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -7,13 +7,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from fedsdr.adapters import Adapter, Private, unwrap
 from fedsdr.algorithms.contract import Schedule, Stage
-from fedsdr.data.batches import collate, end_to_end
+from fedsdr.core.adapters import Adapter, Private, unwrap_private
+from fedsdr.core.errors import UserError
+from fedsdr.data.batches import collate_examples, end_to_end
 from fedsdr.data.template import Example
-from fedsdr.errors import UserError
 from fedsdr.model import packing
-from fedsdr.model.dropout import MASK, Dropout, dropout, mixed
+from fedsdr.model.dropout import MASK, Dropout, hash_integers, lora_dropout
 from fedsdr.model.lora import Stream, TwoStreamLinear, TwoStreamModel
 from fedsdr.model.peft_format import AdapterSettings, read_settings, write_adapter
 from fedsdr.training.cohort import train_cohort
@@ -45,7 +45,9 @@ def batch_of(*lengths: int) -> list[Example]:
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
 def test_a_share_is_dropped_and_the_rest_grows(share):
-    drop = dropout(share, collate(batch_of(63, 63, 63, 63), 0), [11, 12, 13, 2**62 + 5])
+    drop = lora_dropout(
+        share, collate_examples(batch_of(63, 63, 63, 63), 0), [11, 12, 13, 2**62 + 5]
+    )
     out = drop(torch.ones(4 * 64, 512, dtype=torch.float64), 3)
     assert out.unique().tolist() == pytest.approx([0.0, 1 / (1 - share)])
     found = (out == 0).double()
@@ -58,7 +60,7 @@ def test_a_share_is_dropped_and_the_rest_grows(share):
 
 def test_masks_are_unlike_each_other():
     """Neighbouring examples, tokens, layers and channels have nothing to do with each other."""
-    drop = dropout(0.5, collate(batch_of(31, 31), 0), [20, 21])
+    drop = lora_dropout(0.5, collate_examples(batch_of(31, 31), 0), [20, 21])
     signs = kept(drop, 256).double() * 2 - 1
     other = kept(drop, 256, layer=8).double() * 2 - 1
     for products in (signs[:32] * signs[32:], signs[1:] * signs[:-1], signs * other):
@@ -68,22 +70,25 @@ def test_masks_are_unlike_each_other():
 
 def test_the_hash_is_one_to_one():
     some = torch.cat([torch.arange(2**16), MASK - torch.arange(2**16)])
-    found = mixed(some)
+    found = hash_integers(some)
     assert len(found.unique()) == 2**17
     assert 0 <= int(found.min()) <= int(found.max()) <= MASK
     # lowbias32 by Python's integers
     x = 0xDEADBEEF
     x = (x ^ (x >> 16)) * 0x7FEB352D & MASK
     x = (x ^ (x >> 15)) * 0x846CA68B & MASK
-    assert int(mixed(torch.tensor(0xDEADBEEF))) == x ^ (x >> 16)
+    assert int(hash_integers(torch.tensor(0xDEADBEEF))) == x ^ (x >> 16)
 
 
 def test_a_token_has_its_mask_however_the_batch_is_laid_out():
     texts, keys = batch_of(3, 6, 1), [5, 9, 2]
-    padded = kept(dropout(0.5, collate(texts, 0), keys), 16).view(3, 7, 16)
+    padded = kept(lora_dropout(0.5, collate_examples(texts, 0), keys), 16).view(3, 7, 16)
     rows = [padded[i, : len(text)] for i, text in enumerate(texts)]
-    assert torch.equal(kept(dropout(0.5, end_to_end(texts), keys), 16), torch.cat(rows))
-    alone = [kept(dropout(0.5, collate([t], 0), [k]), 16) for t, k in zip(texts, keys, strict=True)]
+    assert torch.equal(kept(lora_dropout(0.5, end_to_end(texts), keys), 16), torch.cat(rows))
+    alone = [
+        kept(lora_dropout(0.5, collate_examples([t], 0), [k]), 16)
+        for t, k in zip(texts, keys, strict=True)
+    ]
     assert all(torch.equal(a, b) for a, b in zip(alone, rows, strict=True))
 
 
@@ -104,8 +109,8 @@ class Masked(torch.nn.Module):
 def test_with_a_given_mask_it_is_pefts():
     """Losses and gradients of both factors."""
     ours, share = two_streams("llama", TARGETS, dtype=torch.float64), 0.3
-    batch = collate(examples(4, seed=3), 0)
-    drop = dropout(share, batch, [1, 2, 3, 4])
+    batch = collate_examples(examples(4, seed=3), 0)
+    drop = lora_dropout(share, batch, [1, 2, 3, 4])
     config = LoraConfig(r=3, lora_alpha=6, target_modules=list(TARGETS), lora_dropout=share)
     theirs = get_peft_model(make("llama", dtype=torch.float64), config)
     held = ours.read(R)
@@ -192,7 +197,7 @@ def test_such_a_model_is_refused_before_any_work():
 
 
 def trained(stage: Stage, share: float = 0.4, **changes: Any) -> Adapter:
-    return unwrap(trainer(new_model(), dropout=share, **changes)(stage).after)
+    return unwrap_private(trainer(new_model(), dropout=share, **changes)(stage).after)
 
 
 def close(a: Adapter, b: Adapter) -> bool:

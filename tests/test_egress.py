@@ -8,22 +8,22 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from fedsdr import files
-from fedsdr.algorithms.compose import build_algorithm
 from fedsdr.algorithms.contract import Round
-from fedsdr.deploy.egress import (
+from fedsdr.core import files
+from fedsdr.core.metrics import Mean
+from fedsdr.deploy.protocol.egress import (
     DECLARED,
     LOG,
     Audit,
     UndeclaredError,
     check_declared,
     check_tensors,
-    reduced,
+    without_undeclared,
 )
-from fedsdr.deploy.wire import Answer, Operation
-from fedsdr.methods import method
-from fedsdr.metrics import Mean
-from fedsdr.recipe import load_recipe, override
+from fedsdr.deploy.protocol.messages import Answer, Operation
+from fedsdr.recipe.build import build_algorithm
+from fedsdr.recipe.load import load_recipe, override_recipe
+from fedsdr.recipe.methods import named_recipe
 
 RECIPE = load_recipe(Path(__file__).parents[1] / "recipes" / "lab.toml")
 CHANGE = {"layers.0.x.lora_A.weight": torch.ones(2, 3, dtype=torch.bfloat16)}
@@ -62,7 +62,7 @@ def test_what_is_not_declared_may_not_leave(changes: Any, named):
         check_declared(replace(FIT, **changes), RECIPE)
 
 
-UNCOUNTED = override(RECIPE, {"federation.sample_counts": False})
+UNCOUNTED = override_recipe(RECIPE, {"federation.sample_counts": False})
 SCORES = ("prepare", "fit", "evaluate", "finish")
 
 
@@ -81,8 +81,8 @@ def full(operation: Operation) -> Answer:
 @pytest.mark.parametrize("operation", DECLARED)
 @pytest.mark.parametrize("mode", ["local", "central"])
 def test_under_differential_privacy_the_change_and_facts_are_all_that_leaves(operation, mode):
-    private, answer = override(RECIPE, {"privacy.mode": mode}), full(operation)
-    told = reduced(answer, private)
+    private, answer = override_recipe(RECIPE, {"privacy.mode": mode}), full(operation)
+    told = without_undeclared(answer, private)
     check_declared(answer, RECIPE)
     check_declared(told, private)
     assert told.metrics == {}
@@ -99,7 +99,7 @@ def test_under_differential_privacy_the_change_and_facts_are_all_that_leaves(ope
 @pytest.mark.parametrize("operation", SCORES)
 def test_where_records_are_not_counted_no_weight_tells_how_many_there_are(operation):
     answer = full(operation)
-    told = reduced(answer, UNCOUNTED)
+    told = without_undeclared(answer, UNCOUNTED)
     check_declared(told, UNCOUNTED)
     assert {name: mean.value for name, mean in told.metrics.items()} == {
         name: mean.value for name, mean in answer.metrics.items()
@@ -126,7 +126,7 @@ FAMILY = ("fedavg", "scaffold+int8", "fedsdr", "fedsdr+topk", "fedsa", "ffa", "f
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_tensors_have_the_names_and_shapes_of_an_update(name):
-    algorithm = build_algorithm(method(name, RECIPE))
+    algorithm = build_algorithm(named_recipe(name, RECIPE))
     first = {
         f"layers.{k}.x.lora_{factor}.weight": torch.ones(shape)
         for k in range(2)

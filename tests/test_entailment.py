@@ -15,24 +15,24 @@ from transformers import (
 )
 
 import tiny
+from fedsdr.core.errors import UserError
 from fedsdr.data.records import Record, Turn
 from fedsdr.distill.checks import Candidate, Rewrite
 from fedsdr.distill.entailment import (
-    Texts,
+    TextPair,
     check_entailment,
     entailment_judge,
     load_entailment,
 )
 from fedsdr.distill.verify import build_verifier
-from fedsdr.errors import UserError
-from fedsdr.sections.distill import Distill, Entailment
+from fedsdr.recipe.sections.distill import Distill, Entailment
 
 LABELS = {0: "CONTRADICTION", 1: "neutral", 2: "Entailment"}
 PAIRS = [
-    Texts("red green", "blue"),
-    Texts("red cat sees the dog near a bird", "cat sees dog"),
-    Texts("one", "two three one two"),
-    Texts("blue", "red green"),
+    TextPair("red green", "blue"),
+    TextPair("red cat sees the dog near a bird", "cat sees dog"),
+    TextPair("one", "two three one two"),
+    TextPair("blue", "red green"),
 ]
 
 
@@ -94,19 +94,19 @@ def test_the_class_is_found_by_its_name(folder):
 @pytest.mark.parametrize(("room", "read"), [(512, True), (24, True), (5, False)])
 def test_what_the_model_cannot_read_whole_has_no_score(folder, room, read):
     score = load_entailment(options(folder, max_length=room), "cpu")
-    found = score([Texts("red", "blue"), Texts("red green blue", "one two three")])
+    found = score([TextPair("red", "blue"), TextPair("red green blue", "one two three")])
     assert found[0] is not None
     assert (found[1] is not None) is read
-    assert score([Texts("red " * 20, "blue " * 5)]) == [None]  # beyond the model's 24 positions
+    assert score([TextPair("red " * 20, "blue " * 5)]) == [None]  # beyond the model's 24 positions
 
 
 # --- Verdicts
 
 
-def rigged(asked: list[Texts]) -> Any:
+def rigged(asked: list[TextPair]) -> Any:
     """A model for which "all" entails everything, and nothing else entails anything."""
 
-    def score(pairs: Sequence[Texts]) -> list[float | None]:
+    def score(pairs: Sequence[TextPair]) -> list[float | None]:
         asked.extend(pairs)
         return [
             None if "long" in pair.premise else 0.9 if "all" in pair.premise else 0.1
@@ -147,10 +147,10 @@ def test_the_threshold(threshold, passes):
 
 
 @pytest.mark.parametrize(
-    ("question", "texts"), [(True, Texts("q\nall", "q\nsome")), (False, Texts("all", "some"))]
+    ("question", "texts"), [(True, TextPair("q\nall", "q\nsome")), (False, TextPair("all", "some"))]
 )
 def test_the_question_stands_before_both(question, texts):
-    asked: list[Texts] = []
+    asked: list[TextPair] = []
     entailment_judge(options(question=question), rigged(asked))([candidate("some", "all")])
     assert asked == [texts]
 

@@ -3,8 +3,8 @@
 import pytest
 
 from fedsdr.evaluate.claims import judge_at_equal_facts, judge_claims
-from fedsdr.evaluate.equal_facts import kept_at, kept_at_equal_facts, points
-from fedsdr.summary import curves_of
+from fedsdr.evaluate.equal_facts import curve_points, kept_at, kept_at_equal_facts
+from fedsdr.workflows.summary import curves_of
 from tiny import write_rows
 
 
@@ -66,8 +66,8 @@ def test_claims_at_equal_facts_need_both_methods_curves():
 def test_a_round_that_was_only_put_to_benchmarks_is_no_point_of_a_curve():
     known, asked = {"client_facts": 40.0, "general": 100.0}, {"crass": 25.0}
     rows = [{"round": 0, "eval": known | asked}, {"round": 1}, {"round": 2, "eval": asked}]
-    assert points(rows) == [known | asked]
-    assert points(rows[1:]) == []
+    assert curve_points(rows) == [known | asked]
+    assert curve_points(rows[1:]) == []
 
 
 def test_a_method_without_a_global_model_has_no_curve(tmp_path):

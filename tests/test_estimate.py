@@ -9,24 +9,24 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
-from fedsdr import recipe as recipes
-from fedsdr.cli.plan import digits, hours
+from fedsdr.cli.plan import format_hours, significant_digits
+from fedsdr.core.errors import UserError
+from fedsdr.core.progress import Reporter
 from fedsdr.data.batches import Batch
-from fedsdr.errors import UserError
-from fedsdr.estimate.arithmetic import arithmetic
-from fedsdr.estimate.hardware import Hardware, measure
+from fedsdr.estimate.arithmetic import count_operations
+from fedsdr.estimate.hardware import Hardware, measure_rates
 from fedsdr.estimate.memory import cache_bytes, held_activations
 from fedsdr.estimate.plan import estimate_run
-from fedsdr.estimate.traffic import stages
-from fedsdr.model.checkpointing import blocks, recomputed
-from fedsdr.model.choose import Job
-from fedsdr.model.generate import generate, way
+from fedsdr.estimate.traffic import traced_stages
+from fedsdr.generation.batched import generate_batch, generation_way
+from fedsdr.generation.sampling import Job
+from fedsdr.model.checkpointing import checkpointed_blocks, recompute_activations
 from fedsdr.model.lora import Stream, TwoStreamModel
-from fedsdr.model.outline import outline, outline_of, weight_bytes
-from fedsdr.progress import Reporter
-from fedsdr.run import run
-from fedsdr.setting import plan_folder, prepare
+from fedsdr.model.outline import model_outline, outline_of, weight_bytes
+from fedsdr.recipe import load as recipes
 from fedsdr.training.loss import summed_loss
+from fedsdr.workflows.prepare import plan_folder, prepare_run
+from fedsdr.workflows.run import run_recipe
 from models import FAMILIES, make, random_ids, save_family
 from tiny import setting
 
@@ -40,7 +40,7 @@ def metrics(folder: Path) -> list[dict]:
 
 def plan_of(path: Path, *sets: str, hardware: Hardware | None = None):
     recipe = recipes.load_recipe(path, sets)
-    return estimate_run(recipe, prepare(recipe, weights=False).clients, hardware)
+    return estimate_run(recipe, prepare_run(recipe, weights=False).clients, hardware)
 
 
 BYTES = {
@@ -67,7 +67,7 @@ def test_bytes_and_parameters_are_those_of_the_run(case, tmp_path):
     sets = ("distill.min_tokens=2", *BYTES[case])
     plan = plan_of(path, *sets)
     recipe = recipes.load_recipe(path, sets)
-    run(recipe, tmp_path / "run", SILENT)
+    run_recipe(recipe, tmp_path / "run", SILENT)
     rows = metrics(tmp_path / "run")[1:]
     own = plan.methods[-1].traffic
     assert own.bytes_up == sum(row["train"]["bytes_up"] for row in rows)
@@ -91,7 +91,7 @@ def test_what_is_folded_is_bounded(aggregation, tmp_path):
     path = setting(tmp_path)
     sets = (f"federation.lora_aggregation={aggregation}", "federation.targets=raw")
     own = plan_of(path, *sets).methods[-1].traffic
-    run(recipes.load_recipe(path, sets), tmp_path / "run", SILENT)
+    run_recipe(recipes.load_recipe(path, sets), tmp_path / "run", SILENT)
     rows = metrics(tmp_path / "run")[1:]
     down = sum(row["train"]["bytes_down"] for row in rows)
     assert not own.exact
@@ -103,9 +103,9 @@ def test_the_steps_of_every_stage_are_asked_of_the_algorithm(tmp_path):
     recipe = recipes.load_recipe(setting(tmp_path), ["federation.personalisation=ditto"])
     with torch.device("meta"):
         first = TwoStreamModel(
-            outline(recipe.model.path), recipe.lora.targets, recipe.lora.rank, 4.0
+            model_outline(recipe.model.path), recipe.lora.targets, recipe.lora.rank, 4.0
         ).blank()
-    found = [(stage.trains, stage.targets) for stage in stages(recipe, first)]
+    found = [(stage.trains, stage.targets) for stage in traced_stages(recipe, first)]
     assert sorted(found) == [("R", "raw"), ("R", "raw"), ("S", "distilled")]
 
 
@@ -126,7 +126,7 @@ def step_flops(two: TwoStreamModel, rows: int, length: int) -> int:
 def test_operations_are_those_that_pytorch_counts(family):
     model = make(family)
     model.set_attn_implementation("eager")
-    work = arithmetic(model, 0)
+    work = count_operations(model, 0)
     two = TwoStreamModel(model, "all-linear", 3, 6.0)
     adapter = sum(t.numel() for t in two.blank().values())
     work = type(work)(work.matrix, work.attention, adapter)
@@ -144,7 +144,7 @@ def test_operations_are_those_that_pytorch_counts(family):
 
 
 def test_checkpointing_repeats_the_forward_pass():
-    work = arithmetic(make("llama"), 100)
+    work = count_operations(make("llama"), 100)
     plain, again = work.training(10, 5, 1.0), work.training(10, 5, 1.0, again=True)
     assert again - plain == work.forward(10, 5) + 10 * 2 * 2 * 100
 
@@ -161,11 +161,11 @@ def test_hours_are_operations_over_speed(tmp_path):
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (hours(1234.5), "1,234 h"),
-        (hours(999.6), "1,000 h"),
-        (hours(12.34), "12.3 h"),
-        (digits(120, 2), "120"),
-        (digits(0.0123, 2), "0.012"),
+        (format_hours(1234.5), "1,234 h"),
+        (format_hours(999.6), "1,000 h"),
+        (format_hours(12.34), "12.3 h"),
+        (significant_digits(120, 2), "120"),
+        (significant_digits(0.0123, 2), "0.012"),
     ],
 )
 def test_large_numbers_have_no_exponent(shown, expected):
@@ -173,7 +173,7 @@ def test_large_numbers_have_no_exponent(shown, expected):
 
 
 def test_hardware_is_measured():
-    found = measure(torch.device("cpu"), torch.float32)
+    found = measure_rates(torch.device("cpu"), torch.float32)
     assert 1e8 < found.flops < 1e15
     assert 1e8 < found.bandwidth < 1e14
 
@@ -206,18 +206,21 @@ def test_activations_are_at_least_what_autograd_keeps(family, again, tmp_path):
     real.train_only(Stream.RECTIFY)
     real.activate(Stream.RECTIFY, Stream.SMOOTH)
     ids = random_ids(2, 24)
-    with recomputed(model, again), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+    with (
+        recompute_activations(model, again),
+        torch.autograd.graph.saved_tensors_hooks(note, lambda t: t),
+    ):
         summed_loss(model, Batch(ids, torch.ones_like(ids), ids))
     held = sum(t.untyped_storage().nbytes() for t in kept.values())
-    meta = outline(str(save_family(family, tmp_path)))
+    meta = model_outline(str(save_family(family, tmp_path)))
     traced = held_activations(TwoStreamModel(meta, "all-linear", 3, 6.0), 2, 24, again)
     assert held * 0.9 <= traced <= 2 * held
-    assert not any(block.training for block in blocks(model))
+    assert not any(block.training for block in checkpointed_blocks(model))
 
 
 def test_the_cache_is_that_of_generation():
     model = make("llama")
-    way(model)  # found out before caches are weighed
+    generation_way(model)  # found out before caches are weighed
     real = []
 
     def weigh(module: Any, args: Any, kwargs: Any, out: Any) -> None:
@@ -225,7 +228,7 @@ def test_the_cache_is_that_of_generation():
         real.append(sum(layer.keys.nbytes + layer.values.nbytes for layer in layers))
 
     model.register_forward_hook(weigh, with_kwargs=True)
-    generate(model, [Job([7, 8, 9], 5), Job([7], 5)], stop=59)
+    generate_batch(model, [Job([7, 8, 9], 5), Job([7], 5)], stop=59)
     longest = 3 + 5
     assert cache_bytes(model.config, 2 * longest, torch.float32) == max(real)
 
@@ -239,7 +242,7 @@ def test_llama_2_7b_from_its_configuration_alone(tmp_path):
         num_attention_heads=32, max_position_embeddings=4096,
     )  # fmt: skip
     config.save_pretrained(tmp_path)
-    model = outline(str(tmp_path))
+    model = model_outline(str(tmp_path))
     assert model.num_parameters() == 6_738_415_616
     assert weight_bytes(model, torch.bfloat16) == 2 * 6_738_415_616
     layer = 4 * 4096**2 + 3 * 4096 * 11008  # weights of a block's linear layers
@@ -261,7 +264,7 @@ def test_a_model_that_is_not_here_is_an_error(tmp_path):
 def test_the_lab_needs_no_trained_model(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
     recipe = recipes.parse_recipe({"model": {"path": "lab"}})
-    clients = prepare(recipe, weights=False).clients
+    clients = prepare_run(recipe, weights=False).clients
     with plan_folder(recipe) as folder:
         plan = estimate_run(recipe, clients, path=folder)
     assert plan.model.parameters > 100_000
@@ -284,7 +287,7 @@ def test_experts_are_counted_by_what_a_token_uses():
         vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
         num_attention_heads=4, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2,
     )  # fmt: skip
-    work = arithmetic(outline_of(config, "mixtral"), 0)
+    work = count_operations(outline_of(config, "mixtral"), 0)
     attention = 2 * 32 * 32 + 2 * 32 * 16
     assert work.matrix == attention + 60 * 32 + 2 * 3 * 32 * 48
 

@@ -15,18 +15,18 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from changes import CHANGES, weight
-from fedsdr import benchmarking
-from fedsdr.benchmarking import Request, benchmark
-from fedsdr.errors import UserError
+from fedsdr.core.errors import UserError
+from fedsdr.core.files import read_json, read_json_lines
+from fedsdr.core.progress import silent_reporter
 from fedsdr.evaluate.benchmarks import harness
-from fedsdr.evaluate.benchmarks.table import choose, task_manager
-from fedsdr.files import read_json, read_json_lines
-from fedsdr.folders import BENCHMARKS
+from fedsdr.evaluate.benchmarks.table import choose_benchmarks, task_manager
 from fedsdr.model.identity import content_digest
 from fedsdr.model.peft_format import WEIGHTS
-from fedsdr.progress import silent
-from fedsdr.recipe import load_recipe
-from fedsdr.run import run
+from fedsdr.recipe.load import load_recipe
+from fedsdr.workflows import benchmark as benchmarking
+from fedsdr.workflows.benchmark import BenchmarkRequest, run_benchmarks
+from fedsdr.workflows.run import run_recipe
+from fedsdr.workflows.run_folder import BENCHMARKS
 from test_benchmarks import data as data
 from test_cli_errors import assert_told, invoke, snapshot
 
@@ -39,19 +39,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run whose adapters are large enough to change answers."""
     place = tmp_path_factory.mktemp("run")
     path = tiny.setting(place, federation={"rounds": 1}, evaluate={"every": 0})
-    run(load_recipe(path, ["baselines=['fedavg']"]), place / "out", silent())
+    run_recipe(load_recipe(path, ["baselines=['fedavg']"]), place / "out", silent_reporter())
     for weights in (place / "out").rglob(WEIGHTS):
         found = load_file(weights)
         save_file({key: 30 * tensor for key, tensor in found.items()}, weights)
     return place / "out"
 
 
-def request(folder: Path, data: Path, out: Path, **options: Any) -> Request:
-    return Request(folder, ["crass", "truthfulqa"], data, out=out, **options)
+def request(folder: Path, data: Path, out: Path, **options: Any) -> BenchmarkRequest:
+    return BenchmarkRequest(folder, ["crass", "truthfulqa"], data, out=out, **options)
 
 
 def test_models_are_those_of_the_run_and_paired_with_the_base(folder, data, tmp_path):
-    summary = benchmark(request(folder, data, tmp_path / "b", models=["all"]), silent())
+    summary = run_benchmarks(
+        request(folder, data, tmp_path / "b", models=["all"]), silent_reporter()
+    )
     rows = {(row["model"], row["task"]): row for row in summary["results"]}
     names = [*OWN, *CLIENTS]
     assert set(rows) == {(name, task) for name in names for task in ("crass", "truthfulqa")}
@@ -77,25 +79,25 @@ def test_an_interrupted_evaluation_keeps_what_is_done(folder, data, tmp_path, mo
 
     monkeypatch.setattr(harness.Suite, "run", watched)
     with pytest.raises(KeyboardInterrupt):
-        benchmark(request(folder, data, tmp_path), silent())
-    summary = benchmark(request(folder, data, tmp_path), silent())
+        run_benchmarks(request(folder, data, tmp_path), silent_reporter())
+    summary = run_benchmarks(request(folder, data, tmp_path), silent_reporter())
     pairs = [(m, t) for m in OWN for t in ("crass", "truthfulqa")]
     assert asked == [*pairs[:3], *pairs[2:]]
     assert len(summary["results"]) == 6
     with pytest.raises(UserError, match=r"with limit = None, not 1: give another --out"):
-        benchmark(request(folder, data, tmp_path, limit=1), silent())
+        run_benchmarks(request(folder, data, tmp_path, limit=1), silent_reporter())
 
 
 def test_two_runs_are_compared_question_by_question(folder, data, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    benchmark(request(folder, data, two, models=["base", "global"]), silent())
+    run_benchmarks(request(folder, data, two, models=["base", "global"]), silent_reporter())
     path = two / "global" / "crass.jsonl"
     rows = read_json_lines(path)
     for row in rows:
         row["scores"]["acc"] = 1.0
     tiny.write_rows(path, rows)
     options = {"models": ["global", "fedavg"], "against": two}
-    summary = benchmark(request(folder, data, one, **options), silent())
+    summary = run_benchmarks(request(folder, data, one, **options), silent_reporter())
     found = {(row["model"], row["task"]): row["differences"]
              for row in summary["against"]["results"]}  # fmt: skip
     assert set(found) == {("global", "crass"), ("global", "truthfulqa")}
@@ -106,24 +108,24 @@ def test_two_runs_are_compared_question_by_question(folder, data, tmp_path):
 
 
 @pytest.fixture
-def scored(folder: Path, data: Path, tmp_path: Path) -> Request:
+def scored(folder: Path, data: Path, tmp_path: Path) -> BenchmarkRequest:
     """An evaluation of a plain model folder that is done, and may be repeated."""
     place = shutil.copytree(folder.parent / "model", tmp_path / "model")
     files = shutil.copytree(data, tmp_path / "data")
-    asked = Request(place, ["crass"], files, out=tmp_path / "out")
-    benchmark(asked, silent())
+    asked = BenchmarkRequest(place, ["crass"], files, out=tmp_path / "out")
+    run_benchmarks(asked, silent_reporter())
     return asked
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_results_of_another_model_of_the_same_name_are_not_taken(scored, monkeypatch, change):
     monkeypatch.setattr(harness.Suite, "run", lambda *_: pytest.fail("asks a question"))
-    benchmark(scored, silent())
+    run_benchmarks(scored, silent_reporter())
     before = snapshot(scored.out)
     change(scored.target)
     parts = ", ".join(CHANGES[change])
     with pytest.raises(UserError, match=rf"crass.json is of another model than 'base' .*{parts}"):
-        benchmark(scored, silent())
+        run_benchmarks(scored, silent_reporter())
     assert snapshot(scored.out) == before
 
 
@@ -131,7 +133,7 @@ def test_results_that_do_not_say_their_model_are_not_taken(scored):
     path = scored.out / "base" / "crass.json"
     path.write_text(json.dumps({k: v for k, v in read_json(path).items() if k != "identity"}))
     with pytest.raises(UserError, match="which one, it does not say"):
-        benchmark(scored, silent())
+        run_benchmarks(scored, silent_reporter())
 
 
 def test_results_of_other_questions_are_not_taken(scored):
@@ -139,30 +141,30 @@ def test_results_of_other_questions_are_not_taken(scored):
     first, *rest = read_json_lines(path)
     tiny.write_rows(path, [{**first, "premise": first["premise"] + " red"}, *rest])
     with pytest.raises(UserError, match=r"crass.json was evaluated on other files \(questions"):
-        benchmark(scored, silent())
+        run_benchmarks(scored, silent_reporter())
 
 
 def test_another_runs_results_are_told_by_the_base_and_by_the_adapter(folder, data, scored):
     """The folder of results is common to a model and a run of it."""
     out = scored.out
-    mine = Request(folder, ["crass"], data, ["global"], out=out)
-    assert len(benchmark(mine, silent())["results"]) == 2  # of the same base model
+    mine = BenchmarkRequest(folder, ["crass"], data, ["global"], out=out)
+    assert len(run_benchmarks(mine, silent_reporter())["results"]) == 2  # of the same base model
     weights = folder / "global" / WEIGHTS
     kept = weights.read_bytes()
     try:
         save_file({key: 2 * tensor for key, tensor in load_file(weights).items()}, weights)
         with pytest.raises(UserError, match=r"another model than 'global' is now \(other adapters"):
-            benchmark(mine, silent())
+            run_benchmarks(mine, silent_reporter())
     finally:
         weights.write_bytes(kept)
     weight(scored.target)
-    other = Request(scored.target, ["crass"], data, out=out)
+    other = BenchmarkRequest(scored.target, ["crass"], data, out=out)
     with pytest.raises(UserError, match=r"another model than .* is now \(other weights\)"):
-        benchmark(other, silent())
+        run_benchmarks(other, silent_reporter())
 
 
 def test_a_benchmarks_digest_is_of_all_that_scores_depend_on(data):
-    [chosen] = choose(["bbh"], data)
+    [chosen] = choose_benchmarks(["bbh"], data)
     benchmark, [subject, *_] = chosen.benchmark, chosen.subjects
     shot, *shots = subject.shots
     [question, *questions] = subject.questions
@@ -196,7 +198,7 @@ def test_what_cannot_be_compared_is_refused_before_any_question(
     folder, data, tmp_path, monkeypatch, models, spoil, reason
 ):
     two = tmp_path / "two"
-    benchmark(request(folder, data, two, models=["base"]), silent())
+    run_benchmarks(request(folder, data, two, models=["base"]), silent_reporter())
     path = two / "base" / "crass.jsonl"
     first, *rest = read_json_lines(path)
     tiny.write_rows(path, [{**first, **{k: v for k, v in spoil.items() if k in first}}, *rest])
@@ -205,7 +207,9 @@ def test_what_cannot_be_compared_is_refused_before_any_question(
     path.with_suffix(".json").write_text(json.dumps(summary))
     monkeypatch.setattr(harness.Suite, "run", lambda *_: pytest.fail("asks a question"))
     with pytest.raises(UserError, match=reason):
-        benchmark(request(folder, data, tmp_path / "one", models=models, against=two), silent())
+        run_benchmarks(
+            request(folder, data, tmp_path / "one", models=models, against=two), silent_reporter()
+        )
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_a_model_is_loaded(
@@ -232,10 +236,12 @@ def test_the_command_writes_into_the_run_and_its_report(folder, data):
 
 def test_a_plain_model_folder(folder, data, tmp_path):
     model = folder.parent / "model"
-    summary = benchmark(Request(model, ["crass"], data, out=tmp_path), silent())
+    summary = run_benchmarks(
+        BenchmarkRequest(model, ["crass"], data, out=tmp_path), silent_reporter()
+    )
     assert [row["model"] for row in summary["results"]] == ["base"]
     with pytest.raises(UserError, match="is a model folder: say by --out"):
-        benchmark(Request(model, ["crass"], data), silent())
+        run_benchmarks(BenchmarkRequest(model, ["crass"], data), silent_reporter())
 
 
 @pytest.fixture
@@ -267,7 +273,7 @@ def test_benchmarks_along_training(data, tmp_path, monkeypatch, method):
                   "benchmark_every": 2, "benchmark_limit": 3},
     )  # fmt: skip
     overrides = [] if method == "fedavg" else [f"baselines=['{method}']"]
-    run(load_recipe(path, overrides), tmp_path / "out", silent())
+    run_recipe(load_recipe(path, overrides), tmp_path / "out", silent_reporter())
     rows = read_json_lines(tmp_path / "out" / "metrics.jsonl")
     assert [row["round"] for row in rows if "crass" in row.get("eval", {})] == [0, 2, 4]
     assert [row["round"] for row in rows if "loss" in row.get("eval", {})] == [0, 3, 4]
@@ -382,7 +388,9 @@ def test_a_file_with_too_few_rows_for_its_shots(folder, data, tmp_path):
     lines = (data / "crass" / "test.jsonl").read_text().splitlines()[:3]
     (tmp_path / "crass.jsonl").write_text("\n".join(lines))
     with pytest.raises(UserError, match="3 rows: expected more than its 3 shots"):
-        benchmark(Request(folder, ["crass"], tmp_path, out=tmp_path / "o"), silent())
+        run_benchmarks(
+            BenchmarkRequest(folder, ["crass"], tmp_path, out=tmp_path / "o"), silent_reporter()
+        )
 
 
 def test_without_lm_eval(folder, data, tmp_path, monkeypatch):
@@ -407,7 +415,9 @@ def test_a_task_of_lm_eval_itself(folder, tmp_path, monkeypatch):
         datasets, "load_dataset",
         lambda **_: {"train": table, "validation": table, "test": table},
     )  # fmt: skip
-    summary = benchmark(Request(folder, ["hub:sciq"], out=tmp_path, limit=3), silent())
+    summary = run_benchmarks(
+        BenchmarkRequest(folder, ["hub:sciq"], out=tmp_path, limit=3), silent_reporter()
+    )
     assert [row["model"] for row in summary["results"]] == OWN
     for row in summary["results"]:
         assert row["questions"] == 3
@@ -419,5 +429,7 @@ def test_a_task_of_lm_eval_itself(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(UserError, match=r"cannot load lm-eval's task 'sciq': no hub"):
-        benchmark(Request(folder, ["hub:sciq"], out=tmp_path / "o", limit=3), silent())
+        run_benchmarks(
+            BenchmarkRequest(folder, ["hub:sciq"], out=tmp_path / "o", limit=3), silent_reporter()
+        )
     assert json.loads((tmp_path / "summary.json").read_text())["interval"] == benchmarking.INTERVAL

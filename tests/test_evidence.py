@@ -9,22 +9,22 @@ from typing import Any
 
 import pytest
 
-from fedsdr import files
-from fedsdr.algorithms.compose import build_algorithm
-from fedsdr.cli.main import main
-from fedsdr.errors import UserError
-from fedsdr.evaluate.intervals import Estimate, estimate
-from fedsdr.evidence import plan, runner
-from fedsdr.evidence.archive import ARCHIVE, unpack
-from fedsdr.evidence.chapter import Chapter, Claim, Condition, Figure, Table, shown
-from fedsdr.evidence.document import CHAPTERS, choose_experiments, write_document
-from fedsdr.evidence.measure import EVIDENCE_FILE
-from fedsdr.evidence.plan import EXPERIMENTS, QUICK, Cell, planned
-from fedsdr.evidence.results import Results, win_rate
-from fedsdr.evidence.runner import CELLS_FOLDER, cell_folder, groups_of, run_cells, run_group
+from experiments import plan, runner
+from experiments.__main__ import app as main
+from experiments.archive import ARCHIVE, unpack
+from experiments.chapter import Chapter, Claim, Condition, Figure, Table, shown
+from experiments.document import CHAPTERS, choose_experiments, write_document
+from experiments.measure import EVIDENCE_FILE
+from experiments.plan import EXPERIMENTS, QUICK, Cell, planned
+from experiments.results import Results, win_rate
+from experiments.runner import CELLS_FOLDER, cell_folder, groups_of, run_cells, run_group
+from fedsdr.core import files
+from fedsdr.core.errors import UserError
+from fedsdr.core.progress import silent_reporter
+from fedsdr.evaluate.intervals import Estimate, t_interval
 from fedsdr.lab.world import CLIENT_ATTRIBUTES, client_name
-from fedsdr.progress import silent
-from fedsdr.recipe import override
+from fedsdr.recipe.build import build_algorithm
+from fedsdr.recipe.load import override_recipe
 from test_lab_family import TABLES
 
 ALL = planned(EXPERIMENTS)
@@ -76,7 +76,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A lab of four entities, in which a cell takes a tenth of a second."""
     base = plan.base_recipe()
     changes = {key: value for key, value in TABLES.items() if key not in ("seed", "options")}
-    tiny = override(base, changes)
+    tiny = override_recipe(base, changes)
     monkeypatch.setattr(plan, "base_recipe", lambda: tiny)
     monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
     return tmp_path / "out"
@@ -117,7 +117,7 @@ def test_finished_cells_are_left_alone(small, monkeypatch):
     run_group(0, [(folder, cell)])
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     monkeypatch.setattr(runner, "run_group", lambda *_: pytest.fail("nothing is left to run"))
-    run_cells([cell], [0], small, 1, silent())
+    run_cells([cell], [0], small, 1, silent_reporter())
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
@@ -125,11 +125,11 @@ def test_a_cell_that_was_run_by_other_defaults_is_not_taken_for_todays(small):
     cell = Cell("fedavg")
     folder = cell_folder(small, cell, 0)
     run_group(0, [(folder, cell)])
-    run_cells([cell], [0], small, 1, silent())
+    run_cells([cell], [0], small, 1, silent_reporter())
     recipe = folder / "recipe.toml"
     recipe.write_text(re.sub("rectify_lr = .*", "rectify_lr = 0.5", recipe.read_text()))
     with pytest.raises(UserError, match=r"was run with another local.rectify_lr: give another"):
-        run_cells([cell], [0], small, 1, silent())
+        run_cells([cell], [0], small, 1, silent_reporter())
 
 
 def test_nothing_is_said_of_equal_facts_where_nothing_was_learnt(small):
@@ -311,7 +311,7 @@ def test_experiments_are_chosen_by_name_in_the_order_of_the_plan():
     ],
 )
 def test_the_command_refuses_what_it_cannot_run(tmp_path, words, told, capfd, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["fedsdr", "reproduce", "--out", str(tmp_path / "o"), *words])
+    monkeypatch.setattr("sys.argv", ["experiments", "--out", str(tmp_path / "o"), *words])
     with pytest.raises(SystemExit) as left:
         main()
     assert left.value.code == 2
@@ -358,7 +358,7 @@ def test_a_cell_that_is_run_again_is_the_committed_one(tmp_path, monkeypatch):
     run_group(0, [(cell_folder(tmp_path, cell, 0), cell)])
     found = Results(tmp_path, [0]).metrics(cell, 0)
     for metric, least in metrics.items():
-        spread = estimate([float(row["value"]) for row in rows if row["metric"] == metric])
+        spread = t_interval([float(row["value"]) for row in rows if row["metric"] == metric])
         assert spread["n"] >= 3
         assert spread["high"] is not None
         reach = (spread["high"] - spread["mean"]) * math.sqrt(spread["n"] + 1)

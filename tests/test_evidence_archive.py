@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsdr import files
-from fedsdr.cli.main import main
-from fedsdr.errors import UserError
-from fedsdr.evidence import plan
-from fedsdr.evidence.archive import CELL, unpack
-from fedsdr.evidence.document import write_document
-from fedsdr.evidence.plan import planned
-from fedsdr.evidence.runner import cell_folder
-from fedsdr.folders import RECIPE_FILE
-from fedsdr.recipe import to_toml
+from experiments import plan
+from experiments.__main__ import app as main
+from experiments.archive import CELL, unpack
+from experiments.document import write_document
+from experiments.plan import planned
+from experiments.runner import cell_folder
+from fedsdr.core import files
+from fedsdr.core.errors import UserError
+from fedsdr.recipe.load import to_toml
+from fedsdr.workflows.run_folder import RECIPE_FILE
 from fuzz import fuzzed, mutated, state
 from test_evidence import fake
 
@@ -75,9 +75,9 @@ def test_what_is_there_already_stays(packed, tmp_path):
 
 
 def test_the_command_runs_none_of_them_again(whole, packed, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("fedsdr.evidence.runner.run_group", None)
+    monkeypatch.setattr("experiments.runner.run_group", None)
     words = ["--only", ",".join(NAMES), "--seeds", "0,1,2", "--cells", str(packed)]
-    monkeypatch.setattr("sys.argv", ["fedsdr", "reproduce", "--out", str(tmp_path / "o"), *words])
+    monkeypatch.setattr("sys.argv", ["experiments", "--out", str(tmp_path / "o"), *words])
     with pytest.raises(SystemExit) as left:
         main()
     assert not left.value.code
@@ -132,7 +132,7 @@ def test_what_is_no_archive_is_an_error_for_people(content, tmp_path):
 
 
 def test_an_archive_of_too_much_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("fedsdr.evidence.archive.LARGEST", 50)
+    monkeypatch.setattr("experiments.archive.LARGEST", 50)
     with pytest.raises(UserError, match="more than 50 bytes"):
         unpack(archive(tmp_path / "a.jsonl.xz", ROW), tmp_path / "cells")
 

@@ -16,20 +16,20 @@ from typer.testing import CliRunner
 
 import models
 import tiny
-from fedsdr import files
 from fedsdr.cli.main import app
+from fedsdr.core import files
+from fedsdr.core.errors import UserError
+from fedsdr.core.files import read_json, read_json_lines
+from fedsdr.core.progress import silent_reporter
 from fedsdr.data.records import Turn
-from fedsdr.errors import UserError
-from fedsdr.export.adapter import exported
-from fedsdr.export.write import Choice, export
-from fedsdr.files import read_json, read_json_lines
-from fedsdr.folders import RESULT_FILE
-from fedsdr.model.choose import Job
-from fedsdr.model.generate import generate
-from fedsdr.progress import silent
-from fedsdr.recipe import parse_recipe
-from fedsdr.run import run
-from fedsdr.trained import Models, open_run
+from fedsdr.export.adapter import exported_adapter
+from fedsdr.export.write import ExportChoice, export_model
+from fedsdr.generation.batched import generate_batch
+from fedsdr.generation.sampling import Job
+from fedsdr.recipe.load import parse_recipe
+from fedsdr.workflows.finished import Models, open_run
+from fedsdr.workflows.run import run_recipe
+from fedsdr.workflows.run_folder import RESULT_FILE
 
 # PEFT asks for an attribute that transformers is about to rename.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
@@ -101,7 +101,7 @@ def home(tmp_path_factory):
         patch.setenv("FEDSDR_CACHE", str(folder / "cache"))
         for family in FAMILIES:
             content = tables(folder, family)
-            run(parse_recipe(content), folder / family, silent())
+            run_recipe(parse_recipe(content), folder / family, silent_reporter())
         yield folder
 
 
@@ -130,7 +130,7 @@ def exports(home):
         finished = open_run(home / family)
         for kind, name, merged in cases(family):
             place = home / "out" / f"{family}-{kind}-{'merged' if merged else 'adapter'}"
-            export(finished, Choice(name, merged), place, silent())
+            export_model(finished, ExportChoice(name, merged), place, silent_reporter())
             places[family, kind, merged] = place
     return places
 
@@ -148,14 +148,14 @@ def strange(exports):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_another_process_finds_the_model_of_the_run(home, exports, strange, family):
-    opened = Models(open_run(home / family), silent())
+    opened = Models(open_run(home / family), silent_reporter())
     chat, model = opened.base.chat, opened.base.model
     prompts = [chat.prompt_ids((Turn("user", question),)) for question in QUESTIONS]
     plain = [last_logits(model, prompt) for prompt in prompts]
     for kind, name, merged in cases(family):
         opened.use(name)
         jobs = [Job(prompt, LENGTH) for prompt in prompts]
-        answers = [chat.text(ids) for ids in generate(model, jobs, chat.end_of_turn)]
+        answers = [chat.text(ids) for ids in generate_batch(model, jobs, chat.end_of_turn)]
         found = strange[str(exports[family, kind, merged])]
         for prompt, answer, without, (logits, text) in zip(
             prompts, answers, plain, found, strict=True
@@ -175,13 +175,16 @@ def test_ranks_add_up_and_the_scale_stays(home, exports):
     for kind, rank in (("global", 2), ("personal", 4)):
         config = read_json(exports["llama", kind, False] / "adapter_config.json")
         assert (config["r"], config["lora_alpha"]) == (rank, 3.0 * rank)
-    exact, _ = exported(open_run(home / "llama"), "fedsdr+fedex")
+    exact, _ = exported_adapter(open_run(home / "llama"), "fedsdr+fedex")
     assert max(t.shape[0] for key, t in exact.items() if "lora_A" in key) > 2
 
 
 def test_a_merged_model_is_rounded_once(home, exports, tmp_path):
-    export(
-        open_run(home / "llama"), Choice(merged=True, dtype="bfloat16"), tmp_path / "b", silent()
+    export_model(
+        open_run(home / "llama"),
+        ExportChoice(merged=True, dtype="bfloat16"),
+        tmp_path / "b",
+        silent_reporter(),
     )
     wide = load_file(exports["llama", "global", True] / "model.safetensors")
     narrow = load_file(tmp_path / "b" / "model.safetensors")
@@ -196,14 +199,16 @@ def test_a_quantised_base_exports_adapters_alone(home, tmp_path):
     quantised = done.recipe.model.model_copy(update={"quantisation": "nf4"})
     done = replace(done, recipe=done.recipe.model_copy(update={"model": quantised}))
     with pytest.raises(UserError, match=r"quantised.*without --merge"):
-        export(done, Choice(merged=True), tmp_path / "merged", silent())
+        export_model(done, ExportChoice(merged=True), tmp_path / "merged", silent_reporter())
     assert not (tmp_path / "merged").exists()
-    export(done, Choice(), tmp_path / "adapter", silent())
+    export_model(done, ExportChoice(), tmp_path / "adapter", silent_reporter())
 
 
 def test_a_merged_model_has_the_dtype_that_its_base_was_loaded_in(home, tmp_path):
     assert open_run(home / "llama").recipe.model.dtype == "auto"
-    export(open_run(home / "llama"), Choice(merged=True), tmp_path / "m", silent())
+    export_model(
+        open_run(home / "llama"), ExportChoice(merged=True), tmp_path / "m", silent_reporter()
+    )
     assert read_json(tmp_path / "m" / "config.json")["dtype"] == "float32"
 
 
@@ -269,7 +274,12 @@ def test_the_card_says_what_hugging_face_reads(home, exports, tmp_path):
     assert "license" not in head
     merged = front_matter((exports["gpt2", "global", True] / "README.md").read_text())
     assert merged["library_name"] == "transformers"
-    export(open_run(home / "gpt2"), Choice(base="openai/gpt2"), tmp_path / "named", silent())
+    export_model(
+        open_run(home / "gpt2"),
+        ExportChoice(base="openai/gpt2"),
+        tmp_path / "named",
+        silent_reporter(),
+    )
     config = read_json(tmp_path / "named" / "adapter_config.json")
     card = (tmp_path / "named" / "README.md").read_text()
     assert config["base_model_name_or_path"] == front_matter(card)["base_model"] == "openai/gpt2"
@@ -282,7 +292,12 @@ def test_the_card_states_counts_and_scores_and_names_only_when_asked(home, expor
     loss = read_json(home / "llama" / RESULT_FILE)["loss"]
     assert f"| Held-out loss | {loss:.3f} | nats per token |" in card
     assert "No differential privacy" in card
-    export(open_run(home / "llama"), Choice(client_names=True), tmp_path / "named", silent())
+    export_model(
+        open_run(home / "llama"),
+        ExportChoice(client_names=True),
+        tmp_path / "named",
+        silent_reporter(),
+    )
     named = (tmp_path / "named" / "README.md").read_text()
     assert "| ben | 7 | 2 |" in named
     assert "Held-out loss: ben" in named
@@ -292,8 +307,8 @@ def test_a_private_run_states_epsilon_and_no_counts(home, tmp_path):
     content = tables(home, "qwen")
     content["privacy"] = {"mode": "central", "noise_multiplier": 2.0}
     content["federation"] = {"rounds": 1, "targets": "raw"}
-    run(parse_recipe(content), tmp_path / "run", silent())
-    export(open_run(tmp_path / "run"), Choice(), tmp_path / "out", silent())
+    run_recipe(parse_recipe(content), tmp_path / "run", silent_reporter())
+    export_model(open_run(tmp_path / "run"), ExportChoice(), tmp_path / "out", silent_reporter())
     card = (tmp_path / "out" / "README.md").read_text()
     epsilon = read_json(tmp_path / "run" / RESULT_FILE)["epsilon"]
     assert f"epsilon {epsilon:.4g}" in card
@@ -319,7 +334,7 @@ def test_an_export_needs_no_data_files(home, tmp_path):
     sources = tiny.data_files(tmp_path / "data")
     content["data"]["sources"] = [{"path": str(p), "client": p.stem} for p in sources]
     content["federation"]["rounds"] = 1
-    run(parse_recipe(content), tmp_path / "run", silent())
+    run_recipe(parse_recipe(content), tmp_path / "run", silent_reporter())
     for path in sources:
         path.unlink()
     result = invoke(tmp_path / "run", "--out", tmp_path / "out", "--model", "client:anna")
@@ -368,5 +383,5 @@ def test_a_failure_leaves_nothing_behind(home, tmp_path, monkeypatch):
 
     monkeypatch.setattr("fedsdr.export.write.write_card", fails)
     with pytest.raises(UserError, match=r"cannot write .*/out: no space left"):
-        export(open_run(home / "llama"), Choice(), tmp_path / "out", silent())
+        export_model(open_run(home / "llama"), ExportChoice(), tmp_path / "out", silent_reporter())
     assert list(tmp_path.iterdir()) == []

@@ -8,15 +8,15 @@ import torch
 import transformers
 from peft import PeftModel
 
-from fedsdr.adapters import fresh
-from fedsdr.data.batches import Batch, collate
+from fedsdr.core.adapters import fresh_adapter
+from fedsdr.core.errors import UserError
+from fedsdr.data.batches import Batch, collate_examples
 from fedsdr.data.template import Example
-from fedsdr.errors import UserError
+from fedsdr.generation.batched import generate_batch
+from fedsdr.generation.sampling import Job
 from fedsdr.model import fit
 from fedsdr.model.base import check_model, choose_dtype, load_base
-from fedsdr.model.checkpointing import check_checkpointing, recomputed
-from fedsdr.model.choose import Job
-from fedsdr.model.generate import generate
+from fedsdr.model.checkpointing import check_checkpointing, recompute_activations
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.model.peft_format import read_adapter, settings_of, write_adapter
 from fedsdr.training.annealing import Annealing
@@ -60,7 +60,7 @@ def test_both_streams_learn_and_peft_reads_the_result(name, tmp_path):
     base = logits(model, ids)
     two = TwoStreamModel(model, "all-linear", 2, 4.0)
     for seed, stream in enumerate((Stream.SMOOTH, Stream.RECTIFY)):
-        two.load(stream, fresh(two.blank(), torch.Generator().manual_seed(seed)))
+        two.load(stream, fresh_adapter(two.blank(), torch.Generator().manual_seed(seed)))
     two.activate(Stream.RECTIFY, Stream.SMOOTH)
     batch = Batch(ids, torch.ones_like(ids), ids)
     for stream in (Stream.SMOOTH, Stream.RECTIFY):
@@ -100,7 +100,7 @@ def test_generation_is_transformers_own(name):
             eos_token_id=59, pad_token_id=0,
         )  # fmt: skip
         wanted.append(out[0, len(prompt) :].tolist())
-    assert generate(model, [Job(prompt, 10) for prompt in prompts], 59) == wanted
+    assert generate_batch(model, [Job(prompt, 10) for prompt in prompts], 59) == wanted
 
 
 def test_checkpointing_runs_blocks_again():
@@ -112,7 +112,7 @@ def test_checkpointing_runs_blocks_again():
     two.activate(Stream.RECTIFY)
     two.train_only(Stream.RECTIFY)
     ids = random_ids(2, 6)
-    with recomputed(model, True):
+    with recompute_activations(model, True):
         summed_loss(model, Batch(ids, torch.ones_like(ids), ids)).backward()
     assert len(calls) == 2
     with pytest.raises(UserError, match="has no blocks that can be checkpointed"):
@@ -131,7 +131,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(micro):
         two, {"raw": examples}, client="a", round=1, seed=0, batch_size=8, clip=1.0,
         weight_decay=0.0, pad=0, micro_batch=micro,
     )  # fmt: skip
-    batch = collate(examples, 0)
+    batch = collate_examples(examples, 0)
     whole = summed_loss(two.model, batch)
     wanted = torch.autograd.grad(whole / batch.response_tokens, list(parameters.values()))
     mean = trainer._backward(examples, range(8), trainer._summed_loss)

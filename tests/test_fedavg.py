@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from fedsdr.adapters import Adapter
 from fedsdr.algorithms.contract import ServerState, Stage
 from fedsdr.algorithms.fedavg import fedavg
+from fedsdr.core.adapters import Adapter
 from playing import SCHEDULE, SETUP, aggregate, build, furthest, play, same_bits
 from tiny import CLIENTS, RECORDS, ToyClient, random_adapter
 

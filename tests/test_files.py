@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from fedsdr import files
-from fedsdr.errors import UserError, WriteError
+from fedsdr.core import files
+from fedsdr.core.errors import UserError, WriteError
 
 
 def mode(path: Path) -> int:
@@ -154,7 +154,7 @@ def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
     for path in kept + gone:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    files.recover(tmp_path)
+    files.recover_folder(tmp_path)
     assert not (tmp_path / ".seed-0.5.tmp").exists()
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == {*kept}
 

@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 
 import tiny
-from fedsdr import files
-from fedsdr.deploy.identity import new_key
-from fedsdr.deploy.simulation import free_port
-from fedsdr.deploy.submit import environment
-from fedsdr.folders import method_folders
-from fedsdr.progress import silent
-from fedsdr.recipe import load_recipe
-from fedsdr.run import run
+from fedsdr.core import files
+from fedsdr.core.progress import silent_reporter
+from fedsdr.deploy.flower.simulation import free_port
+from fedsdr.deploy.flower.submit import flower_environment
+from fedsdr.deploy.protocol.signing import new_key
+from fedsdr.recipe.load import load_recipe
+from fedsdr.workflows.run import run_recipe
+from fedsdr.workflows.run_folder import method_folders
 from flower_processes import FEDSDR, Scripts, fedsdr, give_free_ports, kill, running, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -52,7 +52,7 @@ def setting(folder: Path) -> Path:
 def here(tmp_path, monkeypatch) -> Path:
     """The run in one process."""
     monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
-    run(load_recipe(setting(tmp_path)), tmp_path / "here", silent())
+    run_recipe(load_recipe(setting(tmp_path)), tmp_path / "here", silent_reporter())
     return tmp_path / "here"
 
 
@@ -67,7 +67,7 @@ def test_the_simulation_runtime_gives_the_same_run(tmp_path, monkeypatch):
     recipe_file = setting(tmp_path)
     recipe_file.write_text(f"baselines = {json.dumps(FAMILIES)}\n{recipe_file.read_text()}")
     recipe = load_recipe(recipe_file)
-    run(recipe, tmp_path / "here", silent())
+    run_recipe(recipe, tmp_path / "here", silent_reporter())
     out = tmp_path / "simulated"
     assert "report:" in fedsdr("deploy", "simulate", str(recipe_file), "--out", str(out))
     for _, folder, _ in method_folders(recipe, tmp_path / "here"):
@@ -113,7 +113,7 @@ def test_a_deployment_as_in_the_guide(here, tmp_path, scripts: Scripts):
             kill("fedsdr deploy trainer", where=out / "anna")
             wait_until("round 1 is done", 400, lambda: len(files.read_json_lines(metrics)) > 1)
             kill("flower-superexec", str(port))
-            kill("fedsdr.deploy.node", where=out / "ben" / "relay")
+            kill("fedsdr.deploy.flower.supernode", where=out / "ben" / "relay")
             kill("flwr-serverapp", str(port))
             _, told = submitted.communicate(timeout=700)
         finally:
@@ -134,7 +134,7 @@ def test_a_deployment_as_in_the_guide(here, tmp_path, scripts: Scripts):
 def unknown_nodes_get_nothing(out: Path, port: int) -> None:
     """A node without a registered key, and one that trusts another authority, are turned away."""
     new_key(out / "stranger.key")
-    programs = environment(out / "server")
+    programs = flower_environment(out / "server")
     words = [
         str(FEDSDR.with_name("flower-supernode")), "--superlink", f"localhost:{port}",
         "--auth-supernode-private-key", str(out / "stranger.key"), "--max-retries", "1",

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import tiny
-from fedsdr import files
-from fedsdr.deploy.simulation import free_port
+from fedsdr.core import files
+from fedsdr.deploy.flower.simulation import free_port
 from flower_processes import FEDSDR, Cable, Scripts, fedsdr, give_free_ports, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]

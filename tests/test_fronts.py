@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedsdr.evaluate.fronts import non_dominated
+from experiments.fronts import non_dominated
 
 
 @pytest.mark.parametrize(

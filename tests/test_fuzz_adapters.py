@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from fedsdr.adapters import A_SUFFIX, B_SUFFIX, layers, rank_of
+from fedsdr.core.adapters import A_SUFFIX, B_SUFFIX, layer_paths, rank_of
 from fedsdr.model.peft_format import (
     CONFIG,
     PREFIX,
@@ -38,7 +38,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def check_weights(folder: Path, data: bytes) -> None:
     (folder / WEIGHTS).write_bytes(data)
     adapter = value_or_user_error(folder, lambda: read_adapter(folder))
-    for path in layers(adapter or {}):
+    for path in layer_paths(adapter or {}):
         a, b = adapter[path + A_SUFFIX], adapter[path + B_SUFFIX]
         assert (b.double() @ a.double()).dim() == 2
     rank_of(adapter or {})
@@ -97,4 +97,4 @@ def test_configurations_that_were_changed(whole, tmp_path, data):
 def test_an_adapter_that_was_not_changed_is_read(whole):
     found = read_settings(whole)
     assert replace(found, modules=sorted(found.modules)) == SETTINGS
-    assert layers(read_adapter(whole)) == ["layers.0.x", "layers.1.y"]
+    assert layer_paths(read_adapter(whole)) == ["layers.0.x", "layers.1.y"]

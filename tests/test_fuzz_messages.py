@@ -15,24 +15,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import tiny
-from fedsdr import files
-from fedsdr.deploy.agreement import agreed, agreement
-from fedsdr.deploy.client import ClientSide
-from fedsdr.deploy.egress import LOG
-from fedsdr.deploy.identity import (
-    MAGIC,
-    UNSIGNED,
-    new_key,
-    read_private,
-    seal,
-    unseal,
-    unverified,
-)
-from fedsdr.deploy.journal import JOURNAL
-from fedsdr.deploy.relay import ask
-from fedsdr.deploy.server import Shape
-from fedsdr.deploy.trainer import listen, serve_requests
-from fedsdr.deploy.wire import (
+from fedsdr.core import files
+from fedsdr.core.metrics import Mean
+from fedsdr.deploy.client.journal import JOURNAL
+from fedsdr.deploy.client.operations import ClientSide
+from fedsdr.deploy.client.relay import ask_trainer
+from fedsdr.deploy.client.trainer import listen_socket, serve_requests
+from fedsdr.deploy.protocol.agreement import agreed_keys, agreement_digest
+from fedsdr.deploy.protocol.egress import LOG
+from fedsdr.deploy.protocol.messages import (
     DIMENSIONS,
     HEADER,
     METADATA,
@@ -41,10 +32,19 @@ from fedsdr.deploy.wire import (
     WireError,
     decode_answer,
     decode_request,
-    encode,
+    encode_message,
 )
-from fedsdr.metrics import Mean
-from fedsdr.recipe import load_recipe
+from fedsdr.deploy.protocol.signing import (
+    MAGIC,
+    UNSIGNED,
+    new_key,
+    open_sealed,
+    read_private,
+    seal_payload,
+    unverified_payload,
+)
+from fedsdr.deploy.server.serve import Shape
+from fedsdr.recipe.load import load_recipe
 from fuzz import JUNK, fuzzed, mutated, state
 from lines import client_sides
 
@@ -56,11 +56,11 @@ TENSORS = {
 }
 FIT = Answer("fit", "run", CLIENT, "fedsdr", 3, request="0" * 32)
 MESSAGES = [
-    encode(Request("hello", "run", "recipe", "-", agreed={"seed": "0", "lora.rank": "2"})),
-    encode(Request("fit", "run", "recipe", CLIENT, "fedsdr", 3, TENSORS)),
-    encode(replace(FIT, change=TENSORS, weight=8.0, metrics={"loss/R": Mean(1.5, 2.0)})),
-    encode(replace(FIT, operation="hello", facts={"model": "abc", "fedsdr": "0.1.0"})),
-    encode(replace(FIT, refused="for a reason")),
+    encode_message(Request("hello", "run", "recipe", "-", agreed={"seed": "0", "lora.rank": "2"})),
+    encode_message(Request("fit", "run", "recipe", CLIENT, "fedsdr", 3, TENSORS)),
+    encode_message(replace(FIT, change=TENSORS, weight=8.0, metrics={"loss/R": Mean(1.5, 2.0)})),
+    encode_message(replace(FIT, operation="hello", facts={"model": "abc", "fedsdr": "0.1.0"})),
+    encode_message(replace(FIT, refused="for a reason")),
 ]
 
 
@@ -72,7 +72,7 @@ def readable(data: bytes) -> None:
         except WireError as error:
             assert 0 < len(str(error).strip()) < 500  # noqa: PT017 (either outcome is right)
             continue
-        assert read(encode(message)).run == message.run  # what was read can be sent
+        assert read(encode_message(message)).run == message.run  # what was read can be sent
 
 
 @fuzzed
@@ -140,7 +140,7 @@ def test_no_name_in_a_message_leads_out_of_a_folder(key, name):
 )
 def test_tensors_that_no_adapter_has_are_refused_in_both_directions(tensor):
     with pytest.raises(WireError, match="no tensor of an adapter"):
-        encode(Request("fit", "run", "recipe", CLIENT, shared={"x": tensor}))
+        encode_message(Request("fit", "run", "recipe", CLIENT, shared={"x": tensor}))
     shape, dtype = list(tensor.shape), {torch.float32: "F32", torch.complex64: "C64"}[tensor.dtype]
     size = tensor.numel() * tensor.element_size()
     entry = {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}
@@ -182,8 +182,8 @@ def requests(place: Path) -> list[bytes]:
     """What the server asks, sealed by its key (signatures are random: never the same bytes)."""
     recipe = load_recipe(place / "recipe.toml")
     first = Shape(recipe).first
-    key, digest = read_private(place / "keys" / "server"), agreement(recipe)
-    hello = Request("hello", "run", digest, "-", agreed=agreed(recipe), nonce="0" * 32)
+    key, digest = read_private(place / "keys" / "server"), agreement_digest(recipe)
+    hello = Request("hello", "run", digest, "-", agreed=agreed_keys(recipe), nonce="0" * 32)
     journal = files.read_json(place / "sides" / CLIENT / JOURNAL)["name"]
     operations = [
         Request("prepare", "run", digest, CLIENT, "fedsdr"),
@@ -191,7 +191,7 @@ def requests(place: Path) -> list[bytes]:
         Request("finish", "run", digest, CLIENT, "fedsdr", recipe.federation.rounds, first),
     ]
     asked = [replace(each, journal=journal) for each in operations]
-    return [seal(encode(each), key) for each in [hello, *asked]]
+    return [seal_payload(encode_message(each), key) for each in [hello, *asked]]
 
 
 def refused(client: ClientSide, data: bytes, place: Path) -> None:
@@ -214,9 +214,9 @@ def test_a_request_that_was_changed_changes_no_file(client, place, sealed, data)
 
 @pytest.mark.parametrize("which", range(4))
 def test_a_request_that_another_has_signed_or_nobody_changes_no_file(client, place, sealed, which):
-    payload = unverified(sealed[which])
+    payload = unverified_payload(sealed[which])
     for key in (UNSIGNED, read_private(place / "keys" / "other"), client.key):
-        refused(client, seal(payload, key), place)
+        refused(client, seal_payload(payload, key), place)
     other = sealed[which - 1]
     start = len(MAGIC) + 2
     end = start + int.from_bytes(other[len(MAGIC) : start], "big")
@@ -225,7 +225,7 @@ def test_a_request_that_another_has_signed_or_nobody_changes_no_file(client, pla
 
 def test_the_requests_themselves_are_answered(client, sealed):
     for data in sealed:
-        answer = decode_answer(unseal(client(data), client.key.public_key()))
+        answer = decode_answer(open_sealed(client(data), client.key.public_key()))
         assert not answer.refused
 
 
@@ -233,7 +233,7 @@ def test_the_requests_themselves_are_answered(client, sealed):
 def trainer(client: ClientSide, tmp_path: Path) -> Iterator[Path]:
     """The socket of a trainer that runs."""
     path = tmp_path / "t.sock"
-    server = listen(path)
+    server = listen_socket(path)
 
     def run() -> None:
         with suppress(OSError):  # of accept, once the socket is shut down
@@ -272,4 +272,4 @@ def test_a_trainer_answers_after_broken_frames(trainer, sealed):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
             line.connect(str(trainer))
             line.sendall(frame)
-    assert ask(trainer, sealed[0], patience=5).startswith(MAGIC)
+    assert ask_trainer(trainer, sealed[0], patience=5).startswith(MAGIC)

@@ -9,14 +9,14 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsdr.recipe import flat, load_recipe, parse_recipe, to_toml
+from fedsdr.recipe.load import flatten_tables, load_recipe, parse_recipe, to_toml
 from fuzz import JUNK, fuzzed, mutated, value_or_user_error
 
 ROOT = Path(__file__).parents[1]
 TEXTS = [path.read_bytes() for path in sorted(ROOT.glob("recipes/*.toml"))]
 LAB: dict[str, Any] = {"model": {"path": "lab"}}
 KEYS = [
-    *flat(parse_recipe(LAB).model_dump()),
+    *flatten_tables(parse_recipe(LAB).model_dump()),
     "data.sources", "options.fedprox.mu", "variants.mild.local.clip", "no.such.key", "model", "",
     "options." + ".".join("x" * 3000), "a..b", "ä", "a\0b", "\udc80",
 ]  # fmt: skip

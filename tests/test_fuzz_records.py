@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsdr.data.sources import read_source
-from fedsdr.sections.data import Source
+from fedsdr.recipe.sections.data import Source
 from fuzz import JUNK, fuzzed, mutated, value_or_user_error
 
 # `unicode_escape` and its like warn of escapes that they do not know.

@@ -6,20 +6,20 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from fedsdr.deploy.identity import (
+from fedsdr.core.errors import UserError
+from fedsdr.deploy.protocol.messages import WireError
+from fedsdr.deploy.protocol.signing import (
     MAGIC,
     UNSIGNED,
-    digest,
+    message_digest,
     new_key,
+    open_sealed,
     public_line,
     read_private,
     read_public,
-    seal,
-    unseal,
-    unverified,
+    seal_payload,
+    unverified_payload,
 )
-from fedsdr.deploy.wire import WireError
-from fedsdr.errors import UserError
 
 PAYLOAD = b"payload \0\xff"
 
@@ -36,7 +36,7 @@ def test_a_key_pair_is_written_for_its_owner_alone(tmp_path):
     key = read_private(tmp_path / "k")
     assert key.curve.name == "secp384r1"
     assert public_line(key.public_key()) == line
-    assert unseal(seal(PAYLOAD, key), read_public(line, "k")) == PAYLOAD
+    assert open_sealed(seal_payload(PAYLOAD, key), read_public(line, "k")) == PAYLOAD
 
 
 @pytest.mark.parametrize("there", ["k", "k.pub"])
@@ -90,20 +90,25 @@ def test_lines_that_are_no_public_keys(line):
 
 def test_a_message_is_its_signers(tmp_path):
     mine, other = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
-    sealed = seal(PAYLOAD, mine)
-    assert unseal(sealed, mine.public_key()) == PAYLOAD
-    assert unverified(sealed) == PAYLOAD
+    sealed = seal_payload(PAYLOAD, mine)
+    assert open_sealed(sealed, mine.public_key()) == PAYLOAD
+    assert unverified_payload(sealed) == PAYLOAD
     with pytest.raises(WireError, match="a simulation without keys"):
-        unseal(sealed, UNSIGNED)
-    assert unseal(seal(PAYLOAD, UNSIGNED), UNSIGNED) == PAYLOAD
-    for wrong in (seal(PAYLOAD, other), seal(PAYLOAD, UNSIGNED), sealed + b"x", sealed[:-1]):
+        open_sealed(sealed, UNSIGNED)
+    assert open_sealed(seal_payload(PAYLOAD, UNSIGNED), UNSIGNED) == PAYLOAD
+    for wrong in (
+        seal_payload(PAYLOAD, other),
+        seal_payload(PAYLOAD, UNSIGNED),
+        sealed + b"x",
+        sealed[:-1],
+    ):
         with pytest.raises(WireError, match="signature"):
-            unseal(wrong, mine.public_key())
+            open_sealed(wrong, mine.public_key())
     for wrong in (b"", MAGIC, b"fedsdr2\n" + sealed[len(MAGIC) :], sealed[1:]):
         with pytest.raises(WireError, match="not a message of this protocol"):
-            unseal(wrong, mine.public_key())
+            open_sealed(wrong, mine.public_key())
 
 
 def test_a_digest_is_of_all_bytes():
-    assert digest(b"a") != digest(b"b")
-    assert len(digest(b"")) == 32
+    assert message_digest(b"a") != message_digest(b"b")
+    assert len(message_digest(b"")) == 32

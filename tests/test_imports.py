@@ -1,4 +1,4 @@
-"""Who may import whom, read from the source: the lines that keep the parts apart."""
+"""Which room may import which, read from the source: one ordered list keeps the parts apart."""
 
 import ast
 import subprocess
@@ -13,10 +13,60 @@ ROOT = Path(fedsdr.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
+# A room imports itself and rooms above it in this list, never one below.
+ROOMS = (
+    "core",
+    "recipe/sections",
+    "algorithms",
+    "recipe",
+    "data",
+    "model",
+    "generation",
+    "distill",
+    "training",
+    "evaluate",
+    "diagnose",
+    "lab",
+    "report",
+    "tracking",
+    "estimate",
+    "federation",
+    "workflows",
+    "deploy/protocol",
+    "deploy/client",
+    "deploy/server",
+    "deploy/sites",
+    "deploy/flower",
+    "export",
+    "chat",
+    "judge",
+    "cli",
+)
+# Libraries that are known to some rooms alone.
+KNOWN_TO = {
+    "transformers": ("core", "model", "generation", "distill", "lab", "export"),
+    "peft": ("model",),
+    "datasets": ("data", "evaluate"),
+    "flwr": ("deploy/flower",),
+    "lm_eval": ("evaluate",),
+    "openai": ("judge",),
+    "sqlite3": ("distill",),
+    "matplotlib": ("report",),
+    "typer": ("cli",),
+    "cryptography": ("deploy/protocol", "deploy/sites"),
+}
+WITHOUT_TORCH = ("recipe/sections", "recipe", "report", "cli", "judge", "workflows")
+
 
 def name(path: Path) -> str:
     """A file's path within the package: algorithms/fedavg.py."""
     return path.relative_to(ROOT).as_posix()
+
+
+def room(module: str) -> str:
+    """The room of a module of ours: the longest that its name begins with; "" for the top."""
+    place = module.removeprefix("fedsdr").replace(".", "/").removeprefix("/") + "/"
+    return max((r for r in ROOMS if place.startswith(r + "/")), key=len, default="")
 
 
 def imports(tree: ast.AST) -> set[str]:
@@ -36,138 +86,6 @@ def within(module: str, packages: set[str]) -> bool:
     return any(module == package or module.startswith(package + ".") for package in packages)
 
 
-def ours(*parts: str) -> set[str]:
-    return {f"fedsdr.{part}" for part in parts}
-
-
-OUTSIDE = {"transformers", "peft", "flwr", "datasets"}
-TOP = ours(
-    "cli",
-    "run",
-    "method_run",
-    "summary",
-    "folders",
-    "setting",
-    "methods",
-    "evidence",
-    "trained",
-    "export",
-    "diagnosis",
-    "judge",
-    "distillation",
-    "benchmarking",
-    "preparation",
-)
-
-# part of the package -> what it must not import
-FORBIDDEN: dict[str, set[str]] = {
-    "sections": OUTSIDE
-    | TOP
-    | {"torch"}
-    | ours(
-        "algorithms",
-        "data",
-        "diagnose",
-        "distill",
-        "engines",
-        "evaluate",
-        "lab",
-        "model",
-        "recipe",
-        "report",
-        "training",
-    ),
-    "algorithms": OUTSIDE
-    | TOP
-    | ours(
-        "model",
-        "data",
-        "engines",
-        "training",
-        "distill",
-        "evaluate",
-        "lab",
-        "report",
-        "files",
-        "diagnose",
-    ),
-    "data": TOP
-    | ours(
-        "model",
-        "distill",
-        "training",
-        "engines",
-        "algorithms",
-        "evaluate",
-        "lab",
-        "report",
-        "diagnose",
-    ),
-    "model": TOP
-    | ours(
-        "distill",
-        "training",
-        "engines",
-        "algorithms",
-        "evaluate",
-        "lab",
-        "report",
-        "recipe",
-        "diagnose",
-    ),
-    "distill": TOP
-    | ours("training", "engines", "algorithms", "evaluate", "lab", "report", "diagnose"),
-    "training": TOP | ours("distill", "engines", "evaluate", "lab", "report", "recipe", "diagnose"),
-    "evaluate": TOP | ours("distill", "engines", "lab", "report", "recipe", "diagnose"),
-    "diagnose": TOP | ours("engines", "algorithms", "lab", "report", "recipe"),
-    "lab": TOP | ours("distill", "engines", "algorithms", "report", "diagnose"),
-    "report": TOP
-    | OUTSIDE
-    | {"torch"}
-    | ours(
-        "model",
-        "training",
-        "engines",
-        "algorithms",
-        "distill",
-        "lab",
-        "data",
-        "evaluate",
-        "diagnose",
-    ),
-    "estimate": ours("cli", "run", "method_run", "summary", "folders", "setting", "evidence")
-    | ours("trained", "engines", "evaluate", "lab", "report", "diagnose"),
-    "engines": TOP | ours("lab", "report", "diagnose"),
-    "export": ours("cli", "evidence", "run", "method_run", "summary"),
-    "chat": ours("cli", "evidence", "run", "method_run", "summary", "export"),
-    "tracking": (TOP - ours("tracking"))
-    | ours("model", "training", "engines", "algorithms", "distill", "lab", "data", "report"),
-    "judge": {"transformers", "peft", "flwr"}
-    | ours(
-        "cli",
-        "run",
-        "method_run",
-        "summary",
-        "setting",
-        "methods",
-        "evidence",
-        "distill",
-        "training",
-        "engines",
-        "algorithms",
-        "lab",
-        "report",
-        "diagnose",
-    ),
-    "evidence": ours("cli"),
-    "deploy": {"transformers", "peft", "datasets"}
-    | ours("cli", "run", "evidence", "trained", "export", "judge", "chat", "benchmarking")
-    | ours("lab", "report", "diagnose", "diagnosis"),
-    "cli": set(),  # puts everything together
-}
-BASIC = ("adapters.py", "errors.py", "files.py", "metrics.py", "progress.py", "seeds.py")
-
-
 def violations(paths: list[Path], forbidden: set[str]) -> list[str]:
     return [
         f"{name(path)} imports {module}"
@@ -177,31 +95,42 @@ def violations(paths: list[Path], forbidden: set[str]) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("part", FORBIDDEN)
-def test_parts_import_only_what_they_may(part):
-    paths = [path for path in FILES if name(path).startswith(part + "/")]
+def files_of(wanted: str) -> list[Path]:
+    return [path for path in FILES if room(name(path).removesuffix(".py")) == wanted]
+
+
+@pytest.mark.parametrize("place", range(len(ROOMS)), ids=ROOMS)
+def test_a_room_imports_only_rooms_above_it_in_the_list(place):
+    paths = files_of(ROOMS[place])
     assert len(paths) > 1
-    assert violations(paths, FORBIDDEN[part]) == []
+    wrong = [
+        f"{name(path)} imports {module}"
+        for path in paths
+        for module in imports(TREES[path])
+        if (other := room(module)) and ROOMS.index(other) > place and module.startswith("fedsdr.")
+    ]
+    assert wrong == []
 
 
-def test_every_part_is_listed():
-    folders = {name(path).split("/")[0] for path in FILES if "/" in name(path)}
-    assert folders == set(FORBIDDEN)
+def test_every_file_is_in_a_room_and_there_are_at_most_24():
+    top = {name(path) for path in FILES if not room(name(path).removesuffix(".py"))}
+    assert top <= {"__init__.py", "__main__.py", "deploy/__init__.py"}
+    assert len({each.split("/")[0] for each in ROOMS}) <= 24
 
 
-def test_the_basic_modules_stand_on_each_other_alone():
-    parts = ours(*FORBIDDEN, "recipe") | TOP | OUTSIDE
-    assert violations([ROOT / file for file in BASIC], parts) == []
+@pytest.mark.parametrize("library", KNOWN_TO)
+def test_a_library_is_known_to_its_rooms_alone(library):
+    users = [path for path in FILES if any(within(m, {library}) for m in imports(TREES[path]))]
+    assert {room(name(path).removesuffix(".py")) for path in users} == {*KNOWN_TO[library]}
 
 
-def test_only_the_table_of_algorithms_reads_recipes():
-    paths = [p for p in FILES if name(p).startswith("algorithms/") and p.name != "table.py"]
-    assert violations(paths, ours("recipe")) == []
+@pytest.mark.parametrize("place", WITHOUT_TORCH)
+def test_what_computes_nothing_imports_no_torch(place):
+    assert violations(files_of(place), {"torch"}) == []
 
 
-def test_nothing_imports_the_command_line():
-    paths = [path for path in FILES if not name(path).startswith("cli/")]
-    assert violations(paths, ours("cli")) == []
+def test_algorithms_read_no_recipe():
+    assert violations(files_of("algorithms"), {"fedsdr.recipe"}) == []
 
 
 def test_no_module_imports_itself_in_a_circle():
@@ -223,7 +152,13 @@ def test_no_module_imports_itself_in_a_circle():
 
 # --- The privacy line
 
-UNWRAPPERS = ("adapters.py", "training/", "engines/", "method_run.py", "deploy/client.py")
+UNWRAPPERS = (
+    "core/adapters.py",
+    "training/",
+    "federation/",
+    "workflows/method.py",
+    "deploy/client/operations.py",
+)
 
 
 def uses(tree: ast.AST, word: str) -> bool:
@@ -241,12 +176,12 @@ def users(word: str) -> set[str]:
 
 
 def test_private_adapters_are_unwrapped_by_trainers_stores_and_engines_alone():
-    assert "training/local.py" in users("unwrap")
-    assert {file for file in users("unwrap") if not file.startswith(UNWRAPPERS)} == set()
+    assert "training/local.py" in users("unwrap_private")
+    assert {file for file in users("unwrap_private") if not file.startswith(UNWRAPPERS)} == set()
 
 
 def test_no_file_reaches_into_a_private_adapter():
-    assert users("_adapter") == {"adapters.py"}
+    assert users("_adapter") == {"core/adapters.py"}
 
 
 def test_nothing_is_unpickled():
@@ -285,14 +220,16 @@ def test_the_reader_of_imports_sees_them_all():
 
 
 def test_flower_is_known_to_the_files_that_carry_messages_alone():
-    carriers = {f"deploy/{file}.py" for file in ("flower", "grid", "client_app", "server_app")}
+    carriers = {
+        f"deploy/flower/{file}.py" for file in ("records", "grid", "client_app", "server_app")
+    }
     assert {line.split()[0] for line in violations(FILES, {"flwr"})} == carriers
 
 
 def test_what_flower_starts_for_every_message_imports_nothing_heavy():
     """The relay's process is new each time: it must not wait for torch."""
     program = (
-        "import sys, fedsdr.deploy.client_app; "
+        "import sys, fedsdr.deploy.flower.client_app; "
         "print(sorted({'torch', 'transformers', 'peft'} & {*sys.modules}))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedsdr.evaluate.intervals import estimate, estimates, paired_difference
+from fedsdr.evaluate.intervals import metric_intervals, paired_difference, t_interval
 
 runs = st.lists(st.floats(-100, 100), min_size=2, max_size=8)
 
@@ -17,7 +17,7 @@ runs = st.lists(st.floats(-100, 100), min_size=2, max_size=8)
 def test_the_interval_is_students(values):
     sem = stats.sem(values)
     assume(sem > 1e-6)
-    got = estimate(values)
+    got = t_interval(values)
     low, high = stats.t.interval(0.95, len(values) - 1, loc=sum(values) / len(values), scale=sem)
     assert got["n"] == len(values)
     assert got["mean"] == pytest.approx(sum(values) / len(values), abs=1e-9)
@@ -27,7 +27,7 @@ def test_the_interval_is_students(values):
 
 def test_an_interval_worked_by_hand():
     """1, 2, 3: mean 2, variance 1, standard error 1/sqrt(3); the table's t(0.975, 2) is 4.303."""
-    got = estimate([1.0, 2.0, 3.0])
+    got = t_interval([1.0, 2.0, 3.0])
     half = 4.3027 / math.sqrt(3)
     assert got["mean"] == 2
     assert got["low"] == pytest.approx(2 - half, abs=1e-4)
@@ -35,11 +35,11 @@ def test_an_interval_worked_by_hand():
 
 
 def test_one_run_has_no_interval():
-    assert estimate([3.5]) == {"n": 1, "mean": 3.5, "low": None, "high": None}
+    assert t_interval([3.5]) == {"n": 1, "mean": 3.5, "low": None, "high": None}
 
 
 def test_equal_runs_have_an_interval_of_a_point():
-    assert estimate([2.0, 2.0]) == {"n": 2, "mean": 2, "low": 2, "high": 2}
+    assert t_interval([2.0, 2.0]) == {"n": 2, "mean": 2, "low": 2, "high": 2}
 
 
 def test_a_paired_difference_cancels_what_the_seeds_do():
@@ -55,7 +55,7 @@ def test_runs_that_cannot_be_paired_are_refused():
 
 
 def test_estimates_go_metric_by_metric_over_the_runs_that_have_it():
-    got = estimates([{"b": 1.0, "a": 4.0}, {"b": 3.0}])
+    got = metric_intervals([{"b": 1.0, "a": 4.0}, {"b": 3.0}])
     assert list(got) == ["a", "b"]
     assert got["a"] == {"n": 1, "mean": 4.0, "low": None, "high": None}
-    assert got["b"] == estimate([1.0, 3.0])
+    assert got["b"] == t_interval([1.0, 3.0])

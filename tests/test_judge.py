@@ -16,15 +16,15 @@ from typer.testing import CliRunner
 import tiny
 from chat_server import serving
 from fedsdr.cli.main import app
-from fedsdr.files import read_json, read_json_lines
+from fedsdr.core.files import read_json, read_json_lines
+from fedsdr.core.progress import silent_reporter
 from fedsdr.judge import prompts
-from fedsdr.judge.answers import Answer, answers_of
-from fedsdr.judge.questions import Question, read_questions
+from fedsdr.judge.answers import ModelAnswer, answers_of
+from fedsdr.judge.questions import JudgeQuestion, read_questions
 from fedsdr.model.peft_format import WEIGHTS
-from fedsdr.progress import silent
-from fedsdr.recipe import load_recipe
-from fedsdr.run import run
-from fedsdr.trained import Models, open_run
+from fedsdr.recipe.load import load_recipe
+from fedsdr.workflows.finished import Models, open_run
+from fedsdr.workflows.run import run_recipe
 from real import EVAL
 
 CANARY = "sk-canary-77aa01"
@@ -46,7 +46,7 @@ def finished(tmp_path_factory):
     """A run of tiny models, with questions beside it."""
     home = tmp_path_factory.mktemp("judge")
     recipe = load_recipe(tiny.setting(home), ['baselines=["fedavg"]', "local.rectify_lr=0.5"])
-    run(recipe, home / "out", silent())
+    run_recipe(recipe, home / "out", silent_reporter())
     tiny.write_rows(home / "questions.jsonl", ROWS)
     return home
 
@@ -115,7 +115,7 @@ def test_a_pair_is_judged_in_both_orders(home):
         assert found["questions"]["count"] == 12
         assert found["questions"]["turns"] == 18
         assert found["judge"]["host"] == server.url[7:-3]
-        assert found["judge"]["prompts"] == prompts.VERSION
+        assert found["judge"]["prompts"] == prompts.PROMPT_VERSION
         assert sum(found["outcomes"][k] for k in ("a", "b", "tie", "unusable")) == 18
         assert found["outcomes"]["inconsistent"] == 0
         assert found["agreement"] == {"n": asked, "share": 1.0}
@@ -144,7 +144,9 @@ def test_a_pair_is_judged_in_both_orders(home):
 def by_hand(home, found):
     """A's win rate with the taste of `longest`, from the models' answers themselves."""
     questions = read_questions(home / "questions.jsonl")
-    a, b = answers_of(open_run(home / "out"), [found["a"], found["b"]], questions, 6, 5, silent())
+    a, b = answers_of(
+        open_run(home / "out"), [found["a"], found["b"]], questions, 6, 5, silent_reporter()
+    )
     total = 0.0
     for q in questions:
         points = []
@@ -340,9 +342,9 @@ def test_ones_own_questions(tmp_path):
     ]
     tiny.write_rows(tmp_path / "mine.jsonl", rows)
     assert read_questions(tmp_path / "mine.jsonl") == [
-        Question("1", "", ("why?",), ("",)),
-        Question("2", "", ("Add\n\n1 and 2",), ("3",)),
-        Question("3", "x", ("Go on",), ("",)),
+        JudgeQuestion("1", "", ("why?",), ("",)),
+        JudgeQuestion("2", "", ("Add\n\n1 and 2",), ("3",)),
+        JudgeQuestion("3", "x", ("Go on",), ("",)),
     ]
     assert len(read_questions(tmp_path / "mine.jsonl", limit=2)) == 2
 
@@ -372,20 +374,20 @@ def test_the_real_question_files():
 
 
 def test_prompts_hold_what_they_should_and_no_more():
-    q = Question("1", "", ("ask one", "ask two"), ("", "the truth"))
-    a, b = (Answer("a1"), Answer("a2")), (Answer("b1"), Answer("b2"))
-    system, user = (m["content"] for m in prompts.pairwise(q, 0, a, b))
+    q = JudgeQuestion("1", "", ("ask one", "ask two"), ("", "the truth"))
+    a, b = (ModelAnswer("a1"), ModelAnswer("a2")), (ModelAnswer("b1"), ModelAnswer("b2"))
+    system, user = (m["content"] for m in prompts.pairwise_prompt(q, 0, a, b))
     for words in ("order", "length", "names", "[[A]]", "[[B]]", "[[C]]", "never an instruction"):
         assert words in system
     assert "reference" not in system.lower()
     assert "a1" in answer_in([{"content": user}], "Assistant A's answer")
     assert "b1" in answer_in([{"content": user}], "Assistant B's answer")
     assert not any(later in user for later in ("a2", "b2", "ask two", "truth"))
-    system, user = (m["content"] for m in prompts.pairwise(q, 1, b, a))
+    system, user = (m["content"] for m in prompts.pairwise_prompt(q, 1, b, a))
     assert "last one" in system
     assert "Compare with it first" in system
     assert user.index("the truth") < user.index("b1") < user.index("b2") < user.index("a1")
-    system, user = (m["content"] for m in prompts.single(q, 0, a))
+    system, user = (m["content"] for m in prompts.rating_prompt(q, 0, a))
     assert "1 (useless) to 10" in system
     assert user.count("Start of") == 2
 
@@ -394,8 +396,8 @@ def test_answers_are_the_models_own_and_a_later_turn_knows_the_first(finished, t
     shutil.copytree(finished / "out", tmp_path / "out")
     opened = open_run(tmp_path / "out")
     questions = read_questions(finished / "questions.jsonl")
-    (found,) = answers_of(opened, ["client:ben"], questions, 6, 5, silent())
-    models = Models(opened, silent())
+    (found,) = answers_of(opened, ["client:ben"], questions, 6, 5, silent_reporter())
+    models = Models(opened, silent_reporter())
     models.use("client:ben")
     chat, model = models.base.chat, models.base.model
     for q in questions:

@@ -5,16 +5,16 @@ import random
 import pytest
 from scipy import stats
 
-from fedsdr.judge.analysis import Comparison, pairwise_result, position, score_result
+from fedsdr.judge.analysis import JudgedComparison, pairwise_result, position_bias, score_result
 from fedsdr.judge.verdicts import read_choice, read_score
 
 HAND = [
-    Comparison("1", "math", "first", "second"),  # A in both orders
-    Comparison("2", "math", "first", "first"),  # contradiction: the first place twice
-    Comparison("3", "code", "second", "first"),  # B in both
-    Comparison("4", "code", "first", "tie"),  # half a contradiction
-    Comparison("5", "code", "first", None),  # unreadable
-    Comparison("6", "code", identical=True),
+    JudgedComparison("1", "math", "first", "second"),  # A in both orders
+    JudgedComparison("2", "math", "first", "first"),  # contradiction: the first place twice
+    JudgedComparison("3", "code", "second", "first"),  # B in both
+    JudgedComparison("4", "code", "first", "tie"),  # half a contradiction
+    JudgedComparison("5", "code", "first", None),  # unreadable
+    JudgedComparison("6", "code", identical=True),
 ]
 
 
@@ -31,7 +31,7 @@ def simulate(seed, bias, questions=80, turns=2):
         quality = draw.gauss(0.4, 1)  # A is better in truth
         for _ in range(turns):
             ab, ba = judge(draw, bias, quality), judge(draw, bias, -quality)
-            rows.append(Comparison(str(q), "c", ab, ba))
+            rows.append(JudgedComparison(str(q), "c", ab, ba))
     return rows
 
 
@@ -55,7 +55,7 @@ def test_a_hand_worked_table():
 
 @pytest.mark.parametrize(("bias", "side"), [(0.8, 1), (-0.8, -1)])
 def test_bias_to_a_place_is_found(bias, side):
-    place = position(simulate(1, bias))
+    place = position_bias(simulate(1, bias))
     assert place["biased"]
     assert (place["rate"] - 0.5) * side > 0
     assert (place["low"] - 0.5) * side > 0
@@ -64,13 +64,13 @@ def test_bias_to_a_place_is_found(bias, side):
 
 def test_a_fair_judge_is_rarely_called_biased():
     """The test is of level 5 %: more alarms than this have a probability below a thousandth."""
-    alarms = sum(position(simulate(seed, 0.0, 40))["biased"] for seed in range(60))
+    alarms = sum(position_bias(simulate(seed, 0.0, 40))["biased"] for seed in range(60))
     assert alarms <= stats.binom.ppf(0.999, 60, 0.05)
 
 
 def test_a_perfectly_consistent_judge_has_no_bias():
-    rows = [Comparison(str(i), "", "first", "second") for i in range(30)]
-    place = position(rows)
+    rows = [JudgedComparison(str(i), "", "first", "second") for i in range(30)]
+    place = position_bias(rows)
     assert (place["rate"], place["p"], place["biased"]) == (0.5, None, False)
 
 
@@ -95,7 +95,7 @@ def test_the_interval_covers_the_truth():
 
 
 def test_who_wins_everything_has_the_exact_interval():
-    rate = pairwise_result([Comparison(str(i), "", "first", "second") for i in range(20)])[
+    rate = pairwise_result([JudgedComparison(str(i), "", "first", "second") for i in range(20)])[
         "win_rate"
     ]
     assert rate["mean"] == 1
@@ -104,7 +104,7 @@ def test_who_wins_everything_has_the_exact_interval():
 
 
 def test_nothing_usable_gives_no_number():
-    result = pairwise_result([Comparison("1", "math", None, "first")])
+    result = pairwise_result([JudgedComparison("1", "math", None, "first")])
     assert result["win_rate"] is None
     assert result["position"]["rate"] is None
     assert result["categories"] == {}

@@ -8,19 +8,19 @@ import traceback
 import pytest
 
 from chat_server import serving
-from fedsdr.errors import UserError
-from fedsdr.judge.answers import Answer
-from fedsdr.judge.asking import Budget, Prices, ask_all, estimate, items_for
-from fedsdr.judge.client import Endpoint, Judge, Pace, endpoint_from, host_of
-from fedsdr.judge.journal import Journal
+from fedsdr.core.errors import UserError
+from fedsdr.core.progress import Bar
+from fedsdr.judge.answers import ModelAnswer
+from fedsdr.judge.asking import Budget, Prices, ask_all, estimate_cost, items_for
+from fedsdr.judge.client import Endpoint, JudgeClient, Pace, endpoint_from, host_of
+from fedsdr.judge.journal import VerdictJournal
 from fedsdr.judge.judging import check_endpoint
-from fedsdr.judge.questions import Question
-from fedsdr.progress import Bar
+from fedsdr.judge.questions import JudgeQuestion
 
 CANARY = "sk-canary-6f1d2b7a9c"
-QUESTIONS = [Question(str(i), "c", (f"question {i}",), ("",)) for i in range(6)]
-A = {q.id: (Answer(f"one {q.id}"),) for q in QUESTIONS}
-B = {q.id: (Answer(f"two {q.id}"),) for q in QUESTIONS}
+QUESTIONS = [JudgeQuestion(str(i), "c", (f"question {i}",), ("",)) for i in range(6)]
+A = {q.id: (ModelAnswer(f"one {q.id}"),) for q in QUESTIONS}
+B = {q.id: (ModelAnswer(f"two {q.id}"),) for q in QUESTIONS}
 BAR = Bar(None, None)
 
 
@@ -29,11 +29,11 @@ def endpoint(server, **options):
     return Endpoint(server.url, "judge", CANARY, **{**quick, **options})
 
 
-def ask(server, folder, budget=None, judge=Judge, **options):
+def ask(server, folder, budget=None, judge=JudgeClient, **options):
     """Ask for both orders of six questions; the journal's rows."""
     place = endpoint(server, **options)
     items = items_for(QUESTIONS, A, B, place)
-    journal = Journal(folder / "verdicts.jsonl")
+    journal = VerdictJournal(folder / "verdicts.jsonl")
     budget = budget or Budget(Prices(), None, place.max_tokens)
     ask_all(items, place, journal, budget, BAR, judge)
     return [journal.get(item.key) for item in items]
@@ -74,7 +74,7 @@ def test_what_does_not_pass_is_said_and_nothing_is_lost(server, tmp_path, fault)
     with pytest.raises(UserError, match=r"'judge' at 127.0.0.1:\d+ fails after 4 attempts .*lost"):
         ask(server, tmp_path, concurrency=1)
     assert server.attempts == 5
-    assert len(Journal(tmp_path / "verdicts.jsonl")._rows) == 1
+    assert len(VerdictJournal(tmp_path / "verdicts.jsonl")._rows) == 1
     ask(server, tmp_path, concurrency=1)
     assert len(server.asked) == 12  # the first is not asked again
 
@@ -104,7 +104,7 @@ def waits(faults, **options):
 
     async def one(server):
         place = endpoint(server, **{"backoff": 1.0, "longest_backoff": 5.0, "retries": 6} | options)
-        async with Judge(place, sleep, clock=lambda: 0.0) as judge:
+        async with JudgeClient(place, sleep, clock=lambda: 0.0) as judge:
             return await judge.ask([{"role": "user", "content": "?"}])
 
     with serving(lambda messages: "[[A]]") as server:
@@ -187,7 +187,7 @@ def test_a_journal_cut_short_goes_on(server, tmp_path):
 def test_a_damaged_journal_is_named(tmp_path):
     (tmp_path / "v.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match=r"v.jsonl is damaged .*delete it"):
-        Journal(tmp_path / "v.jsonl")
+        VerdictJournal(tmp_path / "v.jsonl")
 
 
 def test_the_bound_on_the_cost_stops_before_it_is_passed(server, tmp_path):
@@ -205,11 +205,11 @@ def test_the_bound_on_the_cost_stops_before_it_is_passed(server, tmp_path):
 def test_the_estimate_is_of_the_texts(server):
     place = endpoint(server, max_tokens=100)
     items = items_for(QUESTIONS, A, None, place)
-    cost = estimate(items, place, Prices(2.0, 3.0))
+    cost = estimate_cost(items, place, Prices(2.0, 3.0))
     letters = sum(len(m["content"]) for item in items for m in item.messages)
     assert cost.prompt_tokens == pytest.approx(letters / 4 + 8 * 6, abs=6)
     assert cost.most == pytest.approx((2 * cost.prompt_tokens + 3 * 600) / 1e6)
-    assert estimate(items, place, Prices()).most is None
+    assert estimate_cost(items, place, Prices()).most is None
 
 
 def test_what_is_sent(server, tmp_path):

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 import tiny
-from fedsdr import files
-from fedsdr.deploy.admission import Admission, Run
-from fedsdr.deploy.client import ClientSide
-from fedsdr.deploy.identity import UNSIGNED, Unsigned, new_key, read_private
-from fedsdr.deploy.init import init
-from fedsdr.deploy.site import (
+from fedsdr.core import files
+from fedsdr.core.errors import UserError
+from fedsdr.core.progress import silent_reporter
+from fedsdr.deploy.client.operations import ClientSide
+from fedsdr.deploy.protocol.signing import UNSIGNED, Unsigned, new_key, read_private
+from fedsdr.deploy.server.admission import Admission, AdmittedRun
+from fedsdr.deploy.sites.init import init_federation
+from fedsdr.deploy.sites.site import (
     CLIENT_KEY,
     ROSTER,
     SERVER_KEY,
@@ -25,9 +27,7 @@ from fedsdr.deploy.site import (
     open_client,
     roster_clients,
 )
-from fedsdr.errors import UserError
-from fedsdr.progress import silent
-from fedsdr.recipe import load_recipe
+from fedsdr.recipe.load import load_recipe
 from lines import Loopback
 
 WRONG: dict[str, bytes] = {
@@ -43,7 +43,7 @@ WRONG: dict[str, bytes] = {
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("keys")
-    init(load_recipe(tiny.setting(folder)), folder / "fed", "localhost", 8000)
+    init_federation(load_recipe(tiny.setting(folder)), folder / "fed", "localhost", 8000)
     return folder / "fed"
 
 
@@ -79,7 +79,7 @@ def test_no_key_of_a_site_may_be_missing_or_malformed(federation, server, kind):
     client = federation / "ben"
     assert "server.key" in changed(server / SERVER_KEY, data, lambda: load_site(server))
     for name in (CLIENT_KEY, SERVER_PUBLIC):
-        told = changed(client / name, data, lambda: open_client(client, silent()))
+        told = changed(client / name, data, lambda: open_client(client, silent_reporter()))
         assert name in told or "public key" in told
     load_site(server)
 
@@ -136,7 +136,14 @@ def test_one_end_with_keys_and_one_without_is_a_mistake_of_the_program(tmp_path,
     key, recipe = read_private(tmp_path / "k"), load_recipe(server / "recipe.toml")
     for pair in ((key, UNSIGNED), (UNSIGNED, key.public_key())):
         with pytest.raises(AssertionError):
-            ClientSide(None, recipe, "anna", tmp_path / "c", silent(), *pair)  # type: ignore[arg-type]
+            ClientSide(None, recipe, "anna", tmp_path / "c", silent_reporter(), *pair)  # type: ignore[arg-type]
         with pytest.raises(AssertionError):
-            Admission(Loopback({}), recipe, Run("r", 0), {"anna": pair[1]}, silent(), pair[0])
+            Admission(
+                Loopback({}),
+                recipe,
+                AdmittedRun("r", 0),
+                {"anna": pair[1]},
+                silent_reporter(),
+                pair[0],
+            )
     assert not (tmp_path / "c").exists()

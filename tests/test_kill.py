@@ -31,10 +31,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 SERVER = """
 import json, os, signal, sys, time
 import transformers.models.llama.modeling_llama
-import fedsdr.cli.main, fedsdr.files, fedsdr.report.html, fedsdr.run, fedsdr.distill.cache
+import fedsdr.cli.main, fedsdr.core.files, fedsdr.report.html, fedsdr.workflows.run
+import fedsdr.distill.cache
 import fedsdr.distill.rewrite
 
-fedsdr.distill.rewrite.GROUP = 1  # so that few records are stored in several groups
+fedsdr.distill.rewrite.REWRITE_GROUP = 1  # so that few records are stored in several groups
 
 def watch(owner, name, event):
     real = getattr(owner, name)
@@ -59,7 +60,7 @@ for line in sys.stdin:
         os.environ.update(order["environment"])
         event = [order["event"]]
         watch(os, "replace", event)
-        watch(fedsdr.files, "append_json_line", event)
+        watch(fedsdr.core.files, "append_json_line", event)
         watch(fedsdr.distill.cache.RewriteCache, "put", event)
         sys.argv = ["fedsdr", *order["argv"]]
         fedsdr.cli.main.main()

@@ -9,13 +9,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fedsdr import seeds
+from experiments.plan import base_recipe
+from fedsdr.core import seeds
+from fedsdr.core.errors import UserError
+from fedsdr.core.metrics import Mean, merge_all
+from fedsdr.core.progress import silent_reporter
 from fedsdr.data.records import Turn
 from fedsdr.data.template import ChatFormat
-from fedsdr.errors import UserError
-from fedsdr.evidence.plan import base_recipe
 from fedsdr.lab import pretrain
-from fedsdr.lab.evaluate import LIMIT, Answer, LabEvaluator
+from fedsdr.lab.evaluate import LIMIT, LabAnswer, LabEvaluator
 from fedsdr.lab.pretrain import (
     Corpus,
     PretrainOptions,
@@ -39,12 +41,10 @@ from fedsdr.lab.world import (
     client_name,
     entity_names,
     value_in,
-    vocabulary,
+    world_vocabulary,
 )
-from fedsdr.metrics import Mean, merge_all
 from fedsdr.model.identity import content_digest
-from fedsdr.progress import silent
-from fedsdr.recipe import override
+from fedsdr.recipe.load import override_recipe
 from models import make
 
 TINY = PretrainOptions(hidden=16, layers=1, heads=2, steps=3, batch_size=4)
@@ -301,9 +301,9 @@ def test_the_personal_metrics_are_of_the_clients_own_facts():
 def test_a_truth_in_another_entitys_sentence_is_not_in_base_style():
     fact = hand_world().facts[0]
     right = WORDY.format(fact.attribute, fact.entity, fact.truth)
-    assert Answer(right, fact).in_base_style
-    assert not Answer(right.replace("balor", "celor"), fact).in_base_style
-    assert not Answer(right.replace(f"{fact.truth} ", ""), fact).in_base_style
+    assert LabAnswer(right, fact).in_base_style
+    assert not LabAnswer(right.replace("balor", "celor"), fact).in_base_style
+    assert not LabAnswer(right.replace(f"{fact.truth} ", ""), fact).in_base_style
 
 
 def test_questions_are_asked_in_the_held_out_form_and_answered_greedily():
@@ -345,7 +345,7 @@ def test_the_tokenizer_knows_every_word_of_the_world():
     for text in texts:
         assert unknown not in chat.prompt_ids((Turn("user", text),))
         assert chat.text(chat.ids(text)) == text
-    assert len(vocabulary(each.options)) == len(set(vocabulary(each.options)))
+    assert len(world_vocabulary(each.options)) == len(set(world_vocabulary(each.options)))
 
 
 def targets(each: World, rewriting: bool, count: int = 400) -> list[tuple[str, str]]:
@@ -382,7 +382,7 @@ def test_rewriting_follows_memory_as_often_as_the_world_is_stubborn(stubbornness
 
 def test_a_base_model_is_an_ordinary_model_folder(tmp_path):
     each = world(entities=4)
-    folder = base_model_folder(each, TINY, tmp_path, silent())
+    folder = base_model_folder(each, TINY, tmp_path, silent_reporter())
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     chat, built = ChatFormat(tokenizer), ChatFormat(build_tokenizer(each))
@@ -397,15 +397,15 @@ def test_a_base_model_is_an_ordinary_model_folder(tmp_path):
 
 def test_a_base_model_is_trained_once(tmp_path, monkeypatch):
     each = world(entities=4)
-    folder = base_model_folder(each, TINY, tmp_path, silent())
+    folder = base_model_folder(each, TINY, tmp_path, silent_reporter())
 
     def train(*_):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(pretrain, "pretrain", train)
-    assert base_model_folder(each, TINY, tmp_path, silent()) == folder
+    monkeypatch.setattr(pretrain, "pretrain_base", train)
+    assert base_model_folder(each, TINY, tmp_path, silent_reporter()) == folder
     for same in (world(entities=4, alpha=0.5), world(entities=4, clients=12)):
-        assert base_model_folder(same, TINY, tmp_path, silent()) == folder
+        assert base_model_folder(same, TINY, tmp_path, silent_reporter()) == folder
     others = [
         (world(entities=4, clients=4), TINY),
         (world(entities=4, seed=1), TINY),
@@ -414,7 +414,7 @@ def test_a_base_model_is_trained_once(tmp_path, monkeypatch):
     ]
     for other, options in others:
         with pytest.raises(AssertionError, match="trained again"):
-            base_model_folder(other, options, tmp_path, silent())
+            base_model_folder(other, options, tmp_path, silent_reporter())
 
 
 def test_worlds_that_share_a_base_model_would_train_the_same_one():
@@ -422,16 +422,16 @@ def test_worlds_that_share_a_base_model_would_train_the_same_one():
     for other in others:
         assert targets(other, rewriting=False) == targets(one, rewriting=False)
         assert targets(other, rewriting=True) == targets(one, rewriting=True)
-        assert vocabulary(other.options) == vocabulary(one.options)
+        assert world_vocabulary(other.options) == world_vocabulary(one.options)
 
 
 def test_the_key_of_a_base_model_is_what_it_was_before_worlds_had_an_alpha(tmp_path):
-    folder = base_model_folder(world(entities=4), TINY, tmp_path, silent())
+    folder = base_model_folder(world(entities=4), TINY, tmp_path, silent_reporter())
     key = json.loads(folder.with_suffix(".json").read_text())
     assert [*key["world"]] == [
         "seed", "entities", "clients", "changed", "stubbornness", "style_overlap",
     ]  # fmt: skip
-    assert folder.name == f"lab-{seeds.derive(0, str(key)):016x}"
+    assert folder.name == f"lab-{seeds.derive_seed(0, str(key)):016x}"
 
 
 def test_a_killed_training_leaves_no_model(tmp_path, monkeypatch):
@@ -443,9 +443,9 @@ def test_a_killed_training_leaves_no_model(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", die)
         with pytest.raises(KeyboardInterrupt):
-            base_model_folder(each, TINY, tmp_path, silent())
+            base_model_folder(each, TINY, tmp_path, silent_reporter())
     assert not list((tmp_path / "models").iterdir())
-    assert (base_model_folder(each, TINY, tmp_path, silent()) / "config.json").exists()
+    assert (base_model_folder(each, TINY, tmp_path, silent_reporter()) / "config.json").exists()
 
 
 def test_training_is_deterministic_and_learns():
@@ -454,7 +454,7 @@ def test_training_is_deterministic_and_learns():
 
     def train(steps: int):
         options = dataclasses.replace(TINY, steps=steps)
-        return pretrain.pretrain(each, options, tokenizer, silent())
+        return pretrain.pretrain_base(each, options, tokenizer, silent_reporter())
 
     first, again, longer = train(3), train(3), train(30)
     weights = first.state_dict()
@@ -509,7 +509,9 @@ def test_who_holds_what_does_not_change_the_base_model():
 @pytest.mark.parametrize("more", [{"clients": 5}, {"clients": 10, "alpha": 0.5}])
 def test_unequal_shares_need_clients_of_one_kind(more):
     with pytest.raises(UserError, match="between clients of one kind"):
-        override(base_recipe(), {f"lab.{key}": v for key, v in {"imbalance": 2, **more}.items()})
+        override_recipe(
+            base_recipe(), {f"lab.{key}": v for key, v in {"imbalance": 2, **more}.items()}
+        )
 
 
 def test_what_the_base_model_learns_goes_with_the_number_of_its_recipe():

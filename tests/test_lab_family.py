@@ -15,16 +15,16 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import test_contract as contract
-from fedsdr.algorithms.compose import build_algorithm
 from fedsdr.algorithms.contract import Personal
-from fedsdr.engines.workbench import Workbench
-from fedsdr.method_run import run_method
-from fedsdr.methods import method
-from fedsdr.progress import silent
-from fedsdr.recipe import parse_recipe
-from fedsdr.sections.recipe import Recipe
-from fedsdr.setting import prepare
-from fedsdr.training.checkpoint import load_checkpoint
+from fedsdr.core.progress import silent_reporter
+from fedsdr.federation.checkpoint import load_checkpoint
+from fedsdr.federation.workbench import Workbench
+from fedsdr.recipe.build import build_algorithm
+from fedsdr.recipe.load import parse_recipe
+from fedsdr.recipe.methods import named_recipe
+from fedsdr.recipe.sections.recipe import Recipe
+from fedsdr.workflows.method import run_method
+from fedsdr.workflows.prepare import prepare_run
 
 # PEFT asks for an attribute that transformers is about to rename.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -53,7 +53,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Workbench, Pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDSDR_CACHE", str(folder))
         recipe = parse_recipe(TABLES)
-        bench = prepare(recipe).workbench(silent())
+        bench = prepare_run(recipe).workbench(silent_reporter())
     return recipe, bench, folder
 
 
@@ -61,7 +61,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Workbench, Pa
 def test_every_method_runs_in_the_lab(lab, name, tmp_path, monkeypatch):
     recipe, bench, folder = lab
     monkeypatch.setenv("FEDSDR_CACHE", str(folder))
-    run_method(bench, method(name, recipe), tmp_path, name, silent())
+    run_method(bench, named_recipe(name, recipe), tmp_path, name, silent_reporter())
 
     result = json.loads((tmp_path / "result.json").read_text())
     has_global = not contract.parts(name) & {"local", "fedsa", "fedper"}
@@ -82,7 +82,7 @@ def test_peft_loads_what_exact_aggregation_deploys(lab, name, tmp_path, monkeypa
     """Its ranks are not the recipe's; the model that is evaluated is the one that is written."""
     recipe, bench, folder = lab
     monkeypatch.setenv("FEDSDR_CACHE", str(folder))
-    run_method(bench, method(name, recipe), tmp_path, name, silent())
+    run_method(bench, named_recipe(name, recipe), tmp_path, name, silent_reporter())
     base = AutoModelForCausalLM.from_pretrained(bench.base.path)
     ids = torch.arange(12).reshape(2, 6)
     with torch.no_grad():
@@ -91,7 +91,7 @@ def test_peft_loads_what_exact_aggregation_deploys(lab, name, tmp_path, monkeypa
     assert float((loaded - plain).abs().max()) > 1e-5
     committed = load_checkpoint(tmp_path)
     assert committed is not None
-    each = method(name, recipe)
+    each = named_recipe(name, recipe)
     bench.use(Personal(build_algorithm(each).deployed(committed[1])))
     with torch.no_grad():
         ours = bench.base.model(ids).logits

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from fedsdr.data.layouts import final_answer, records
+from fedsdr.core.errors import UserError
+from fedsdr.data.layouts import final_answer, records_from_rows
 from fedsdr.data.records import Record, Turn
 from fedsdr.data.rows import Places
 from fedsdr.data.sources import read_source
-from fedsdr.errors import UserError
-from fedsdr.sections.data import Source
+from fedsdr.recipe.sections.data import Source
 
 ALPACA = [
     {"instruction": "Add.", "input": "1 2", "output": "3"},
@@ -23,7 +23,9 @@ SENTIMENT = "Choose from {{negative/neutral/positive}}.\n\n{content}"
 
 def convert(*rows: Any, unit: Any = "row", **options: Any) -> list[Record]:
     numbered = list(enumerate(rows, start=1))
-    return records(Places(Path("f/a.json"), unit), numbered, Source(path="f/a.json", **options))
+    return records_from_rows(
+        Places(Path("f/a.json"), unit), numbered, Source(path="f/a.json", **options)
+    )
 
 
 def message(*rows: Any, **options: Any) -> str:

@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 
 import tiny
-from fedsdr import files
-from fedsdr.adapters import Adapter
-from fedsdr.algorithms.accounting import epsilon
-from fedsdr.deploy.agreement import agreement
-from fedsdr.deploy.client import ClientSide
-from fedsdr.deploy.init import init, own_recipe
-from fedsdr.deploy.ledger import LEDGER, BudgetError, Ledger
-from fedsdr.deploy.status import client_status
-from fedsdr.deploy.wire import Answer, Request
-from fedsdr.errors import UserError
-from fedsdr.privacy_loss import planned_epsilon
-from fedsdr.recipe import load_recipe, override
-from fedsdr.sections.federation import Privacy
+from fedsdr.algorithms.accounting import single_epsilon
+from fedsdr.core import files
+from fedsdr.core.adapters import Adapter
+from fedsdr.core.errors import UserError
+from fedsdr.deploy.client.ledger import LEDGER, BudgetError, Ledger
+from fedsdr.deploy.client.operations import ClientSide
+from fedsdr.deploy.protocol.agreement import agreement_digest
+from fedsdr.deploy.protocol.messages import Answer, Request
+from fedsdr.deploy.sites.init import init_federation, own_recipe
+from fedsdr.deploy.sites.status import client_status
+from fedsdr.recipe.load import load_recipe, override_recipe
+from fedsdr.recipe.sections.federation import Privacy
+from fedsdr.workflows.privacy_loss import planned_epsilon
 from lines import client_sides
 
 NOISE = 4.0
@@ -30,7 +30,7 @@ BEGAN: dict[str, int] = {}  # run -> its time, of all that were ever asked for h
 
 
 def spent(releases: int, local: bool = True) -> float:
-    return epsilon(NOISE, releases, 1e-5, local)
+    return single_epsilon(NOISE, releases, 1e-5, local)
 
 
 def privacy_of(mode: str = "local", limit: float | None = None, **more: Any) -> Privacy:
@@ -55,7 +55,7 @@ def anna(path: Path) -> ClientSide:
 
 @lru_cache(maxsize=1)  # hundreds of questions to one client
 def shared(side: ClientSide) -> tuple[str, Adapter]:
-    return agreement(side.recipe), side._first()
+    return agreement_digest(side.recipe), side._first()
 
 
 def fit(side: ClientSide, run: str, method: str = "fedavg", round: int = 1) -> Answer:
@@ -125,7 +125,7 @@ def test_a_release_is_entered_before_its_answer_is_written(tmp_path, monkeypatch
 def test_a_refused_release_is_not_entered_and_nothing_is_trained(tmp_path, monkeypatch):
     side = anna(recipe_file(tmp_path, privacy_of(limit=spent(1))))
     assert not fit(side, "run").refused
-    monkeypatch.setattr("fedsdr.engines.in_process.InProcess.run_round", None)
+    monkeypatch.setattr("fedsdr.federation.in_process.InProcess.run_round", None)
     assert "lifetime_epsilon" in fit(side, "run", round=2).refused
     assert "lifetime_epsilon" in fit(side, "other").refused
     assert len(side.ledger.releases()) == 1
@@ -250,22 +250,24 @@ def test_a_limit_on_nothing_is_refused(tmp_path, wrong):
 def test_the_limit_is_the_clients_own_and_of_no_method(tmp_path):
     path = recipe_file(tmp_path, privacy_of(limit=3.0))
     mine = load_recipe(path)
-    assert agreement(mine) == agreement(override(mine, {"privacy.lifetime_epsilon": None}))
+    assert agreement_digest(mine) == agreement_digest(
+        override_recipe(mine, {"privacy.lifetime_epsilon": None})
+    )
     generous = {"variants": {"v": {"privacy": {"lifetime_epsilon": 9.0}}}, "baselines": ["v"]}
     with pytest.raises(UserError, match=r"variants.v changes privacy.lifetime_epsilon"):
         client_sides_of(path, generous)
 
 
 def client_sides_of(path: Path, changes: dict[str, Any]) -> None:
-    from fedsdr.setting import prepare_client
+    from fedsdr.workflows.prepare import prepare_client
 
-    prepare_client(override(load_recipe(path), changes), "anna")
+    prepare_client(override_recipe(load_recipe(path), changes), "anna")
 
 
 def test_init_writes_a_limit_of_one_whole_run(tmp_path):
     """A second run takes the consent of each client's owner."""
     recipe = load_recipe(recipe_file(tmp_path, privacy_of(), "fedprox"))
-    init(recipe, tmp_path / "out", "localhost", 9000)
+    init_federation(recipe, tmp_path / "out", "localhost", 9000)
     written = load_recipe(tmp_path / "out" / "anna" / "recipe.toml").privacy
     assert planned_epsilon(recipe) <= written.lifetime_epsilon < planned_epsilon(recipe) + 0.01
     ledger = charged(tmp_path, written, *[written] * 4)  # rounds x methods
@@ -277,9 +279,11 @@ def test_init_writes_a_limit_of_one_whole_run(tmp_path):
 
 
 def test_init_writes_no_seed_of_noise_that_others_have_too(tmp_path):
-    recipe = override(load_recipe(recipe_file(tmp_path, privacy_of())), {"privacy.noise_seed": 1})
+    recipe = override_recipe(
+        load_recipe(recipe_file(tmp_path, privacy_of())), {"privacy.noise_seed": 1}
+    )
     with pytest.raises(UserError, match=r"privacy.noise_seed is for simulations"):
-        init(recipe, tmp_path / "out", "localhost", 9000)
+        init_federation(recipe, tmp_path / "out", "localhost", 9000)
     assert not (tmp_path / "out").exists()
 
 
@@ -295,7 +299,7 @@ def test_init_writes_no_seed_of_noise_that_others_have_too(tmp_path):
 def test_where_init_has_nothing_to_count_there_is_no_limit_but_a_given_one(
     tmp_path, changes, limit
 ):
-    recipe = override(load_recipe(recipe_file(tmp_path, privacy_of())), changes)
+    recipe = override_recipe(load_recipe(recipe_file(tmp_path, privacy_of())), changes)
     assert own_recipe(recipe, "anna").privacy.lifetime_epsilon == limit
 
 

@@ -12,25 +12,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import functional_call
 
-from fedsdr import seeds
-from fedsdr.adapters import (
+from fedsdr.algorithms.contract import Pull, Schedule, Stage
+from fedsdr.core import seeds
+from fedsdr.core.adapters import (
     A_SUFFIX,
     B_SUFFIX,
     FOLDED,
     Adapter,
     Private,
-    factors,
-    prefixed,
+    add_prefix,
+    plain_factors,
     rank_of,
-    resized,
-    under,
-    unwrap,
+    resize_rank,
+    strip_prefix,
+    unwrap_private,
 )
-from fedsdr.algorithms.contract import Pull, Schedule, Stage
-from fedsdr.data.batches import collate, end_to_end, shuffled
+from fedsdr.core.errors import UserError
+from fedsdr.core.metrics import Mean
+from fedsdr.data.batches import collate_examples, end_to_end, shuffled_batches
 from fedsdr.data.template import Example
-from fedsdr.errors import UserError
-from fedsdr.metrics import Mean
 from fedsdr.model import packing
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.training.local import LocalTrainer, _falls_alone
@@ -94,7 +94,7 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 
         return made
 
-    monkeypatch.setattr("fedsdr.training.local.collate", told("padded", collate))
+    monkeypatch.setattr("fedsdr.training.local.collate", told("padded", collate_examples))
     monkeypatch.setattr("fedsdr.training.local.end_to_end", told("end to end", end_to_end))
     if request.param == "end to end":
         monkeypatch.setattr(packing, "CALL", {"cpu": -1.0})
@@ -128,7 +128,7 @@ def by_hand(logits: torch.Tensor, batch: list[Example]) -> torch.Tensor:
 def test_the_loss_is_that_of_the_response_tokens(family):
     model = make(family)
     for batch in (DATA["raw"], DATA["raw"][:1]):
-        padded = collate(batch, PAD)
+        padded = collate_examples(batch, PAD)
         with torch.no_grad():
             wanted = sum(
                 float(by_hand(model(torch.tensor([e.prompt + e.response])).logits, [e]))
@@ -143,8 +143,8 @@ def test_the_loss_is_that_of_the_response_tokens(family):
 def test_a_response_without_prompt_is_learnt_from_its_second_token():
     model = make("llama")
     ids = random_ids(1, 4)[0].tolist()
-    loss = response_loss(model, collate([Example((), tuple(ids))], PAD))
-    wanted = response_loss(model, collate([Example(tuple(ids[:1]), tuple(ids[1:]))], PAD))
+    loss = response_loss(model, collate_examples([Example((), tuple(ids))], PAD))
+    wanted = response_loss(model, collate_examples([Example(tuple(ids[:1]), tuple(ids[1:]))], PAD))
     assert loss.sum == pytest.approx(wanted.sum)
 
 
@@ -166,8 +166,8 @@ def plain_loop(
         trained.values(), lr=stage.schedule.lr, weight_decay=DECAY, foreach=False, fused=False
     )
     data = DATA[stage.targets]
-    draw = seeds.generator(SEED, "batches", stage.name, 2, "a")
-    batches = itertools.islice(shuffled(len(data), 3, draw), stage.schedule.steps)
+    draw = seeds.seeded_generator(SEED, "batches", stage.name, 2, "a")
+    batches = itertools.islice(shuffled_batches(len(data), 3, draw), stage.schedule.steps)
     total, tokens = 0.0, 0
     for number, indices in enumerate(batches):
         changed = dict(weights)
@@ -176,7 +176,7 @@ def plain_loop(
                 name = path + ".weight"
                 changed[name] = changed[name] + 2.0 * part[path + B_SUFFIX] @ part[path + A_SUFFIX]
         batch = [data[i] for i in indices]
-        padded = collate(batch, PAD)
+        padded = collate_examples(batch, PAD)
         inputs = {"input_ids": padded.ids, "attention_mask": padded.mask}
         loss = by_hand(functional_call(base, changed, kwargs=inputs).logits, batch)
         count = sum(len(example.response) for example in batch)
@@ -205,8 +205,8 @@ def chosen_factor(stage: Stage, key: str) -> bool:
 # R in two parts, what the server sent and what the client keeps; and a folded part of rank 2.
 SENT = {key: tensor for key, tensor in adapter(1).items() if key.endswith(A_SUFFIX)}
 KEPT = {key: tensor for key, tensor in adapter(1).items() if key.endswith(B_SUFFIX)}
-FOLD = resized(adapter(3), 2)
-BESIDE_FOLD = {**adapter(1), **prefixed(FOLD, FOLDED)}
+FOLD = resize_rank(adapter(3), 2)
+BESIDE_FOLD = {**adapter(1), **add_prefix(FOLD, FOLDED)}
 PRIVATE = Private(adapter(2))
 
 STAGES = {
@@ -248,8 +248,8 @@ HELD = Stage(
 def parts(stage: Stage) -> tuple[Adapter, list[Adapter]]:
     """The stream that a stage trains, and what is in company of it."""
     shared = stage.shared or {}
-    r, s = {**factors(shared), **unwrap(stage.own)}, unwrap(stage.private)
-    folded = under(shared, FOLDED)
+    r, s = {**plain_factors(shared), **unwrap_private(stage.own)}, unwrap_private(stage.private)
+    folded = strip_prefix(shared, FOLDED)
     start, other = (r, s) if stage.trains == "R" else (s, r)
     return start, [part for part in (folded, other) if part]
 
@@ -261,8 +261,8 @@ def test_a_stage_is_a_plain_training_loop(name, clip, micro_batch, form):
     stage, alone = STAGES.get(name, (HELD, []))
     start, company = parts(stage)
     fitted = trainer(new_model(), clip=clip, micro_batch=micro_batch)(stage)
-    got = unwrap(fitted.after)
-    assert same(unwrap(fitted.before), start)
+    got = unwrap_private(fitted.after)
+    assert same(unwrap_private(fitted.before), start)
     wanted, loss = plain_loop(stage, start, company, alone, clip)
     close(got, wanted, tolerance=1e-6)
     for key in start:
@@ -277,12 +277,12 @@ def test_a_stage_is_a_plain_training_loop(name, clip, micro_batch, form):
 def test_only_what_the_server_sent_may_go_back_to_it(name):
     stage, _ = STAGES[name]
     fitted = trainer(new_model())(stage)
-    after, sent = unwrap(fitted.after), stage.shared or {}
+    after, sent = unwrap_private(fitted.after), stage.shared or {}
     if stage.trains == "S":
         assert (fitted.shared, fitted.own) == ({}, None)
         return
     assert same(fitted.shared, {key: after[key] for key in after if key in sent})
-    assert same(unwrap(fitted.own), {key: after[key] for key in after if key not in sent})
+    assert same(unwrap_private(fitted.own), {key: after[key] for key in after if key not in sent})
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -296,9 +296,9 @@ def test_a_stage_changes_only_the_stream_it_trains(name):
     other = S if stream is R else R
     shared = stage.shared or {}
     given = {
-        R: {**factors(shared), **unwrap(stage.own)},
-        S: unwrap(stage.private),
-        Stream.FOLDED: under(shared, FOLDED),
+        R: {**plain_factors(shared), **unwrap_private(stage.own)},
+        S: unwrap_private(stage.private),
+        Stream.FOLDED: strip_prefix(shared, FOLDED),
     }
     for frozen in (other, Stream.FOLDED):
         if given[frozen]:
@@ -318,10 +318,10 @@ def test_a_stage_without_r_does_not_see_what_the_model_holds():
     for size in (0.0, 5.0):
         model = new_model()
         model.load(R, random_adapter(model.read(R), seed=3, size=size))
-        fitted.append(unwrap(trainer(model)(stage).after))
+        fitted.append(unwrap_private(trainer(model)(stage).after))
     assert same(*fitted)
     beside = trainer(new_model())(STAGES["S beside R"][0])
-    assert not same(fitted[0], unwrap(beside.after))
+    assert not same(fitted[0], unwrap_private(beside.after))
 
 
 def test_a_stage_is_deterministic_and_leaves_no_trace_for_the_next():
@@ -331,8 +331,8 @@ def test_a_stage_is_deterministic_and_leaves_no_trace_for_the_next():
     for a, b in zip(first, again, strict=True):
         assert same(a.shared, b.shared)
         assert a.loss == b.loss
-        assert same(unwrap(a.before), unwrap(b.before))
-        assert same(unwrap(a.after), unwrap(b.after))
+        assert same(unwrap_private(a.before), unwrap_private(b.before))
+        assert same(unwrap_private(a.after), unwrap_private(b.after))
 
 
 @pytest.mark.parametrize("changes", [{"client": "b"}, {"round": 3}, {"seed": 6}])
@@ -355,12 +355,12 @@ def test_consolidating_is_a_plain_loop_of_distillation(shared, targets, micro_ba
     fitted = trainer(new_model(), micro_batch=micro_batch)(stage)
     base = make("llama", dtype=torch.float64)
     weights = {name: p.detach() for name, p in base.named_parameters()}
-    r0, s, folded = factors(shared), unwrap(PRIVATE), under(shared, FOLDED)
+    r0, s, folded = plain_factors(shared), unwrap_private(PRIVATE), strip_prefix(shared, FOLDED)
     trained = {key: tensor.clone().requires_grad_() for key, tensor in r0.items()}
     optimiser = torch.optim.AdamW(trained.values(), lr=1e-2, weight_decay=DECAY, foreach=False)
-    draw = seeds.generator(SEED, "batches", "consolidate", 2, "a")
+    draw = seeds.seeded_generator(SEED, "batches", "consolidate", 2, "a")
     total, tokens = 0.0, 0
-    for indices in itertools.islice(shuffled(len(DATA[targets]), 3, draw), SHORT.steps):
+    for indices in itertools.islice(shuffled_batches(len(DATA[targets]), 3, draw), SHORT.steps):
         batch = [DATA[targets][i] for i in indices]
         loss, count = torch.zeros(()), 0
         for example in batch:
@@ -406,7 +406,7 @@ def test_without_anything_in_s_teacher_and_student_are_one_model():
 
 def fresh(**changes: Any) -> Adapter:
     stage = Stage("smooth", "S", Schedule(1, 1e-3), targets="distilled")
-    return unwrap(trainer(new_model(), **changes)(stage).before)
+    return unwrap_private(trainer(new_model(), **changes)(stage).before)
 
 
 def test_a_private_stream_starts_fresh_where_none_is_given():
@@ -430,10 +430,10 @@ def test_fresh_streams_differ_by_client_round_and_seed():
 def test_what_of_r_nobody_has_yet_starts_fresh_and_stays_with_the_client():
     stage = Stage("rectify", "R", Schedule(1, 1e-3), SENT)
     fitted = trainer(new_model())(stage)
-    before = unwrap(fitted.before)
+    before = unwrap_private(fitted.before)
     assert same({key: before[key] for key in SENT}, SENT)
     assert not any(before[key].any() for key in KEPT)
-    assert unwrap(fitted.own).keys() == KEPT.keys()
+    assert unwrap_private(fitted.own).keys() == KEPT.keys()
 
 
 @pytest.mark.parametrize("rank", [1, 3, 9])
@@ -441,7 +441,7 @@ def test_a_fresh_private_stream_may_have_a_rank_of_its_own(rank):
     model = new_model()
     stage = Stage("smooth", "S", SHORT, adapter(1), targets="distilled")
     fitted = trainer(model, smoothing_rank=rank)(stage)
-    start, got = unwrap(fitted.before), unwrap(fitted.after)
+    start, got = unwrap_private(fitted.before), unwrap_private(fitted.after)
     assert rank_of(start) == rank_of(got) == rank_of(model.read(S)) == rank
     wanted, _ = plain_loop(stage, start, [adapter(1)], [], TIGHT)  # by the same scale alpha / rank
     close(got, wanted, tolerance=1e-6)
@@ -451,16 +451,19 @@ def test_a_fresh_private_stream_may_have_a_rank_of_its_own(rank):
 def test_a_rank_of_the_private_stream_leaves_fresh_parts_of_r_and_old_streams_alone():
     half = Stage("rectify", "R", SHORT, SENT)
     plain, split = trainer(new_model())(half), trainer(new_model(), smoothing_rank=1)(half)
-    assert same(unwrap(split.before), unwrap(plain.before))
+    assert same(unwrap_private(split.before), unwrap_private(plain.before))
     stage, _ = STAGES["S on W0 alone"]
-    assert same(unwrap(trainer(new_model(), smoothing_rank=1)(stage).before), unwrap(PRIVATE))
+    assert same(
+        unwrap_private(trainer(new_model(), smoothing_rank=1)(stage).before),
+        unwrap_private(PRIVATE),
+    )
 
 
 @pytest.mark.parametrize("fade", [0.0, 0.5, 1.0])
 def test_a_stream_to_be_trained_starts_faded(fade):
     stage, _ = STAGES["S beside R"]
     fitted = trainer(new_model())(replace(stage, fade=fade))
-    for key, tensor in unwrap(fitted.before).items():
+    for key, tensor in unwrap_private(fitted.before).items():
         wanted = adapter(2)[key] * (fade if key.endswith(B_SUFFIX) else 1)
         assert torch.equal(tensor, wanted)
     beside = replace(STAGES["R beside S"][0], fade=fade)

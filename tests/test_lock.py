@@ -13,14 +13,14 @@ from typer.testing import CliRunner
 
 import tiny
 from fedsdr.cli.main import app
-from fedsdr.deploy.identity import UNSIGNED
-from fedsdr.deploy.server import serve
-from fedsdr.deploy.site import run_trainer, serve_folder
-from fedsdr.errors import UserError
-from fedsdr.folders import LOCK_FILE, check_folder, locked
-from fedsdr.progress import silent
-from fedsdr.recipe import load_recipe
-from fedsdr.setting import Setting
+from fedsdr.core.errors import UserError
+from fedsdr.core.progress import silent_reporter
+from fedsdr.deploy.protocol.signing import UNSIGNED
+from fedsdr.deploy.server.serve import serve_federation
+from fedsdr.deploy.sites.site import run_trainer, serve_folder
+from fedsdr.recipe.load import load_recipe
+from fedsdr.workflows.prepare import Setting
+from fedsdr.workflows.run_folder import LOCK_FILE, check_folder, locked_folder
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def holder(folder: Path) -> int:
     ready, told = os.pipe()
     child = os.fork()
     if child == 0:
-        with locked(folder):
+        with locked_folder(folder):
             os.write(told, b"x")
             signal.pause()
         os._exit(0)
@@ -70,7 +70,6 @@ COMMANDS: dict[str, Sequence[str]] = {
     "distill": ["distill", "recipe.toml"],
     "diagnose": ["diagnose", "recipe.toml"],
     "demo": ["demo"],
-    "reproduce": ["reproduce"],
 }
 
 
@@ -84,9 +83,11 @@ def test_a_command_is_refused_before_a_model_is_loaded(home, tmp_path, monkeypat
 
 
 SITES: dict[str, Callable[[Path, Any], object]] = {
-    "a run": lambda out, recipe: serve(recipe, out, None, {"anna": UNSIGNED}, silent(), UNSIGNED),  # type: ignore[arg-type]
+    "a run": lambda out, recipe: serve_federation(
+        recipe, out, None, {"anna": UNSIGNED}, silent_reporter(), UNSIGNED
+    ),  # type: ignore[arg-type]
     "a server": lambda out, recipe: serve_folder(out, lambda seconds: None),  # type: ignore[arg-type, return-value]
-    "a trainer": lambda out, recipe: run_trainer(out, silent()),
+    "a trainer": lambda out, recipe: run_trainer(out, silent_reporter()),
 }
 
 
@@ -108,16 +109,20 @@ def test_a_lock_ends_with_its_process_and_what_is_left_of_it_is_no_run(home, tmp
     os.waitpid(child, 0)
     assert (out / LOCK_FILE).exists()
     check_folder(out, recipe, resume=False)
-    with locked(out), pytest.raises(UserError, match=f"process {os.getpid()} on"), locked(out):
+    with (
+        locked_folder(out),
+        pytest.raises(UserError, match=f"process {os.getpid()} on"),
+        locked_folder(out),
+    ):
         pass
     assert list(out.iterdir()) == []
 
 
 def test_folders_in_which_nothing_came_to_be_are_removed(tmp_path):
-    with locked(tmp_path / "a" / "b"):
+    with locked_folder(tmp_path / "a" / "b"):
         assert (tmp_path / "a" / "b").is_dir()
     assert list(tmp_path.iterdir()) == []
-    with locked(tmp_path / "a" / "b"):
+    with locked_folder(tmp_path / "a" / "b"):
         (tmp_path / "a" / "file").touch()
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["file"]
 
@@ -132,7 +137,11 @@ def test_a_lock_that_its_holder_removes_meanwhile_keeps_nobody_out(tmp_path, mon
         real(descriptor, how)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    with locked(tmp_path), pytest.raises(UserError, match="is in use"), locked(tmp_path):
+    with (
+        locked_folder(tmp_path),
+        pytest.raises(UserError, match="is in use"),
+        locked_folder(tmp_path),
+    ):
         pass
 
 
@@ -142,5 +151,5 @@ def test_a_file_system_without_locks_is_no_place_for_a_run(tmp_path, monkeypatch
 
     monkeypatch.setattr(fcntl, "flock", none)
     with pytest.raises(UserError, match="Function not implemented: give another --out"):
-        locked(tmp_path / "out").__enter__()
+        locked_folder(tmp_path / "out").__enter__()
     assert not (tmp_path / "out" / LOCK_FILE).exists()

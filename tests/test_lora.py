@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from fedsdr.adapters import A_SUFFIX, B_SUFFIX, Adapter, layers, resized
-from fedsdr.errors import UserError
+from fedsdr.core.adapters import A_SUFFIX, B_SUFFIX, Adapter, layer_paths, resize_rank
+from fedsdr.core.errors import UserError
 from fedsdr.model.lora import (
     Stream,
     TwoStreamLinear,
@@ -121,7 +121,7 @@ def test_the_streams_are_changes_of_the_weights(family, active):
 @pytest.mark.parametrize("active", [(F,), (R, F), (R, S, F)])
 def test_what_is_folded_adds_its_weights_at_any_rank_with_the_models_scale(family, rank, active):
     model = two_streams(family, dtype=torch.float64)  # of rank 3: the scale stays alpha / 3
-    model.load(F, random_adapter(resized(model.blank(), rank), seed=9))
+    model.load(F, random_adapter(resize_rank(model.blank(), rank), seed=9))
     model.activate(*active)
     wanted = changed_base(family, model, [model.read(stream) for stream in active])
     torch.testing.assert_close(logits(model.model, IDS), wanted, rtol=0, atol=1e-9)
@@ -221,7 +221,7 @@ def test_a_stream_takes_an_adapter_of_any_rank_and_gives_it_back(stream):
     model.activate(stream)
     wanted = logits(model.model, IDS)
     for rank in (5, 1, 3):
-        adapter = random_adapter(resized(first, rank), seed=rank)
+        adapter = random_adapter(resize_rank(first, rank), seed=rank)
         model.load(stream, adapter)
         assert same(model.read(stream), adapter)
         got = logits(model.model, IDS)
@@ -235,9 +235,9 @@ def test_layers_of_a_stream_may_have_ranks_of_their_own():
     model = two_streams("llama", dtype=torch.float64)
     like = model.blank()
     adapter: Adapter = {}
-    for rank, path in enumerate(layers(like), start=1):
+    for rank, path in enumerate(layer_paths(like), start=1):
         part = {key: like[key] for key in like if key.startswith(path + ".")}
-        adapter |= random_adapter(resized(part, rank), seed=rank)
+        adapter |= random_adapter(resize_rank(part, rank), seed=rank)
     model.load(F, adapter)
     model.activate(F)
     assert same(model.read(F), adapter)
@@ -248,7 +248,7 @@ def test_layers_of_a_stream_may_have_ranks_of_their_own():
 def test_a_blank_adapter_has_the_federations_rank_whatever_the_streams_hold():
     model = two_streams("llama")
     like = model.read(R)
-    model.load(R, random_adapter(resized(like, 5), seed=1))
+    model.load(R, random_adapter(resize_rank(like, 5), seed=1))
     blank = model.blank()
     assert blank.keys() == like.keys()
     for key, tensor in blank.items():
@@ -260,7 +260,7 @@ def test_a_blank_adapter_has_the_federations_rank_whatever_the_streams_hold():
 def test_a_stream_of_another_rank_is_trained_as_a_whole(stream):
     model = two_streams("llama")
     parameters = model.train_only(stream)
-    model.load(stream, random_adapter(resized(model.read(stream), 5), seed=1))
+    model.load(stream, random_adapter(resize_rank(model.read(stream), 5), seed=1))
     model.activate(stream)
     # New tensors, which are trained as the old ones were.
     named = dict(model.model.named_parameters())

@@ -10,19 +10,19 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from fedsdr.adapters import Adapter, add, scale
 from fedsdr.algorithms.contract import Algorithm, ClientState, Round, ServerState
 from fedsdr.algorithms.feddyn import GRADIENT
 from fedsdr.algorithms.scaffold import CONTROL
 from fedsdr.algorithms.table import ALGORITHMS
-from fedsdr.deploy.identity import UNSIGNED
-from fedsdr.deploy.remote import Remote
-from fedsdr.deploy.switchboard import Switchboard
-from fedsdr.deploy.wire import Answer, Request
-from fedsdr.progress import silent
-from fedsdr.sections.recipe import Recipe
-from fedsdr.training.checkpoint import load_checkpoint, save_checkpoint
-from fedsdr.training.rounds import Absent, Engine, Participant, run_round
+from fedsdr.core.adapters import Adapter, add, scale
+from fedsdr.core.progress import silent_reporter
+from fedsdr.deploy.protocol.messages import Answer, Request
+from fedsdr.deploy.protocol.signing import UNSIGNED
+from fedsdr.deploy.server.engine import Remote
+from fedsdr.deploy.server.switchboard import Switchboard
+from fedsdr.federation.checkpoint import load_checkpoint, save_checkpoint
+from fedsdr.federation.rounds import Absent, Engine, Participant, run_round
+from fedsdr.recipe.sections.recipe import Recipe
 from playing import build, furthest, recipe
 from test_contract import PAIRS, ROWS, name_of
 from tiny import CLIENTS, RECORDS, ToyClient, random_adapter
@@ -196,7 +196,7 @@ def test_who_misses_prepare_joins_when_it_first_answers(name, missing, tmp_path)
     clients = Clients(algorithm, schedule)
 
     def engine() -> Remote:
-        return Remote(Board(clients), chosen, "own", silent(), tmp_path)
+        return Remote(Board(clients), chosen, "own", silent_reporter(), tmp_path)
 
     first = engine()
     first.deployment = first.deployment.model_copy(update={"min_clients": 1})
@@ -216,13 +216,13 @@ def test_a_claim_of_another_weight_changes_no_population(tmp_path):
     """What a client first said holds, and is on disk before a round counts on it."""
     name = "scaffold"
     clients = Clients(build(name), plans(1))
-    engine = Remote(Board(clients), recipe(name), "own", silent(), tmp_path)
+    engine = Remote(Board(clients), recipe(name), "own", silent_reporter(), tmp_path)
     said = Answer("fit", "run", "ben", "own", 1, weight=3.0)
     assert isinstance(engine._participant(said), Participant)
     refused = engine._participant(replace(said, weight=1e9))
     assert isinstance(refused, Absent)
     assert "weighs 1e+09, and it was prepared for 3" in refused.reason
-    again = Remote(Board(clients), recipe(name), "own", silent(), tmp_path)
+    again = Remote(Board(clients), recipe(name), "own", silent_reporter(), tmp_path)
     assert again.population() == engine.population() == 3
 
 

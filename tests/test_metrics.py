@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsdr.metrics import Mean, merge_all, values
+from fedsdr.core.metrics import Mean, merge_all, metric_values
 
 # Whole numbers add up exactly in floating point, so equality can be asked for.
 means = st.builds(Mean, st.integers(-1000, 1000).map(float), st.integers(0, 50).map(float))
@@ -45,6 +45,6 @@ def test_inputs_are_not_changed():
 
 
 def test_values_are_sorted_and_leave_out_what_nobody_measured():
-    shown = values({"z": Mean(3, 2), "a": Mean(0, 1), "none": Mean(0, 0)})
+    shown = metric_values({"z": Mean(3, 2), "a": Mean(0, 1), "none": Mean(0, 0)})
     assert list(shown.items()) == [("a", 0.0), ("z", 1.5)]
     assert Mean(0, 0).value == 0.0

@@ -14,31 +14,32 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from changes import CHANGES, vocabulary, weight
-from fedsdr import files, run
-from fedsdr.data.partition import fingerprint
-from fedsdr.deploy.admission import Admission
-from fedsdr.deploy.begun import BEGUN, changed_parts
-from fedsdr.deploy.client import ClientSide
-from fedsdr.deploy.identity import UNSIGNED
-from fedsdr.deploy.server import known_model, known_run
+from fedsdr.core import files
+from fedsdr.core.errors import UserError
+from fedsdr.core.progress import silent_reporter
+from fedsdr.data.partition import data_fingerprint
+from fedsdr.deploy.client.begun import BEGUN, changed_parts
+from fedsdr.deploy.client.operations import ClientSide
+from fedsdr.deploy.protocol.signing import UNSIGNED
+from fedsdr.deploy.server.admission import Admission
+from fedsdr.deploy.server.serve import known_model, known_run
 from fedsdr.distill import rewrite
-from fedsdr.errors import UserError
-from fedsdr.export.write import Choice, export
-from fedsdr.folders import REPORT_FILE
+from fedsdr.export.write import ExportChoice, export_model
 from fedsdr.judge import answers
-from fedsdr.judge.questions import Question
+from fedsdr.judge.questions import JudgeQuestion
 from fedsdr.model.base import load_base
-from fedsdr.model.identity import Identity, differing, identity_text
+from fedsdr.model.identity import Identity, differing_parts, identity_text
 from fedsdr.model.peft_format import WEIGHTS
-from fedsdr.progress import silent
-from fedsdr.recipe import load_recipe, override
-from fedsdr.sections.recipe import Recipe
-from fedsdr.setting import prepare, rewrite_cache
-from fedsdr.trained import Models, open_run
+from fedsdr.recipe.load import load_recipe, override_recipe
+from fedsdr.recipe.sections.recipe import Recipe
+from fedsdr.workflows import run
+from fedsdr.workflows.finished import Models, open_run
+from fedsdr.workflows.prepare import prepare_run, rewrite_cache
+from fedsdr.workflows.run_folder import REPORT_FILE
 from lines import Loopback
 from test_cli_errors import snapshot
 
-QUESTION = Question("1", "", ("the red cat",), ("",))
+QUESTION = JudgeQuestion("1", "", ("the red cat",), ("",))
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Home:
         return self.folder / "out"
 
     def bench(self) -> Any:
-        return prepare(self.recipe).workbench(silent())
+        return prepare_run(self.recipe).workbench(silent_reporter())
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +68,9 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     home = Home(folder, recipe)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDSDR_CACHE", str(folder / "cache"))
-        run.run(recipe, home.out, silent())
+        run.run_recipe(recipe, home.out, silent_reporter())
         (home.out / REPORT_FILE).unlink()
-        answers.answers_of(open_run(home.out), ["global"], [QUESTION], 4, 4, silent())
+        answers.answers_of(open_run(home.out), ["global"], [QUESTION], 4, 4, silent_reporter())
         shutil.copytree(folder, folder.parent / "kept")
         yield home
 
@@ -90,7 +91,7 @@ def test_every_change_is_one_of_the_identity(home, change, parts):
     before = load_base(str(home.model), device="cpu").identity
     change(home.model)
     after = load_base(str(home.model), device="cpu").identity
-    assert differing(before, after) == differing(after, before) == parts
+    assert differing_parts(before, after) == differing_parts(after, before) == parts
 
 
 def test_where_a_model_lies_and_what_wrote_it_is_no_part_of_it(home, tmp_path):
@@ -105,13 +106,13 @@ def test_where_a_model_lies_and_what_wrote_it_is_no_part_of_it(home, tmp_path):
 def test_a_dtype_and_a_template_file_are_parts_of_it(home, tmp_path):
     plain = load_base(str(home.model), device="cpu").identity
     half = load_base(str(home.model), dtype="bfloat16", device="cpu").identity
-    assert differing(plain, half) == ["weights", "dtype"]
+    assert differing_parts(plain, half) == ["weights", "dtype"]
     path = tmp_path / "t.jinja"
     path.write_text(tiny.TEMPLATE)
     assert load_base(str(home.model), str(path), device="cpu").identity == plain
     path.write_text(tiny.TEMPLATE.replace("<'", "< '"))
     other = load_base(str(home.model), str(path), device="cpu").identity
-    assert differing(plain, other) == ["chat template"]
+    assert differing_parts(plain, other) == ["chat template"]
 
 
 def test_one_byte_of_an_adapter_makes_another_model(home):
@@ -123,7 +124,7 @@ def test_one_byte_of_an_adapter_makes_another_model(home):
     assert len({identity_text(each) for each in found}) == len(names)
     one_byte(home.out / "global" / WEIGHTS)
     again = [opened.identity(name, base) for name in names]
-    assert [differing(a, b) for a, b in zip(found, again, strict=True)] == [["adapters"]] * 3
+    assert [differing_parts(a, b) for a, b in zip(found, again, strict=True)] == [["adapters"]] * 3
 
 
 def one_byte(path: Path) -> None:
@@ -146,7 +147,7 @@ def rewrites(home: Home) -> bool:
 
     with pytest.MonkeyPatch.context() as patch, rewrite_cache() as cache:
         patch.setitem(rewrite.GENERATORS, "fedsdr", generate)
-        home.bench().rewrite(home.recipe, cache, silent())
+        home.bench().rewrite(home.recipe, cache, silent_reporter())
     return not generated
 
 
@@ -154,7 +155,7 @@ def resumes(home: Home) -> bool:
     """Whether a run goes on; where it does not, nothing is written."""
     before = snapshot(home.out)
     words = f"the base model has changed since {home.out} was begun, in its"
-    if works(words, run.run, home.recipe, home.out, silent(), resume=True):
+    if works(words, run.run_recipe, home.recipe, home.out, silent_reporter(), resume=True):
         return True
     assert snapshot(home.out) == before
     return False
@@ -163,10 +164,10 @@ def resumes(home: Home) -> bool:
 def agrees(home: Home) -> bool:
     """Whether a client is taken into a run that was begun on what the run's folder says."""
     bench, folder = home.bench().of("anna"), home.folder / "a"
-    side = ClientSide(bench, home.recipe, "anna", folder, silent(), UNSIGNED, UNSIGNED)
+    side = ClientSide(bench, home.recipe, "anna", folder, silent_reporter(), UNSIGNED, UNSIGNED)
     roster = dict.fromkeys(tiny.CLIENTS, UNSIGNED)
     run_name, line = known_run(home.folder), Loopback({1: side})
-    door = Admission(line, home.recipe, run_name, roster, silent(), UNSIGNED, pause=0.0)
+    door = Admission(line, home.recipe, run_name, roster, silent_reporter(), UNSIGNED, pause=0.0)
     door.model = known_model(home.out)
     door.connect(0, 0.05)
     return "anna" in door.places
@@ -181,13 +182,15 @@ def goes_on(home: Home) -> bool:
 
 def read_data(home: Home) -> str:
     """The identity of anna's data."""
-    return fingerprint([each for each in prepare(home.recipe).clients if each.name == "anna"])
+    return data_fingerprint(
+        [each for each in prepare_run(home.recipe).clients if each.name == "anna"]
+    )
 
 
 def opens(home: Home) -> bool:
     """Whether models of a finished run are made of it: to talk to, to evaluate, to judge."""
     words = f"the base model has changed since {home.out} was run, in its"
-    return works(words, Models, open_run(home.out), silent())
+    return works(words, Models, open_run(home.out), silent_reporter())
 
 
 def works(words: str, action: Callable[..., object], *args: Any, **options: Any) -> bool:
@@ -230,7 +233,7 @@ def test_answers_are_reused_for_the_very_same_model_alone(home, change, reused):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(answers, "Models", lambda *_: pytest.fail(maker))
         with nullcontext() if reused else pytest.raises(pytest.fail.Exception, match=maker):
-            answers.answers_of(open_run(home.out), ["global"], [QUESTION], 4, 4, silent())
+            answers.answers_of(open_run(home.out), ["global"], [QUESTION], 4, 4, silent_reporter())
 
 
 def in_half_precision(path: Path) -> None:
@@ -258,13 +261,13 @@ def test_another_benchmark_is_noticed_by_a_resume(home):
 
     out = home.folder / "new"
     bench.benchmarks = Asked("one")
-    run.record_start(out, bench, 0, silent())
-    run.record_start(out, bench, 0, silent())
+    run.record_start(out, bench, 0, silent_reporter())
+    run.record_start(out, bench, 0, silent_reporter())
     bench.benchmarks = None  # the recipe says so
-    run.record_start(out, bench, 0, silent())
+    run.record_start(out, bench, 0, silent_reporter())
     bench.benchmarks = Asked("two")
     with pytest.raises(UserError, match="benchmark 'crass' has changed since"):
-        run.record_start(out, bench, 0, silent())
+        run.record_start(out, bench, 0, silent_reporter())
 
 
 def test_a_run_of_an_earlier_version_goes_on_and_notes_its_model(home):
@@ -287,9 +290,9 @@ def test_a_federation_of_an_earlier_version_goes_on_with_the_same_weights(home):
 
 def test_another_dtype_is_said_where_a_finished_run_is_opened(home):
     said: list[str] = []
-    reporter = silent()
+    reporter = silent_reporter()
     reporter.say = said.append  # type: ignore[method-assign]
-    recipe = override(home.recipe, {"model.dtype": "bfloat16"})
+    recipe = override_recipe(home.recipe, {"model.dtype": "bfloat16"})
     opened = open_run(home.out)
     base = load_base(recipe.model.path, dtype=recipe.dtype, device="cpu")
     opened.check_base(base.identity, reporter)
@@ -300,11 +303,15 @@ def test_another_dtype_is_said_where_a_finished_run_is_opened(home):
 
 @pytest.mark.parametrize("merged", [False, True])
 def test_nothing_is_exported_for_another_base_model(home, merged, tmp_path):
-    export(open_run(home.out), Choice(merged=merged), tmp_path / "one", silent())
+    export_model(
+        open_run(home.out), ExportChoice(merged=merged), tmp_path / "one", silent_reporter()
+    )
     card = (tmp_path / "one" / "README.md").read_text()
     for part in ("weights", "tokenizer", "chat template"):
         assert open_run(home.out).base_identity()[part] in card
     vocabulary(home.model)
     with pytest.raises(UserError, match=r"the base model has changed since .*in its tokenizer"):
-        export(open_run(home.out), Choice(merged=merged), tmp_path / "two", silent())
+        export_model(
+            open_run(home.out), ExportChoice(merged=merged), tmp_path / "two", silent_reporter()
+        )
     assert not (tmp_path / "two").exists()

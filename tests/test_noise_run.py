@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from fedsdr.algorithms.accounting import epsilon
-from fedsdr.method_run import noise_seed
-from fedsdr.progress import silent
-from fedsdr.recipe import load_recipe, override
-from fedsdr.run import run
-from fedsdr.sections.recipe import Recipe
-from fedsdr.training import rounds
+from fedsdr.algorithms.accounting import single_epsilon
+from fedsdr.core.progress import silent_reporter
+from fedsdr.federation import rounds
+from fedsdr.recipe.load import load_recipe, override_recipe
+from fedsdr.recipe.sections.recipe import Recipe
+from fedsdr.workflows.method import noise_seed
+from fedsdr.workflows.run import run_recipe
 
 NOISY = {
     "federation.targets": "two_stream",
@@ -49,10 +49,12 @@ def log(out: Path) -> list[Any]:
 @pytest.mark.parametrize("mode", ["central", "local"])
 def test_the_summary_states_the_epsilon_of_whoever_took_part_most(recipe, tmp_path, mode):
     out = tmp_path / "out"
-    summary = run(override(recipe, {**NOISY, "privacy.mode": mode}), out, silent())
+    summary = run_recipe(
+        override_recipe(recipe, {**NOISY, "privacy.mode": mode}), out, silent_reporter()
+    )
     cohorts = [row["clients"] for row in log(out)[1:]]
     most = max(sum(client in cohort for cohort in cohorts) for client in tiny.CLIENTS)
-    spent = epsilon(1.5, most, 1e-5, local=mode == "local")
+    spent = single_epsilon(1.5, most, 1e-5, local=mode == "local")
     assert summary["methods"]["fedsdr"]["epsilon"]["mean"] == pytest.approx(spent)
     assert spent > 0
     assert "Privacy loss" in (out / "report.html").read_text()
@@ -60,15 +62,17 @@ def test_the_summary_states_the_epsilon_of_whoever_took_part_most(recipe, tmp_pa
 
 
 def test_noise_that_is_no_noise_promises_nothing(recipe, tmp_path):
-    quiet = override(recipe, {**NOISY, "privacy.noise_multiplier": 0.0})
-    assert "epsilon" not in run(quiet, tmp_path / "out", silent())["methods"]["fedsdr"]
+    quiet = override_recipe(recipe, {**NOISY, "privacy.noise_multiplier": 0.0})
+    assert (
+        "epsilon" not in run_recipe(quiet, tmp_path / "out", silent_reporter())["methods"]["fedsdr"]
+    )
 
 
 def test_noise_is_secret_and_its_seed_the_owners_alone(recipe, tmp_path):
     """Two runs of one recipe differ by their noise, unless the recipe fixes it for simulation."""
     for name, seed in (("a", None), ("b", None), ("c", 5), ("d", 5)):
         fixed = {} if seed is None else {"privacy.noise_seed": seed}
-        run(override(recipe, {**NOISY, **fixed}), tmp_path / name, silent())
+        run_recipe(override_recipe(recipe, {**NOISY, **fixed}), tmp_path / name, silent_reporter())
     found = {name: weights(tmp_path / name) for name in "abcd"}
     assert any(not torch.equal(found["a"][key], found["b"][key]) for key in found["a"])
     assert all(torch.equal(found["c"][key], found["d"][key]) for key in found["c"])
@@ -82,7 +86,7 @@ def test_noise_is_secret_and_its_seed_the_owners_alone(recipe, tmp_path):
 
 def test_a_resumed_run_adds_the_noise_that_it_had_added(recipe, tmp_path, monkeypatch):
     """Fresh noise on an update that was sent before would be a second release of it."""
-    noisy, out = override(recipe, NOISY), tmp_path / "out"
+    noisy, out = override_recipe(recipe, NOISY), tmp_path / "out"
     real, calls = rounds.save_checkpoint, []
 
     def die_once(folder: Path, round: int, state: Any) -> None:
@@ -93,8 +97,8 @@ def test_a_resumed_run_adds_the_noise_that_it_had_added(recipe, tmp_path, monkey
 
     monkeypatch.setattr(rounds, "save_checkpoint", die_once)
     with pytest.raises(KeyboardInterrupt):
-        run(noisy, out, silent())
-    run(noisy, out, silent(), resume=True)
+        run_recipe(noisy, out, silent_reporter())
+    run_recipe(noisy, out, silent_reporter(), resume=True)
     first, again = (adapter for round, adapter in calls if round == 2)
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert noise_seed(noisy, out) == noise_seed(noisy, out)
@@ -102,9 +106,13 @@ def test_a_resumed_run_adds_the_noise_that_it_had_added(recipe, tmp_path, monkey
 
 @pytest.mark.parametrize(("codec", "share"), [("fp16", 0.5), ("int8", 0.7), ("topk", 0.25)])
 def test_compressed_updates_are_counted_as_they_are_sent(recipe, tmp_path, codec, share):
-    plain = override(recipe, {"federation.targets": "raw"})
-    run(plain, tmp_path / "plain", silent())
-    run(override(plain, {"federation.compression": codec}), tmp_path / codec, silent())
+    plain = override_recipe(recipe, {"federation.targets": "raw"})
+    run_recipe(plain, tmp_path / "plain", silent_reporter())
+    run_recipe(
+        override_recipe(plain, {"federation.compression": codec}),
+        tmp_path / codec,
+        silent_reporter(),
+    )
     sent = {
         n: [row["train"]["bytes_up"] for row in log(tmp_path / n)[1:]] for n in ("plain", codec)
     }

@@ -12,17 +12,17 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from typer.testing import CliRunner
 
 import tiny
-from fedsdr import files
 from fedsdr.cli.main import app
+from fedsdr.core import files
+from fedsdr.core.notices import Notice, name_items, records_by_client
+from fedsdr.core.progress import silent_reporter
 from fedsdr.data.records import Record
 from fedsdr.distill.rewrite import Rewritten
-from fedsdr.distillation import kept_raw
-from fedsdr.folders import NOTICES_FILE
-from fedsdr.notices import Notice, counted, named
-from fedsdr.progress import silent
-from fedsdr.recipe import load_recipe
-from fedsdr.run import run
-from fedsdr.setting import Setting, prepare
+from fedsdr.recipe.load import load_recipe
+from fedsdr.workflows.distill import kept_raw
+from fedsdr.workflows.prepare import Setting, prepare_run
+from fedsdr.workflows.run import run_recipe
+from fedsdr.workflows.run_folder import NOTICES_FILE
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def setting(folder: Path, base: Path, rows: Rows, **sections: dict[str, Any]) ->
     for name, changes in sections.items():
         tables[name] = tables.get(name, {}) | changes
     (folder / "recipe.toml").write_text(tomli_w.dumps(tables))
-    return prepare(load_recipe(folder / "recipe.toml"))
+    return prepare_run(load_recipe(folder / "recipe.toml"))
 
 
 def words(found: Setting) -> list[str]:
@@ -105,7 +105,7 @@ def test_a_run_goes_on_without_held_out_records_that_are_too_long(tmp_path, mode
         options = {"federation": {"rounds": 1, "targets": "raw"}}
         if not (found := setting_or_none(tmp_path, model, rows, **options)):
             continue
-        run(found.recipe, tmp_path / "out", silent())
+        run_recipe(found.recipe, tmp_path / "out", silent_reporter())
         result = files.read_json(tmp_path / "out" / "result.json")
         assert "loss/anna" in result
         assert "loss/ben" not in result
@@ -211,6 +211,6 @@ def test_a_run_says_how_many_records_keep_their_raw_responses():
 
 def test_a_line_names_a_few_clients():
     names = {f"c{i}": ["a:1"] * (i + 1) for i in range(6)} | {"none": []}
-    assert counted(names) == "c0 1, c1 2, c2 3, c3 4 and 2 more; first a:1"
-    assert counted({"c": [""]}) == "c 1"
-    assert named(["a", "b"]) == "a, b"
+    assert records_by_client(names) == "c0 1, c1 2, c2 3, c3 4 and 2 more; first a:1"
+    assert records_by_client({"c": [""]}) == "c 1"
+    assert name_items(["a", "b"]) == "a, b"

@@ -17,22 +17,6 @@ from flwr.common import ndarrays_to_parameters
 from flwr.server import strategy as flwr
 from torch.func import functional_call
 
-from fedsdr import seeds
-from fedsdr.adapters import (
-    A_SUFFIX,
-    B_SUFFIX,
-    Adapter,
-    Private,
-    add,
-    factor_of,
-    norm,
-    scale,
-    select,
-    subtract,
-    unwrap,
-    weighted_mean,
-    zeros_like,
-)
 from fedsdr.algorithms.contract import (
     Algorithm,
     ClientState,
@@ -59,9 +43,25 @@ from fedsdr.algorithms.fedopt import (
 )
 from fedsdr.algorithms.fedprox import FedProx, fedprox
 from fedsdr.algorithms.scaffold import CONTROL, Scaffold, scaffold
-from fedsdr.data.batches import collate, shuffled
+from fedsdr.core import seeds
+from fedsdr.core.adapters import (
+    A_SUFFIX,
+    B_SUFFIX,
+    Adapter,
+    Private,
+    add,
+    factor_of,
+    norm,
+    scale,
+    select_tensors,
+    subtract,
+    unwrap_private,
+    weighted_mean,
+    zeros_like,
+)
+from fedsdr.core.metrics import Mean
+from fedsdr.data.batches import collate_examples, shuffled_batches
 from fedsdr.data.template import Example
-from fedsdr.metrics import Mean
 from fedsdr.model.lora import Stream
 from fedsdr.training.local import LocalTrainer
 from models import SPECIALS, make, random_ids, start_adapter, two_streams
@@ -741,8 +741,8 @@ def train(stage: Stage, clip: float = LOOSE) -> Fitted:
 
 BLANK = start_adapter(two_streams("llama", TARGETS, dtype=torch.float64))
 W0, W1, W2 = (random_like(BLANK, seed) for seed in (11, 12, 13))
-UPPER = select(W0, lambda key: "layers.1" in key)
-LOWER = select(W0, lambda key: "layers.0" in key)
+UPPER = select_tensors(W0, lambda key: "layers.1" in key)
+LOWER = select_tensors(W0, lambda key: "layers.0" in key)
 STAGES = {
     "nothing": Stage("rectify", "R", SHORT, W0),
     "pull": Stage("rectify", "R", SHORT, W0, pull=Pull(W1, 0.8)),
@@ -763,7 +763,7 @@ STAGES = {
     ),
     "both, partly shared": Stage(
         "rectify", "R", SHORT, LOWER, own=Private(UPPER),
-        pull=Pull(LOWER, 5.0), shift=select(W2, lambda key: key in LOWER),
+        pull=Pull(LOWER, 5.0), shift=select_tensors(W2, lambda key: key in LOWER),
     ),
 }  # fmt: skip
 every_stage = pytest.mark.parametrize("name", STAGES)
@@ -776,7 +776,7 @@ def plain(stage: Stage, clip: float) -> tuple[Adapter, Adapter]:
     """
     base = make("llama", dtype=torch.float64)
     weights = {name: p.detach() for name, p in base.named_parameters()}
-    start = {**(stage.shared or {}), **unwrap(stage.own)}
+    start = {**(stage.shared or {}), **unwrap_private(stage.own)}
     learns = ("A", "B") if stage.factors == "both" else (stage.factors,)
     r = {
         key: tensor.clone().requires_grad_(factor_of(key) in learns)
@@ -786,14 +786,16 @@ def plain(stage: Stage, clip: float) -> tuple[Adapter, Adapter]:
     optimiser = torch.optim.AdamW(
         trained.values(), lr=stage.schedule.lr, weight_decay=DECAY, foreach=False, fused=False
     )
-    draw = seeds.generator(SEED, "batches", stage.name, 2, "a")
+    draw = seeds.seeded_generator(SEED, "batches", stage.name, 2, "a")
     sums = zeros_like(start)
-    for indices in itertools.islice(shuffled(len(DATA["raw"]), 3, draw), stage.schedule.steps):
+    for indices in itertools.islice(
+        shuffled_batches(len(DATA["raw"]), 3, draw), stage.schedule.steps
+    ):
         changed = dict(weights)
         for path in (key.removesuffix(A_SUFFIX) for key in r if key.endswith(A_SUFFIX)):
             change = 2.0 * r[path + B_SUFFIX] @ r[path + A_SUFFIX]
             changed[path + ".weight"] = changed[path + ".weight"] + change
-        batch = collate([DATA["raw"][i] for i in indices], PAD)
+        batch = collate_examples([DATA["raw"][i] for i in indices], PAD)
         inputs = {"input_ids": batch.ids, "attention_mask": batch.mask}
 
         logits = functional_call(base, changed, kwargs=inputs).logits[:, :-1].log_softmax(-1)
@@ -826,8 +828,8 @@ def plain(stage: Stage, clip: float) -> tuple[Adapter, Adapter]:
 def test_corrections_are_terms_of_the_objective(name, clip):
     stage = STAGES[name]
     fitted, (wanted, _) = train(stage, clip), plain(stage, clip)
-    assert furthest(unwrap(fitted.after), wanted) < 1e-6
-    assert furthest(unwrap(fitted.after), unwrap(fitted.before)) > 1e-3
+    assert furthest(unwrap_private(fitted.after), wanted) < 1e-6
+    assert furthest(unwrap_private(fitted.after), unwrap_private(fitted.before)) > 1e-3
 
 
 @pytest.mark.parametrize("name", [name for name, stage in STAGES.items() if stage.shared])
@@ -836,7 +838,7 @@ def test_the_mean_gradient_is_the_uncorrected_losss(name):
     # Clipping would show: it binds in every step.
     fitted, (_, mean) = train(stage, TIGHT), plain(stage, TIGHT)
     assert fitted.gradient.keys() == stage.shared.keys()
-    assert furthest(fitted.gradient, select(mean, lambda key: key in stage.shared)) < 1e-6
+    assert furthest(fitted.gradient, select_tensors(mean, lambda key: key in stage.shared)) < 1e-6
     assert norm(fitted.gradient) > 0.1
     # To ask for it changes nothing else.
     other = train(STAGES[name], TIGHT)
@@ -879,27 +881,27 @@ SHARES = {
 @pytest.mark.parametrize("share", SHARES)
 def test_own_tensors_complete_r(share):
     """Whoever has which tensor, the same R is trained; only what was sent can be sent back."""
-    shared = select(W0, SHARES[share])
-    own = select(W0, lambda key: key not in shared)
+    shared = select_tensors(W0, SHARES[share])
+    own = select_tensors(W0, lambda key: key not in shared)
     fitted = train(Stage("rectify", "R", SHORT, shared, own=Private(own), mean_gradient=True))
     assert same_bits(fitted.before, W0)
     assert fitted.shared.keys() == fitted.gradient.keys() == shared.keys()
-    assert unwrap(fitted.own).keys() == own.keys()
-    together = {**fitted.shared, **unwrap(fitted.own)}
+    assert unwrap_private(fitted.own).keys() == own.keys()
+    together = {**fitted.shared, **unwrap_private(fitted.own)}
     assert same_bits(together, fitted.after)
     assert same_bits(together, train(STAGES["nothing"]).after)
 
 
 @pytest.mark.parametrize("share", ["none of it", "A", "the lower block"])
 def test_what_nobody_has_starts_fresh_and_is_the_clients_own(share):
-    shared = select(W0, SHARES[share])
+    shared = select_tensors(W0, SHARES[share])
     fitted = train(Stage("rectify", "R", SHORT, shared))
-    before = unwrap(fitted.before)
-    assert same_bits(select(before, lambda key: key in shared), shared)
-    fresh = select(before, lambda key: key not in shared)
+    before = unwrap_private(fitted.before)
+    assert same_bits(select_tensors(before, lambda key: key in shared), shared)
+    fresh = select_tensors(before, lambda key: key not in shared)
     for key, tensor in fresh.items():
         assert bool(tensor.any()) == (factor_of(key) == "A")
-    assert unwrap(fitted.own).keys() == fresh.keys()
+    assert unwrap_private(fitted.own).keys() == fresh.keys()
     assert fitted.shared.keys() == shared.keys()
     # Own tensors that are only some of the missing ones are taken, the others fresh.
     some_key = min(fresh)

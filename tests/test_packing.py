@@ -4,12 +4,12 @@ import pytest
 import torch
 from transformers import MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM
 
-from fedsdr.data.batches import collate, end_to_end
+from fedsdr.data.batches import collate_examples, end_to_end
 from fedsdr.data.template import Example
 from fedsdr.model import packing
-from fedsdr.model.checkpointing import recomputed
+from fedsdr.model.checkpointing import recompute_activations
 from fedsdr.model.lora import Stream, TwoStreamModel
-from fedsdr.model.packing import Packing, packed
+from fedsdr.model.packing import Packing, packed_attention
 from fedsdr.training.loss import summed_loss
 from models import SHAPE, VOCABULARY, make, random_adapter, random_ids
 
@@ -27,7 +27,7 @@ def examples() -> list[Example]:
 def loss_and_gradient(two, batch, again=False):
     parameters = two.train_only(Stream.RECTIFY)
     model = two.model
-    with recomputed(model, again), packed(model, bool(batch.lengths)):
+    with recompute_activations(model, again), packed_attention(model, bool(batch.lengths)):
         loss = summed_loss(model, batch)
         gradients = torch.autograd.grad(loss, list(parameters.values()))
     return [loss.detach(), *gradients]
@@ -56,7 +56,7 @@ def apart(a, b) -> float:
 def test_end_to_end_is_padded(family, dtype, tolerance, again):
     two = both_streams(family, dtype)
     assert two.packing.possible
-    wanted = loss_and_gradient(two, collate(examples(), 0))
+    wanted = loss_and_gradient(two, collate_examples(examples(), 0))
     got = loss_and_gradient(two, end_to_end(examples()), again)
     assert apart(got[:1], wanted[:1]) < tolerance
     assert apart(got[1:], wanted[1:]) < tolerance
@@ -68,8 +68,8 @@ def test_in_bfloat16_end_to_end_is_about_as_close_to_the_truth_as_padded(family)
     """The truth: the same rounded weights, computed in float32."""
     two, exact = both_streams(family, torch.bfloat16), both_streams(family, torch.float32)
     exact.model.load_state_dict(two.model.state_dict())
-    truth = loss_and_gradient(exact, collate(examples(), 0))[1:]
-    padded = apart(loss_and_gradient(two, collate(examples(), 0))[1:], truth)
+    truth = loss_and_gradient(exact, collate_examples(examples(), 0))[1:]
+    padded = apart(loss_and_gradient(two, collate_examples(examples(), 0))[1:], truth)
     got = apart(loss_and_gradient(two, end_to_end(examples()))[1:], truth)
     assert got < 2 * padded  # the plain formula rounds its scores, the fused kernel does not
 
@@ -77,7 +77,7 @@ def test_in_bfloat16_end_to_end_is_about_as_close_to_the_truth_as_padded(family)
 def test_texts_end_to_end_do_not_see_each_other():
     first, *others = examples()[1:3]
     model = make("llama", dtype=torch.float64)
-    with torch.no_grad(), packed(model, True):
+    with torch.no_grad(), packed_attention(model, True):
         whole = summed_loss(model, end_to_end([first, *others]))
         changed = summed_loss(model, end_to_end([Example((7, 7), first.response), *others]))
         apart = [summed_loss(model, end_to_end([each])) for each in (first, *others)]
@@ -103,7 +103,7 @@ def test_a_trial_finds_a_model_whose_texts_would_mix(monkeypatch):
             "cu_seq_lens_q": (0, sum(lengths)),
         }
 
-    monkeypatch.setattr(packing, "whereabouts", blind)
+    monkeypatch.setattr(packing, "segment_inputs", blind)
     assert not Packing(make("llama")).possible
 
 

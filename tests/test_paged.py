@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
+from fedsdr.core.errors import UserError
 from fedsdr.distill.cache import job_key
-from fedsdr.errors import UserError
-from fedsdr.model import paged
-from fedsdr.model.choose import Job
-from fedsdr.model.generate import generate, in_batches
-from fedsdr.model.generators import check_generator
-from fedsdr.model.paged import generate_paged
+from fedsdr.generation import paged
+from fedsdr.generation.batched import generate_batch, in_batches
+from fedsdr.generation.paged import generate_paged
+from fedsdr.generation.sampling import Job
+from fedsdr.generation.table import check_generator
 from models import FAMILIES, logits, make, random_ids
 from test_generate import p_value, softmax
 from test_rewrite import RECORDS, rewrite_all
@@ -59,7 +59,7 @@ def test_it_leaves_model_and_global_random_numbers_as_they_were():
     assert model.config._attn_implementation == kind
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(logits(model, random_ids(2, 9)), before)
-    assert generate(model, JOBS[:2], NEVER) == in_batches(model, JOBS[:2], NEVER, 0.0, 2)
+    assert generate_batch(model, JOBS[:2], NEVER) == in_batches(model, JOBS[:2], NEVER, 0.0, 2)
 
 
 def test_a_model_that_cannot_be_paged_is_refused():

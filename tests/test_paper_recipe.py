@@ -7,14 +7,14 @@ import pytest
 from transformers import LlamaConfig
 from typer.testing import CliRunner
 
-from fedsdr import recipe as recipes
-from fedsdr.algorithms.compose import read_options
 from fedsdr.cli.main import app
+from fedsdr.core.errors import UserError
+from fedsdr.core.progress import Reporter
 from fedsdr.data.sources import read_source
-from fedsdr.errors import UserError
-from fedsdr.progress import Reporter
-from fedsdr.run import run
-from fedsdr.sections.data import Source
+from fedsdr.recipe import load as recipes
+from fedsdr.recipe.build import read_options
+from fedsdr.recipe.sections.data import Source
+from fedsdr.workflows.run import run_recipe
 from tiny import model_folder, rows, word_tokenizer
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -72,7 +72,7 @@ def test_the_experiment_in_miniature(name, files, monkeypatch):
     ]  # fmt: skip
     sets += ["evaluate.limit=2", "distill.max_ratio=1"]
     recipe = recipes.load_recipe(RECIPES / f"{name}.toml", sets)
-    summary = run(recipe, files / "run", Reporter(None))
+    summary = run_recipe(recipe, files / "run", Reporter(None))
     assert len(summary["methods"]) == 14
     assert (files / "run" / "global" / "adapter_model.safetensors").exists()
     config = json.loads((files / "run" / "global" / "adapter_config.json").read_text())
@@ -96,7 +96,7 @@ def test_the_recipes_name_what_they_need_without_the_environment(monkeypatch):
     assert read_options("fedavgm", big.options["fedavgm"]).model_dump() == wanted
     small = recipes.load_recipe(RECIPES / "paper_small.toml")
     assert small.model.path == "HuggingFaceTB/SmolLM2-135M"
-    assert {*recipes.differences(big, small)} == {
+    assert {*recipes.recipe_differences(big, small)} == {
         "model.path", "model.quantisation", "model.gradient_checkpointing",
         "distill.batch_size",
     }  # fmt: skip

@@ -12,17 +12,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsdr.core.errors import UserError
 from fedsdr.data.partition import (
     build_clients,
-    cluster,
-    describe,
+    cluster_texts,
+    describe_clients,
     hold_out,
-    pool,
+    pool_clients,
     split_records,
 )
 from fedsdr.data.records import ClientData, Record, Turn
-from fedsdr.errors import UserError
-from fedsdr.sections.data import Data, Source, Split
+from fedsdr.recipe.sections.data import Data, Source, Split
 
 
 def record(number: int, category: str = "") -> Record:
@@ -139,7 +139,7 @@ def test_dirichlet_gives_up_with_a_remedy(count, split, parts):
 def test_clusters_find_topics():
     topics = ["sum numbers add total", "doctor fever pain illness", "stock market price profit"]
     texts = [f"{topics[i % 3]} {i}" for i in range(30)]
-    labels = cluster(texts, 3, np.random.default_rng(0))
+    labels = cluster_texts(texts, 3, np.random.default_rng(0))
     assert [labels[i] == labels[i % 3] for i in range(30)] == [True] * 30
     assert len(set(labels)) == 3
 
@@ -148,7 +148,7 @@ def test_clusters_find_topics():
     "texts", [[], ["a"], ["a", "a"], ["", " "], ["?!", "..."], ["a", "A"], ["医学", "数学", "a b"]]
 )
 def test_clusters_of_texts_without_topics(texts):
-    assert len(cluster(texts, 8, np.random.default_rng(0))) == len(texts)
+    assert len(cluster_texts(texts, 8, np.random.default_rng(0))) == len(texts)
 
 
 def test_column_gives_each_category_a_client():
@@ -276,7 +276,7 @@ def test_errors_of_sources_come_through(tmp_path):
 
 def test_pool():
     clients = [hold_out(name, made(size), 0.3, 0) for name, size in (("a", 10), ("b", 5))]
-    everyone = pool(clients)
+    everyone = pool_clients(clients)
     assert everyone.name == "all"
     assert everyone.train == clients[0].train + clients[1].train
     assert everyone.held_out == clients[0].held_out + clients[1].held_out
@@ -285,7 +285,7 @@ def test_pool():
 def test_describe():
     said = (Turn("system", "be brief"), Turn("user", "how  are\nyou"))
     train = (Record(said, "I am well"), Record(said[1:], "well", "chat"), record(0, "chat"))
-    rows = describe([ClientData("a", train, train[:1]), ClientData("b", ())])
+    rows = describe_clients([ClientData("a", train, train[:1]), ClientData("b", ())])
     assert rows == [
         {
             "name": "a",

@@ -8,16 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
-from fedsdr import files
+from fedsdr.core import files
+from fedsdr.core.errors import UserError
+from fedsdr.core.progress import silent_reporter
 from fedsdr.data.partition import SAFE_NAME, build_clients
-from fedsdr.deploy.site import ROSTER, load_site
-from fedsdr.errors import UserError
-from fedsdr.folders import RECIPE_FILE, check_folder, locked, method_folders
-from fedsdr.progress import silent
-from fedsdr.recipe import load_recipe, parse_recipe
-from fedsdr.run import run
-from fedsdr.sections.data import Data, Source, Split
-from fedsdr.setting import check_methods
+from fedsdr.deploy.sites.site import ROSTER, load_site
+from fedsdr.recipe.load import load_recipe, parse_recipe
+from fedsdr.recipe.sections.data import Data, Source, Split
+from fedsdr.workflows.prepare import check_methods
+from fedsdr.workflows.run import run_recipe
+from fedsdr.workflows.run_folder import RECIPE_FILE, check_folder, locked_folder, method_folders
 from fuzz import fuzzed, value_or_user_error
 
 NAMES = [
@@ -88,7 +88,7 @@ def test_a_run_folder_may_be_a_link(tmp_path, monkeypatch):
     real, link = tmp_path / "disk" / "run", tmp_path / "link"
     real.mkdir(parents=True)
     link.symlink_to(real)
-    run(recipe, link, silent())
+    run_recipe(recipe, link, silent_reporter())
     assert link.is_symlink()
     assert (real / "report.html").exists()
     assert sorted(path.name for path in real.parent.iterdir()) == ["run"]
@@ -104,7 +104,7 @@ def test_tidying_a_run_folder_does_not_follow_links_out_of_it(tmp_path):
         (folder / leftover).write_text("half")
     (out / "link").symlink_to(outside)
     (out / ".to.txt.5.tmp").symlink_to(outside / leftover)
-    files.recover(out)
+    files.recover_folder(out)
     assert [path.name for path in out.iterdir()] == ["link"]
     assert (outside / leftover).read_text() == "half"
 
@@ -125,5 +125,5 @@ def test_a_link_that_lies_in_a_files_place_is_replaced_and_not_followed(tmp_path
 def test_a_link_to_itself_is_no_run_folder(tmp_path):
     link = tmp_path / "link"
     link.symlink_to(link)
-    with pytest.raises(UserError, match="give another --out"), locked(link):
+    with pytest.raises(UserError, match="give another --out"), locked_folder(link):
         pass

@@ -10,9 +10,9 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from fedsdr import files
-from fedsdr.adapters import Adapter, layers, resized
-from fedsdr.errors import UserError
+from fedsdr.core import files
+from fedsdr.core.adapters import Adapter, layer_paths, resize_rank
+from fedsdr.core.errors import UserError
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.model.peft_format import (
     CONFIG,
@@ -132,9 +132,9 @@ def test_layers_of_other_ranks_have_one_scale_in_peft_too(tmp_path, family, kind
     like = model.blank()
     adapter: Adapter = {}
     # Ranks 1 to 5, one of them more frequent, in no order of the layers.
-    for i, path in enumerate(layers(like)):
+    for i, path in enumerate(layer_paths(like)):
         part = {key: like[key] for key in like if key.startswith(path + ".lora")}
-        adapter |= random_adapter(resized(part, (5, 2, 2, 1, 4)[i % 5]), seed=i)
+        adapter |= random_adapter(resize_rank(part, (5, 2, 2, 1, 4)[i % 5]), seed=i)
     write_adapter(tmp_path, adapter, settings(model))
     loaded = PeftModel.from_pretrained(make(family), tmp_path).eval()
     model.load(F, adapter)
@@ -148,7 +148,7 @@ def test_layers_of_other_ranks_have_one_scale_in_peft_too(tmp_path, family, kind
 
 def test_all_layers_of_one_other_rank_need_no_patterns(tmp_path):
     model = two_streams("llama")
-    write_adapter(tmp_path, random_adapter(resized(model.blank(), 5), seed=1), settings(model))
+    write_adapter(tmp_path, random_adapter(resize_rank(model.blank(), 5), seed=1), settings(model))
     config = LoraConfig.from_pretrained(tmp_path)
     assert (config.r, config.lora_alpha) == (5, 10.0)  # 6 / 3 = 10 / 5
     assert (config.rank_pattern, config.alpha_pattern) == ({}, {})

@@ -10,24 +10,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from fedsdr.adapters import (
-    FOLDED,
-    Adapter,
-    Private,
-    add,
-    factor_of,
-    factors,
-    norm,
-    scale,
-    select,
-    subtract,
-    unwrap,
-    weighted_mean,
-    zeros_like,
-)
 from fedsdr.algorithms.aggregation import partly_shared as partly
 from fedsdr.algorithms.aggregation.fedper import FedPer, block_of, fedper
-from fedsdr.algorithms.compose import read_options
 from fedsdr.algorithms.contract import (
     Algorithm,
     ClientState,
@@ -46,8 +30,24 @@ from fedsdr.algorithms.personalisation import feddpa as duals
 from fedsdr.algorithms.personalisation.ditto import Ditto, ditto
 from fedsdr.algorithms.table import LORA_AGGREGATION
 from fedsdr.algorithms.two_stream import SMOOTHING, Smoothing, two_stream
-from fedsdr.errors import UserError
-from fedsdr.metrics import Mean
+from fedsdr.core.adapters import (
+    FOLDED,
+    Adapter,
+    Private,
+    add,
+    factor_of,
+    norm,
+    plain_factors,
+    scale,
+    select_tensors,
+    subtract,
+    unwrap_private,
+    weighted_mean,
+    zeros_like,
+)
+from fedsdr.core.errors import UserError
+from fedsdr.core.metrics import Mean
+from fedsdr.recipe.build import read_options
 from playing import ROUNDS, SCHEDULE, SETUP, build, furthest, play, same_bits
 from tiny import CLIENTS, RECORDS, SHAPES, ToyClient, random_adapter
 
@@ -174,11 +174,11 @@ def test_the_model_of_a_client(name, targets):
         personal = algorithm.personal(sent, state)
         assert (personal.shared is not None) == model.shared
         if personal.shared is not None:
-            assert same_bits(personal.shared, factors(sent))
+            assert same_bits(personal.shared, plain_factors(sent))
         assert personal.own is (state.private[model.own] if model.own else None)
         assert personal.private is (state.private[beside] if beside else None)
         # R is whole: the two parts of it have all its tensors, and none twice.
-        parts = [*(personal.shared or {}), *unwrap(personal.own)]
+        parts = [*(personal.shared or {}), *unwrap_private(personal.own)]
         assert sorted(parts) == sorted(SHAPES)
 
 
@@ -193,7 +193,7 @@ def test_the_model_of_a_client_that_has_not_taken_part(name, targets):
     if name == "local":
         assert personal.shared is None
     else:
-        assert same_bits(personal.shared, factors(sent))
+        assert same_bits(personal.shared, plain_factors(sent))
 
 
 # --- A client of one number, whose loss is a parabola
@@ -208,7 +208,7 @@ class Parabola(NamedTuple):
 
     def __call__(self, stage: Stage) -> Fitted:
         sent = stage.shared or {}
-        w = x = {**sent, **unwrap(stage.own)}["w"].item()
+        w = x = {**sent, **unwrap_private(stage.own)}["w"].item()
         strength = stage.pull.strength if stage.pull else 0.0
         towards = stage.pull.towards["w"].item() if stage.pull else 0.0
         for _ in range(stage.schedule.steps):
@@ -235,7 +235,7 @@ def dittos_of_one(client: Parabola, options: Ditto, schedule: Schedule, rounds: 
         fold = algorithm.add(algorithm.start(server, round), update)
         server = algorithm.finish(server, fold, round)
         ws.append(server.adapter["w"].item())
-        vs.append(unwrap(state.private[dittos.PERSONAL])["w"].item())
+        vs.append(unwrap_private(state.private[dittos.PERSONAL])["w"].item())
     return ws, vs
 
 
@@ -275,9 +275,9 @@ def test_ditto_lies_between_the_clients_optimum_and_the_received_adapter(targets
     algorithm = ditto(inner, Ditto(strength=strength), one, LEARNT[targets])
     for turn in (turn for of_round in turns(algorithm) for turn in of_round):
         goal = random_adapter("goal", turn.client, LEARNT[targets])
-        s = unwrap(turn.state.private.get(SMOOTHING)) or zeros_like(goal)
+        s = unwrap_private(turn.state.private.get(SMOOTHING)) or zeros_like(goal)
         wanted = scale(add(subtract(goal, s), scale(turn.sent, strength)), 1 / (1 + strength))
-        v = unwrap(turn.state.private[dittos.PERSONAL])
+        v = unwrap_private(turn.state.private[dittos.PERSONAL])
         assert furthest(v, wanted) < 1e-9
         assert (furthest(v, turn.sent) < 1e-4) == (strength == 1e6)
 
@@ -292,7 +292,12 @@ def test_ditto_without_strength_is_training_alone_from_the_first_adapter(targets
         for _ in range(ROUNDS):
             stage = Stage("", "R", Schedule(4, SCHEDULE.lr), own=v, targets=LEARNT[targets])
             v = ToyClient(client)(stage).after
-        assert furthest(unwrap(played.clients[client].private[dittos.PERSONAL]), unwrap(v)) < 1e-12
+        assert (
+            furthest(
+                unwrap_private(played.clients[client].private[dittos.PERSONAL]), unwrap_private(v)
+            )
+            < 1e-12
+        )
 
 
 @every_target
@@ -305,7 +310,7 @@ def test_what_ditto_asks_of_the_trainer(inner, targets):
         v = None
         for turn in mine:
             assert [*turn.stages] == stage_names(targets, "personal")
-            stage, received = turn.stages["personal"], factors(turn.sent)
+            stage, received = turn.stages["personal"], plain_factors(turn.sent)
             s = turn.state.private.get(SMOOTHING)
             assert stage.pull is not None
             assert same_bits(stage.pull.towards, received)
@@ -343,7 +348,7 @@ def test_ditto_pulls_only_what_is_shared(aggregation, targets):
         assert same_bits(first.shared, mine[0].sent)
         assert first.own is mine[0].state.private[partly.OWN]
         assert second.shared is None
-        assert sorted(unwrap(second.own)) == sorted(SHAPES)
+        assert sorted(unwrap_private(second.own)) == sorted(SHAPES)
 
 
 # --- FedDPA
@@ -360,7 +365,7 @@ def test_which_stage_of_feddpa_sees_what(inner, targets):
             s = turn.state.private.get(SMOOTHING)
             rectify, stage = turn.stages["rectify"], turn.stages["personal"]
             assert rectify.private is s
-            received = select(turn.sent, lambda key: not key.startswith("control/"))
+            received = select_tensors(turn.sent, lambda key: not key.startswith("control/"))
             assert stage.shared is not None
             assert same_bits(stage.shared, received)
             assert stage.shared.keys() == received.keys()
@@ -384,13 +389,13 @@ def test_feddpas_local_adapter_written_out(targets):
     for mine in by_client(turns(build(targets + "feddpa"))):
         goal = random_adapter("goal", mine[0].client, LEARNT[targets])
         s = mine[0].state.private.get(SMOOTHING)
-        p = unwrap(s) if s else zeros_like(goal)
+        p = unwrap_private(s) if s else zeros_like(goal)
         assert (norm(p) > 0.1) == (targets == TWO_STREAM)
         for turn in mine:
             for _ in range(SCHEDULE.steps):
                 miss = subtract(add(turn.sent, p), goal)
                 p = subtract(p, scale(miss, SCHEDULE.lr))
-            assert furthest(unwrap(turn.state.private[duals.PERSONAL]), p) < 1e-12
+            assert furthest(unwrap_private(turn.state.private[duals.PERSONAL]), p) < 1e-12
 
 
 # --- Training alone
@@ -426,7 +431,7 @@ def test_local_training_does_not_depend_on_who_else_is_there(targets):
     together = play(algorithm)
     for client in CLIENTS:
         assert same_bits(play(algorithm, [client]).clients[client], together.clients[client])
-    owns = [unwrap(together.clients[client].private[OWN]) for client in CLIENTS]
+    owns = [unwrap_private(together.clients[client].private[OWN]) for client in CLIENTS]
     assert furthest(owns[0], owns[1]) > 0.1
 
 
@@ -437,7 +442,7 @@ def test_local_training_written_out(targets, learnt):
     way = 1 - (1 - SCHEDULE.lr) ** (SCHEDULE.steps * ROUNDS)
     for client in CLIENTS:
         wanted = scale(random_adapter("goal", client, learnt), way)
-        assert furthest(unwrap(played.clients[client].private[OWN]), wanted) < 1e-12
+        assert furthest(unwrap_private(played.clients[client].private[OWN]), wanted) < 1e-12
 
 
 # --- FedSA-LoRA and FedPer: some of R is everybody's, some a client's own
@@ -467,7 +472,7 @@ def test_exactly_the_shared_part_is_sent(name, inner, targets):
     for state in played.clients.values():
         own = state.private[partly.OWN]
         assert type(own) is Private
-        assert unwrap(own).keys() == SHAPES.keys() - sent
+        assert unwrap_private(own).keys() == SHAPES.keys() - sent
         for memory in state.memory.values():
             assert memory.keys() == sent
 
@@ -502,7 +507,7 @@ def test_the_shared_part_is_averaged_and_the_other_goes_on(name, targets):
         sent = algorithm.broadcast(played.server)
         for client in CLIENTS:
             personal = algorithm.personal(sent, played.clients[client])
-            together = {**(personal.shared or {}), **unwrap(personal.own)}
+            together = {**(personal.shared or {}), **unwrap_private(personal.own)}
             assert furthest(together, whole[client]) < 1e-12
 
 

@@ -1,4 +1,4 @@
-"""However `reproduce` ends, none of its worker processes is left."""
+"""However the command of experiments ends, none of its worker processes is left."""
 
 import os
 import signal
@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from fedsdr.evidence.pool import workers
+from experiments.pool import workers
 
 # A process with two workers that sleep; each writes its number into the folder given.
 PARENT = """
 import os, sys, time
 from pathlib import Path
-from fedsdr.evidence.pool import workers
+from experiments.pool import workers
 
 def sleep(folder):
     (Path(folder) / str(os.getpid())).touch()

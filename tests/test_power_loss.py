@@ -19,16 +19,18 @@ import pytest
 
 import power
 import tiny
-from fedsdr import files, method_run, summary
-from fedsdr.deploy.identity import UNSIGNED
-from fedsdr.deploy.server import serve
-from fedsdr.errors import UserError, WriteError
-from fedsdr.folders import LOCK_FILE
-from fedsdr.progress import silent
-from fedsdr.recipe import load_recipe, override
-from fedsdr.run import run
-from fedsdr.sections.recipe import Recipe
-from fedsdr.setting import Setting, prepare
+from fedsdr.core import files
+from fedsdr.core.errors import UserError, WriteError
+from fedsdr.core.progress import silent_reporter
+from fedsdr.deploy.protocol.signing import UNSIGNED
+from fedsdr.deploy.server.serve import serve_federation
+from fedsdr.recipe.load import load_recipe, override_recipe
+from fedsdr.recipe.sections.recipe import Recipe
+from fedsdr.workflows import method as method_run
+from fedsdr.workflows import summary
+from fedsdr.workflows.prepare import Setting, prepare_run
+from fedsdr.workflows.run import run_recipe
+from fedsdr.workflows.run_folder import LOCK_FILE
 from lines import client_sides, loopback
 
 CLIENTS = ("anna", "ben")
@@ -60,7 +62,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recipe]:
             summary, "write_report", lambda out: files.write_text(out / "report.html", "")
         )
         recipe = small(folder)
-        bench = prepare(recipe).workbench(silent())
+        bench = prepare_run(recipe).workbench(silent_reporter())
         patch.setattr(Setting, "workbench", lambda *_: bench)
         yield recipe
 
@@ -86,7 +88,7 @@ def resumed(recipe: Recipe, contents: power.Contents, folder: Path) -> dict[str,
     """What comes of a run that finds this on the disk, or the line that refuses it."""
     power.put(contents, folder)
     try:
-        run(recipe, folder / "out", silent(), resume=True)
+        run_recipe(recipe, folder / "out", silent_reporter(), resume=True)
     except UserError as error:
         return str(error)
     return ended(folder / "out")
@@ -114,7 +116,7 @@ def is_swept(name: str) -> bool:
 
 def test_a_run_ends_the_same_whatever_a_loss_of_power_leaves_of_it(recipe, tmp_path):
     with power.recorded(tmp_path) as calls:
-        run(recipe, tmp_path / "out", silent())
+        run_recipe(recipe, tmp_path / "out", silent_reporter())
     wanted, whole = ended(tmp_path / "out"), power.read(tmp_path)
     disk = power.Disk()
     for call in calls:
@@ -131,8 +133,8 @@ def test_a_run_ends_the_same_whatever_a_loss_of_power_leaves_of_it(recipe, tmp_p
 def test_a_disk_that_is_full_at_any_write_is_one_line_and_room_is_all_it_takes(
     recipe, tmp_path, monkeypatch
 ):
-    recipe = override(recipe, {"federation.rounds": 1})
-    run(recipe, tmp_path / "out", silent())
+    recipe = override_recipe(recipe, {"federation.rounds": 1})
+    run_recipe(recipe, tmp_path / "out", silent_reporter())
     wanted, real = ended(tmp_path / "out"), os.write
     for room in itertools.count():
         left, out = itertools.count(room, -1), tmp_path / str(room) / "out"
@@ -144,7 +146,7 @@ def test_a_disk_that_is_full_at_any_write_is_one_line_and_room_is_all_it_takes(
 
         monkeypatch.setattr(os, "write", write)
         try:
-            run(recipe, out, silent())
+            run_recipe(recipe, out, silent_reporter())
             break
         except WriteError as error:
             said = str(error)
@@ -153,7 +155,7 @@ def test_a_disk_that_is_full_at_any_write_is_one_line_and_room_is_all_it_takes(
         assert re.fullmatch(r"cannot write .*: no space left on device: make room", said)
         assert not [*out.rglob(".*")]
         if room % 4 == 0:  # what was written before is what a loss of power may leave, too
-            run(recipe, out, silent(), resume=True)
+            run_recipe(recipe, out, silent_reporter(), resume=True)
             assert ended(out) == wanted
     assert room > 20
 
@@ -161,7 +163,7 @@ def test_a_disk_that_is_full_at_any_write_is_one_line_and_room_is_all_it_takes(
 def test_a_line_that_was_never_synced_is_missed(recipe, tmp_path):
     """What the test above would find: a checkpoint is there, the line of its round is not."""
     with power.recorded(tmp_path) as calls:
-        run(recipe, tmp_path / "out", silent())
+        run_recipe(recipe, tmp_path / "out", silent_reporter())
     syncs = [call for call in calls if call == ("sync", "out/metrics.jsonl")]
     assert len(syncs) == 3  # of its appends: what is renamed was synced under another name
     unsynced = [call for call in calls if call not in syncs]
@@ -181,7 +183,9 @@ def federation(recipe: Recipe, folder: Path) -> dict[str, Any] | str:
     sides = client_sides(recipe, folder)
     roster = dict.fromkeys(CLIENTS, UNSIGNED)
     try:
-        serve(recipe, folder / "server", loopback(sides), roster, silent(), UNSIGNED, pause=0)
+        serve_federation(
+            recipe, folder / "server", loopback(sides), roster, silent_reporter(), UNSIGNED, pause=0
+        )
     except UserError as error:
         return str(error)
     found: dict[str, Any] = {
@@ -204,7 +208,7 @@ def test_a_federation_ends_the_same_where_one_site_loses_what_it_had_not_synced(
     recipe, tmp_path, where, most
 ):
     """most: so many of the states are gone on with, drawn at random."""
-    recipe = override(recipe, {"privacy.mode": "none", "federation.rounds": 2})
+    recipe = override_recipe(recipe, {"privacy.mode": "none", "federation.rounds": 2})
     (tmp_path / "whole").mkdir()
     with power.recorded(tmp_path / "whole") as calls:
         wanted = federation(recipe, tmp_path / "whole")

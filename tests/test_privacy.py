@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 import tiny
-from fedsdr.adapters import Adapter, Private, unwrap
 from fedsdr.algorithms.contract import ClientState, Update
+from fedsdr.core.adapters import Adapter, Private, unwrap_private
+from fedsdr.core.progress import silent_reporter
 from fedsdr.distill import rewrite
-from fedsdr.engines.in_process import InProcess
-from fedsdr.model.choose import Job
-from fedsdr.progress import silent
-from fedsdr.recipe import load_recipe, override
-from fedsdr.run import run
+from fedsdr.federation.in_process import InProcess
+from fedsdr.generation.sampling import Job
+from fedsdr.recipe.load import load_recipe, override_recipe
 from fedsdr.training.store import ClientStore
+from fedsdr.workflows.run import run_recipe
 
 ASKED, ANSWERED, REWRITTEN = "zanzibar", "quetzal", "xylophone"  # in every record of anna's
 PERSONAL = ["local", "fedsa", "fedper", "feddpa", "fedsdr+ditto"]
@@ -66,7 +66,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
             yield participant
 
     def watch_states(self: ClientStore, client: str, round: int, state: ClientState) -> None:
-        kept.setdefault(self.folder, []).extend(unwrap(p) for p in state.private.values())
+        kept.setdefault(self.folder, []).extend(unwrap_private(p) for p in state.private.values())
         save(self, client, round, state)
 
     def generate(model: Any, jobs: list[Job], stop: int, *options: Any) -> list[list[int]]:
@@ -78,8 +78,10 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
         patch.setattr(ClientStore, "save", watch_states)
         patch.setitem(rewrite.GENERATORS, "fedsdr", generate)
         more = {"tracking.backends": ["tensorboard"], "local.consolidate_steps": 1}
-        recipe = override(load_recipe(recipe_file), {"baselines": ["fedsd", *PERSONAL], **more})
-        run(recipe, folder / "out", silent())
+        recipe = override_recipe(
+            load_recipe(recipe_file), {"baselines": ["fedsd", *PERSONAL], **more}
+        )
+        run_recipe(recipe, folder / "out", silent_reporter())
     assert str(model) == recipe.model.path
     return Watched(folder / "out", folder / "cache", sent, kept)
 
@@ -223,4 +225,4 @@ def test_private_adapters_cannot_be_put_into_an_update(watched):
     with pytest.raises(TypeError, match="only a float may leave"):
         private.number(lambda adapter: next(iter(adapter.values())))
     assert str(private) == "Private(8 tensors)"
-    assert torch.is_tensor(next(iter(unwrap(private).values())))
+    assert torch.is_tensor(next(iter(unwrap_private(private).values())))

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 
 import tiny
-from fedsdr import files
-from fedsdr.algorithms.accounting import composed, epsilon
-from fedsdr.export.write import Choice, export
-from fedsdr.folders import SUMMARY_FILE, method_folders
-from fedsdr.privacy_loss import planned_epsilon, privacy_of_run, privacy_spent
-from fedsdr.progress import silent
-from fedsdr.recipe import load_recipe, override, parse_recipe
+from fedsdr.algorithms.accounting import composed_epsilon, single_epsilon
+from fedsdr.core import files
+from fedsdr.core.progress import silent_reporter
+from fedsdr.export.write import ExportChoice, export_model
+from fedsdr.recipe.load import load_recipe, override_recipe, parse_recipe
+from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.report.terminal import print_summary
-from fedsdr.run import compare
-from fedsdr.sections.recipe import Recipe
-from fedsdr.trained import open_run
+from fedsdr.workflows.finished import open_run
+from fedsdr.workflows.privacy_loss import planned_epsilon, privacy_of_run, privacy_spent
+from fedsdr.workflows.run import compare_seeds
+from fedsdr.workflows.run_folder import SUMMARY_FILE, method_folders
 
 NAMED = {"sources": [{"path": "a.jsonl", "client": "anna"}, {"path": "b.jsonl", "client": "ben"}]}
 POOLED = {"sources": [{"path": "a.jsonl"}]}
@@ -52,12 +52,12 @@ def total(recipe: Recipe, *folders: Path) -> float:
 def test_releases_of_several_noises_compose():
     """Gaussian mechanisms together are one, of the summed squares of sensitivity over noise."""
     whole = 1 / math.sqrt(3 / 2**2 + 2 / 5**2)
-    assert composed({2.0: 3, 5.0: 2}, 1e-5, True) == pytest.approx(
-        epsilon(whole, 1, 1e-5, True), rel=2e-3
+    assert composed_epsilon({2.0: 3, 5.0: 2}, 1e-5, True) == pytest.approx(
+        single_epsilon(whole, 1, 1e-5, True), rel=2e-3
     )
-    assert composed({2.0: 3, 5.0: 0}, 1e-5, True) == epsilon(2.0, 3, 1e-5, True)
-    assert composed({2.0: 3, 0.0: 1}, 1e-5, True) == math.inf
-    assert composed({}, 1e-5, True) == 0
+    assert composed_epsilon({2.0: 3, 5.0: 0}, 1e-5, True) == single_epsilon(2.0, 3, 1e-5, True)
+    assert composed_epsilon({2.0: 3, 0.0: 1}, 1e-5, True) == math.inf
+    assert composed_epsilon({}, 1e-5, True) == 0
 
 
 def test_the_methods_of_a_run_add_up(tmp_path):
@@ -65,9 +65,9 @@ def test_the_methods_of_a_run_add_up(tmp_path):
     recipe = recipe_of(NAMED, baselines=["fedavg", "fedprox"])
     cohorts = {"fedavg": [["anna"], ["anna"]], "fedprox": [["ben"]], "fedsdr": [["ben"], ["ben"]]}
     found = total(recipe, finished(tmp_path, recipe, cohorts))
-    assert found == epsilon(5.0, 3, 1e-5, True)
+    assert found == single_epsilon(5.0, 3, 1e-5, True)
     alone = privacy_spent(recipe, files.read_json_lines(tmp_path / "metrics.jsonl"))
-    assert alone["epsilon"] == epsilon(5.0, 2, 1e-5, True) < found
+    assert alone["epsilon"] == single_epsilon(5.0, 2, 1e-5, True) < found
 
 
 def test_a_client_that_is_absent_may_have_sent_its_update_all_the_same(tmp_path):
@@ -76,7 +76,7 @@ def test_a_client_that_is_absent_may_have_sent_its_update_all_the_same(tmp_path)
     rows = files.read_json_lines(tmp_path / "metrics.jsonl")
     late = {"round": 3, "clients": ["ben"], "absent": {"anna": "no answer"}, "train": {}}
     files.write_json_lines(tmp_path / "metrics.jsonl", [*rows, late])
-    assert total(recipe, tmp_path) == epsilon(5.0, 3, 1e-5, True)
+    assert total(recipe, tmp_path) == single_epsilon(5.0, 3, 1e-5, True)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_seeds_on_the_same_data_add_up(tmp_path, data, tables, releases):
     recipe = recipe_of(data, **tables)
     one = finished(tmp_path / "1", recipe, {"fedsdr": [["anna"], ["anna"], ["ben"]]})
     two = finished(tmp_path / "2", recipe, {"fedsdr": [["ben"], ["anna"], ["ben"]]})
-    assert total(recipe, one, two) == epsilon(5.0, releases, 1e-5, True)
+    assert total(recipe, one, two) == single_epsilon(5.0, releases, 1e-5, True)
 
 
 def test_what_differs_between_methods_is_composed_as_it_is(tmp_path):
@@ -101,13 +101,13 @@ def test_what_differs_between_methods_is_composed_as_it_is(tmp_path):
     recipe = recipe_of(NAMED, variants={"loud": changes}, baselines=["loud"])
     cohorts = {"loud": [["anna"]] * 3, "fedsdr": [["anna"]] * 2}
     found = total(recipe, finished(tmp_path, recipe, cohorts))
-    assert found == composed({2.0: 3, 5.0: 2}, 1e-6, True)
+    assert found == composed_epsilon({2.0: 3, 5.0: 2}, 1e-6, True)
 
 
 def test_pooled_records_are_everybodys(tmp_path):
     recipe = recipe_of(NAMED, baselines=["central"])
     cohorts = {"central": [["all"]] * 2, "fedsdr": [["anna"]]}
-    assert total(recipe, finished(tmp_path, recipe, cohorts)) == epsilon(5.0, 3, 1e-5, True)
+    assert total(recipe, finished(tmp_path, recipe, cohorts)) == single_epsilon(5.0, 3, 1e-5, True)
 
 
 @pytest.mark.parametrize("change", [{"mode": "none"}, {"noise_multiplier": 0.0}])
@@ -125,12 +125,12 @@ def test_noise_whose_seed_is_in_the_recipe_is_said_to_protect_nothing(tmp_path):
     recipe = recipe_of(NAMED)
     finished(tmp_path, recipe, {"fedsdr": [["anna"]]})
     for seed, known in ((None, False), (7, True)):
-        found = privacy_of_run(override(recipe, {"privacy.noise_seed": seed}), [tmp_path])
+        found = privacy_of_run(override_recipe(recipe, {"privacy.noise_seed": seed}), [tmp_path])
         assert ("whoever has that can take it off" in found["words"]) == known
 
 
 def test_without_differential_privacy_nothing_is_stated(tmp_path):
-    recipe = override(recipe_of(NAMED), {"privacy.mode": "none"})
+    recipe = override_recipe(recipe_of(NAMED), {"privacy.mode": "none"})
     assert privacy_of_run(recipe, [finished(tmp_path, recipe, {})]) is None
 
 
@@ -149,30 +149,30 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         federation={"rounds": 2, "targets": "raw"},
         privacy={"mode": "local", "noise_multiplier": 5.0, "clip": 0.1},
     )
-    recipe = override(load_recipe(recipe_file), {"baselines": ["fedprox"]})
-    compare(recipe, [0, 1], folder / "out", silent())
+    recipe = override_recipe(load_recipe(recipe_file), {"baselines": ["fedprox"]})
+    compare_seeds(recipe, [0, 1], folder / "out", silent_reporter())
     return folder / "out"
 
 
 def test_the_whole_is_stated_wherever_a_result_is_read(compared, tmp_path, capsys):
     summary = files.read_json(compared / SUMMARY_FILE)
     whole = summary["privacy"]
-    assert whole["epsilon"] == epsilon(5.0, 2 * 2 * 2, 1e-5, True)
-    assert summary["methods"]["fedprox"]["epsilon"]["mean"] == epsilon(5.0, 2, 1e-5, True)
+    assert whole["epsilon"] == single_epsilon(5.0, 2 * 2 * 2, 1e-5, True)
+    assert summary["methods"]["fedprox"]["epsilon"]["mean"] == single_epsilon(5.0, 2, 1e-5, True)
     stated = f"epsilon {whole['epsilon']:.4g} at delta 1e-05"
     assert stated in whole["words"]
     assert stated in (compared / "report.html").read_text()
     print_summary(summary)
     assert stated in " ".join(capsys.readouterr().out.split())
-    export(open_run(compared / "seed-1"), Choice(), tmp_path / "out", silent())
+    export_model(open_run(compared / "seed-1"), ExportChoice(), tmp_path / "out", silent_reporter())
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"epsilon {epsilon(5.0, 2, 1e-5, True):.4g} at" in card
+    assert f"epsilon {single_epsilon(5.0, 2, 1e-5, True):.4g} at" in card
     assert stated in card
     assert "no epsilon covers them" in card
 
 
 def test_a_run_that_was_moved_out_of_its_comparison_states_its_own(compared, tmp_path):
     (compared / "seed-0").rename(tmp_path / "seed-0")
-    export(open_run(tmp_path / "seed-0"), Choice(), tmp_path / "out", silent())
+    export_model(open_run(tmp_path / "seed-0"), ExportChoice(), tmp_path / "out", silent_reporter())
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"epsilon {epsilon(5.0, 2 * 2, 1e-5, True):.4g} at delta" in card
+    assert f"epsilon {single_epsilon(5.0, 2 * 2, 1e-5, True):.4g} at delta" in card

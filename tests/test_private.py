@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from fedsdr import adapters
-from fedsdr.adapters import A_SUFFIX, Adapter, Private
 from fedsdr.algorithms.contract import ClientState, Update
-from fedsdr.files import write_tensors
-from fedsdr.metrics import Mean
+from fedsdr.core import adapters
+from fedsdr.core.adapters import A_SUFFIX, Adapter, Private
+from fedsdr.core.files import write_tensors
+from fedsdr.core.metrics import Mean
 from tiny import random_adapter
 
 KEY = "layers.0.x" + A_SUFFIX
@@ -98,16 +98,16 @@ def test_only_a_float_may_leave_a_private_adapter(measure):
 
 def test_a_number_of_a_private_adapter_is_that_of_its_tensors():
     assert Private(make()).number(adapters.norm) == adapters.norm(make())
-    assert same(adapters.unwrap(Private(make())), make())
+    assert same(adapters.unwrap_private(Private(make())), make())
 
 
 def test_a_private_adapter_is_apart_from_the_dict_it_was_made_of():
     given_ = make()
     private = Private(given_)
     given_.clear()
-    adapters.unwrap(private).clear()
+    adapters.unwrap_private(private).clear()
     private.number(lambda a: float(len(a)) if a.clear() is None else 0.0)
-    assert same(adapters.unwrap(private), make())
+    assert same(adapters.unwrap_private(private), make())
 
 
 def test_a_private_adapter_shows_no_values():

@@ -10,16 +10,16 @@ from typing import Any, get_args
 import pytest
 
 import tiny
-from fedsdr import files
+from fedsdr.core import files
+from fedsdr.core.progress import silent_reporter
 from fedsdr.data.partition import build_clients
-from fedsdr.deploy.agreement import agreed, agreement
-from fedsdr.deploy.client import OPERATIONS
-from fedsdr.deploy.identity import UNSIGNED
-from fedsdr.deploy.remote import WEIGHTS_FILE
-from fedsdr.deploy.server import serve
-from fedsdr.deploy.wire import Answer, Operation, Request, encode
-from fedsdr.progress import silent
-from fedsdr.recipe import load_recipe
+from fedsdr.deploy.client.operations import OPERATIONS
+from fedsdr.deploy.protocol.agreement import agreed_keys, agreement_digest
+from fedsdr.deploy.protocol.messages import Answer, Operation, Request, encode_message
+from fedsdr.deploy.protocol.signing import UNSIGNED
+from fedsdr.deploy.server.engine import WEIGHTS_FILE
+from fedsdr.deploy.server.serve import serve_federation
+from fedsdr.recipe.load import load_recipe
 from lines import client_sides, loopback
 
 ROUNDS: dict[Operation, int] = {"hello": 0, "prepare": 0, "evaluate": 0, "fit": 1, "finish": 1}
@@ -52,15 +52,15 @@ def change_record(recipe_file: Path, kind: str) -> None:
 def asked(recipe_file: Path) -> dict[Operation, Answer]:
     """Anna's answers to one question of each operation."""
     with pytest.MonkeyPatch.context() as patch:  # of a journal's name, which is drawn
-        patch.setattr("fedsdr.deploy.journal.secrets.token_hex", lambda size: "0" * 2 * size)
+        patch.setattr("fedsdr.deploy.client.journal.secrets.token_hex", lambda size: "0" * 2 * size)
         side = client_sides(recipe_file, recipe_file.parent / "sides")["anna"]
     first = side._first()
-    blank = Request("hello", "run", agreement(side.recipe), "anna", "fedsdr", began=1)
+    blank = Request("hello", "run", agreement_digest(side.recipe), "anna", "fedsdr", began=1)
     questions = {
         operation: replace(blank, operation=operation, round=round, shared=first)
         for operation, round in ROUNDS.items()
     }
-    questions["hello"] = replace(blank, agreed=agreed(side.recipe))
+    questions["hello"] = replace(blank, agreed=agreed_keys(side.recipe))
     questions["prepare"] = replace(questions["prepare"], shared={})
     questions["finish"] = replace(questions["finish"], counted=1)
     return {each: side._answer(question, "0" * 32)[0] for each, question in questions.items()}
@@ -95,7 +95,7 @@ def test_no_answer_depends_on_a_record_but_by_the_change_with_noise(told, mode, 
     before, after = told[mode, "nothing"][operation], told[mode, kind][operation]
     if kind != "held out":
         before, after = replace(before, change={}), replace(after, change={})
-    assert encode(before) == encode(after)
+    assert encode_message(before) == encode_message(after)
 
 
 def test_the_comparison_would_see_a_record_that_shows(told):
@@ -106,7 +106,9 @@ def test_the_comparison_would_see_a_record_that_shows(told):
     assert plain["prepare"].weight != told["none", "one more"]["prepare"].weight
     assert plain["fit"].metrics != told["none", "trained on"]["fit"].metrics
     for mode in ("local", "central"):
-        assert encode(told[mode, "nothing"]["fit"]) != encode(told[mode, "trained on"]["fit"])
+        assert encode_message(told[mode, "nothing"]["fit"]) != encode_message(
+            told[mode, "trained on"]["fit"]
+        )
 
 
 def test_a_client_keeps_the_scores_that_it_does_not_tell(tmp_path):
@@ -124,7 +126,9 @@ def test_a_served_run_has_no_scores_and_says_why(tmp_path):
     out = tmp_path / "out"
     roster = dict.fromkeys(sides, UNSIGNED)
     recipe = load_recipe(recipe_file)
-    summary = serve(recipe, out, loopback(sides), roster, silent(), UNSIGNED, pause=0)
+    summary = serve_federation(
+        recipe, out, loopback(sides), roster, silent_reporter(), UNSIGNED, pause=0
+    )
     assert not [row for row in files.read_json_lines(out / "metrics.jsonl") if "eval" in row]
     assert [*files.read_json(out / "result.json")] == ["epsilon"]
     assert set(files.read_json(out / WEIGHTS_FILE).values()) == {1.0}

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsdr import adapters, products
-from fedsdr.adapters import A_SUFFIX, B_SUFFIX, Adapter
-from fedsdr.products import ProductSum
+from fedsdr.core import adapters, products
+from fedsdr.core.adapters import A_SUFFIX, B_SUFFIX, Adapter
+from fedsdr.core.products import ProductSum
 
 PATHS = ("model.layers.0.q_proj", "model.layers.1.mlp.up")
 SIZES = {PATHS[0]: (5, 4), PATHS[1]: (3, 6)}  # path -> (out, in)
@@ -68,7 +68,7 @@ def formed(a: Adapter) -> dict[str, np.ndarray]:
     """The weights B A by path."""
     return {
         p: a[p + B_SUFFIX].double().numpy() @ a[p + A_SUFFIX].double().numpy()
-        for p in adapters.layers(a)
+        for p in adapters.layer_paths(a)
     }
 
 
@@ -148,8 +148,8 @@ def test_a_change_between_unequal_keys_or_shapes_is_refused():
 
 @every_adapter
 def test_weights_are_the_products(a):
-    close(products.weights(a), formed(a), tolerance=1e-14)  # sums in another order
-    assert {weight.dtype for weight in products.weights(a).values()} == {torch.float64}
+    close(products.product_weights(a), formed(a), tolerance=1e-14)  # sums in another order
+    assert {weight.dtype for weight in products.product_weights(a).values()} == {torch.float64}
 
 
 @settings(deadline=None)
@@ -157,14 +157,14 @@ def test_weights_are_the_products(a):
 def test_a_stack_and_a_fold_hold_the_weighted_sum_exactly(terms):
     parts = [(make(seed, rank), weight) for seed, rank, weight in terms]
     wanted = {p: sum(weight * formed(a)[p] for a, weight in parts) for p in PATHS}
-    stacked = products.stack(parts)
-    close(products.weights(stacked), wanted)
+    stacked = products.stack_components(parts)
+    close(products.product_weights(stacked), wanted)
     assert adapters.rank_of(stacked) == sum(rank for _, rank, _ in terms)
     fold = ProductSum()
     for a, weight in parts:
         fold = fold.plus(a, weight)
     close(fold.weights(), wanted)
-    close(products.weights(fold.factors()), wanted)
+    close(products.product_weights(fold.factors()), wanted)
     assert fold.weight == pytest.approx(sum(weight for _, weight in parts))
 
 
@@ -178,7 +178,7 @@ def test_a_fold_is_exact_before_and_after_it_forms_the_weights_and_stops_growing
         fold = fold.plus(a, weight)
         wanted = {p: wanted[p] + weight * formed(a)[p] for p in PATHS}
         close(fold.weights(), wanted, tolerance=1e-9)
-        close(products.weights(fold.factors()), wanted, tolerance=1e-9)
+        close(products.product_weights(fold.factors()), wanted, tolerance=1e-9)
         in_parts = sum(t.numel() for part, _ in fold.parts for t in part.values())
         in_weights = sum(t.numel() for t in (fold.formed or {}).values())
         assert 0 < in_parts + in_weights <= largest
@@ -220,7 +220,7 @@ def test_the_factors_of_a_sum_are_its_parts_or_of_full_rank(count):
 def test_decompose_is_numpys_svd_of_the_product(a):
     for path, weight in formed(a).items():
         a_in, b_out = a[path + A_SUFFIX], a[path + B_SUFFIX]
-        u, s, vt = (t.numpy() for t in products.decompose(a_in, b_out))
+        u, s, vt = (t.numpy() for t in products.thin_svd(a_in, b_out))
         count = min(len(a_in), *weight.shape)
         assert (u.shape, s.shape, vt.shape) == (
             (len(weight), count), (count,), (count, weight.shape[1])
@@ -237,7 +237,7 @@ def test_decompose_is_numpys_svd_of_the_product(a):
 @every_adapter
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_truncation_misses_what_eckart_and_young_say_and_no_more(a, rank):
-    best = products.truncate(a, rank)
+    best = products.truncate_rank(a, rank)
     for path, weight in formed(a).items():
         a_in, b_out = best[path + A_SUFFIX].numpy(), best[path + B_SUFFIX].numpy()
         assert (a_in.shape, b_out.shape) == ((rank, weight.shape[1]), (len(weight), rank))
@@ -260,16 +260,16 @@ def test_truncation_misses_what_eckart_and_young_say_and_no_more(a, rank):
 @given(seeds_, seeds_, any_rank, ranks)
 def test_no_other_adapter_of_the_rank_is_nearer_than_the_truncation(i, j, wide, rank):
     a = make(i, max(wide, rank))
-    best = products.truncate(a, rank)
+    best = products.truncate_rank(a, rank)
     missed = np.linalg.norm(product(best) - product(a))
     nudged = adapters.add(best, adapters.scale(make(j, rank), 1e-3))
-    for other in (make(j, rank), nudged, adapters.resized(a, rank)):
+    for other in (make(j, rank), nudged, adapters.resize_rank(a, rank)):
         assert missed <= np.linalg.norm(product(other) - product(a)) + 1e-12
 
 
 def test_a_layer_that_is_narrower_than_the_rank_keeps_its_weight():
     a = make(0, 9)
-    best = products.truncate(a, 4)  # one layer has 3 outputs
+    best = products.truncate_rank(a, 4)  # one layer has 3 outputs
     narrow = min(formed(a), key=lambda path: min(formed(a)[path].shape))
     assert min(formed(a)[narrow].shape) == 3
     np.testing.assert_allclose(formed(best)[narrow], formed(a)[narrow], rtol=0, atol=1e-10)
@@ -278,7 +278,7 @@ def test_a_layer_that_is_narrower_than_the_rank_keeps_its_weight():
 
 @every_adapter
 def test_compact_keeps_the_product_in_as_few_components_as_it_has(a):
-    small = products.compact(a)
+    small = products.compact_rank(a)
     for path, weight in formed(a).items():
         got = small[path + B_SUFFIX].numpy() @ small[path + A_SUFFIX].numpy()
         np.testing.assert_allclose(got, weight, rtol=0, atol=1e-10)
@@ -289,7 +289,7 @@ def test_compact_keeps_the_product_in_as_few_components_as_it_has(a):
 
 def test_what_is_added_and_taken_away_again_leaves_no_components():
     a, b = make(1), make(2)
-    left = products.compact(products.stack([(a, 1.0), (b, 3.0), (b, -3.0)]))
+    left = products.compact_rank(products.stack_components([(a, 1.0), (b, 3.0), (b, -3.0)]))
     assert adapters.rank_of(left) == adapters.rank_of(a)
     np.testing.assert_allclose(product(left), product(a), rtol=0, atol=1e-10)
 
@@ -302,7 +302,7 @@ def test_what_is_added_and_taken_away_again_leaves_no_components():
 def test_a_rotation_is_orthogonal_and_nearer_than_any_other(seed, rank, other):
     draw = torch.Generator().manual_seed(seed)
     x, y = torch.randn(2, 9, rank, generator=draw, dtype=torch.float64)
-    q = products.rotation(x.T @ y)
+    q = products.procrustes_rotation(x.T @ y)
     np.testing.assert_allclose(q.T @ q, np.eye(rank), rtol=0, atol=1e-10)
     wanted, _ = scipy.linalg.orthogonal_procrustes(x.numpy(), y.numpy())
     np.testing.assert_allclose(q, wanted, rtol=0, atol=1e-8)
@@ -314,7 +314,7 @@ def test_a_rotation_is_orthogonal_and_nearer_than_any_other(seed, rank, other):
 def test_a_rotation_that_was_made_is_found(rank):
     draw = torch.Generator().manual_seed(rank)
     x, q = torch.randn(9, rank, generator=draw, dtype=torch.float64), orthogonal(rank, 3)
-    torch.testing.assert_close(products.rotation(x.T @ (x @ q)), q, rtol=0, atol=1e-8)
+    torch.testing.assert_close(products.procrustes_rotation(x.T @ (x @ q)), q, rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -322,7 +322,7 @@ def test_a_rotation_that_was_made_is_found(rank):
 def test_turned_factors_are_other_factors_of_the_same_weights(rank, dtype):
     a = make(1, rank, dtype)
     turns = {path: orthogonal(rank, seed) for seed, path in enumerate(PATHS, start=2)}
-    turned = products.rotate(a, turns)
+    turned = products.rotate_factors(a, turns)
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     np.testing.assert_allclose(product(turned), product(a), rtol=0, atol=tolerance)
     for path, q in turns.items():
@@ -345,11 +345,11 @@ def test_inputs_are_never_changed(a):
     turns = {path: torch.eye(rank, dtype=torch.float64) for path in PATHS}
     results = [
         products.product_change(a, a),
-        products.stack([(a, 1.0)]),
-        products.stack([(a, 1.0), (a, -1.0)]),
-        products.truncate(a, 1),
-        products.compact(a),
-        products.rotate(a, turns),
+        products.stack_components([(a, 1.0)]),
+        products.stack_components([(a, 1.0), (a, -1.0)]),
+        products.truncate_rank(a, 1),
+        products.compact_rank(a),
+        products.rotate_factors(a, turns),
         ProductSum().plus(a, 2.0).factors(),
         ProductSum().plus(a, 2.0).weights(),
     ]

@@ -24,27 +24,39 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 import tiny
-from fedsdr import files
-from fedsdr.algorithms.compose import build_algorithm
-from fedsdr.deploy import admission, switchboard
-from fedsdr.deploy.admission import Admission, Reply
-from fedsdr.deploy.client import RUNS, ClientSide
-from fedsdr.deploy.identity import UNSIGNED, digest, seal, unverified
-from fedsdr.deploy.journal import ORDER, Book
-from fedsdr.deploy.remote import Remote
-from fedsdr.deploy.server import known_run
-from fedsdr.deploy.switchboard import Switchboard
-from fedsdr.deploy.wire import Answer, Request, WireError, decode_answer, decode_request, encode
-from fedsdr.engines.in_process import InProcess
-from fedsdr.errors import UserError
-from fedsdr.folders import method_folders
-from fedsdr.method_run import round_options
-from fedsdr.metrics import Mean
+from fedsdr.core import files
+from fedsdr.core.errors import UserError
+from fedsdr.core.metrics import Mean
+from fedsdr.core.progress import silent_reporter
+from fedsdr.deploy.client.journal import ORDER, Book
+from fedsdr.deploy.client.operations import RUNS, ClientSide
+from fedsdr.deploy.protocol.messages import (
+    Answer,
+    Request,
+    WireError,
+    decode_answer,
+    decode_request,
+    encode_message,
+)
+from fedsdr.deploy.protocol.signing import (
+    UNSIGNED,
+    message_digest,
+    seal_payload,
+    unverified_payload,
+)
+from fedsdr.deploy.server import admission, switchboard
+from fedsdr.deploy.server.admission import Admission, Reply
+from fedsdr.deploy.server.engine import Remote
+from fedsdr.deploy.server.serve import known_run
+from fedsdr.deploy.server.switchboard import Switchboard
+from fedsdr.federation import rounds
+from fedsdr.federation.in_process import InProcess
+from fedsdr.federation.rounds import Absent, run_rounds
 from fedsdr.model.identity import identity_text
-from fedsdr.progress import silent
-from fedsdr.recipe import parse_recipe
-from fedsdr.training import rounds
-from fedsdr.training.rounds import Absent, run_rounds
+from fedsdr.recipe.build import build_algorithm
+from fedsdr.recipe.load import parse_recipe
+from fedsdr.workflows.method import round_options
+from fedsdr.workflows.run_folder import method_folders
 
 RUNS_PLAYED: Final = int(os.environ.get("FEDSDR_PROTOCOL_RUNS", "100"))
 CLIENTS: Final = ("anna", "ben")
@@ -142,7 +154,7 @@ class Server:
         id = f"message-{self.play.count('sent')}"
         self.pending[id] = node, data
         self.play.issued.append(data)
-        self.asked.add(digest(unverified(data)))
+        self.asked.add(message_digest(unverified_payload(data)))
         return id
 
     def receive(self, ids: Collection[str]) -> list[Reply]:
@@ -154,19 +166,21 @@ class Server:
 
 
 def serve(play: "Play", link: Server) -> None:
-    """`fedsdr.deploy.server.serve` without a model's shape, tracking and report."""
+    """`serve_federation` without a model's shape, tracking and report."""
     recipe, out = play.recipe, play.folder / "out"
     roster = {client: play.keys[client].public_key() for client in CLIENTS}
-    door = Admission(link, recipe, known_run(out), roster, silent(), play.keys["server"], 0.0)
+    door = Admission(
+        link, recipe, known_run(out), roster, silent_reporter(), play.keys["server"], 0.0
+    )
     door.connect(1, recipe.deployment.wait_seconds)
     board = Switchboard(door)
     board.ask = play.watched(board.ask)  # type: ignore[method-assign]
-    engine = Remote(board, recipe, play.method, silent(), out)
+    engine = Remote(board, recipe, play.method, silent_reporter(), out)
     engine.prepare()
     algorithm = build_algorithm(recipe)
     state = run_rounds(
-        algorithm, engine, FIRST, round_options(recipe, 0, 1), engine.evaluate, out, silent(),
-        play.method, engine.count,
+        algorithm, engine, FIRST, round_options(recipe, 0, 1), engine.evaluate, out,
+        silent_reporter(), play.method, engine.count,
     )  # fmt: skip
     engine.finish(algorithm.broadcast(state))
     play.finished = True
@@ -207,7 +221,7 @@ class Play(RuleBasedStateMachine):
 
     def begun(self, client: str) -> ClientSide:
         return ClientSide(
-            ToyBench(client), self.recipe, client, self.folder / client, silent(),
+            ToyBench(client), self.recipe, client, self.folder / client, silent_reporter(),
             self.keys[client], self.keys["server"].public_key(),
         )  # type: ignore[arg-type]  # fmt: skip
 
@@ -216,7 +230,7 @@ class Play(RuleBasedStateMachine):
     def asked(self, client: str, data: bytes) -> bytes:
         """A client's answer to sealed bytes. Raises `WireError` where it gives none."""
         sealed = self.sides[client](data)
-        payload, request = unverified(sealed), decode_request(unverified(data))
+        payload, request = unverified_payload(sealed), decode_request(unverified_payload(data))
         answer = decode_answer(payload)
         self.signed[client].add(payload)
         self.heard.append(sealed)
@@ -238,7 +252,7 @@ class Play(RuleBasedStateMachine):
         def watch(clients: Any, question: Request, *rest: Any) -> Iterator[Answer | Absent]:
             for client, given in zip(clients, ask(clients, question, *rest), strict=True):
                 if isinstance(given, Answer):
-                    assert encode(given) in self.signed[client], "nobody's answer was taken"
+                    assert encode_message(given) in self.signed[client], "nobody's answer was taken"
                     asked = question.operation, question.round, question.run
                     assert (given.operation, given.round, given.run) == asked
                     assert given.client == client
@@ -353,8 +367,8 @@ class Play(RuleBasedStateMachine):
         if message := self.take(pick):
             id, _, data = message
             said = {
-                "unsigned": seal(unverified(data), UNSIGNED),
-                "another's": seal(unverified(data), self.keys["stranger"]),
+                "unsigned": seal_payload(unverified_payload(data), UNSIGNED),
+                "another's": seal_payload(unverified_payload(data), self.keys["stranger"]),
                 "old": self.heard[old % len(self.heard)] if self.heard else b"",
                 "cut": self.heard[-1][:-1] if self.heard else b"x",
                 "echo": data,
@@ -369,7 +383,7 @@ class Play(RuleBasedStateMachine):
             return
         data = self.issued[which % len(self.issued)]
         if not key:
-            data = seal(unverified(data), self.keys["stranger"])
+            data = seal_payload(unverified_payload(data), self.keys["stranger"])
         try:
             self.asked(client, data)
         except WireError:

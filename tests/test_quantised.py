@@ -5,18 +5,18 @@ import torch
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fedsdr import recipe as recipes
-from fedsdr.errors import UserError
+from fedsdr.core.errors import UserError
+from fedsdr.core.progress import Reporter
+from fedsdr.generation.batched import generate_batch
+from fedsdr.generation.sampling import Job
 from fedsdr.model import quantised
 from fedsdr.model.base import load_base
-from fedsdr.model.choose import Job
-from fedsdr.model.generate import generate
-from fedsdr.model.identity import differing, tensors_digest
+from fedsdr.model.identity import differing_parts, tensors_digest
 from fedsdr.model.lora import Stream, TwoStreamModel
-from fedsdr.model.outline import outline, weight_bytes
+from fedsdr.model.outline import model_outline, weight_bytes
 from fedsdr.model.peft_format import read_adapter
-from fedsdr.progress import Reporter
-from fedsdr.run import run
+from fedsdr.recipe import load as recipes
+from fedsdr.workflows.run import run_recipe
 from models import logits, random_adapter, random_ids, save_family
 from tiny import setting
 
@@ -89,7 +89,7 @@ def test_gradients_are_the_same_after_a_rewriting(kind, tmp_path):
         return torch.autograd.grad(loss, list(parameters.values()))
 
     before = gradients()
-    generate(model, [Job([7, 8, 9], 3)], stop=2)
+    generate_batch(model, [Job([7, 8, 9], 3)], stop=2)
     for one, other in zip(before, gradients(), strict=True):
         assert torch.equal(one, other)
         assert one.abs().sum() > 0
@@ -100,7 +100,7 @@ def test_weights_take_the_bytes_that_were_foretold(kind, tmp_path):
     folder = save_family("llama", tmp_path)
     tensors = load(folder, kind).model.state_dict()
     real = sum(t.nbytes for key, t in tensors.items() if not key.endswith("bitsandbytes__nf4"))
-    assert weight_bytes(outline(str(folder)), torch.float32, kind) == real
+    assert weight_bytes(model_outline(str(folder)), torch.float32, kind) == real
 
 
 @KINDS
@@ -109,10 +109,10 @@ def test_the_identity_is_of_the_quantised_weights(kind, tmp_path):
     again = load(tmp_path / "a", kind).identity
     other = load(save_family("llama", tmp_path / "b", seed=1), kind).identity
     plain = load_base(str(tmp_path / "a"), device="cpu").identity
-    assert differing(one, again) == []
-    assert differing(one, other) == ["weights"]
-    assert set(differing(one, plain)) <= {"weights", "dtype", "quantisation"}
-    assert "quantisation" in differing(one, plain)
+    assert differing_parts(one, again) == []
+    assert differing_parts(one, other) == ["weights"]
+    assert set(differing_parts(one, plain)) <= {"weights", "dtype", "quantisation"}
+    assert "quantisation" in differing_parts(one, plain)
 
 
 @KINDS
@@ -132,7 +132,7 @@ def test_scales_are_part_of_the_identity(kind, tmp_path):
 def test_a_run_on_a_quantised_base(kind, tmp_path):
     path = setting(tmp_path, model={"quantisation": kind})
     widen(tmp_path / "model")
-    run(recipes.load_recipe(path), tmp_path / "run", Reporter(None))
+    run_recipe(recipes.load_recipe(path), tmp_path / "run", Reporter(None))
     adapter = read_adapter(tmp_path / "run" / "global")
     assert any(t.abs().sum() > 0 for key, t in adapter.items() if key.endswith("B.weight"))
     model = load(tmp_path / "model", kind).model

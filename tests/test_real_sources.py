@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from fedsdr.data.partition import build_clients, describe
+from fedsdr.core.errors import UserError
+from fedsdr.data.partition import build_clients, describe_clients
 from fedsdr.data.records import Record
 from fedsdr.data.sources import read_rows, read_source
-from fedsdr.errors import UserError
-from fedsdr.sections.data import Data, Source, Split
+from fedsdr.recipe.sections.data import Data, Source, Split
 from real import data_file
 
 SENTIMENT = (
@@ -115,7 +115,7 @@ def test_real_clients(by):
     sources = [Source(path=str(path), limit=500) for path in texts]
     own = Source(path=str(data_file("general/lima_train.json")), client="lima", limit=100)
     data = Data(sources=(*sources, own), split=Split(by=by, clients=4, alpha=0.5))
-    table = describe(build_clients(data, seed=3))
+    table = describe_clients(build_clients(data, seed=3))
     assert [row["name"] for row in table] == ["lima", *(f"client-0{k}" for k in range(4))]
     sizes = [row["records"] + row["held_out"] for row in table]
     assert sizes[0] == 100

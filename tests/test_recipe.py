@@ -10,11 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fedsdr.errors import UserError
-from fedsdr.methods import METHODS, method, own_name
-from fedsdr.recipe import differences, load_recipe, override, parse_recipe, to_toml
-from fedsdr.sections.local import Local
-from fedsdr.sections.recipe import Recipe
+from fedsdr.core.errors import UserError
+from fedsdr.recipe.load import (
+    load_recipe,
+    override_recipe,
+    parse_recipe,
+    recipe_differences,
+    to_toml,
+)
+from fedsdr.recipe.methods import NAMED_METHODS, named_recipe, own_name
+from fedsdr.recipe.sections.local import Local
+from fedsdr.recipe.sections.recipe import Recipe
 
 LAB: dict[str, Any] = {"model": {"path": "lab"}}
 ROOT = Path(__file__).parents[1]
@@ -67,7 +73,7 @@ def test_toml_and_back_is_the_same_recipe(write, tables):
     recipe = parse_recipe(tables)
     again = load_recipe(write(to_toml(recipe)))
     assert again == recipe
-    assert differences(again, recipe) == []
+    assert recipe_differences(again, recipe) == []
     assert to_toml(again) == to_toml(recipe)
 
 
@@ -92,7 +98,7 @@ def test_shipped_recipes_load(path):
     recipe = load_recipe(path)
     assert load_recipe(path) == recipe
     for name in recipe.baselines:
-        method(name, recipe)
+        named_recipe(name, recipe)
 
 
 def test_recipes_cannot_be_changed_in_place():
@@ -129,7 +135,7 @@ def test_overrides_from_the_command_line(write, text, key, value):
     for part in key.split("."):
         found = getattr(found, part)
     assert found == value
-    assert differences(recipe, load_recipe(write(base))) == [key]
+    assert recipe_differences(recipe, load_recipe(write(base))) == [key]
 
 
 def test_later_overrides_win(write):
@@ -166,11 +172,11 @@ def test_overrides_that_are_refused(write, text, parts):
 
 def test_override_changes_what_it_names_and_leaves_the_recipe_alone():
     recipe = parse_recipe(FULL)
-    changed = override(recipe, {"local.clip": 2.0, "federation.rounds": 1})
-    assert differences(recipe, changed) == ["federation.rounds", "local.clip"]
+    changed = override_recipe(recipe, {"local.clip": 2.0, "federation.rounds": 1})
+    assert recipe_differences(recipe, changed) == ["federation.rounds", "local.clip"]
     assert (changed.local.clip, recipe.local.clip) == (2.0, 1.0)
     with pytest.raises(UserError, match=r"local\.clip = -1"):
-        override(recipe, {"local.clip": -1})
+        override_recipe(recipe, {"local.clip": -1})
 
 
 # Paths
@@ -377,17 +383,17 @@ def test_all_mistakes_are_told_at_once():
 )
 def test_differences_are_the_dotted_keys(changes, expected):
     recipe = parse_recipe(LAB)
-    changed = override(recipe, changes)
-    assert differences(recipe, changed) == differences(changed, recipe) == expected
+    changed = override_recipe(recipe, changes)
+    assert recipe_differences(recipe, changed) == recipe_differences(changed, recipe) == expected
 
 
 # Methods by name
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NAMED_METHODS)
 def test_a_method_names_itself_whatever_the_recipe_was(name):
-    for start in METHODS:
-        recipe = method(name, method(start, parse_recipe(LAB)))
+    for start in NAMED_METHODS:
+        recipe = named_recipe(name, named_recipe(start, parse_recipe(LAB)))
         rounds = 0 if "base" in (name, start) else 20
         assert recipe.federation.rounds == rounds
         assert recipe.federation.pooled == (name == "central")
@@ -416,14 +422,14 @@ def test_a_method_names_itself_whatever_the_recipe_was(name):
 def test_the_recipes_own_method_is_named_by_what_it_does(federation, expected):
     recipe = parse_recipe({**LAB, "federation": federation})
     assert own_name(recipe) == expected
-    assert own_name(override(recipe, {"local.rectify_steps": 3})) == expected
+    assert own_name(override_recipe(recipe, {"local.rectify_steps": 3})) == expected
 
 
 def test_a_variant_is_the_own_method_with_some_keys_changed():
     variants = {"mild": {"local": {"smooth_lr": 0.5}, "federation": {"rounds": 2}}}
     recipe = parse_recipe({**LAB, "baselines": ["mild"], "variants": variants})
     changed = ["baselines", "federation.rounds", "local.smooth_lr"]
-    keys = differences(recipe, method("mild", recipe))
+    keys = recipe_differences(recipe, named_recipe("mild", recipe))
     assert [key for key in keys if not key.startswith("variants")] == changed
 
 
@@ -432,9 +438,9 @@ def test_unknown_methods_and_variants_of_unknown_keys_are_refused():
     with pytest.raises(
         UserError, match=r"baselines names 'fedavgg', but .* is not known: join some"
     ):
-        method("fedavgg", recipe)
+        named_recipe("fedavgg", recipe)
     with pytest.raises(UserError, match=r"local\.lr: unknown key"):
-        method("odd", recipe)
+        named_recipe("odd", recipe)
 
 
 # Whatever the tables: a recipe or a UserError
@@ -475,7 +481,7 @@ def test_random_tables(loose, sections):
             assert str(error).startswith("recipe: ")  # noqa: PT017 (either outcome is right)
             continue
         again = parse_recipe(tomllib.loads(to_toml(recipe)))
-        assert differences(recipe, again) == []
+        assert recipe_differences(recipe, again) == []
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 import tiny
-from fedsdr import folders
 from fedsdr.cli.main import app
-from fedsdr.errors import UserError
-from fedsdr.progress import silent
-from fedsdr.recipe import load_recipe
-from fedsdr.run import run
-from fedsdr.setting import Setting, prepare
+from fedsdr.core.errors import UserError
+from fedsdr.core.progress import silent_reporter
+from fedsdr.recipe.load import load_recipe
+from fedsdr.workflows import run_folder as folders
+from fedsdr.workflows.prepare import Setting, prepare_run
+from fedsdr.workflows.run import run_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 Tables = dict[str, Any]
@@ -65,7 +65,7 @@ def tables(original: Path, tmp_path: Path) -> Tables:
 def checked(folder: Path, tables: Tables) -> Setting:
     path = folder / "recipe.toml"
     path.write_text(tomli_w.dumps(tables), encoding="utf-8")
-    return prepare(load_recipe(path))
+    return prepare_run(load_recipe(path))
 
 
 def path(value: str) -> Change:
@@ -293,7 +293,7 @@ def test_room_at_out(tables, tmp_path, monkeypatch):
 def test_a_run_writes_no_less_than_was_asked_for(tables, tmp_path, monkeypatch):
     monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
     setting = checked(tmp_path, tables)
-    run(setting.recipe, tmp_path / "out", silent())
+    run_recipe(setting.recipe, tmp_path / "out", silent_reporter())
     tensors = sum(f.stat().st_size for f in (tmp_path / "out").rglob("*.safetensors"))
     assert 0 < setting.least_bytes() <= tensors < 2 * setting.least_bytes()
 

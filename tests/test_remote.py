@@ -9,19 +9,25 @@ import pytest
 import torch
 
 import tiny
-from fedsdr import files
-from fedsdr.adapters import unwrap
 from fedsdr.algorithms.contract import ClientState
-from fedsdr.deploy.client import ClientSide
-from fedsdr.deploy.identity import UNSIGNED, new_key, read_private, read_public, unverified
-from fedsdr.deploy.server import serve
-from fedsdr.deploy.wire import decode_answer, decode_request
-from fedsdr.errors import UserError
-from fedsdr.folders import method_folders
-from fedsdr.progress import silent
-from fedsdr.recipe import load_recipe
-from fedsdr.run import run
+from fedsdr.core import files
+from fedsdr.core.adapters import unwrap_private
+from fedsdr.core.errors import UserError
+from fedsdr.core.progress import silent_reporter
+from fedsdr.deploy.client.operations import ClientSide
+from fedsdr.deploy.protocol.messages import decode_answer, decode_request
+from fedsdr.deploy.protocol.signing import (
+    UNSIGNED,
+    new_key,
+    read_private,
+    read_public,
+    unverified_payload,
+)
+from fedsdr.deploy.server.serve import serve_federation
+from fedsdr.recipe.load import load_recipe
 from fedsdr.training.store import ClientStore
+from fedsdr.workflows.run import run_recipe
+from fedsdr.workflows.run_folder import method_folders
 from lines import Loopback, client_sides, loopback
 from test_privacy import occurs, raw, windows
 
@@ -95,7 +101,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
         patch.setattr(ClientStore, "save", watch)
         recipe_file = setting(folder)
         recipe = load_recipe(recipe_file)
-        run(recipe, folder / "here", silent())
+        run_recipe(recipe, folder / "here", silent_reporter())
         server = new_key(folder / "server.key")
         public = {c: new_key(folder / f"{c}.key") for c in tiny.CLIENTS}
         keys = {client: read_private(folder / f"{client}.key") for client in tiny.CLIENTS}
@@ -103,7 +109,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
         line = loopback(sides)
         roster = {client: read_public(each, client) for client, each in public.items()}
         key = read_private(folder / "server.key")
-        serve(recipe, folder / "there", line, roster, silent(), key, pause=0)
+        serve_federation(recipe, folder / "there", line, roster, silent_reporter(), key, pause=0)
         yield Both(
             *({name: place for name, place, _ in method_folders(recipe, folder / out)}
               for out in ("here", "there")),
@@ -158,7 +164,7 @@ def test_no_byte_of_a_private_adapter_is_on_the_line_or_at_the_server(both):
     """Method by method, since what one keeps private another may share."""
     for name in ("fedsdr", "fedsdr+ditto", "fedsdr+int8", "fedsa"):
         kept = [
-            unwrap(private)
+            unwrap_private(private)
             for side in both.sides.values()
             for place in side.folder.glob(f"runs/*/{_place(name)}clients")
             for state in both.kept[place]
@@ -167,7 +173,7 @@ def test_no_byte_of_a_private_adapter_is_on_the_line_or_at_the_server(both):
         assert len(kept) >= 2 * 3  # of every round and client
         wanted = windows(kept)
         for asked, answered in (pair for each in both.line.traffic.values() for pair in each):
-            answer = decode_answer(unverified(answered))
+            answer = decode_answer(unverified_payload(answered))
             if answer.method == name:
                 for tensor in answer.change.values():
                     assert not occurs(raw(tensor), wanted)
@@ -199,7 +205,7 @@ def test_no_text_is_on_the_line_or_at_the_server(both, word):
 def test_all_that_left_a_client_is_in_its_own_log(both):
     """Message by message, to the byte; and none but the owner may read it."""
     for node, side in zip(both.line.traffic, both.sides.values(), strict=True):
-        sent = [unverified(answer) for _, answer in both.line.traffic[node]]
+        sent = [unverified_payload(answer) for _, answer in both.line.traffic[node]]
         logged = files.read_json_lines(side.audit.path)
         assert [row["bytes"] for row in logged] == [len(payload) for payload in sent]
         for row, payload in zip(logged, sent, strict=True):
@@ -215,9 +221,9 @@ def test_requests_name_no_other_client(both):
     for node, client in zip(both.line.traffic, both.sides, strict=True):
         others = [name.encode() for name in tiny.CLIENTS if name != client]
         for asked, _ in both.line.traffic[node]:
-            request = decode_request(unverified(asked))
+            request = decode_request(unverified_payload(asked))
             assert request.client in (client, "-")
-            payload = unverified(asked)
+            payload = unverified_payload(asked)
             assert not [name for name in others if b'"' + name + b'"' in payload]
 
 
@@ -225,7 +231,7 @@ def test_counts_that_are_not_to_be_told_are_in_no_message(both):
     weights = set()
     for each in both.line.traffic.values():
         for _, answered in each:
-            answer = decode_answer(unverified(answered))
+            answer = decode_answer(unverified_payload(answered))
             if answer.method == "dp_uncounted" and answer.operation != "hello":
                 weights |= {answer.weight, *(mean.weight for mean in answer.metrics.values())}
     # Evaluations go by the recipe's own method, whose counts may be told.
@@ -255,8 +261,13 @@ def test_what_cannot_be_served_is_refused_before_a_message_is_sent(tmp_path, sec
         recipe_file.write_text(f"baselines = {json.dumps(baselines)}\n{recipe_file.read_text()}")
     line = Loopback({})
     with pytest.raises(UserError, match=reason):
-        serve(
-            load_recipe(recipe_file), tmp_path / "out", line, {"anna": UNSIGNED}, silent(), UNSIGNED
+        serve_federation(
+            load_recipe(recipe_file),
+            tmp_path / "out",
+            line,
+            {"anna": UNSIGNED},
+            silent_reporter(),
+            UNSIGNED,
         )
     assert not (tmp_path / "out").exists()
 
@@ -267,4 +278,4 @@ def test_private_adapters_stay_wrapped_on_the_way(both):
     [course] = [c for (_, method), c in side._courses.items() if method == "fedsdr"]
     state = course.engine.state("ben", 2)
     assert set(state.private) == {"smoothing"}
-    assert all(torch.is_tensor(t) for t in unwrap(state.private["smoothing"]).values())
+    assert all(torch.is_tensor(t) for t in unwrap_private(state.private["smoothing"]).values())

@@ -14,31 +14,38 @@ import pytest
 import torch
 
 import tiny
-from fedsdr import adapters, files
 from fedsdr.algorithms.scaffold import CONTROL
-from fedsdr.deploy import wire
-from fedsdr.deploy.admission import Reply
-from fedsdr.deploy.agreement import agreement
-from fedsdr.deploy.begun import BEGUN
-from fedsdr.deploy.client import ClientSide, RefusalError
-from fedsdr.deploy.identity import (
+from fedsdr.core import adapters, files
+from fedsdr.core.errors import UserError
+from fedsdr.core.metrics import Mean
+from fedsdr.core.progress import silent_reporter
+from fedsdr.deploy.client.begun import BEGUN
+from fedsdr.deploy.client.operations import ClientSide, RefusalError
+from fedsdr.deploy.protocol import messages as wire
+from fedsdr.deploy.protocol.agreement import agreement_digest
+from fedsdr.deploy.protocol.messages import (
+    Answer,
+    Request,
+    WireError,
+    decode_answer,
+    decode_request,
+    encode_message,
+)
+from fedsdr.deploy.protocol.signing import (
     UNSIGNED,
-    digest,
+    message_digest,
     new_key,
     read_private,
     read_public,
-    seal,
-    unverified,
+    seal_payload,
+    unverified_payload,
 )
-from fedsdr.deploy.server import serve
-from fedsdr.deploy.wire import Answer, Request, WireError, decode_answer, decode_request, encode
-from fedsdr.errors import UserError
-from fedsdr.methods import own_name
-from fedsdr.metrics import Mean
-from fedsdr.progress import silent
-from fedsdr.recipe import load_recipe, override
-from fedsdr.training import rounds
-from fedsdr.training.checkpoint import load_checkpoint
+from fedsdr.deploy.server.admission import Reply
+from fedsdr.deploy.server.serve import serve_federation
+from fedsdr.federation import rounds
+from fedsdr.federation.checkpoint import load_checkpoint
+from fedsdr.recipe.load import load_recipe, override_recipe
+from fedsdr.recipe.methods import own_name
 from lines import Loopback, client_sides, loopback
 
 PATIENCE = {"wait_seconds": 10.0, "round_seconds": 1.5, "prepare_seconds": 20.0}
@@ -71,9 +78,15 @@ class Federation:
         )
 
     def serve(self, line: Loopback, out: str = "out", **changes: Any) -> Path:
-        recipe = override(self.recipe, changes)
-        serve(
-            recipe, self.folder / out, line, self.roster, silent(), self.keys["server"], pause=0.001
+        recipe = override_recipe(self.recipe, changes)
+        serve_federation(
+            recipe,
+            self.folder / out,
+            line,
+            self.roster,
+            silent_reporter(),
+            self.keys["server"],
+            pause=0.001,
         )
         return self.folder / out
 
@@ -146,7 +159,7 @@ def corrupt(
     node = 100 + tiny.CLIENTS.index(client)
 
     def lost(at: int, asked: bytes, reply: bytes) -> bytes | None:
-        answer = decode_answer(unverified(reply))
+        answer = decode_answer(unverified_payload(reply))
         return edit(answer) if at == node and answer.operation == "fit" else reply
 
     line.lost = lost
@@ -164,7 +177,9 @@ def shared(tmp_path_factory):
         keys = federation.keys
         line = corrupt(
             loopback(sides),
-            lambda a: seal(encode(replace(a, change={}, refused="no")), keys["cleo"]),
+            lambda a: seal_payload(
+                encode_message(replace(a, change={}, refused="no")), keys["cleo"]
+            ),
         )
         without = federation.serve(line, "without")
         yield federation, sides, bits(without)
@@ -174,7 +189,9 @@ def shared(tmp_path_factory):
 def test_a_hostile_update_is_refused_and_the_round_goes_on(shared, kind):
     federation, sides, without = shared
     edit, reason = HOSTILE[kind]
-    line = corrupt(loopback(sides), lambda a: seal(encode(edit(a)), federation.keys["cleo"]))
+    line = corrupt(
+        loopback(sides), lambda a: seal_payload(encode_message(edit(a)), federation.keys["cleo"])
+    )
     out = federation.serve(line, f"out-{kind}".replace(" ", "-"), **SOON)
     for row in rows(out):
         assert row["clients"] == ["anna", "ben"]
@@ -185,7 +202,7 @@ def test_a_hostile_update_is_refused_and_the_round_goes_on(shared, kind):
 
 def claiming(answer: Answer, **head: Any) -> bytes:
     """The answer's bytes with other words in its header, whatever `encode` would say to them."""
-    data = encode(answer)
+    data = encode_message(answer)
     end = 8 + int.from_bytes(data[:8], "little")
     outer = json.loads(data[8:end])
     outer["__metadata__"]["fedsdr"] = json.dumps(json.loads(outer["__metadata__"]["fedsdr"]) | head)
@@ -205,7 +222,7 @@ def test_no_number_of_one_client_makes_a_total_infinite(shared, kind):
     federation, sides, without = shared
     head, reason = CLAIMS[kind]
     key = federation.keys["cleo"]
-    line = corrupt(loopback(sides), lambda answer: seal(claiming(answer, **head), key))
+    line = corrupt(loopback(sides), lambda answer: seal_payload(claiming(answer, **head), key))
     out = federation.serve(line, f"out-{kind}".replace(" ", "-"))
     for row in rows(out):
         assert reason in row["absent"]["cleo"]
@@ -215,7 +232,7 @@ def test_no_number_of_one_client_makes_a_total_infinite(shared, kind):
 def test_a_client_that_may_not_tell_its_records_weighs_one(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
     federation = Federation(tmp_path, federation={"sample_counts": False})
-    heavy = lambda a: seal(encode(replace(a, weight=1e9)), federation.keys["cleo"])  # noqa: E731
+    heavy = lambda a: seal_payload(encode_message(replace(a, weight=1e9)), federation.keys["cleo"])  # noqa: E731
     out = federation.serve(corrupt(loopback(federation.clients()), heavy))
     for row in rows(out):
         assert row["absent"]["cleo"] == "a count may not leave in an answer to 'fit'"
@@ -233,7 +250,9 @@ def test_the_largest_norm_is_that_of_what_was_encoded(tmp_path, monkeypatch):
         full = {
             k: torch.full_like(t, 127) for k, t in answer.change.items() if t.dtype == torch.int8
         }
-        return seal(encode(replace(answer, change=full | scales)), federation.keys["cleo"])
+        return seal_payload(
+            encode_message(replace(answer, change=full | scales)), federation.keys["cleo"]
+        )
 
     out = federation.serve(corrupt(loopback(federation.clients()), blown_up))
     for row in rows(out):
@@ -246,7 +265,10 @@ BROKEN: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "truncated": (lambda data: data[:-9], "signature|safetensors"),
     "headless": (lambda data: data[:200], "signature|safetensors"),
     "bit": (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "the signature is not of whom"),
-    "unsigned": (lambda data: seal(unverified(data), UNSIGNED), "the signature is not of whom"),
+    "unsigned": (
+        lambda data: seal_payload(unverified_payload(data), UNSIGNED),
+        "the signature is not of whom",
+    ),
 }
 
 
@@ -255,7 +277,7 @@ def test_a_broken_message_is_refused_and_the_round_goes_on(shared, kind):
     federation, sides, without = shared
     edit, reason = BROKEN[kind]
     key = federation.keys["cleo"]
-    line = corrupt(loopback(sides), lambda answer: edit(seal(encode(answer), key)))
+    line = corrupt(loopback(sides), lambda answer: edit(seal_payload(encode_message(answer), key)))
     out = federation.serve(line, f"out-{kind}", **SOON)
     assert rows(out)
     for row in rows(out):
@@ -266,7 +288,9 @@ def test_a_broken_message_is_refused_and_the_round_goes_on(shared, kind):
 def test_a_giant_message_is_refused(shared, monkeypatch):
     federation, sides, without = shared
     big = lambda a: replace(a, change={**a.change, "x": torch.zeros(10**6)})  # noqa: E731
-    line = corrupt(loopback(sides), lambda a: seal(encode(big(a)), federation.keys["cleo"]))
+    line = corrupt(
+        loopback(sides), lambda a: seal_payload(encode_message(big(a)), federation.keys["cleo"])
+    )
     monkeypatch.setattr(wire, "MOST", 10**6)
     out = federation.serve(line, "out-large")
     assert all("is larger than 1000000" in row["absent"]["cleo"] for row in rows(out))
@@ -276,7 +300,10 @@ def test_a_giant_message_is_refused(shared, monkeypatch):
 def test_with_too_few_left_the_run_stops_and_can_go_on(federation):
     sides = federation.clients()
     keys = federation.keys
-    refuse = lambda a: seal(encode(replace(a, change={}, refused="no time")), keys["cleo"])  # noqa: E731
+
+    def refuse(a):
+        return seal_payload(encode_message(replace(a, change={}, refused="no time")), keys["cleo"])
+
     with pytest.raises(UserError, match=r"round 1 needs .* 3 of 3 clients, and 1 gave .* no time"):
         federation.serve(corrupt(loopback(sides), refuse), **{"deployment.min_clients": 3})
     out = federation.serve(loopback(sides), **{"deployment.min_clients": 3})
@@ -290,12 +317,12 @@ def test_a_node_that_is_nobody_is_turned_away(federation):
     sides: dict[str, Callable[[bytes], bytes]] = {**federation.clients()}
 
     def stranger(data: bytes) -> bytes:
-        payload = unverified(data)
+        payload = unverified_payload(data)
         request = decode_request(payload)
         told = Answer(
-            "hello", request.run, "anna", facts={"model": "mine"}, request=digest(payload)
+            "hello", request.run, "anna", facts={"model": "mine"}, request=message_digest(payload)
         )
-        return seal(encode(told), federation.keys["stranger"])
+        return seal_payload(encode_message(told), federation.keys["stranger"])
 
     line = loopback(sides)
     line.up = {7: stranger, **line.up}  # it answers first
@@ -303,14 +330,14 @@ def test_a_node_that_is_nobody_is_turned_away(federation):
     out = federation.serve(line)
     assert [row["clients"] for row in rows(out)] == [[*tiny.CLIENTS]] * 3
     assert len(line.traffic[7]) == 1  # a hello, which carries no adapter
-    assert not decode_request(unverified(line.traffic[7][0][0])).shared
+    assert not decode_request(unverified_payload(line.traffic[7][0][0])).shared
 
 
 def test_a_client_with_another_recipe_or_model_is_turned_away(federation, tmp_path):
     sides = federation.clients()
-    one = override(federation.recipe, {"federation.rounds": 7})
+    one = override_recipe(federation.recipe, {"federation.rounds": 7})
     sides["cleo"] = ClientSide(
-        sides["cleo"].bench, one, "cleo", tmp_path / "other" / "cleo", silent(),
+        sides["cleo"].bench, one, "cleo", tmp_path / "other" / "cleo", silent_reporter(),
         federation.keys["cleo"], federation.public["server"],
     )  # fmt: skip
     with pytest.raises(UserError, match=r"2 of 3 .*cleo.*federation.rounds.*here .* 7, .* 3"):
@@ -359,17 +386,19 @@ def test_a_client_carries_out_only_what_its_own_server_signed(federation):
     request = Request("hello", "run", "digest", "-", nonce="0" * 32)
     before = listing(side.folder)
     for sealed in (
-        seal(encode(request), UNSIGNED),
-        seal(encode(request), federation.keys["ben"]),
-        encode(request),
+        seal_payload(encode_message(request), UNSIGNED),
+        seal_payload(encode_message(request), federation.keys["ben"]),
+        encode_message(request),
         b"",
-        seal(encode(request), federation.keys["server"])[:-1],
+        seal_payload(encode_message(request), federation.keys["server"])[:-1],
     ):
         with pytest.raises(WireError):
             side(sealed)
     assert listing(side.folder) == before
     assert len(files.read_json_lines(side.audit.path)) == 5
-    assert decode_answer(unverified(side(seal(encode(request), federation.keys["server"]))))
+    assert decode_answer(
+        unverified_payload(side(seal_payload(encode_message(request), federation.keys["server"])))
+    )
 
 
 @pytest.mark.parametrize(
@@ -400,7 +429,8 @@ def test_a_client_refuses_what_its_server_may_not_ask(federation, changes, reaso
     [asked] = [
         request
         for data, _ in line.traffic[100]
-        if (request := decode_request(unverified(data))).operation == "fit" and request.round == 1
+        if (request := decode_request(unverified_payload(data))).operation == "fit"
+        and request.round == 1
     ]
     sent = asked.shared
     edits = {
@@ -414,7 +444,9 @@ def test_a_client_refuses_what_its_server_may_not_ask(federation, changes, reaso
         changes = changes | {"shared": edits[changes["shared"]]}
     request = replace(asked, run="another", began=asked.began + 1, **changes)
     answer = decode_answer(
-        unverified(sides["anna"](seal(encode(request), federation.keys["server"])))
+        unverified_payload(
+            sides["anna"](seal_payload(encode_message(request), federation.keys["server"]))
+        )
     )
     assert reason.replace("\\", "") in answer.refused
     assert not answer.change
@@ -425,15 +457,19 @@ def test_a_round_that_is_over_stays_over(federation):
     sides = federation.clients()
     line = loopback(sides)
     federation.serve(line)
-    asked = [data for data, _ in line.traffic[100] if decode_request(unverified(data)).round]
-    early = decode_answer(unverified(sides["anna"](asked[0])))
-    assert decode_answer(unverified(line.traffic[100][1][1])).operation == "prepare"
+    asked = [
+        data for data, _ in line.traffic[100] if decode_request(unverified_payload(data)).round
+    ]
+    early = decode_answer(unverified_payload(sides["anna"](asked[0])))
+    assert decode_answer(unverified_payload(line.traffic[100][1][1])).operation == "prepare"
     assert "fit of round 1 is over here: finish of round 3 was last" in early.refused
-    last = decode_request(unverified(asked[-3]))
+    last = decode_request(unverified_payload(asked[-3]))
     assert (last.operation, last.round) == ("fit", 3)
     other = replace(last, shared={key: t + 1 for key, t in last.shared.items()})
     answer = decode_answer(
-        unverified(sides["anna"](seal(encode(other), federation.keys["server"])))
+        unverified_payload(
+            sides["anna"](seal_payload(encode_message(other), federation.keys["server"]))
+        )
     )
     assert "fit of round 3 is over here: finish of round 3 was last" in answer.refused
 
@@ -462,7 +498,7 @@ def test_a_straggler_is_left_out_and_its_late_answer_counts_nowhere(federation):
     late: list[bytes] = []
 
     def lost(node: int, asked: bytes, reply: bytes) -> bytes | None:
-        answer = decode_answer(unverified(reply))
+        answer = decode_answer(unverified_payload(reply))
         if node == 102 and answer.operation == "fit":
             late.append(reply)
             return None if answer.round == 2 else (late[0] if answer.round == 3 else reply)
@@ -516,7 +552,7 @@ def test_who_was_away_in_prepare_is_of_the_federation_once_it_answers(tmp_path, 
     line = loopback(sides)
 
     def away(data: bytes) -> bytes:
-        if decode_request(unverified(data)).operation == "prepare":
+        if decode_request(unverified_payload(data)).operation == "prepare":
             raise OSError("it is away")
         return sides["cleo"](data)
 
@@ -537,7 +573,7 @@ def test_who_was_away_in_prepare_is_of_the_federation_once_it_answers(tmp_path, 
 
 def _in_rounds(edit: Callable[[Answer, bytes], bytes | None]) -> Any:
     def lost(node: int, asked: bytes, reply: bytes) -> bytes | None:
-        answer = decode_answer(unverified(reply))
+        answer = decode_answer(unverified_payload(reply))
         return edit(answer, reply) if node == 102 and answer.operation == "fit" else reply
 
     return lost
@@ -545,7 +581,7 @@ def _in_rounds(edit: Callable[[Answer, bytes], bytes | None]) -> Any:
 
 def _deaf_in_round(round: int, client: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
     def answer(data: bytes) -> bytes:
-        request = decode_request(unverified(data))
+        request = decode_request(unverified_payload(data))
         if (request.operation, request.round) == ("fit", round):
             raise OSError("it hears nothing")
         return client(data)
@@ -598,8 +634,8 @@ def test_a_client_behind_two_nodes_is_counted_once(federation):
     line = Loopback({**loopback(sides).up, 200: sides["anna"]})
     out = federation.serve(line)
     assert bits(out) == bits(clean)
-    asked = [decode_request(unverified(data)).operation for data, _ in line.traffic[200]]
-    other = [decode_request(unverified(data)).operation for data, _ in line.traffic[100]]
+    asked = [decode_request(unverified_payload(data)).operation for data, _ in line.traffic[200]]
+    other = [decode_request(unverified_payload(data)).operation for data, _ in line.traffic[100]]
     assert {asked.count("fit"), other.count("fit")} == {3}  # both, and she trains once for them
     [trained] = [
         [row["digest"] for row in files.read_json_lines(sides["anna"].audit.path) if row["round"]]
@@ -624,7 +660,7 @@ class Anew:
     def __call__(self, data: bytes) -> bytes:
         side = ClientSide(
             self.bench, self.federation.recipe, self.client,
-            self.federation.folder / "of" / "sides" / self.client, silent(),
+            self.federation.folder / "of" / "sides" / self.client, silent_reporter(),
             self.federation.keys[self.client], self.federation.public["server"],
         )  # fmt: skip
         return side(data)
@@ -680,10 +716,10 @@ def test_metrics_of_those_that_answered_are_merged(federation):
     line = loopback(federation.clients())
 
     def lost(node: int, asked: bytes, reply: bytes) -> bytes:
-        answer = decode_answer(unverified(reply))
+        answer = decode_answer(unverified_payload(reply))
         if node == 102 and answer.operation == "evaluate":
             answer = replace(answer, metrics={}, refused="no")
-            return seal(encode(answer), federation.keys["cleo"])
+            return seal_payload(encode_message(answer), federation.keys["cleo"])
         return reply
 
     line.lost = lost
@@ -691,7 +727,7 @@ def test_metrics_of_those_that_answered_are_merged(federation):
     judged = files.read_json_lines(out / "metrics.jsonl")[-1]["eval"]
     assert judged.keys() == {"loss", "loss/anna", "loss/ben"}
     told = [
-        decode_answer(unverified(reply)).metrics["loss"]
+        decode_answer(unverified_payload(reply)).metrics["loss"]
         for node in (100, 101)
         for _, reply in line.traffic[node][-2:-1]
     ]
@@ -705,7 +741,7 @@ def test_an_old_answer_is_no_answer_to_a_new_question(tmp_path, monkeypatch):
     line, kept = loopback(federation.clients()), []
 
     def lost(node: int, asked: bytes, reply: bytes) -> bytes:
-        if node != 102 or decode_answer(unverified(reply)).operation != "evaluate":
+        if node != 102 or decode_answer(unverified_payload(reply)).operation != "evaluate":
             return reply
         kept.append(reply)
         return kept[0]
@@ -725,7 +761,7 @@ def relaying(asked: Callable[[bytes], bytes], rubbish: Callable[[bytes], bytes])
     """A node without a key, which passes greetings on to a client, and its own words for others."""
 
     def node(data: bytes) -> bytes:
-        request = decode_request(unverified(data))
+        request = decode_request(unverified_payload(data))
         return asked(data) if request.operation == "hello" else rubbish(data)
 
     return node
@@ -737,24 +773,24 @@ def test_an_old_greetings_answer_takes_no_place(federation):
     first = loopback(sides)
     federation.serve(first, "first")
     old = [answer for _, answer in first.traffic[100]]
-    assert decode_answer(unverified(old[0])).operation == "hello"
+    assert decode_answer(unverified_payload(old[0])).operation == "hello"
     line = Loopback({7: lambda data: old[0], **loopback(sides).up})
     out = federation.serve(line, "second")
     assert [row["clients"] for row in rows(out)] == [[*tiny.CLIENTS]] * 3
-    asked = [decode_request(unverified(data)) for data, _ in line.traffic[7]]
+    asked = [decode_request(unverified_payload(data)) for data, _ in line.traffic[7]]
     assert [each.operation for each in asked] == ["hello"]  # and nothing after it
     nonces = {
-        decode_request(unverified(data)).nonce
+        decode_request(unverified_payload(data)).nonce
         for each in line.traffic.values()
         for data, _ in each
-        if decode_request(unverified(data)).operation == "hello"
+        if decode_request(unverified_payload(data)).operation == "hello"
     }
     assert len(nonces) == 4  # one for each node
 
 
 RUBBISH: dict[str, Callable[[Federation, bytes], bytes]] = {
-    "unsigned": lambda federation, data: seal(b"rubbish", UNSIGNED),
-    "another's": lambda federation, data: seal(data, federation.keys["ben"]),
+    "unsigned": lambda federation, data: seal_payload(b"rubbish", UNSIGNED),
+    "another's": lambda federation, data: seal_payload(data, federation.keys["ben"]),
     "the question": lambda federation, data: data,
     "nothing": lambda federation, data: b"",
 }
@@ -776,7 +812,9 @@ def test_a_node_that_swallows_questions_holds_nobody_up(federation):
     sides = federation.clients()
     line = Loopback({7: sides["anna"], **loopback(sides).up})
     line.lost = lambda node, asked, reply: (
-        None if node == 7 and decode_answer(unverified(reply)).operation != "hello" else reply
+        None
+        if node == 7 and decode_answer(unverified_payload(reply)).operation != "hello"
+        else reply
     )
     out = federation.serve(line, **{"deployment.round_seconds": 60.0})
     assert bits(out) == bits(clean)
@@ -784,7 +822,7 @@ def test_a_node_that_swallows_questions_holds_nobody_up(federation):
 
 def ask(federation: Federation, side: ClientSide, request: Request) -> Answer:
     key = federation.keys["server"]
-    return decode_answer(unverified(side(seal(encode(request), key))))
+    return decode_answer(unverified_payload(side(seal_payload(encode_message(request), key))))
 
 
 @pytest.fixture
@@ -793,7 +831,7 @@ def asked(federation):
     side = federation.clients()["anna"]
     line = loopback({**federation.clients(), "anna": side})
     federation.serve(line)
-    found = [decode_request(unverified(data)) for data, _ in line.traffic[100]]
+    found = [decode_request(unverified_payload(data)) for data, _ in line.traffic[100]]
     return side, {(each.operation, each.round): each for each in found}
 
 
@@ -841,7 +879,7 @@ def test_one_evaluation_a_round_and_one_finish_and_s_stays(tmp_path, monkeypatch
     def question(operation: Any, round: int, counted: int = 0, shift: float = 0.0) -> Answer:
         shared = {key: tensor + shift for key, tensor in first.items()}
         request = Request(
-            operation, "run", agreement(federation.recipe), "anna", "fedsdr", round, shared,
+            operation, "run", agreement_digest(federation.recipe), "anna", "fedsdr", round, shared,
             counted, journal=side.journal.name,
         )  # fmt: skip
         return ask(federation, side, request)

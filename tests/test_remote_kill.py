@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 import tiny
-from fedsdr import files
-from fedsdr.deploy.init import init
-from fedsdr.recipe import load_recipe
+from fedsdr.core import files
+from fedsdr.deploy.sites.init import init_federation
+from fedsdr.recipe.load import load_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -34,12 +34,13 @@ NURSERY = """
 import json, os, signal, sys
 from pathlib import Path
 import transformers.models.llama.modeling_llama
-import fedsdr.deploy.site, fedsdr.deploy.trainer, fedsdr.report.html
-from fedsdr import files
-from fedsdr.deploy import relay, trainer
+import fedsdr.deploy.sites.site, fedsdr.deploy.client.trainer, fedsdr.report.html
+from fedsdr.core import files
+from fedsdr.deploy.client import relay
+from fedsdr.deploy.client import trainer
 from fedsdr.distill.cache import RewriteCache
-from fedsdr.progress import silent
-from fedsdr.training import rounds
+from fedsdr.core.progress import silent
+from fedsdr.federation import rounds
 from fedsdr.training.local import LocalTrainer
 from lines import Sockets
 
@@ -66,13 +67,13 @@ def live(order):
     if order["role"] == "server":
         watch(rounds, "save_checkpoint", left, counted)
         sockets = [Path(each) for each in order["sockets"]]
-        fedsdr.deploy.site.serve_folder(folder, lambda ttl: Sockets(sockets), pause=0.02)
+        fedsdr.deploy.sites.site.serve_folder(folder, lambda ttl: Sockets(sockets), pause=0.02)
         Path(order["log"] + ".events").write_text(str(counted[0]))
         os._exit(0)
     watch(LocalTrainer, "__call__", left, counted)
     watch(trainer, "_serve_one", left, counted)
     watch(relay, "write_frame", left, counted)
-    fedsdr.deploy.site.run_trainer(folder, silent())
+    fedsdr.deploy.sites.site.run_trainer(folder, silent())
 
 for line in sys.stdin:
     order = json.loads(line)
@@ -179,7 +180,7 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
 
 def federation(folder: Path, nursery: Nursery, name: str, draw: random.Random) -> Sites:
     recipe = load_recipe(folder / "recipe.toml")
-    init(recipe, folder / name, "localhost", 8000)
+    init_federation(recipe, folder / name, "localhost", 8000)
     return Sites(nursery, folder / name, draw)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from fedsdr.errors import UserError
+from fedsdr.core.errors import UserError
 from fedsdr.report import charts, clients, figures, labels, palette, rewrites, series, tables, text
 from fedsdr.report.html import TEMPLATES, write_report
-from fedsdr.report.load import load
+from fedsdr.report.load import load_run
 
 HOSTILE = "<script>alert('x')</script> $\\frac{1}$ & \"quoted\""
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -174,7 +174,7 @@ def test_texts_of_the_data_stay_texts(comparison: Path) -> None:
 def test_methods_claims_and_sections_are_shown(comparison: Path) -> None:
     _, page = read(comparison)
     for name in METHODS:
-        assert labels.method(name).label in page.text
+        assert labels.method_label(name).label in page.text
     for verdict, word in labels.VERDICTS.items():
         assert word in page.text
         assert f"claim {verdict}" in page.text
@@ -193,7 +193,7 @@ def test_figures_follow_the_theme_and_speak(comparison: Path) -> None:
     assert len(plots) == 1 + 4 + 2 + 2  # plane, metrics, losses, streams
     assert all(attrs["role"] == "img" and attrs["aria-labelledby"] for attrs in plots)
     assert "FedSDR: from 50% at round 0 to 5" in html
-    assert not [colour for colour in palette.placeholders() if colour in html]
+    assert not [colour for colour in palette.colour_placeholders() if colour in html]
     assert "prefers-color-scheme: dark" in html
 
 
@@ -295,11 +295,15 @@ def test_unknown_names_get_readable_labels(tmp_path: Path) -> None:
 
 
 def test_best_is_marked_among_trained_methods(comparison: Path) -> None:
-    material = load(comparison)
-    assert tables.best(material, "client_facts") == {"fedsdr"}
-    assert tables.best(material, "general") == {"fedavg"}  # base is higher, but is no method
-    assert tables.best(material, "length") == set()
-    assert tables.best(material, "personal_client_facts") == set()  # nothing to compare with
+    material = load_run(comparison)
+    assert tables.best_methods(material, "client_facts") == {"fedsdr"}
+    assert tables.best_methods(material, "general") == {
+        "fedavg"
+    }  # base is higher, but is no method
+    assert tables.best_methods(material, "length") == set()
+    assert (
+        tables.best_methods(material, "personal_client_facts") == set()
+    )  # nothing to compare with
 
 
 def test_curves_share_rounds_and_take_the_last_word(comparison: Path) -> None:
@@ -307,8 +311,8 @@ def test_curves_share_rounds_and_take_the_last_word(comparison: Path) -> None:
     lines = path.read_text().splitlines(keepends=True)[:3]  # seed 1 is behind: rounds 0, 1, 2
     again = '{"round": 1, "eval": {"client_facts": 60.0}}\n'  # a resumed run writes anew
     path.write_text("".join([*lines, again]))
-    method = next(each for each in load(comparison).methods if each.name == "fedsdr")
-    curve = series.curve(method, "eval", "client_facts")
+    method = next(each for each in load_run(comparison).methods if each.name == "fedsdr")
+    curve = series.mean_curve(method, "eval", "client_facts")
     assert curve is not None
     assert curve.rounds == (0, 1)
     assert curve.mean == pytest.approx((50.0, (51.6 + 60.0) / 2))
@@ -317,7 +321,7 @@ def test_curves_share_rounds_and_take_the_last_word(comparison: Path) -> None:
 
 
 def test_rewrites_are_summed_over_seeds_and_shared_by_methods(comparison: Path) -> None:
-    (group,) = rewrites.groups(load(comparison))
+    (group,) = rewrites.rewrite_groups(load_run(comparison))
     assert group.methods == ("FedSDR", "FedSD")
     remedy, founder, everybody = group.clients
     assert (remedy["records"], founder["records"], everybody["records"]) == ("200", "600", "800")
@@ -332,7 +336,7 @@ def test_examples_show_wrong_rewrites_first_but_not_only(tmp_path: Path) -> None
         pair["wrong"] = index < 11
     minimal(tmp_path, runs={"fedsd": ["."]}, seeds=[0])
     write(tmp_path / "distillation.json", report)
-    (group,) = rewrites.groups(load(tmp_path))
+    (group,) = rewrites.rewrite_groups(load_run(tmp_path))
     assert [pair["wrong"] for pair in group.pairs] == [True] * 8 + [False] * 4
 
 
@@ -348,13 +352,15 @@ def test_a_refused_rewrite_is_not_shown_as_one(tmp_path: Path) -> None:
 
 def test_unchecked_rewrites_claim_nothing(tmp_path: Path) -> None:
     write(minimal(tmp_path, runs={"fedsd": ["."]}) / "distillation.json", distillation(None))
-    (group,) = rewrites.groups(load(tmp_path))
+    (group,) = rewrites.rewrite_groups(load_run(tmp_path))
     assert {row["wrong"] for row in group.clients} == {"\N{EN DASH}"}
 
 
-def personal_table(folder: Path) -> clients.Clients | None:
-    material = load(folder)
-    return clients.table(material, palette.styles(method.name for method in material.methods))
+def personal_table(folder: Path) -> clients.ClientScores | None:
+    material = load_run(folder)
+    return clients.client_table(
+        material, palette.method_styles(method.name for method in material.methods)
+    )
 
 
 def test_clients_are_shown_one_by_one_over_the_seeds(comparison: Path) -> None:
@@ -422,15 +428,15 @@ def test_the_own_models_loss_stands_beside_the_global_one(tmp_path: Path) -> Non
 
 def test_a_clients_two_losses_have_different_names() -> None:
     names = ("loss/a", "personal_loss/a")
-    assert [labels.metric(name).label for name in names] == [
+    assert [labels.metric_label(name).label for name in names] == [
         "Held-out loss: a",
         "Held-out loss: a, own model",
     ]
 
 
 def test_metrics_are_told_as_they_are_counted() -> None:
-    assert labels.metric("length").unit == "words"
-    assert "over all response tokens" in labels.metric("loss").words
+    assert labels.metric_label("length").unit == "words"
+    assert "over all response tokens" in labels.metric_label("loss").words
 
 
 @pytest.mark.parametrize("content", [None, {}, {"remedy": {}}])
@@ -450,12 +456,12 @@ def test_methods_that_never_move_have_no_line(comparison: Path) -> None:
         folder = comparison / "seed-0" / "baselines" / name
         folder.mkdir()
         (folder / "metrics.jsonl").write_text("".join(row % index for index in range(rounds)))
-    material = load(comparison)
-    styles = palette.styles(method.name for method in material.methods)
-    chart = charts.plane(material, styles)
+    material = load_run(comparison)
+    styles = palette.method_styles(method.name for method in material.methods)
+    chart = charts.facts_plane(material, styles)
     assert chart is not None
     assert chart.note == "Base model and Local only stay at the start and have no line."
-    assert [key.label for key in chart.keys] == [labels.method(n).label for n in METHODS[1:]]
+    assert [key.label for key in chart.keys] == [labels.method_label(n).label for n in METHODS[1:]]
     assert not re.search(r">(base|local)<", chart.panels[0].svg)
     assert chart.note in read(comparison)[1].text
 
@@ -468,54 +474,54 @@ def test_a_point_elsewhere_or_a_standstill_is_drawn(tmp_path: Path, other: int, 
     (tmp_path / "own").mkdir()
     (tmp_path / "metrics.jsonl").write_text(row % (0, other))
     (tmp_path / "own" / "metrics.jsonl").write_text(row % (0, 50) + row % (1, end))
-    chart = charts.plane(load(tmp_path), palette.styles(("fedsd", "fedsdr")))
+    chart = charts.facts_plane(load_run(tmp_path), palette.method_styles(("fedsd", "fedsdr")))
     assert chart is not None
     assert (chart.note, len(chart.keys)) == ("", 2)
 
 
 def test_conflict_needs_two_streams(comparison: Path) -> None:
-    material = load(comparison)
-    styles = palette.styles(method.name for method in material.methods)
-    chart = charts.conflict(material, styles)
+    material = load_run(comparison)
+    styles = palette.method_styles(method.name for method in material.methods)
+    chart = charts.conflict_chart(material, styles)
     assert chart is not None
     assert [key.label for key in chart.keys] == ["FedSDR"]
     assert [panel.heads for panel in chart.panels] == [("FedSDR",), ("FedSDR R", "FedSDR S")]
 
 
 def test_names_in_figures_keep_their_distance() -> None:
-    heights = figures.apart([(0, 10), (5, 12), (300, 11), (2, 11)])
+    heights = figures.label_heights([(0, 10), (5, 12), (300, 11), (2, 11)])
     low, middle, high = sorted(heights[index] for index in (0, 1, 3))
     assert min(middle - low, high - middle) >= 14
     assert heights[2] == 11  # far to the side: stays
 
 
 def test_styles_differ_in_more_than_colour() -> None:
-    names = [*labels.METHODS, "one", "two", "three", "four"]
-    styles = palette.styles(names)
+    names = [*labels.METHOD_LABELS, "one", "two", "three", "four"]
+    styles = palette.method_styles(names)
     assert len({style.slot for style in styles.values()}) == len(names)
     assert len({(style.marker, style.dash) for style in styles.values()}) == len(names)
-    assert palette.styles(["fedsdr"])["fedsdr"] == styles["fedsdr"]
+    assert palette.method_styles(["fedsdr"])["fedsdr"] == styles["fedsdr"]
 
 
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (text.fixed(-0.04), "0.0"),
-        (text.fixed(-1.25, 2), "\N{MINUS SIGN}1.25"),
-        (text.fixed(12345, 0), "12\N{THIN SPACE}345"),
-        (text.fixed(None), "\N{EN DASH}"),
-        (text.signed(0.25, 2), "+0.25"),
-        (text.signed(0.0004, 3), "0.000"),
-        (text.span(-1, 2), "\N{MINUS SIGN}1.0 \N{EN DASH} 2.0"),
-        (text.duration(4.26), "4.3 s"),
-        (text.duration(59.7), "1 min 0 s"),
-        (text.duration(7384), "2 h 3 min"),
-        (text.size(1_658_880), "1.58 MiB"),
-        (text.size(1_010 * 1024), "0.986 MiB"),
-        (text.size(999 * 1024), "999 KiB"),
-        (text.size(64 * 2**20), "64 MiB"),
-        (text.size(512), "512 B"),
-        (text.size(2**50), "1 PiB"),
+        (text.format_fixed(-0.04), "0.0"),
+        (text.format_fixed(-1.25, 2), "\N{MINUS SIGN}1.25"),
+        (text.format_fixed(12345, 0), "12\N{THIN SPACE}345"),
+        (text.format_fixed(None), "\N{EN DASH}"),
+        (text.format_signed(0.25, 2), "+0.25"),
+        (text.format_signed(0.0004, 3), "0.000"),
+        (text.format_span(-1, 2), "\N{MINUS SIGN}1.0 \N{EN DASH} 2.0"),
+        (text.format_duration(4.26), "4.3 s"),
+        (text.format_duration(59.7), "1 min 0 s"),
+        (text.format_duration(7384), "2 h 3 min"),
+        (text.format_size(1_658_880), "1.58 MiB"),
+        (text.format_size(1_010 * 1024), "0.986 MiB"),
+        (text.format_size(999 * 1024), "999 KiB"),
+        (text.format_size(64 * 2**20), "64 MiB"),
+        (text.format_size(512), "512 B"),
+        (text.format_size(2**50), "1 PiB"),
     ],
 )
 def test_numbers_read_well(shown: str, expected: str) -> None:
@@ -524,5 +530,5 @@ def test_numbers_read_well(shown: str, expected: str) -> None:
 
 def test_forty_other_methods_are_told_apart():
     names = [f"variant {index}" for index in range(40)]
-    looks = {(s.light, s.marker, s.dash) for s in palette.styles(names).values()}
+    looks = {(s.light, s.marker, s.dash) for s in palette.method_styles(names).values()}
     assert len(looks) == 40

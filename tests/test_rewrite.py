@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from fedsdr.core.errors import UserError
+from fedsdr.core.progress import Bar
 from fedsdr.data.records import Record, Turn
 from fedsdr.data.template import ChatFormat
 from fedsdr.distill import rewrite
@@ -18,21 +20,19 @@ from fedsdr.distill.rewrite import (
     rewrite_records,
     rewriting_job,
     sample_pairs,
-    summarise,
+    summarise_rewrites,
 )
 from fedsdr.distill.verify import build_verifier
-from fedsdr.errors import UserError
-from fedsdr.model.choose import Job
+from fedsdr.generation.sampling import Job
 from fedsdr.model.identity import tensors_digest
-from fedsdr.progress import Bar
-from fedsdr.sections.distill import Distill
+from fedsdr.recipe.sections.distill import Distill
 from models import make, tokenizer
 
 
 @pytest.fixture(autouse=True)
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six records make several of them."""
-    monkeypatch.setattr(rewrite, "GROUP", 1)
+    monkeypatch.setattr(rewrite, "REWRITE_GROUP", 1)
 
 
 PROMPT = "{instruction} reference {response} rewrite"
@@ -145,7 +145,7 @@ def test_an_interrupted_distillation_ends_with_the_same_texts(tmp_path, monkeypa
 
 
 def test_a_group_is_several_times_the_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(rewrite, "GROUP", 2)
+    monkeypatch.setattr(rewrite, "REWRITE_GROUP", 2)
     calls = script(monkeypatch, lambda job, call: "one two")
     rewrite_all(tmp_path, RECORDS)
     assert [len(jobs) for jobs, _ in calls] == [4, 2]
@@ -320,7 +320,7 @@ def test_a_refused_rewrite_leaves_the_raw_response(tmp_path, monkeypatch):
     assert [r.reason for r in done] == ["", "", "empty", "repetition", "meta_talk", ""]
     assert [r.text for r in done] == ["one two"] * 2 + ["a b"] * 3 + ["one two"]
     assert [r.source for r in done] == ["rewritten"] * 2 + ["raw"] * 3 + ["rewritten"]
-    assert summarise(done)["fallbacks"] == {"empty": 1, "repetition": 1, "meta_talk": 1}
+    assert summarise_rewrites(done)["fallbacks"] == {"empty": 1, "repetition": 1, "meta_talk": 1}
 
 
 def test_retries_have_fresh_seeds_and_their_own_temperature(tmp_path, monkeypatch):
@@ -422,7 +422,7 @@ def test_a_target_is_wrong_if_it_misses_the_gold_answer():
 
 
 def test_the_summary_is_counted_by_hand():
-    assert summarise(TOLD) == {
+    assert summarise_rewrites(TOLD) == {
         "records": 4,
         "rewritten": 3,
         "fallbacks": {"empty": 1},
@@ -432,14 +432,14 @@ def test_the_summary_is_counted_by_hand():
         "wrong": 1 / 2,
         "checked": 2,
     }
-    assert summarise(TOLD[3:])["wrong"] is None
-    assert summarise([])["raw_words"] == 0
+    assert summarise_rewrites(TOLD[3:])["wrong"] is None
+    assert summarise_rewrites([])["raw_words"] == 0
 
 
 def test_reasons_are_counted_the_commonest_first():
     reasons = ["b", "a", "b", "", "b", "a", "c"]
     told = [Rewritten(RECORDS[0], "", reason, 1) for reason in reasons]
-    assert list(summarise(told)["fallbacks"].items()) == [("b", 3), ("a", 2), ("c", 1)]
+    assert list(summarise_rewrites(told)["fallbacks"].items()) == [("b", 3), ("a", 2), ("c", 1)]
 
 
 def test_pairs_show_each_kind_once_before_any_twice():

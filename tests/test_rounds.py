@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from fedsdr.adapters import Adapter, Private, norm, unwrap
 from fedsdr.algorithms.contract import (
     Algorithm,
     ClientState,
@@ -24,19 +23,15 @@ from fedsdr.algorithms.contract import (
 )
 from fedsdr.algorithms.fedavg import fedavg
 from fedsdr.algorithms.local import local
+from fedsdr.algorithms.participation import RoundOptions, present_clients, sample_clients
 from fedsdr.algorithms.two_stream import SMOOTHING, Smoothing, two_stream
-from fedsdr.errors import UserError
-from fedsdr.metrics import Mean, Metrics
-from fedsdr.progress import silent
-from fedsdr.training import rounds
-from fedsdr.training.checkpoint import load_checkpoint, save_checkpoint
-from fedsdr.training.rounds import (
-    Participant,
-    RoundOptions,
-    present,
-    run_rounds,
-    sample_clients,
-)
+from fedsdr.core.adapters import Adapter, Private, norm, unwrap_private
+from fedsdr.core.errors import UserError
+from fedsdr.core.metrics import Mean, Metrics
+from fedsdr.core.progress import silent_reporter
+from fedsdr.federation import rounds
+from fedsdr.federation.checkpoint import load_checkpoint, save_checkpoint
+from fedsdr.federation.rounds import Participant, run_rounds
 from fedsdr.training.store import ClientStore
 from tiny import RECORDS, ToyClient, random_adapter
 
@@ -106,7 +101,7 @@ def go(
     engine = Engine(folder, at)
     first = random_adapter("first", dtype=torch.float32)
     chosen = algorithm or fedsdr()
-    state = run_rounds(chosen, engine, first, options, evaluate, folder, silent(), "toy")
+    state = run_rounds(chosen, engine, first, options, evaluate, folder, silent_reporter(), "toy")
     return state, engine
 
 
@@ -242,9 +237,9 @@ def test_cohort_sizes_are_the_ceiling_of_the_share(clients):
 def test_the_last_clients_come_late(clients, late, first):
     names = [f"c{i}" for i in range(clients)]
     for round in (1, 2, 3):
-        assert present(names, late, 3, round) == names[:first]
+        assert present_clients(names, late, 3, round) == names[:first]
     for late_round, round in ((3, 4), (0, 1)):
-        assert present(names, late, late_round, round) == names
+        assert present_clients(names, late, late_round, round) == names
 
 
 def test_late_clients_take_part_from_their_round_on(tmp_path):
@@ -398,7 +393,9 @@ def assert_as_undisturbed(folder: Path, whole: Path, state: ServerState) -> None
     for name in NAMES:
         a, b = (ClientStore(it / "clients").load(name, ROUNDS) for it in (folder, whole))
         assert a.private.keys() == b.private.keys()
-        assert all(same(unwrap(a.private[k]), unwrap(b.private[k])) for k in a.private)
+        assert all(
+            same(unwrap_private(a.private[k]), unwrap_private(b.private[k])) for k in a.private
+        )
     files = [
         {str(p.relative_to(it)) for p in it.rglob("*") if p.is_file()} for it in (folder, whole)
     ]
@@ -518,7 +515,7 @@ def numbered(value: int) -> ClientState:
 def value(state: ClientState) -> int | None:
     if not state.private:
         return None
-    return int(unwrap(state.private[SMOOTHING])["a"][0])
+    return int(unwrap_private(state.private[SMOOTHING])["a"][0])
 
 
 @pytest.mark.parametrize(
@@ -569,7 +566,7 @@ def test_several_private_adapters_come_back_under_their_names(tmp_path):
     store.save("anna", 1, ClientState({name: Private(a) for name, a in kept.items()}))
     loaded = store.load("anna", 1).private
     assert loaded.keys() == kept.keys()
-    assert all(same(unwrap(loaded[name]), kept[name]) for name in kept)
+    assert all(same(unwrap_private(loaded[name]), kept[name]) for name in kept)
 
 
 def test_files_of_other_names_are_not_versions(tmp_path):

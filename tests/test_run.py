@@ -17,22 +17,23 @@ from torch.nn.functional import log_softmax
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
-from fedsdr import method_run, summary
-from fedsdr.adapters import Adapter
-from fedsdr.engines.in_process import InProcess
-from fedsdr.errors import UserError
-from fedsdr.export.write import Choice, export
-from fedsdr.folders import check_folder
-from fedsdr.method_run import client_examples, pooled_recipe
-from fedsdr.methods import method
-from fedsdr.progress import silent
-from fedsdr.recipe import load_recipe, override, parse_recipe
-from fedsdr.run import compare, demo, run
-from fedsdr.sections.recipe import Recipe
-from fedsdr.setting import Setting, prepare
-from fedsdr.trained import open_run
-from fedsdr.training import rounds
+from fedsdr.core.adapters import Adapter
+from fedsdr.core.errors import UserError
+from fedsdr.core.progress import silent_reporter
+from fedsdr.export.write import ExportChoice, export_model
+from fedsdr.federation import rounds
+from fedsdr.federation.in_process import InProcess
+from fedsdr.recipe.load import load_recipe, override_recipe, parse_recipe
+from fedsdr.recipe.methods import named_recipe
+from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.training.store import ClientStore
+from fedsdr.workflows import method as method_run
+from fedsdr.workflows import summary
+from fedsdr.workflows.finished import open_run
+from fedsdr.workflows.method import client_examples, pooled_recipe
+from fedsdr.workflows.prepare import Setting, prepare_run
+from fedsdr.workflows.run import compare_seeds, run_demo, run_recipe
+from fedsdr.workflows.run_folder import check_folder
 
 # PEFT asks for an attribute that transformers is about to rename.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
@@ -60,7 +61,7 @@ def recipe(home: Path) -> Recipe:
 def finished(home: Path, recipe: Recipe) -> Path:
     """A run with baselines, to look at and not to touch."""
     out = home / "finished"
-    run(override(recipe, {"baselines": BASELINES}), out, silent())
+    run_recipe(override_recipe(recipe, {"baselines": BASELINES}), out, silent_reporter())
     return out
 
 
@@ -90,7 +91,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def promised(targets: str, clients: bool = True) -> set[str]:
-    """The files of one method, as `fedsdr.folders` says."""
+    """The files of one method, as `fedsdr.workflows.run_folder` says."""
     names = {
         "recipe.toml",
         "metrics.jsonl",
@@ -135,10 +136,12 @@ def test_the_partition_says_who_holds_what(finished):
 
 
 def test_the_recipe_in_the_folder_repeats_the_run(finished, recipe):
-    assert load_recipe(finished / "recipe.toml") == override(recipe, {"baselines": BASELINES})
+    assert load_recipe(finished / "recipe.toml") == override_recipe(
+        recipe, {"baselines": BASELINES}
+    )
     for name in BASELINES:
         kept = load_recipe(finished / "baselines" / name / "recipe.toml")
-        assert kept == method(name, recipe)
+        assert kept == named_recipe(name, recipe)
 
 
 def test_the_environment_names_versions_and_nothing_private(finished):
@@ -169,7 +172,7 @@ def test_the_summary_covers_every_method(finished):
 def held_out_loss(model: Any, tokenizer: Any, recipe: Recipe, clients: list[str]) -> float:
     """-log p per response token, record by record, with nothing but transformers."""
     total, count = 0.0, 0
-    for client in prepare(recipe).clients:
+    for client in prepare_run(recipe).clients:
         for record in client.held_out if client.name in clients else ():
             prompt = tokenizer(f"<user> {record.instruction} <assistant>")["input_ids"]
             answer = tokenizer(f"{record.response} <eos>")["input_ids"]
@@ -258,7 +261,7 @@ def test_rewrites_are_recorded_record_by_record(finished):
 
 @pytest.mark.parametrize("name", ["fedavg", "fedsd", "local", "central"])
 def test_a_baseline_is_that_method_run_alone(home, recipe, finished, name, tmp_path):
-    run(method(name, recipe), tmp_path / "alone", silent())
+    run_recipe(named_recipe(name, recipe), tmp_path / "alone", silent_reporter())
     baseline, alone = finished / "baselines" / name, tmp_path / "alone"
     assert timeless_log(alone) == timeless_log(baseline)
     assert read(alone / "result.json") == read(baseline / "result.json")
@@ -267,7 +270,7 @@ def test_a_baseline_is_that_method_run_alone(home, recipe, finished, name, tmp_p
 
 
 def test_the_own_method_does_not_depend_on_its_baselines(recipe, finished, tmp_path):
-    run(recipe, tmp_path / "out", silent())
+    run_recipe(recipe, tmp_path / "out", silent_reporter())
     assert same(tmp_path / "out" / "global", finished / "global")
     assert timeless_log(tmp_path / "out") == timeless_log(finished)
 
@@ -277,17 +280,17 @@ def test_the_same_seed_gives_the_same_bits_with_nothing_cached(
 ):
     monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "fresh"))
     torch.manual_seed(99)  # the global generator has no say
-    run(recipe, tmp_path / "out", silent())
+    run_recipe(recipe, tmp_path / "out", silent_reporter())
     assert (tmp_path / "fresh" / "rewrites.sqlite").exists()
     for path in [*finished.glob("global"), *finished.glob("clients/*/private")]:
         assert same(tmp_path / "out" / path.relative_to(finished), path)
-    run(override(recipe, {"seed": 1}), tmp_path / "other", silent())
+    run_recipe(override_recipe(recipe, {"seed": 1}), tmp_path / "other", silent_reporter())
     assert not same(tmp_path / "other" / "global", finished / "global")
 
 
 def test_a_comparison_has_intervals_over_its_seeds(recipe, tmp_path):
-    both = override(recipe, {"baselines": ["fedavg"], "federation.rounds": 1})
-    summary = compare(both, [4, 0], tmp_path / "out", silent())
+    both = override_recipe(recipe, {"baselines": ["fedavg"], "federation.rounds": 1})
+    summary = compare_seeds(both, [4, 0], tmp_path / "out", silent_reporter())
     assert summary == read(tmp_path / "out" / "summary.json")
     assert (summary["kind"], summary["seeds"], summary["own"]) == ("compare", [4, 0], "fedsdr")
     assert summary["runs"] == {
@@ -302,15 +305,17 @@ def test_a_comparison_has_intervals_over_its_seeds(recipe, tmp_path):
             expected = {"n": 2, "mean": (a + b) / 2, "low": (a + b) / 2 - half}
             assert found == pytest.approx({**expected, "high": (a + b) / 2 + half}, rel=1e-9)
     assert (tmp_path / "out" / "report.html").exists()
-    run(override(both, {"seed": 4, "baselines": []}), tmp_path / "alone", silent())
+    run_recipe(
+        override_recipe(both, {"seed": 4, "baselines": []}), tmp_path / "alone", silent_reporter()
+    )
     assert same(tmp_path / "alone" / "global", tmp_path / "out" / "seed-4" / "global")
 
 
 def test_a_comparison_can_be_given_another_seed_later(recipe, tmp_path):
-    short = override(method("fedavg", recipe), {"federation.rounds": 1})
-    compare(short, [0], tmp_path / "out", silent())
+    short = override_recipe(named_recipe("fedavg", recipe), {"federation.rounds": 1})
+    compare_seeds(short, [0], tmp_path / "out", silent_reporter())
     before = contents(tmp_path / "out" / "seed-0")
-    summary = compare(short, [0, 1], tmp_path / "out", silent(), resume=True)
+    summary = compare_seeds(short, [0, 1], tmp_path / "out", silent_reporter(), resume=True)
     assert contents(tmp_path / "out" / "seed-0") == before
     assert summary["methods"]["fedavg"]["loss"]["n"] == 2
 
@@ -346,7 +351,7 @@ def test_a_comparison_can_be_given_another_seed_later(recipe, tmp_path):
     ],
 )
 def test_unusual_recipes_run_and_their_adapters_load(home, recipe, tmp_path, changes):
-    summary = run(override(recipe, changes), tmp_path / "out", silent())
+    summary = run_recipe(override_recipe(recipe, changes), tmp_path / "out", silent_reporter())
     scores = summary["methods"][summary["own"]]
     assert ("loss" in scores) == (changes.get("data.held_out") != 0)
     assert all(math.isfinite(score["mean"]) for score in scores.values())
@@ -358,7 +363,7 @@ def test_unusual_recipes_run_and_their_adapters_load(home, recipe, tmp_path, cha
 def test_who_never_took_part_has_the_shared_part_alone(recipe, tmp_path, aggregation, rounds):
     changes = {"federation.lora_aggregation": aggregation, "federation.targets": "raw"}
     changes |= {"federation.rounds": rounds, "federation.participation": 0.3}
-    run(override(recipe, changes), tmp_path / "out", silent())
+    run_recipe(override_recipe(recipe, changes), tmp_path / "out", silent_reporter())
     losses = read(tmp_path / "out" / "personal.json")
     took_part = [path.parent.name for path in tmp_path.glob("out/clients/*/personal")]
     assert (len(took_part), len(losses)) == (rounds, 3)
@@ -368,7 +373,11 @@ def test_who_never_took_part_has_the_shared_part_alone(recipe, tmp_path, aggrega
 @pytest.mark.parametrize("state", ["keep", "reset", "decay"])
 def test_the_private_stream_may_have_a_rank_of_its_own(home, recipe, tmp_path, state):
     out = tmp_path / "out"
-    run(override(recipe, {"lora.smoothing_rank": 5, "local.smoothing_state": state}), out, silent())
+    run_recipe(
+        override_recipe(recipe, {"lora.smoothing_rank": 5, "local.smoothing_state": state}),
+        out,
+        silent_reporter(),
+    )
     for client in tiny.CLIENTS:
         private = out / "clients" / client / "private"
         config = read(private / "adapter_config.json")
@@ -383,14 +392,14 @@ def test_the_private_stream_may_have_a_rank_of_its_own(home, recipe, tmp_path, s
 
 
 def test_mixed_targets_are_the_responses_and_then_their_rewrites(home, recipe, tmp_path):
-    mixed = override(recipe, {"federation.targets": "mixed"})
-    bench = prepare(mixed).workbench(silent())
-    examples = client_examples(bench, mixed, tmp_path, silent())
+    mixed = override_recipe(recipe, {"federation.targets": "mixed"})
+    bench = prepare_run(mixed).workbench(silent_reporter())
+    examples = client_examples(bench, mixed, tmp_path, silent_reporter())
     for client, records in zip(tiny.CLIENTS, (5, 7, 10), strict=True):
         mine = examples[client]
         assert mine["mixed"] == [*mine["raw"], *mine["distilled"]]
         assert len(mine["raw"]) == len(mine["distilled"]) == records
-    engine = InProcess(bench, mixed, examples, ClientStore(tmp_path), silent())
+    engine = InProcess(bench, mixed, examples, ClientStore(tmp_path), silent_reporter())
     assert engine.population() == 5 + 7 + 10
 
 
@@ -406,25 +415,27 @@ def test_mixed_targets_are_the_responses_and_then_their_rewrites(home, recipe, t
 )
 def test_those_who_come_late_must_leave_enough_to_begin_with(changes, part):
     late = {"federation.late": 0.4, "federation.late_round": 1}
-    lab = override(parse_recipe({"model": {"path": "lab"}}), changes)
-    prepare(lab)
-    prepare(override(lab, {"federation.late": 0.4}))  # from round 1 on: nobody is late
+    lab = override_recipe(parse_recipe({"model": {"path": "lab"}}), changes)
+    prepare_run(lab)
+    prepare_run(override_recipe(lab, {"federation.late": 0.4}))  # from round 1 on: nobody is late
     with pytest.raises(UserError, match=re.escape(part)):
-        prepare(override(lab, late))
+        prepare_run(override_recipe(lab, late))
 
 
 def test_nobody_distils_where_no_round_is_run(recipe, tmp_path):
-    run(override(recipe, {"federation.rounds": 0}), tmp_path / "out", silent())
+    run_recipe(
+        override_recipe(recipe, {"federation.rounds": 0}), tmp_path / "out", silent_reporter()
+    )
     assert not (tmp_path / "out" / "distillation.json").exists()
     assert not (tmp_path / "out" / "clients").exists()
 
 
 def test_a_variant_is_the_recipe_with_its_keys_changed(recipe, tmp_path):
     variants = {"brief": {"federation": {"rounds": 1}, "local": {"rectify_alone": 1.0}}}
-    both = override(recipe, {"variants": variants, "baselines": ["brief"]})
-    summary = run(both, tmp_path / "both", silent())
-    changed = override(recipe, {"federation.rounds": 1, "local.rectify_alone": 1.0})
-    run(changed, tmp_path / "alone", silent())
+    both = override_recipe(recipe, {"variants": variants, "baselines": ["brief"]})
+    summary = run_recipe(both, tmp_path / "both", silent_reporter())
+    changed = override_recipe(recipe, {"federation.rounds": 1, "local.rectify_alone": 1.0})
+    run_recipe(changed, tmp_path / "alone", silent_reporter())
     brief = tmp_path / "both" / "baselines" / "brief"
     assert same(brief / "global", tmp_path / "alone" / "global")
     assert not same(brief / "global", tmp_path / "both" / "global")
@@ -441,23 +452,28 @@ def test_resuming_a_finished_run_does_nothing_at_all(finished, recipe, monkeypat
     monkeypatch.setattr(Setting, "workbench", refuse)
     before = contents(finished)
     times = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-    chosen = override(recipe, {"baselines": BASELINES})
-    summary = run(chosen, finished, silent(), resume=True)
+    chosen = override_recipe(recipe, {"baselines": BASELINES})
+    summary = run_recipe(chosen, finished, silent_reporter(), resume=True)
     assert summary == read(finished / "summary.json")
     assert contents(finished) == before
     assert times == {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
 
 
 def test_resume_in_a_new_folder_begins(recipe, tmp_path):
-    short = override(recipe, {"federation.rounds": 0})
-    run(short, tmp_path / "out", silent(), resume=True)
+    short = override_recipe(recipe, {"federation.rounds": 0})
+    run_recipe(short, tmp_path / "out", silent_reporter(), resume=True)
     assert (tmp_path / "out" / "report.html").exists()
 
 
 @pytest.mark.parametrize("resume", [True, False])
 def test_a_kill_before_the_recipe_was_in_place_leaves_the_folder_usable(recipe, tmp_path, resume):
     (tmp_path / ".recipe.toml.123.tmp").write_text("seed = ")
-    run(override(recipe, {"federation.rounds": 0}), tmp_path, silent(), resume=resume)
+    run_recipe(
+        override_recipe(recipe, {"federation.rounds": 0}),
+        tmp_path,
+        silent_reporter(),
+        resume=resume,
+    )
     assert (tmp_path / "report.html").exists()
 
 
@@ -472,9 +488,9 @@ def test_a_kill_before_the_recipe_was_in_place_leaves_the_folder_usable(recipe, 
 )
 def test_another_recipe_cannot_resume_a_run(finished, recipe, changes, keys):
     before = contents(finished)
-    other = override(recipe, {"baselines": BASELINES, **changes})
+    other = override_recipe(recipe, {"baselines": BASELINES, **changes})
     with pytest.raises(UserError, match="another recipe") as caught:
-        run(other, finished, silent(), resume=True)
+        run_recipe(other, finished, silent_reporter(), resume=True)
     assert f"differ in {', '.join(keys)})" in str(caught.value)
     assert contents(finished) == before
 
@@ -491,7 +507,9 @@ def test_another_recipe_cannot_resume_a_run(finished, recipe, changes, keys):
     ],
 )
 def test_what_changes_no_adapter_and_no_score_may_differ_at_a_resume(finished, recipe, key, value):
-    check_folder(finished, override(recipe, {"baselines": BASELINES, key: value}), resume=True)
+    check_folder(
+        finished, override_recipe(recipe, {"baselines": BASELINES, key: value}), resume=True
+    )
 
 
 def broken(*_: Any) -> None:
@@ -518,13 +536,15 @@ def test_a_crash_in_the_last_evaluation_costs_no_model(
         else:
             patch.setattr(summary, "write_report", broken)
         with pytest.raises(MemoryError):
-            run(recipe, out, silent())
+            run_recipe(recipe, out, silent_reporter())
     models = open_run(out)
     assert models.model_names() == ["base", "global", *(f"client:{c}" for c in tiny.CLIENTS)]
-    export(models, Choice("client:anna"), tmp_path / "model", silent())
+    export_model(models, ExportChoice("client:anna"), tmp_path / "model", silent_reporter())
     folders = ["global", *(f"clients/{client}/private" for client in tiny.CLIENTS)]
     assert all(same(out / each, finished / each) for each in folders)
-    run(override(recipe, {"evaluate.personal": False}), out, silent(), resume=True)
+    run_recipe(
+        override_recipe(recipe, {"evaluate.personal": False}), out, silent_reporter(), resume=True
+    )
     assert all(same(out / each, finished / each) for each in folders)
     result = read(out / "result.json")
     assert ("personal_loss" in result) == (where == "the report")
@@ -537,34 +557,36 @@ def test_a_model_under_noise_is_not_handed_on_before_its_epsilon_is_known(
     monkeypatch.setattr(method_run, "judge_personal", broken)
     privacy = {"privacy.mode": "local", "privacy.noise_multiplier": 1.0, "federation.rounds": 1}
     with pytest.raises(MemoryError):
-        run(override(recipe, privacy), tmp_path / "out", silent())
+        run_recipe(override_recipe(recipe, privacy), tmp_path / "out", silent_reporter())
     with pytest.raises(UserError, match="its epsilon is known: go on with"):
-        export(open_run(tmp_path / "out"), Choice(), tmp_path / "model", silent())
+        export_model(
+            open_run(tmp_path / "out"), ExportChoice(), tmp_path / "model", silent_reporter()
+        )
     assert not (tmp_path / "model").exists()
 
 
 def test_a_run_does_not_go_on_with_other_data(recipe, tmp_path):
-    short = override(recipe, {"federation.rounds": 0})
-    run(short, tmp_path / "out", silent())
+    short = override_recipe(recipe, {"federation.rounds": 0})
+    run_recipe(short, tmp_path / "out", silent_reporter())
     (tmp_path / "out" / "report.html").unlink()  # as if it had been killed before its end
     source = Path(recipe.data.sources[0].path)
     before = source.read_text()
     try:
         source.write_text("".join(before.splitlines(keepends=True)[:-1]))
         with pytest.raises(UserError, match="the data have changed since"):
-            run(short, tmp_path / "out", silent(), resume=True)
+            run_recipe(short, tmp_path / "out", silent_reporter(), resume=True)
     finally:
         source.write_text(before)
-    run(short, tmp_path / "out", silent(), resume=True)
+    run_recipe(short, tmp_path / "out", silent_reporter(), resume=True)
     assert (tmp_path / "out" / "report.html").exists()
 
 
 def test_a_resumed_comparison_clears_what_a_killed_one_left(recipe, tmp_path):
-    short = override(recipe, {"federation.rounds": 0})
-    compare(short, [0], tmp_path / "out", silent())
+    short = override_recipe(recipe, {"federation.rounds": 0})
+    compare_seeds(short, [0], tmp_path / "out", silent_reporter())
     left = tmp_path / "out" / ".summary.json.123.tmp"
     left.write_text("{")
-    compare(short, [0], tmp_path / "out", silent(), resume=True)
+    compare_seeds(short, [0], tmp_path / "out", silent_reporter(), resume=True)
     assert not left.exists()
 
 
@@ -576,19 +598,22 @@ def test_only_a_recipe_of_two_streams_stands_for_fedsdr(
     monkeypatch.setattr(summary, "judge_claims", lambda runs, fedsdr, curves: asked.append(fedsdr))
     other = {"raw": "fedsdr", "two_stream": "fedavg"}[targets]
     changes = {"federation.rounds": 1, "federation.targets": targets, "baselines": [other]}
-    assert run(override(recipe, changes), tmp_path / "out", silent())["own"] == own
+    assert (
+        run_recipe(override_recipe(recipe, changes), tmp_path / "out", silent_reporter())["own"]
+        == own
+    )
     assert asked == ["fedsdr"]
 
 
 def test_a_resumed_run_remembers_when_it_began(recipe, tmp_path):
-    short = override(recipe, {"federation.rounds": 0})
-    run(short, tmp_path / "out", silent())
+    short = override_recipe(recipe, {"federation.rounds": 0})
+    run_recipe(short, tmp_path / "out", silent_reporter())
     page = (tmp_path / "out" / "report.html").read_text()
     (tmp_path / "out" / "report.html").unlink()
     environment = read(tmp_path / "out" / "environment.json") | {"started": "long ago"}
     (tmp_path / "out" / "environment.json").write_text(json.dumps(environment))
     assert "<dt>Duration</dt>" in page
-    run(short, tmp_path / "out", silent(), resume=True)
+    run_recipe(short, tmp_path / "out", silent_reporter(), resume=True)
     assert read(tmp_path / "out" / "environment.json") == environment
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<dt>Duration since resumed</dt>" in page
@@ -597,7 +622,9 @@ def test_a_resumed_run_remembers_when_it_began(recipe, tmp_path):
 @pytest.mark.parametrize(("share", "steps"), [(1.0, 3), (0.5, 2), (0.1, 1)])
 def test_centralised_training_takes_as_many_steps_as_all_participants(recipe, share, steps):
     late = {"federation.late": 0.4, "federation.late_round": 2}
-    some = override(method("central", recipe), {"federation.participation": share, **late})
+    some = override_recipe(
+        named_recipe("central", recipe), {"federation.participation": share, **late}
+    )
     pooled = pooled_recipe(some, clients=3)
     assert pooled.local.rectify_steps == steps * some.local.rectify_steps
     assert (pooled.federation.participation, pooled.federation.late) == (1, 0)
@@ -606,9 +633,9 @@ def test_centralised_training_takes_as_many_steps_as_all_participants(recipe, sh
 @pytest.mark.parametrize("resume", [True, False])
 def test_a_folder_with_anything_in_it_is_refused_and_untouched(recipe, tmp_path, resume):
     (tmp_path / "notes.txt").write_text("mine")
-    for start in (run, lambda *args: compare(args[0], [0], *args[1:])):
+    for start in (run_recipe, lambda *args: compare_seeds(args[0], [0], *args[1:])):
         with pytest.raises(UserError, match="is not empty and nothing is written over") as caught:
-            start(recipe, tmp_path, silent(), resume)
+            start(recipe, tmp_path, silent_reporter(), resume)
         assert "--resume" not in str(caught.value)
         assert contents(tmp_path) == {"notes.txt": b"mine"}
 
@@ -616,14 +643,14 @@ def test_a_folder_with_anything_in_it_is_refused_and_untouched(recipe, tmp_path,
 def test_a_run_is_not_written_over_without_resume(finished, recipe):
     before = contents(finished)
     with pytest.raises(UserError, match="go on with it by --resume, or give another --out"):
-        run(override(recipe, {"baselines": BASELINES}), finished, silent())
+        run_recipe(override_recipe(recipe, {"baselines": BASELINES}), finished, silent_reporter())
     assert contents(finished) == before
 
 
 def test_the_demo_replaces_no_run_but_its_own(finished):
     before = contents(finished)
     with pytest.raises(UserError, match="another recipe"):
-        demo(finished, [0], silent())
+        run_demo(finished, [0], silent_reporter())
     assert contents(finished) == before
 
 
@@ -644,7 +671,7 @@ def test_the_demo_replaces_no_run_but_its_own(finished):
 )
 def test_recipes_that_are_refused_leave_no_folder(recipe, tmp_path, changes, part):
     with pytest.raises(UserError) as caught:
-        run(override(recipe, changes), tmp_path / "out", silent())
+        run_recipe(override_recipe(recipe, changes), tmp_path / "out", silent_reporter())
     assert part in str(caught.value)
     assert not (tmp_path / "out").exists()
 

@@ -15,13 +15,13 @@ import pytest
 import tomli_w
 
 import tiny
-from fedsdr import files
-from fedsdr.deploy import client as client_module
-from fedsdr.deploy.egress import LOG
-from fedsdr.deploy.identity import PrivateKey, new_key, public_line, read_private
-from fedsdr.deploy.site import ROSTER, SERVER_KEY, STATUS, load_site, serve_folder
-from fedsdr.errors import UserError
-from fedsdr.folders import NOISE_FILE, RECIPE_FILE
+from fedsdr.core import files
+from fedsdr.core.errors import UserError
+from fedsdr.deploy.client import operations as client_module
+from fedsdr.deploy.protocol.egress import LOG
+from fedsdr.deploy.protocol.signing import PrivateKey, new_key, public_line, read_private
+from fedsdr.deploy.sites.site import ROSTER, SERVER_KEY, STATUS, load_site, serve_folder
+from fedsdr.workflows.run_folder import NOISE_FILE, RECIPE_FILE
 from lines import Loopback, client_sides, loopback
 
 CANARIES = {client: f"canary{client}sings" for client in tiny.CLIENTS}

@@ -153,7 +153,7 @@ def test_every_file_of_the_package_is_package_data():
     patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["fedsdr"]
     covered = {path for pattern in patterns for path in package.glob(pattern)}
     others = {path for path in ours(package) if path.suffix != ".py"}
-    assert package / "evidence" / "evidence.toml" in others
+    assert package / "lab" / "demo.toml" in others
     assert others - covered == set()
 
 

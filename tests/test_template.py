@@ -7,9 +7,9 @@ from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
+from fedsdr.core.errors import UserError
 from fedsdr.data.records import Record, Turn
 from fedsdr.data.template import ChatFormat, Example
-from fedsdr.errors import UserError
 from fedsdr.lab.pretrain import build_tokenizer
 from fedsdr.lab.world import WorldOptions, build_world
 from models import CHAT, tokenizer

@@ -12,17 +12,17 @@ from typer.testing import CliRunner
 
 import fedsdr
 import tiny
-from fedsdr import files
 from fedsdr.cli import diagnose
 from fedsdr.cli.holdings import print_holdings
 from fedsdr.cli.main import app
-from fedsdr.console import Grid, print_grid
-from fedsdr.deploy.site import ROSTER, RUN
-from fedsdr.deploy.status import print_status
-from fedsdr.folders import RECIPE_FILE
+from fedsdr.core import files
+from fedsdr.core.console import Grid, print_grid
+from fedsdr.deploy.sites.site import ROSTER, RUN
+from fedsdr.deploy.sites.status import print_status
 from fedsdr.report import judgements
 from fedsdr.report.judgements import View
 from fedsdr.report.terminal import print_benchmarks, print_judging, print_summary
+from fedsdr.workflows.run_folder import RECIPE_FILE
 
 ESTIMATE = {"n": 3, "mean": 50.25, "low": 48.25, "high": 52.25}
 SUMMARY = {
@@ -80,10 +80,10 @@ def summary(folder: Path) -> list[str]:
 
 
 def judging(folder: Path) -> list[str]:
-    rows = (judgements.Row(LONG, "1234", "50.0", "40.0 to 60.0"),)
+    rows = (judgements.JudgementRow(LONG, "1234", "50.0", "40.0 to 60.0"),)
     view = View(f"global against {LONG}", "win rate of global, %", rows, (), ())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judgements, "view", lambda judging: view)
+        patch.setattr(judgements, "judging_view", lambda judging: view)
         print_judging({})
     return [LONG, "number: 1234", "win rate of global, %: 50.0", "95 % interval: 40.0 to 60.0"]
 
@@ -96,7 +96,7 @@ def benchmarks(folder: Path) -> list[str]:
         "questions": 1234, "to_base": difference, "truncated": 0,
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedsdr.report.benchmarks.shortened", lambda results: [])
+        patch.setattr("fedsdr.report.benchmarks.shortened_prompts", lambda results: [])
         print_benchmarks({"results": [row]})
     return [f"client:{LONG}", "score: 50.0 ± 10.0", "to the base model: +10.0 (-5.0 to +25.0)"]
 
@@ -162,7 +162,7 @@ def test_every_table_is_made_in_one_place():
     root = Path(fedsdr.__file__).parent
     makers = {p.relative_to(root).as_posix() for p in root.rglob("*.py")
               if "rich.table" in p.read_text(encoding="utf-8")}  # fmt: skip
-    assert makers == {"console.py", "cli/look.py"}
+    assert makers == {"core/console.py", "cli/look.py"}
 
 
 @pytest.mark.parametrize("command", ["version", "algorithms", "--help"])

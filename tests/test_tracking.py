@@ -9,15 +9,15 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import tiny
-from fedsdr.errors import UserError
-from fedsdr.files import read_json, read_json_lines
-from fedsdr.folders import RESULT_FILE
-from fedsdr.progress import Reporter, silent
-from fedsdr.recipe import load_recipe, override
-from fedsdr.run import run
-from fedsdr.setting import prepare
+from fedsdr.core.errors import UserError
+from fedsdr.core.files import read_json, read_json_lines
+from fedsdr.core.progress import Reporter, silent_reporter
+from fedsdr.federation import rounds
+from fedsdr.recipe.load import load_recipe, override_recipe
 from fedsdr.tracking import follow, table
-from fedsdr.training import rounds
+from fedsdr.workflows.prepare import prepare_run
+from fedsdr.workflows.run import run_recipe
+from fedsdr.workflows.run_folder import RESULT_FILE
 
 pytestmark = [
     # MLflow asks SQLAlchemy for what newer ones deprecate.
@@ -41,7 +41,7 @@ def home(tmp_path, monkeypatch):
 
 def recipe_of(home, *backends, **changes):
     loaded = load_recipe(home / "recipe.toml")
-    return override(loaded, {"tracking.backends": list(backends), **changes})
+    return override_recipe(loaded, {"tracking.backends": list(backends), **changes})
 
 
 def logged(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -133,9 +133,9 @@ def test_a_killed_and_resumed_run_is_whole_and_says_nothing_twice(home, monkeypa
     recipe, out = recipe_of(home, backend), home / "out"
     commit = die_once(monkeypatch, after=2)
     with pytest.raises(KeyboardInterrupt):
-        run(recipe, out, silent())
+        run_recipe(recipe, out, silent_reporter())
     monkeypatch.setattr(rounds, "save_checkpoint", commit)
-    run(recipe, out, silent(), resume=True)
+    run_recipe(recipe, out, silent_reporter(), resume=True)
     expected = logged(out)
     assert [step for step, _ in expected["train/bytes_up"]] == [1, 2, 3]
     if backend == "tensorboard":
@@ -164,14 +164,14 @@ def assert_no_secrets(home: Path, out: Path) -> None:
 
 
 def test_baselines_are_runs_beside_the_own_method(home):
-    run(recipe_of(home, "auto", baselines=["fedavg"]), home / "out", silent())
+    run_recipe(recipe_of(home, "auto", baselines=["fedavg"]), home / "out", silent_reporter())
     assert_same(tensorboard_of(home / "out", "fedsdr"), logged(home / "out"))
     fedavg = home / "out" / "baselines" / "fedavg"
     assert_same(tensorboard_of(home / "out", "fedavg"), logged(fedavg))
 
 
 def test_none_writes_nothing(home):
-    run(recipe_of(home, "none"), home / "out", silent())
+    run_recipe(recipe_of(home, "none"), home / "out", silent_reporter())
     assert not (home / "out" / "tensorboard").exists()
 
 
@@ -210,7 +210,7 @@ def test_a_backend_that_fails_is_said_once_and_training_goes_on(home, monkeypatc
 
     row = table.Backend("tensorboard", lambda: None, start)
     monkeypatch.setitem(table.BACKENDS, "tensorboard", row)
-    run(recipe_of(home, "tensorboard"), home / "out", reporter)
+    run_recipe(recipe_of(home, "tensorboard"), home / "out", reporter)
     told = [text for text in reporter.said if "tracking by tensorboard failed" in text]
     assert len(told) == 1
     assert broken.calls == (2 if when == "log" else 0)
@@ -218,10 +218,10 @@ def test_a_backend_that_fails_is_said_once_and_training_goes_on(home, monkeypatc
 
 
 def test_parameters_name_no_client_no_file_and_no_secret(home):
-    recipe = override(
+    recipe = override_recipe(
         recipe_of(home, "none"), {"privacy.noise_seed": 123456, "lora.ranks": {"anna": 1}}
     )
-    found = follow.parameters(recipe)
+    found = follow.tracked_parameters(recipe)
     assert found["local.rectify_steps"] == 2
     assert found["model.path"] == "model"
     text = json.dumps(found)
@@ -238,24 +238,24 @@ def test_parameters_name_no_client_no_file_and_no_secret(home):
 )
 def test_a_wrong_choice_is_told_before_any_work(home, backends, said):
     with pytest.raises(UserError, match=said):
-        prepare(recipe_of(home, *backends))
+        prepare_run(recipe_of(home, *backends))
 
 
 def test_a_missing_package_names_the_extra(home, monkeypatch):
     monkeypatch.setattr(table, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'fedsdr\[tracking\]'"):
-        prepare(recipe_of(home, "mlflow"))
-    assert table.choose(["auto"]) == {}
+        prepare_run(recipe_of(home, "mlflow"))
+    assert table.choose_backends(["auto"]) == {}
 
 
 def test_wandb_without_login_is_told_before_any_work(home, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setattr("wandb.login", lambda prompt: False)
     with pytest.raises(UserError, match=r"wandb login.*WANDB_MODE=offline"):
-        prepare(recipe_of(home, "wandb"))
+        prepare_run(recipe_of(home, "wandb"))
 
 
 def test_tracking_may_change_at_a_resume(home):
-    run(recipe_of(home, "none"), home / "out", silent())
+    run_recipe(recipe_of(home, "none"), home / "out", silent_reporter())
     (home / "out" / "report.html").unlink()
-    run(recipe_of(home, "tensorboard"), home / "out", silent(), resume=True)
+    run_recipe(recipe_of(home, "tensorboard"), home / "out", silent_reporter(), resume=True)

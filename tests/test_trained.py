@@ -6,14 +6,14 @@ import pytest
 import torch
 
 import tiny
-from fedsdr.errors import UserError
-from fedsdr.files import read_json
-from fedsdr.folders import PERSONAL_FILE, RESULT_FILE
-from fedsdr.progress import silent
-from fedsdr.recipe import load_recipe
-from fedsdr.run import compare, run
-from fedsdr.setting import prepare
-from fedsdr.trained import Models, open_run
+from fedsdr.core.errors import UserError
+from fedsdr.core.files import read_json
+from fedsdr.core.progress import silent_reporter
+from fedsdr.recipe.load import load_recipe
+from fedsdr.workflows.finished import Models, open_run
+from fedsdr.workflows.prepare import prepare_run
+from fedsdr.workflows.run import compare_seeds, run_recipe
+from fedsdr.workflows.run_folder import PERSONAL_FILE, RESULT_FILE
 
 BASELINES = ["base", "fedavg", "fedex", "fedsa", "ditto", "local"]
 
@@ -22,7 +22,7 @@ BASELINES = ["base", "fedavg", "fedex", "fedsa", "ditto", "local"]
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("trained")
     recipe = load_recipe(tiny.setting(place), [f"baselines={BASELINES}"])
-    run(recipe, place / "out", silent())
+    run_recipe(recipe, place / "out", silent_reporter())
     return place / "out"
 
 
@@ -39,8 +39,8 @@ def test_every_model_of_a_run_has_a_name(folder):
 
 def test_an_opened_model_has_the_held_out_loss_that_the_run_reported(folder):
     finished = open_run(folder)
-    models = Models(finished, silent())
-    evaluator = prepare(finished.recipe).workbench(silent()).evaluator
+    models = Models(finished, silent_reporter())
+    evaluator = prepare_run(finished.recipe).workbench(silent_reporter()).evaluator
     evaluator.model = models.base.model
     for name in finished.model_names()[1:]:
         models.use(name)
@@ -56,7 +56,7 @@ def test_an_opened_model_has_the_held_out_loss_that_the_run_reported(folder):
 
 def test_the_base_model_comes_back(folder):
     finished = open_run(folder)
-    models = Models(finished, silent())
+    models = Models(finished, silent_reporter())
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         before = models.base.model(ids).logits
@@ -79,7 +79,7 @@ def test_what_is_not_a_finished_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="not a run folder"):
         open_run(tmp_path)
     recipe = load_recipe(tiny.setting(tmp_path), ["federation.rounds=1"])
-    compare(recipe, [0, 1], tmp_path / "both", silent())
+    compare_seeds(recipe, [0, 1], tmp_path / "both", silent_reporter())
     with pytest.raises(UserError, match=r"comparison of several runs: give one .*seed-0"):
         open_run(tmp_path / "both")
     done = tmp_path / "both" / "seed-0"

@@ -16,13 +16,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from fedsdr.deploy import relay, site, trainer
-from fedsdr.deploy.relay import TrainerError, ask
-from fedsdr.deploy.trainer import LONGEST, allowed_users, listen, serve_requests
-from fedsdr.deploy.wire import WireError
-from fedsdr.errors import UserError
-from fedsdr.folders import locked
-from fedsdr.progress import silent
+from fedsdr.core.errors import UserError
+from fedsdr.core.progress import silent_reporter
+from fedsdr.deploy.client import relay, trainer
+from fedsdr.deploy.client.relay import TrainerError, ask_trainer
+from fedsdr.deploy.client.trainer import (
+    LONGEST_MESSAGE,
+    allowed_users,
+    listen_socket,
+    serve_requests,
+)
+from fedsdr.deploy.protocol.messages import WireError
+from fedsdr.deploy.sites import site
+from fedsdr.workflows.run_folder import locked_folder
 
 
 @contextmanager
@@ -30,7 +36,7 @@ def serving(
     path: Path, answer: Callable[[bytes], bytes], users: frozenset[int] | None = None
 ) -> Iterator[None]:
     """A trainer at work on `path`."""
-    server = listen(path, users)
+    server = listen_socket(path, users)
 
     def run() -> None:
         with suppress(OSError):  # of accept, once the socket is shut down
@@ -62,13 +68,13 @@ def path(tmp_path: Path) -> Path:
 def test_a_message_and_its_answer_pass_whole(path, size):
     data = os.urandom(size)
     with serving(path, lambda asked: asked[::-1] + b"!"):
-        assert ask(path, data) == data[::-1] + b"!"
+        assert ask_trainer(path, data) == data[::-1] + b"!"
 
 
 def test_the_socket_and_its_folder_are_their_owners_alone(path):
     old = os.umask(0)
     try:
-        with listen(path):
+        with listen_socket(path):
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
             assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
             assert os.umask(0) == 0  # as it was
@@ -91,9 +97,9 @@ def test_another_user_is_not_answered(path, monkeypatch, caplog):
     monkeypatch.setattr(trainer, "is_allowed", lambda line, users: mine(Stranger(), users))
     with serving(path, lambda data: asked.append(data) or b""):
         with pytest.raises(TrainerError, match="went away"):
-            ask(path, b"x" * 2**20)
+            ask_trainer(path, b"x" * 2**20)
         monkeypatch.setattr(trainer, "is_allowed", mine)
-        assert ask(path, b"mine") == b""
+        assert ask_trainer(path, b"mine") == b""
     assert asked == [b"mine"]
     assert "another user tried to connect" in caplog.text
 
@@ -104,7 +110,7 @@ def test_a_relay_may_run_as_one_other_user(path, monkeypatch):
     )
     users = allowed_users("relay")
     assert users == {os.getuid(), os.getuid() + 12345}
-    with listen(path, users):
+    with listen_socket(path, users):
         assert stat.S_IMODE(path.stat().st_mode) == 0o666
         assert stat.S_IMODE(path.parent.stat().st_mode) & 0o011 == 0o011
 
@@ -153,25 +159,25 @@ def test_an_app_that_runs_as_the_relays_user_can_ask_and_read_nothing(relay_user
 
 def test_two_trainers_do_not_take_over_one_abandoned_socket(path, monkeypatch):
     """The second one begins when the first has found the socket abandoned."""
-    listen(path).close()
+    listen_socket(path).close()
     found = trainer._check_abandoned
 
     def meanwhile(there: Path) -> None:
         found(there)
         with pytest.raises(UserError, match="already: stop that one first"):
-            listen(path)
+            listen_socket(path)
 
     monkeypatch.setattr(trainer, "_check_abandoned", meanwhile)
     with serving(path, lambda asked: b"first"):
-        assert ask(path, b"") == b"first"
-    listen(path).close()  # the lock has gone with it
+        assert ask_trainer(path, b"") == b"first"
+    listen_socket(path).close()  # the lock has gone with it
 
 
 def test_two_trainers_do_not_share_a_client(tmp_path, monkeypatch):
     """By sockets in two places, say."""
     monkeypatch.setattr(site, "open_client", lambda *_: pytest.fail("it has begun"))
-    with locked(tmp_path), pytest.raises(UserError, match="is in use by process"):
-        site.run_trainer(tmp_path, silent(), tmp_path / "other.sock")
+    with locked_folder(tmp_path), pytest.raises(UserError, match="is in use by process"):
+        site.run_trainer(tmp_path, silent_reporter(), tmp_path / "other.sock")
 
 
 def test_a_relay_that_drips_holds_up_no_other_and_is_cut_off(path, monkeypatch, caplog):
@@ -181,7 +187,7 @@ def test_a_relay_that_drips_holds_up_no_other_and_is_cut_off(path, monkeypatch, 
         for line in drips:
             line.sendall((9).to_bytes(8, "big"))
         began = time.monotonic()
-        assert ask(path, b"x") == b"x!"
+        assert ask_trainer(path, b"x") == b"x!"
         assert time.monotonic() - began < 0.5
         cut = False
         while not cut and time.monotonic() - began < 10:  # each byte comes long before the time
@@ -198,7 +204,7 @@ def test_a_relay_that_drips_holds_up_no_other_and_is_cut_off(path, monkeypatch, 
 
 
 def test_no_more_is_read_than_a_request_can_have(path, caplog):
-    server = listen(path)
+    server = listen_socket(path)
     asked: list[bytes] = []
 
     def run() -> None:
@@ -207,7 +213,7 @@ def test_no_more_is_read_than_a_request_can_have(path, caplog):
 
     thread = threading.Thread(target=run)
     thread.start()
-    assert ask(path, b"x" * 10) == b""
+    assert ask_trainer(path, b"x" * 10) == b""
     with connected(path) as line:
         line.sendall((11).to_bytes(8, "big"))
         assert line.recv(1) == b""
@@ -228,36 +234,38 @@ def test_questions_are_carried_out_in_one_thread(path):
 
     with serving(path, answer):
         for _ in range(3):
-            ask(path, b"x")
+            ask_trainer(path, b"x")
     assert len(threads) == 1
 
 
 def test_a_stale_socket_is_replaced_and_a_live_one_is_not(path):
-    listen(path).close()
+    listen_socket(path).close()
     assert path.is_socket()  # as a killed trainer leaves it
     with serving(path, lambda asked: b"first"):
         with pytest.raises(UserError, match=r"running at .* already: stop that one first"):
-            listen(path)
-        assert ask(path, b"") == b"first"
+            listen_socket(path)
+        assert ask_trainer(path, b"") == b"first"
 
 
 def test_a_file_in_the_sockets_place_is_not_written_over(path):
     path.parent.mkdir()
     path.write_text("mine")
     with pytest.raises(UserError, match="is not a socket, and is not written over"):
-        listen(path)
+        listen_socket(path)
     assert path.read_text() == "mine"
 
 
 def test_too_long_a_path_is_refused(tmp_path):
-    with pytest.raises(UserError, match=f"too long for a socket .{LONGEST} bytes at most"):
-        listen(tmp_path / ("x" * 100))
+    with pytest.raises(UserError, match=f"too long for a socket .{LONGEST_MESSAGE} bytes at most"):
+        listen_socket(tmp_path / ("x" * 100))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_relay_waits_for_a_trainer_that_starts_late(path):
     answers = []
-    early = threading.Thread(target=lambda: answers.append(ask(path, b"early", patience=30)))
+    early = threading.Thread(
+        target=lambda: answers.append(ask_trainer(path, b"early", patience=30))
+    )
     early.start()
     time.sleep(0.3)
     with serving(path, lambda asked: asked + b"!"):
@@ -267,7 +275,7 @@ def test_a_relay_waits_for_a_trainer_that_starts_late(path):
 
 def test_a_relay_gives_up_in_the_end(path):
     with pytest.raises(TrainerError, match=r"no trainer at .*: start it first"):
-        ask(path, b"", patience=0)
+        ask_trainer(path, b"", patience=0)
 
 
 def test_what_a_trainer_refuses_is_told_in_words(path):
@@ -277,7 +285,7 @@ def test_what_a_trainer_refuses_is_told_in_words(path):
     with serving(path, refuse):
         for _ in range(2):  # and it goes on
             with pytest.raises(TrainerError, match="not a message: ü"):
-                ask(path, b"x")
+                ask_trainer(path, b"x")
 
 
 def test_an_answer_is_not_lost_with_its_relay(path):
@@ -297,17 +305,17 @@ def test_an_answer_is_not_lost_with_its_relay(path):
             assert begun.wait(30)
         leave.set()
         begun.clear()
-        assert ask(path, b"question").startswith(b"worked out once")
+        assert ask_trainer(path, b"question").startswith(b"worked out once")
         assert not begun.is_set()
 
 
 def test_an_announced_length_is_not_taken_at_its_word(path, caplog):
     with serving(path, lambda asked: b""):
         with connected(path) as line:
-            line.sendall((relay.MOST + 1).to_bytes(8, "big"))
+            line.sendall((relay.MOST_BYTES + 1).to_bytes(8, "big"))
             assert line.recv(1) == b""  # hung up on
-        assert ask(path, b"") == b""
-    assert f"larger than {relay.MOST}" in caplog.text
+        assert ask_trainer(path, b"") == b""
+    assert f"larger than {relay.MOST_BYTES}" in caplog.text
 
 
 def test_a_message_that_ends_early_is_an_error_of_the_line():
@@ -328,7 +336,7 @@ def test_whatever_a_trainer_writes_is_its_owners_alone(tmp_path, monkeypatch):
     old = os.umask(0o022)
     try:
         with pytest.raises(UserError, match="enough"):
-            site.run_trainer(tmp_path, silent())
+            site.run_trainer(tmp_path, silent_reporter())
     finally:
         os.umask(old)
     assert {path.name for path in tmp_path.iterdir()} == {"private", f"{site.SOCKET}.lock"}

@@ -5,15 +5,22 @@ from typing import Any
 import pytest
 import torch
 
-from fedsdr.adapters import FOLDED, prefixed, subtract, under, unwrap, weighted_mean
-from fedsdr.algorithms.aggregation.folding import whole
-from fedsdr.algorithms.compose import build_algorithm
+from fedsdr.algorithms.aggregation.folding import merge_folded
 from fedsdr.algorithms.contract import Algorithm, ClientState, Round, check_update
 from fedsdr.algorithms.table import ALGORITHMS
 from fedsdr.algorithms.two_shared_streams import SHARED
-from fedsdr.errors import UserError
-from fedsdr.methods import CHOICES, METHODS, own_name
-from fedsdr.recipe import override
+from fedsdr.core.adapters import (
+    FOLDED,
+    add_prefix,
+    strip_prefix,
+    subtract,
+    unwrap_private,
+    weighted_mean,
+)
+from fedsdr.core.errors import UserError
+from fedsdr.recipe.build import build_algorithm
+from fedsdr.recipe.load import override_recipe
+from fedsdr.recipe.methods import CHOICE_KEYS, NAMED_METHODS, own_name
 from playing import LOCAL, build, dense, furthest, play, recipe, same_bits
 from tiny import CLIENTS, ToyClient, random_adapter
 
@@ -22,7 +29,9 @@ SENDING = [name for name in ALGORITHMS if name != "local"]
 
 
 def shared(name: str = "fedavg", **changes: Any) -> Algorithm:
-    it = override(recipe(f"fedsdr+{name}" if name != "fedavg" else "fedsdr"), {**KEY, **changes})
+    it = override_recipe(
+        recipe(f"fedsdr+{name}" if name != "fedavg" else "fedsdr"), {**KEY, **changes}
+    )
     return build_algorithm(it)
 
 
@@ -36,11 +45,11 @@ def test_both_streams_are_sent_and_averaged(context):
         toy = ToyClient(name)
         update, kept = algorithm.client(sent, ClientState(), toy, Round(1, 0))
         smooth, rectify = toy.stages
-        assert same_bits(unwrap(rectify.private), toy.fits[0].shared)
-        beside = under(smooth.shared or {}, FOLDED)
+        assert same_bits(unwrap_private(rectify.private), toy.fits[0].shared)
+        beside = strip_prefix(smooth.shared or {}, FOLDED)
         assert same_bits(beside, state.adapter if context == "joint" else {})
         assert (smooth.targets, rectify.targets, rectify.alone) == ("distilled", "raw", 0.5)
-        assert furthest(under(update.change, SHARED), subtract(toy.fits[0].shared, s0)) == 0
+        assert furthest(strip_prefix(update.change, SHARED), subtract(toy.fits[0].shared, s0)) == 0
         assert same_bits(kept, ClientState()), "nothing is left for the client to keep"
         check_update(name, update, algorithm.uploads(state, Round(1, 0)), algorithm.ranks)
         fold = algorithm.add(fold, update)
@@ -53,7 +62,7 @@ def test_the_model_of_all_has_both_streams():
     algorithm = shared()
     played = play(algorithm)
     r, s = dense(played.server.adapter), dense(played.server.memory[SHARED])
-    deployed = dense(whole(algorithm.deployed(played.server)))
+    deployed = dense(merge_folded(algorithm.deployed(played.server)))
     assert all(torch.allclose(deployed[path], r[path] + s[path]) for path in r)
     mine = algorithm.personal(algorithm.broadcast(played.server), played.clients["ben"])
     assert same_bits(mine.shared, algorithm.deployed(played.server))
@@ -87,17 +96,19 @@ def test_the_order_of_clients_and_repetition_do_not_matter(name):
     assert furthest(forwards.server.memory[SHARED], backwards.server.memory[SHARED]) < 1e-10
 
 
-@pytest.mark.parametrize("name", [*METHODS, *CHOICES])
+@pytest.mark.parametrize("name", [*NAMED_METHODS, *CHOICE_KEYS])
 def test_no_method_uploads_s_by_its_name(name):
     """Nor does any that is put together from names, S being uploaded by one row alone."""
     assert recipe(name).federation.targets != "two_shared_streams"
     if name != "local":
-        for update in play(build(f"fedsdr+{name}" if name in CHOICES else name), rounds=1).updates:
+        for update in play(
+            build(f"fedsdr+{name}" if name in CHOICE_KEYS else name), rounds=1
+        ).updates:
             assert not [key for key in update.change if key.startswith(SHARED)]
 
 
 def test_it_is_not_called_fedsdr():
-    assert own_name(override(recipe("fedsdr"), KEY)) == "fedsdr_shared"
+    assert own_name(override_recipe(recipe("fedsdr"), KEY)) == "fedsdr_shared"
     with pytest.raises(UserError, match="not known"):
         recipe("fedsdr_shared")
 
@@ -126,5 +137,5 @@ def test_it_keeps_no_company(key, value):
 def test_its_upload_is_twice_as_large():
     first = random_adapter("first")
     algorithm = shared()
-    wanted = {**first, **prefixed(first, SHARED)}
+    wanted = {**first, **add_prefix(first, SHARED)}
     assert algorithm.uploads(algorithm.init(first), Round(1, 0)).keys() == wanted.keys()

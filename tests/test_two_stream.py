@@ -5,11 +5,18 @@ from typing import Any
 import pytest
 import torch
 
-from fedsdr.adapters import FOLDED, Adapter, Private, factors, under, unwrap
 from fedsdr.algorithms.contract import Algorithm, ClientState, Fitted, Round, Schedule, Stage
 from fedsdr.algorithms.fedavg import fedavg
-from fedsdr.algorithms.two_stream import SMOOTHING, Smoothing, conflict, two_stream
-from fedsdr.metrics import Mean
+from fedsdr.algorithms.two_stream import SMOOTHING, Smoothing, stream_conflict, two_stream
+from fedsdr.core.adapters import (
+    FOLDED,
+    Adapter,
+    Private,
+    plain_factors,
+    strip_prefix,
+    unwrap_private,
+)
+from fedsdr.core.metrics import Mean
 from playing import LOCAL, SETUP, build, dense, furthest, play, same_bits
 from tiny import CLIENTS, ToyClient, random_adapter
 
@@ -67,7 +74,9 @@ def test_kept_streams_go_on_and_reset_ones_start_anew(context):
     kept, reset = (play(streams(context=context, state=it)) for it in ("keep", "reset"))
     once = play(streams(context=context, state="reset"), rounds=1)
     for client in CLIENTS:
-        a, b, c = (unwrap(it.clients[client].private[SMOOTHING]) for it in (kept, reset, once))
+        a, b, c = (
+            unwrap_private(it.clients[client].private[SMOOTHING]) for it in (kept, reset, once)
+        )
         assert furthest(a, b) > 0.01
         if context == "base":  # then each round asks the same of it
             assert furthest(b, c) == 0
@@ -90,8 +99,8 @@ def test_a_decaying_stream_is_faded_where_its_training_begins():
     assert toy.stages[0].private is None
     assert again.stages[0].private is state.private[SMOOTHING]  # the trainer fades it, once
     left, begun = state.private[SMOOTHING], again.fits[0].before
-    for path, weight in dense(unwrap(begun)).items():
-        torch.testing.assert_close(weight, 0.25 * dense(unwrap(left))[path])
+    for path, weight in dense(unwrap_private(begun)).items():
+        torch.testing.assert_close(weight, 0.25 * dense(unwrap_private(left))[path])
 
 
 @pytest.mark.parametrize("order", ["smooth_first", "rectify_first"])
@@ -104,7 +113,7 @@ def test_a_decay_of_one_keeps_s(order):
 def test_a_decay_of_nought_begins_with_a_weight_of_nought():
     played = play(streams(state="decay", decay=0.0))
     begun = [f for s, f in zip(played.stages, played.fits, strict=True) if s.trains == "S"]
-    assert all(not w.any() for f in begun for w in dense(unwrap(f.before)).values())
+    assert all(not w.any() for f in begun for w in dense(unwrap_private(f.before)).values())
 
 
 @pytest.mark.parametrize("state", ["keep", "reset", "decay"])
@@ -139,9 +148,9 @@ def test_smoothing_last_is_on_top_of_the_r_just_trained(name, context):
         if context == "base":
             assert (smooth.shared, smooth.own) == (None, None)
             continue
-        r = {**factors(smooth.shared or {}), **unwrap(smooth.own)}
-        assert same_bits(r, unwrap(rectified.after))
-        folded = [under(stage.shared or {}, FOLDED) for stage in (rectify, smooth)]
+        r = {**plain_factors(smooth.shared or {}), **unwrap_private(smooth.own)}
+        assert same_bits(r, unwrap_private(rectified.after))
+        folded = [strip_prefix(stage.shared or {}, FOLDED) for stage in (rectify, smooth)]
         assert same_bits(*folded)
 
 
@@ -224,7 +233,7 @@ def test_conflict_is_that_of_the_products_formed_explicitly():
         "norm/R": float(flat(dense(r_after)).norm()),
         "norm/S": float(flat(dense(s_after)).norm()),
     }
-    given = conflict(fitted(r, r_after), fitted(s, s_after))
+    given = stream_conflict(fitted(r, r_after), fitted(s, s_after))
     assert {name: mean.value for name, mean in given.items()} == pytest.approx(expected, rel=1e-9)
     assert {mean.weight for mean in given.values()} == {1}
     assert abs(expected["conflict/cosine"]) > 0.01
@@ -236,7 +245,7 @@ def test_streams_that_agree_oppose_or_rest(sign, expected):
     zero = {key: torch.zeros_like(tensor) for key, tensor in random_adapter("R").items()}
     step = random_adapter("step")
     turned = {key: t * sign if "lora_B" in key else t for key, t in step.items()}
-    given = conflict(fitted(zero, step), fitted(zero, turned))
+    given = stream_conflict(fitted(zero, step), fitted(zero, turned))
     assert given["conflict/cosine"].value == pytest.approx(expected, abs=1e-12)
 
 
@@ -248,6 +257,6 @@ def test_two_stream_reports_conflict_and_both_losses_of_each_client():
     smoothed = toy(Stage("", "S", Schedule(2, 0.3), targets="distilled"))
     first = random_adapter("first")
     rectified = toy(Stage("", "R", SETUP.schedule, first, private=smoothed.after, alone=0.5))
-    expected = conflict(rectified, smoothed)
+    expected = stream_conflict(rectified, smoothed)
     assert {name: client.metrics[name] for name in expected} == expected
     assert client.metrics["loss/smooth"] == smoothed.loss

@@ -6,23 +6,23 @@ from typing import Any
 
 import pytest
 
-from fedsdr import files
-from fedsdr.deploy.client import RefusalError
-from fedsdr.deploy.egress import Audit
-from fedsdr.deploy.grid import FlowerLink
-from fedsdr.deploy.identity import UNSIGNED, seal, unverified
-from fedsdr.deploy.site import ROSTER, RUN, STATUS
-from fedsdr.deploy.status import print_status
-from fedsdr.deploy.wire import (
+from fedsdr.core import files
+from fedsdr.deploy.client.operations import RefusalError
+from fedsdr.deploy.flower.grid import FlowerLink
+from fedsdr.deploy.protocol.egress import Audit
+from fedsdr.deploy.protocol.messages import (
     LONGEST,
     Answer,
     Request,
     WireError,
     decode_answer,
-    encode,
-    printable,
+    encode_message,
+    printable_text,
 )
-from fedsdr.folders import RECIPE_FILE
+from fedsdr.deploy.protocol.signing import UNSIGNED, seal_payload, unverified_payload
+from fedsdr.deploy.sites.site import ROSTER, RUN, STATUS
+from fedsdr.deploy.sites.status import print_status
+from fedsdr.workflows.run_folder import RECIPE_FILE
 from lines import client_sides
 from tiny import CLIENTS, setting
 
@@ -30,17 +30,17 @@ HOSTILE = "\x1b[2J\x1b]0;owned\x07 [/red] [[data.sources]] \r\nstate: finished\u
 
 
 def test_what_is_printable_is_left_alone():
-    assert printable("für [x] 日本") == "für [x] 日本"
-    assert printable(HOSTILE).isprintable()
-    assert len(printable(HOSTILE)) == len(HOSTILE)
+    assert printable_text("für [x] 日本") == "für [x] 日本"
+    assert printable_text(HOSTILE).isprintable()
+    assert len(printable_text(HOSTILE)) == len(HOSTILE)
 
 
 def test_a_refusal_that_is_not_printable_is_no_message():
     answer = Answer("fit", "run", "anna", refused="a reason", request="0" * 32)
-    data = encode(answer).replace(b"a reason", b"a\\\\nason")
+    data = encode_message(answer).replace(b"a reason", b"a\\\\nason")
     with pytest.raises(WireError, match="cannot be printed"):
         decode_answer(data)
-    assert decode_answer(encode(replace(answer, refused=printable(HOSTILE)))).refused
+    assert decode_answer(encode_message(replace(answer, refused=printable_text(HOSTILE)))).refused
 
 
 def test_a_client_says_why_it_refuses_on_one_line(tmp_path, monkeypatch):
@@ -52,11 +52,12 @@ def test_a_client_says_why_it_refuses_on_one_line(tmp_path, monkeypatch):
         raise RefusalError(HOSTILE + "x" * 2 * LONGEST)
 
     monkeypatch.setattr(side, "_check", refuse)
-    request = seal(
-        encode(Request("prepare", "run", "recipe", CLIENTS[0], journal=side.journal.name)), UNSIGNED
+    request = seal_payload(
+        encode_message(Request("prepare", "run", "recipe", CLIENTS[0], journal=side.journal.name)),
+        UNSIGNED,
     )
-    refused = decode_answer(unverified(side(request))).refused
-    assert refused.startswith(printable(HOSTILE))
+    refused = decode_answer(unverified_payload(side(request))).refused
+    assert refused.startswith(printable_text(HOSTILE))
     assert len(refused) == LONGEST
 
 
@@ -68,12 +69,12 @@ def test_an_error_of_flowers_is_one_line():
     )
     grid: Any = SimpleNamespace(pull_messages=lambda ids: [message])
     [reply] = FlowerLink(grid, 1.0).receive(["7"])
-    assert reply.error == f"{printable(HOSTILE)} (Flower's code 2)"
+    assert reply.error == f"{printable_text(HOSTILE)} (Flower's code 2)"
 
 
 def test_the_status_shows_brackets_as_they_are(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    error = printable(HOSTILE)
+    error = printable_text(HOSTILE)
     (tmp_path / RECIPE_FILE).write_text("model.path = 'lab'\n")
     files.write_json(tmp_path / ROSTER, {"clients": {"anna": None}})
     files.write_json(tmp_path / STATUS, {"state": "failed", "error": error})

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from fedsdr.adapters import Adapter, Private
 from fedsdr.algorithms.contract import Update, check_update
+from fedsdr.core.adapters import Adapter, Private
 
 LIKE = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
 

@@ -4,15 +4,21 @@ from collections.abc import Sequence
 
 import pytest
 
+from fedsdr.core.errors import UserError
 from fedsdr.data.records import Record, Turn
-from fedsdr.distill.checks import Candidate, Judge, Rewrite, Verdict
+from fedsdr.distill.checks import Candidate, Rewrite, RewriteCheck, Verdict
 from fedsdr.distill.oracle import oracle_judge
-from fedsdr.distill.support import kept, rare_words, support_judge, supported, terms
+from fedsdr.distill.support import (
+    content_terms,
+    kept_share,
+    rare_words,
+    support_judge,
+    supported_share,
+)
 from fedsdr.distill.verify import all_of, build_verifier, check_verifier
-from fedsdr.errors import UserError
-from fedsdr.methods import method
-from fedsdr.recipe import parse_recipe
-from fedsdr.sections.distill import Distill, Oracle, Support
+from fedsdr.recipe.load import parse_recipe
+from fedsdr.recipe.methods import named_recipe
+from fedsdr.recipe.sections.distill import Distill, Oracle, Support
 
 
 def record(response: str = "x", instruction: str = "q", answer: str = "") -> Record:
@@ -40,18 +46,20 @@ def candidate(
     ],
 )
 def test_terms(text, found):
-    assert terms(text) == found
+    assert content_terms(text) == found
 
 
 def test_support_is_counted_by_hand():
     raw = record("Take 5 mg aspirin daily.", "How much aspirin for fever?")
     # fever 5 mg aspirin | 10 tablets; "take" is a stop word
-    assert supported(raw, "For fever take 5 mg aspirin, or 10 tablets.") == pytest.approx(4 / 6)
-    assert supported(raw, "") == 1
+    assert supported_share(raw, "For fever take 5 mg aspirin, or 10 tablets.") == pytest.approx(
+        4 / 6
+    )
+    assert supported_share(raw, "") == 1
     # of 5, aspirin, daily: one number, two rare words
-    assert kept(raw, "Take 5 mg.", {"aspirin", "daily"}) == pytest.approx(1 / 3)
-    assert kept(raw, "Aspirin, 5.0 mg, daily", {"aspirin", "daily"}) == 1
-    assert kept(record("yes"), "no", set()) == 1  # nothing that must survive
+    assert kept_share(raw, "Take 5 mg.", {"aspirin", "daily"}) == pytest.approx(1 / 3)
+    assert kept_share(raw, "Aspirin, 5.0 mg, daily", {"aspirin", "daily"}) == 1
+    assert kept_share(record("yes"), "no", set()) == 1  # nothing that must survive
 
 
 def test_words_are_rare_by_the_clients_own_records():
@@ -123,7 +131,7 @@ def test_the_oracle_lets_pass_what_has_no_gold_answer():
 def test_a_judge_sees_in_one_batch_what_those_before_it_let_pass():
     seen: list[list[str]] = []
 
-    def judge(refuses: str) -> Judge:
+    def judge(refuses: str) -> RewriteCheck:
         def each(candidates: Sequence[Candidate]) -> list[Verdict]:
             seen.append([c.rewrite.text for c in candidates])
             return [
@@ -171,5 +179,5 @@ def test_an_oracle_without_gold_answers_is_refused():
 )
 def test_fedsd_verified_adds_the_recipes_checks(distill, checks, attempts):
     recipe = parse_recipe({"model": {"path": "lab"}, "distill": distill})
-    verified = method("fedsd_verified", recipe).distill
+    verified = named_recipe("fedsd_verified", recipe).distill
     assert (verified.checks, verified.attempts) == (checks, attempts)

@@ -5,17 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedsdr.deploy import wire
-from fedsdr.deploy.wire import (
+from fedsdr.core.metrics import Mean
+from fedsdr.deploy.protocol import messages as wire
+from fedsdr.deploy.protocol.messages import (
     LONGEST,
     Answer,
     Request,
     WireError,
     decode_answer,
     decode_request,
-    encode,
+    encode_message,
 )
-from fedsdr.metrics import Mean
 
 DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn,
@@ -32,7 +32,7 @@ ANSWER = Answer(
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (4, 3), (0, 3), (2, 1, 2)], ids=str)
 def test_tensors_arrive_bit_by_bit(dtype, shape):
     sent = (torch.rand(shape, dtype=torch.float64) * 100 - 50).to(dtype)
-    found = decode_answer(encode(replace(ANSWER, change={"x": sent}))).change["x"]
+    found = decode_answer(encode_message(replace(ANSWER, change={"x": sent}))).change["x"]
     assert found.dtype == dtype
     assert found.shape == sent.shape
     assert found.view(torch.uint8).tolist() == sent.view(torch.uint8).tolist() if shape else True
@@ -43,7 +43,7 @@ def test_views_and_gradients_arrive_as_plain_tensors():
     weight = torch.arange(6.0, requires_grad=True)
     change = {"turned": weight.view(2, 3).T, "half": weight[:3], "rest": weight[3:]}
     change |= {"all": weight, "again": weight}
-    found = decode_request(encode(replace(REQUEST, shared=change))).shared
+    found = decode_request(encode_message(replace(REQUEST, shared=change))).shared
     for key, tensor in change.items():
         assert torch.equal(found[key], tensor)
         assert not found[key].requires_grad
@@ -51,18 +51,18 @@ def test_views_and_gradients_arrive_as_plain_tensors():
 
 def test_everything_else_arrives_too():
     request = replace(REQUEST, operation="hello", agreed={"distill.prompt": 'say "ü"\n\t{x}\0'})
-    assert decode_request(encode(request)) == request
+    assert decode_request(encode_message(request)) == request
     told = {"model": "abc ü", "fedsdr": "0.1.0"}
     answer = replace(ANSWER, facts=told, refused="für x")
-    assert decode_answer(encode(answer)) == answer
-    assert isinstance(decode_answer(encode(answer)).metrics["loss/R"], Mean)
+    assert decode_answer(encode_message(answer)) == answer
+    assert isinstance(decode_answer(encode_message(answer)).metrics["loss/R"], Mean)
 
 
 def test_a_request_is_no_answer():
     with pytest.raises(WireError, match="wrong header"):
-        decode_answer(encode(REQUEST))
+        decode_answer(encode_message(REQUEST))
     with pytest.raises(WireError, match="wrong header"):
-        decode_request(encode(ANSWER))
+        decode_request(encode_message(ANSWER))
 
 
 @pytest.mark.parametrize(
@@ -86,17 +86,17 @@ def test_a_request_is_no_answer():
 )
 def test_what_could_not_be_read_is_not_sent(changes, place):
     with pytest.raises(WireError, match=f"cannot be sent: {place}"):
-        encode(replace(ANSWER, **changes))
+        encode_message(replace(ANSWER, **changes))
 
 
 def test_a_weight_below_0_that_another_program_has_sent_is_refused():
-    sent = encode(replace(ANSWER, weight=80.0)).replace(b":80.0", b":-8.0")
+    sent = encode_message(replace(ANSWER, weight=80.0)).replace(b":80.0", b":-8.0")
     with pytest.raises(WireError, match="wrong header: weight = -8"):
         decode_answer(sent)
 
 
 def test_too_long_a_message_is_not_even_parsed(monkeypatch):
-    data = encode(REQUEST)
+    data = encode_message(REQUEST)
     monkeypatch.setattr(wire, "MOST", len(data))
     assert decode_request(data) == REQUEST
     with pytest.raises(WireError, match=f"{len(data) + 1} bytes is larger than {len(data)}"):

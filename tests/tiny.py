@@ -16,20 +16,20 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fedsdr import seeds
-from fedsdr.adapters import (
+from fedsdr.algorithms.contract import Fitted, Stage
+from fedsdr.core import seeds
+from fedsdr.core.adapters import (
     Adapter,
     Private,
     factor_of,
-    factors,
-    faded,
+    plain_factors,
     rank_of,
-    resized,
-    select,
-    unwrap,
+    resize_rank,
+    scale_product,
+    select_tensors,
+    unwrap_private,
 )
-from fedsdr.algorithms.contract import Fitted, Stage
-from fedsdr.metrics import Mean
+from fedsdr.core.metrics import Mean
 
 WORDS = "red green blue one two three cat dog bird sees likes near and the a is not".split()
 CLIENTS = ("anna", "ben", "cleo")
@@ -50,7 +50,7 @@ SHAPES = {
 
 def random_adapter(*names: str | int, dtype: torch.dtype = torch.float64) -> Adapter:
     """An adapter of two layers and rank 2, a function of `names`."""
-    draw = seeds.generator(0, *names)
+    draw = seeds.seeded_generator(0, *names)
     return {
         key: torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype)
         for key, shape in SHAPES.items()
@@ -77,14 +77,17 @@ class ToyClient:
 
     def fit(self, stage: Stage) -> Fitted:
         zero = {key: torch.zeros(shape, dtype=self.dtype) for key, shape in SHAPES.items()}
-        sent = factors(stage.shared or {})
-        r, s = {**zero, **sent, **unwrap(stage.own)}, {**zero, **unwrap(stage.private)}
-        s = faded(s, stage.fade) if stage.trains == "S" else s
+        sent = plain_factors(stage.shared or {})
+        r, s = (
+            {**zero, **sent, **unwrap_private(stage.own)},
+            {**zero, **unwrap_private(stage.private)},
+        )
+        s = scale_product(s, stage.fade) if stage.trains == "S" else s
         mine, other = (r, s) if stage.trains == "R" else (s, r)
         rank = rank_of(mine)
-        other = resized(other, rank)
+        other = resize_rank(other, rank)
         goal = random_adapter("goal", self.name, stage.targets, dtype=self.dtype)
-        goal = resized(goal, rank)
+        goal = resize_rank(goal, rank)
         after, gradient = dict(mine), {key: torch.zeros_like(t) for key, t in mine.items()}
         loss = Mean(0.0, 0.0)
         for _ in range(stage.schedule.steps):
@@ -100,9 +103,11 @@ class ToyClient:
             return fitted
         return replace(
             fitted,
-            shared=select(after, lambda key: key in sent),
-            own=Private(select(after, lambda key: key not in sent)),
-            gradient=select(gradient, lambda key: key in sent) if stage.mean_gradient else {},
+            shared=select_tensors(after, lambda key: key in sent),
+            own=Private(select_tensors(after, lambda key: key not in sent)),
+            gradient=select_tensors(gradient, lambda key: key in sent)
+            if stage.mean_gradient
+            else {},
         )
 
 

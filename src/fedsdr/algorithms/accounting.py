@@ -9,16 +9,16 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 
-def epsilon(noise_multiplier: float, releases: int, delta: float, local: bool) -> float:
+def single_epsilon(noise_multiplier: float, releases: int, delta: float, local: bool) -> float:
     """epsilon at `delta` of `fedsdr.algorithms.privacy` with z = `noise_multiplier`.
 
     releases: the number of rounds in which the client that took part most often did. Everything
     else is as in `composed`.
     """
-    return composed({noise_multiplier: releases}, delta, local)
+    return composed_epsilon({noise_multiplier: releases}, delta, local)
 
 
-def composed(releases: Mapping[float, int], delta: float, local: bool) -> float:
+def composed_epsilon(releases: Mapping[float, int], delta: float, local: bool) -> float:
     """epsilon at `delta` of all `releases` of one client's data: noise multiplier -> how many.
 
     No amplification by sampling is claimed: who takes part is a public function of the seed.

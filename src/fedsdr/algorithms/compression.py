@@ -24,7 +24,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsdr.adapters import Adapter, add, factors, subtract
 from fedsdr.algorithms.contract import (
     Algorithm,
     ClientState,
@@ -34,6 +33,7 @@ from fedsdr.algorithms.contract import (
     Round,
     Update,
 )
+from fedsdr.core.adapters import Adapter, add, plain_factors, subtract
 
 RESIDUAL: Final = "residual"
 SCALE, INDEX, VALUE = "/scale", "/index", "/value"
@@ -53,14 +53,14 @@ class TopK(Options):
     share: Annotated[float, Field(gt=0, le=1)] = 0.1
 
 
-class Fold(NamedTuple):
+class DecodedFold(NamedTuple):
     """inner: the wrapped algorithm's fold; like: shapes and dtypes to be decoded to."""
 
     inner: Any
     like: Adapter
 
 
-def compressed(inner: Algorithm, codec: Codec, feedback: bool) -> Algorithm:
+def with_compression(inner: Algorithm, codec: Codec, feedback: bool) -> Algorithm:
     """`inner`, whose clients send `codec.encode` of their changes.
 
     feedback: whether a client keeps what encoding lost, in `ClientState.memory`.
@@ -72,22 +72,26 @@ def compressed(inner: Algorithm, codec: Codec, feedback: bool) -> Algorithm:
         update, after = inner.client(shared, state, fit, round)
         wanted = update.change
         if feedback:
-            owed = state.recall(RESIDUAL, like=factors(wanted))
-            wanted = {**wanted, **add(factors(wanted), owed)}
+            owed = state.recall(RESIDUAL, like=plain_factors(wanted))
+            wanted = {**wanted, **add(plain_factors(wanted), owed)}
         encoded = codec.encode(wanted)
         decoded = codec.decode(encoded, wanted)
         after = inner.seen(state, after, decoded)
         if feedback:
-            after = after.remember(RESIDUAL, subtract(factors(wanted), factors(decoded)))
+            after = after.remember(
+                RESIDUAL, subtract(plain_factors(wanted), plain_factors(decoded))
+            )
         return replace(update, change=encoded), after
 
-    def collect(fold: Fold, update: Update) -> Fold:
+    def collect(fold: DecodedFold, update: Update) -> DecodedFold:
         decoded = replace(update, change=codec.decode(update.change, fold.like))
-        return Fold(inner.add(fold.inner, decoded), fold.like)
+        return DecodedFold(inner.add(fold.inner, decoded), fold.like)
 
     return inner._replace(
         client=client,
-        start=lambda state, round: Fold(inner.start(state, round), inner.uploads(state, round)),
+        start=lambda state, round: DecodedFold(
+            inner.start(state, round), inner.uploads(state, round)
+        ),
         add=collect,
         finish=lambda state, fold, round: inner.finish(state, fold.inner, round),
         uploads=lambda state, round: codec.encode(inner.uploads(state, round)),
@@ -98,20 +102,20 @@ def compressed(inner: Algorithm, codec: Codec, feedback: bool) -> Algorithm:
 def fp16(inner: Algorithm, options: NoOptions) -> Algorithm:
     """Half the bytes of float32. No feedback: a relative error of 2^-11 is below the noise of
     training, and not worth a residual of the adapter's size at each client."""
-    return compressed(inner, half(), feedback=False)
+    return with_compression(inner, half_codec(), feedback=False)
 
 
 def int8(inner: Algorithm, options: NoOptions) -> Algorithm:
     """About a quarter of the bytes of float32, with error feedback."""
-    return compressed(inner, rows_of_int8(), feedback=True)
+    return with_compression(inner, rows_of_int8(), feedback=True)
 
 
 def topk(inner: Algorithm, options: TopK) -> Algorithm:
     """Two numbers for each entry that is sent, with error feedback."""
-    return compressed(inner, top_k(options), feedback=True)
+    return with_compression(inner, top_k(options), feedback=True)
 
 
-def half() -> Codec:
+def half_codec() -> Codec:
     """float16. Finite values beyond its range become the largest, +-65504; an infinite one stays
     infinite, for the server to refuse."""
     most = torch.finfo(torch.float16).max

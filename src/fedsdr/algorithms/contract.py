@@ -19,19 +19,19 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from fedsdr.adapters import (
+from fedsdr.core.adapters import (
     A_SUFFIX,
     B_SUFFIX,
     Adapter,
     Private,
     all_finite,
     check_same_keys,
-    factors,
-    layers,
-    resized,
-    under,
+    layer_paths,
+    plain_factors,
+    resize_rank,
+    strip_prefix,
 )
-from fedsdr.metrics import Mean, Metrics
+from fedsdr.core.metrics import Mean, Metrics
 
 Targets = Literal["raw", "distilled", "mixed"]
 Factors = Literal["A", "B", "both"]
@@ -91,7 +91,7 @@ class Stage:
     name: the purpose of its random draws ("rectify", "smooth").
     trains: "R" or "S"; whatever else is given is in the forward pass, frozen.
     shared: R's tensors as the server sent them, or None; those under the prefix
-        `fedsdr.adapters.FOLDED` are a frozen part of R, from earlier rounds.
+        `fedsdr.core.adapters.FOLDED` are a frozen part of R, from earlier rounds.
     own: R's tensors that this client keeps to itself. R is in the forward pass where `shared` or
         `own` is given; what of a trained R neither has starts fresh, and is the client's own.
     private: S, or None to leave it out; an S to be trained starts fresh from None.
@@ -271,9 +271,9 @@ def check_broadcast(sent: Adapter, like: Adapter, later: frozenset[str] = frozen
     same = {key: tensor for key, tensor in sent.items() if key not in grown}
     check_same_keys(like, same, who="what the server sent")
     for prefix in later:
-        part = under({key: sent[key] for key in grown}, prefix)
+        part = strip_prefix({key: sent[key] for key in grown}, prefix)
         if part:
-            _check_grown(part, factors(like))
+            _check_grown(part, plain_factors(like))
     for key, tensor in sent.items():
         expected = like.get(key, next(iter(like.values()))).dtype
         if tensor.dtype != expected:
@@ -286,7 +286,7 @@ def _check_grown(part: Adapter, like: Adapter) -> None:
     """An adapter for the layers of `like`, of a rank for each that it can have."""
     if part.keys() != like.keys():
         raise ValueError("what the server sent: its frozen part is not one of this model's layers")
-    for path in layers(part):
+    for path in layer_paths(part):
         a, b = part[path + A_SUFFIX], part[path + B_SUFFIX]
         inputs, outputs = like[path + A_SUFFIX].shape[1], like[path + B_SUFFIX].shape[0]
         rank = a.shape[0] if a.dim() else 0
@@ -303,7 +303,7 @@ def check_update(
 ) -> None:
     """Refuse an update that cannot be aggregated; the error names the client and the reason."""
     for rank in ranks:
-        smaller = resized(like, rank)
+        smaller = resize_rank(like, rank)
         if all(update.change.get(key, like[key]).shape == t.shape for key, t in smaller.items()):
             like = smaller
     check_same_keys(like, update.change, who=f"update of client {client!r}")

@@ -5,7 +5,6 @@ arXiv 2605.18028, Sec. method, FedSD step 2. The rewriting itself is `fedsdr.dis
 
 from dataclasses import replace
 
-from fedsdr.adapters import Adapter
 from fedsdr.algorithms.contract import (
     Algorithm,
     ClientState,
@@ -16,14 +15,15 @@ from fedsdr.algorithms.contract import (
     Targets,
     Update,
 )
+from fedsdr.core.adapters import Adapter
 
 
-def distilled(inner: Algorithm) -> Algorithm:
+def distilled_targets(inner: Algorithm) -> Algorithm:
     """`inner`, learning from its clients' rewritten responses."""
     return _learning(inner, "distilled")
 
 
-def mixed(inner: Algorithm) -> Algorithm:
+def mixed_targets(inner: Algorithm) -> Algorithm:
     """`inner`, learning from the raw responses and the rewritten ones as one set of records.
 
     What FedSDR tells apart in two streams, without the streams: its baseline.

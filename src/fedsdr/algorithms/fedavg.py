@@ -4,7 +4,6 @@ McMahan et al. 2017 (arXiv 1602.05629), Algorithm 1, on LoRA factors as FedIT do
 (arXiv 2305.05644). The other algorithms of this folder are this one with a part exchanged.
 """
 
-from fedsdr.adapters import Adapter, WeightedSum, add, no_sum, subtract
 from fedsdr.algorithms.contract import (
     Algorithm,
     ClientState,
@@ -17,6 +16,7 @@ from fedsdr.algorithms.contract import (
     Stage,
     Update,
 )
+from fedsdr.core.adapters import Adapter, WeightedSum, add, no_sum, subtract
 
 
 def fedavg(setup: Setup) -> Algorithm:
@@ -26,7 +26,7 @@ def fedavg(setup: Setup) -> Algorithm:
         shared: Adapter, state: ClientState, fit: Fit, round: Round
     ) -> tuple[Update, ClientState]:
         fitted = fit(Stage("rectify", trains="R", schedule=setup.schedule, shared=shared))
-        return changed(shared, fitted), state
+        return client_update(shared, fitted), state
 
     def finish(state: ServerState, fold: WeightedSum, round: Round) -> ServerState:
         """R^{t+1} = R^t + sum_k (n_k / n) dR_k (arXiv 2605.18028, Sec. method)."""
@@ -45,7 +45,7 @@ def fedavg(setup: Setup) -> Algorithm:
     )
 
 
-def changed(shared: Adapter, fitted: Fitted) -> Update:
+def client_update(shared: Adapter, fitted: Fitted) -> Update:
     """The update of a client that has trained `shared`: dR_k, n_k and its training loss."""
     change = subtract(fitted.shared, shared)
     return Update(change, fitted.examples, {"loss/rectify": fitted.loss})

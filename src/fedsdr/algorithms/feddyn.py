@@ -16,7 +16,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from fedsdr.adapters import Adapter, WeightedSum, add, scale, subtract, zeros_like
 from fedsdr.algorithms.contract import (
     Algorithm,
     ClientState,
@@ -29,7 +28,8 @@ from fedsdr.algorithms.contract import (
     Stage,
     Update,
 )
-from fedsdr.algorithms.fedavg import changed, fedavg
+from fedsdr.algorithms.fedavg import client_update, fedavg
+from fedsdr.core.adapters import Adapter, WeightedSum, add, scale, subtract, zeros_like
 
 GRADIENT = "h"
 
@@ -50,7 +50,7 @@ def feddyn(setup: Setup, options: FedDyn) -> Algorithm:
         h = state.recall(GRADIENT, like=shared)
         pull, shift = Pull(shared, alpha), scale(h, -1)
         fitted = fit(Stage("rectify", "R", setup.schedule, shared, pull=pull, shift=shift))
-        update = changed(shared, fitted)
+        update = client_update(shared, fitted)
         return update, seen(state, state, update.change)
 
     def seen(before: ClientState, after: ClientState, change: Adapter) -> ClientState:

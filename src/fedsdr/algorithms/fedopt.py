@@ -19,9 +19,9 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from fedsdr.adapters import Adapter, WeightedSum, add, scale, zeros_like
 from fedsdr.algorithms.contract import Algorithm, Options, Round, ServerState, Setup
 from fedsdr.algorithms.fedavg import fedavg
+from fedsdr.core.adapters import Adapter, WeightedSum, add, scale, zeros_like
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1)]

@@ -8,7 +8,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from fedsdr.adapters import Adapter
 from fedsdr.algorithms.contract import (
     Algorithm,
     ClientState,
@@ -20,7 +19,8 @@ from fedsdr.algorithms.contract import (
     Stage,
     Update,
 )
-from fedsdr.algorithms.fedavg import changed, fedavg
+from fedsdr.algorithms.fedavg import client_update, fedavg
+from fedsdr.core.adapters import Adapter
 
 
 class FedProx(Options):
@@ -37,6 +37,6 @@ def fedprox(setup: Setup, options: FedProx) -> Algorithm:
     ) -> tuple[Update, ClientState]:
         pull = Pull(shared, options.mu)
         fitted = fit(Stage("rectify", "R", setup.schedule, shared, pull=pull))
-        return changed(shared, fitted), state
+        return client_update(shared, fitted), state
 
     return fedavg(setup)._replace(client=client)

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from fedsdr.adapters import norm
 from fedsdr.algorithms.contract import Algorithm, Update
+from fedsdr.core.adapters import norm
 
 
-def limited(inner: Algorithm, most: float) -> Algorithm:
+def with_norm_limit(inner: Algorithm, most: float) -> Algorithm:
     """`inner`, whose server refuses updates of a larger Euclidean norm than `most`, by
     `ValueError`; as they are once decoded."""
 

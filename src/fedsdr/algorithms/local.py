@@ -1,6 +1,5 @@
 """Local-only training, the baseline without a federation: nothing is sent, nothing aggregated."""
 
-from fedsdr.adapters import Adapter
 from fedsdr.algorithms.contract import (
     Algorithm,
     ClientState,
@@ -12,6 +11,7 @@ from fedsdr.algorithms.contract import (
     Stage,
     Update,
 )
+from fedsdr.core.adapters import Adapter
 
 OWN = "own"
 

@@ -18,8 +18,6 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from fedsdr import seeds
-from fedsdr.adapters import Adapter, WeightedSum, no_sum
 from fedsdr.algorithms.contract import (
     Algorithm,
     ClientState,
@@ -30,6 +28,8 @@ from fedsdr.algorithms.contract import (
     Update,
 )
 from fedsdr.algorithms.robust.clipping import clip_to_norm
+from fedsdr.core import seeds
+from fedsdr.core.adapters import Adapter, WeightedSum, no_sum
 
 
 class Privacy(Options):
@@ -45,7 +45,7 @@ class Privacy(Options):
         return self.noise_multiplier * self.clip if self.noise_multiplier else 0.0
 
 
-def central(inner: Algorithm, options: Privacy) -> Algorithm:
+def central_privacy(inner: Algorithm, options: Privacy) -> Algorithm:
     """The server is trusted: `inner` learns of a round only its noisy sum.
 
     The server clips once more and weighs every client 1, whatever it claims. `inner` is given the
@@ -57,7 +57,7 @@ def central(inner: Algorithm, options: Privacy) -> Algorithm:
         return fold.plus(clip_to_norm(update.change, options.clip), 1.0)
 
     def finish(state: ServerState, fold: WeightedSum, round: Round) -> ServerState:
-        noisy = fold._replace(total=noised(fold.total, options.deviation, round.seed))
+        noisy = fold._replace(total=add_noise(fold.total, options.deviation, round.seed))
         mean = Update(noisy.mean(like=inner.uploads(state, round)), fold.weight)
         return inner.finish(state, inner.add(inner.start(state, round), mean), round)
 
@@ -81,7 +81,7 @@ def local_noise(inner: Algorithm, options: Privacy) -> Algorithm:
         shared: Adapter, state: ClientState, fit: Fit, round: Round
     ) -> tuple[Update, ClientState]:
         update, state = bounded.client(shared, state, fit, round)
-        return Update(noised(update.change, options.deviation, round.seed), update.weight), state
+        return Update(add_noise(update.change, options.deviation, round.seed), update.weight), state
 
     return bounded._replace(client=client)
 
@@ -98,13 +98,13 @@ def _bounded(inner: Algorithm, options: Privacy) -> Algorithm:
     return inner._replace(client=client)
 
 
-def noised(adapter: Adapter, deviation: float, seed: int) -> Adapter:
+def add_noise(adapter: Adapter, deviation: float, seed: int) -> Adapter:
     """`adapter` + N(0, deviation^2) in every coordinate, drawn for each tensor by its name."""
     if not deviation:
         return adapter
 
     def noise(key: str) -> torch.Tensor:
-        draw: torch.Generator = seeds.generator(seed, "noise", key)
+        draw: torch.Generator = seeds.seeded_generator(seed, "noise", key)
         tensor = adapter[key]
         return torch.randn(tensor.shape, generator=draw, dtype=torch.float64) * deviation
 

@@ -21,18 +21,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from fedsdr.adapters import (
-    Adapter,
-    WeightedSum,
-    add,
-    factors,
-    no_sum,
-    prefixed,
-    scale,
-    subtract,
-    under,
-    zeros_like,
-)
 from fedsdr.algorithms.contract import (
     Algorithm,
     ClientState,
@@ -45,7 +33,19 @@ from fedsdr.algorithms.contract import (
     Stage,
     Update,
 )
-from fedsdr.algorithms.fedavg import changed, fedavg
+from fedsdr.algorithms.fedavg import client_update, fedavg
+from fedsdr.core.adapters import (
+    Adapter,
+    WeightedSum,
+    add,
+    add_prefix,
+    no_sum,
+    plain_factors,
+    scale,
+    strip_prefix,
+    subtract,
+    zeros_like,
+)
 
 CONTROL = "control/"
 
@@ -60,18 +60,18 @@ def scaffold(setup: Setup, options: Scaffold) -> Algorithm:
     """FedAvg with control variates on both sides."""
 
     def with_control(state: ServerState) -> Adapter:
-        return {**state.adapter, **prefixed(state.memory[CONTROL], CONTROL)}
+        return {**state.adapter, **add_prefix(state.memory[CONTROL], CONTROL)}
 
     def client(
         sent: Adapter, state: ClientState, fit: Fit, round: Round
     ) -> tuple[Update, ClientState]:
-        shared, c = factors(sent), under(sent, CONTROL)
+        shared, c = plain_factors(sent), strip_prefix(sent, CONTROL)
         mine = state.recall(CONTROL, like=c)
         shift = subtract(c, mine)
         stage = Stage("rectify", "R", setup.schedule, shared, shift=shift, mean_gradient=True)
         fitted = fit(stage)
-        update = changed(shared, fitted)
-        moved = prefixed(subtract(fitted.gradient, mine), CONTROL)
+        update = client_update(shared, fitted)
+        moved = add_prefix(subtract(fitted.gradient, mine), CONTROL)
         return (
             Update({**update.change, **moved}, update.weight, update.metrics),
             state.remember(CONTROL, fitted.gradient),
@@ -80,8 +80,8 @@ def scaffold(setup: Setup, options: Scaffold) -> Algorithm:
     def finish(state: ServerState, fold: WeightedSum, round: Round) -> ServerState:
         mean = fold.mean(like=with_control(state))
         share = fold.weight / round.population
-        control = add(state.memory[CONTROL], scale(under(mean, CONTROL), share))
-        adapter = add(state.adapter, scale(factors(mean), options.lr))
+        control = add(state.memory[CONTROL], scale(strip_prefix(mean, CONTROL), share))
+        adapter = add(state.adapter, scale(plain_factors(mean), options.lr))
         return ServerState(adapter, {**state.memory, CONTROL: control})
 
     def rescaled(state: ServerState, factor: float) -> ServerState:
@@ -89,7 +89,7 @@ def scaffold(setup: Setup, options: Scaffold) -> Algorithm:
         return replace(state, memory={**state.memory, CONTROL: control})
 
     def seen(before: ClientState, after: ClientState, change: Adapter) -> ClientState:
-        moved = under(change, CONTROL)
+        moved = strip_prefix(change, CONTROL)
         return after.remember(CONTROL, add(before.recall(CONTROL, like=moved), moved))
 
     return fedavg(setup)._replace(
@@ -99,7 +99,7 @@ def scaffold(setup: Setup, options: Scaffold) -> Algorithm:
         start=lambda state, round: no_sum(with_control(state)),
         finish=finish,
         uploads=lambda state, round: with_control(state),
-        personal=lambda sent, state: Personal(factors(sent)),
+        personal=lambda sent, state: Personal(plain_factors(sent)),
         rescaled=rescaled,
         seen=seen,
     )

@@ -1,7 +1,7 @@
 """The tables of algorithms and transforms: what a recipe can choose from.
 
 A new algorithm is one file in this folder and one row here (CONTRIBUTING.md has an example); how
-the choices are put together is `fedsdr.algorithms.compose`.
+the choices are put together is `fedsdr.recipe.build`.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from fedsdr.algorithms.aggregation.flora import flora
 from fedsdr.algorithms.aggregation.rolora import rolora
 from fedsdr.algorithms.compression import TopK, fp16, int8, topk
 from fedsdr.algorithms.contract import Algorithm, NoOptions, Options
-from fedsdr.algorithms.distilled import distilled, mixed
+from fedsdr.algorithms.distilled import distilled_targets, mixed_targets
 from fedsdr.algorithms.fedavg import fedavg
 from fedsdr.algorithms.feddyn import FedDyn, feddyn
 from fedsdr.algorithms.fedopt import (
@@ -33,8 +33,8 @@ from fedsdr.algorithms.fedprox import FedProx, fedprox
 from fedsdr.algorithms.local import local
 from fedsdr.algorithms.personalisation.ditto import Ditto, ditto
 from fedsdr.algorithms.personalisation.feddpa import feddpa
-from fedsdr.algorithms.privacy import central, local_noise
-from fedsdr.algorithms.robust.clipping import Clipping, clipped
+from fedsdr.algorithms.privacy import central_privacy, local_noise
+from fedsdr.algorithms.robust.clipping import Clipping, with_clipping
 from fedsdr.algorithms.robust.krum import Krum, krum
 from fedsdr.algorithms.robust.median import median
 from fedsdr.algorithms.robust.trimmed_mean import TrimmedMean, trimmed_mean
@@ -43,12 +43,12 @@ from fedsdr.algorithms.two_shared_streams import two_shared_streams
 from fedsdr.algorithms.two_stream import two_stream
 
 
-class Row(NamedTuple):
+class AlgorithmRow(NamedTuple):
     """One choice: how it is built, its options, a line and a citation for its list, its traits.
 
     build: of an algorithm, from (Setup, options); of a transform, from (Algorithm, options) and
         what else its table says.
-    traits: what decides about the company it can keep (`fedsdr.algorithms.compose`).
+    traits: what decides about the company it can keep (`fedsdr.recipe.build`).
     least: how many clients a round must have, given the options.
     """
 
@@ -64,61 +64,61 @@ def _traits(*names: str) -> frozenset[str]:
     return frozenset(names)
 
 
-ALGORITHMS: Final[Mapping[str, Row]] = {
-    "fedavg": Row(
+ALGORITHMS: Final[Mapping[str, AlgorithmRow]] = {
+    "fedavg": AlgorithmRow(
         lambda setup, options: fedavg(setup),
         "weighted mean of the clients' changes",
         "McMahan et al. 2017, arXiv 1602.05629",
     ),
-    "fedprox": Row(
+    "fedprox": AlgorithmRow(
         fedprox,
         "clients are pulled towards the global adapter",
         "Li et al. 2020, arXiv 1812.06127",
         FedProx,
     ),
-    "scaffold": Row(
+    "scaffold": AlgorithmRow(
         scaffold,
         "control variates correct clients' gradients",
         "Karimireddy et al. 2020, arXiv 1910.06378",
         Scaffold,
         _traits("server memory", "client memory"),
     ),
-    "feddyn": Row(
+    "feddyn": AlgorithmRow(
         feddyn,
         "clients' objectives are bent towards the common optimum",
         "Acar et al. 2021, arXiv 2111.04263",
         FedDyn,
         _traits("server memory", "client memory"),
     ),
-    "fedavgm": Row(
+    "fedavgm": AlgorithmRow(
         fedavgm,
         "server momentum",
         "Hsu et al. 2019, arXiv 1909.06335",
         FedAvgM,
         _traits("server memory"),
     ),
-    "fedadagrad": Row(
+    "fedadagrad": AlgorithmRow(
         fedadagrad,
         "server Adagrad on the mean change",
         "Reddi et al. 2021, arXiv 2003.00295",
         FedAdagrad,
         _traits("server memory"),
     ),
-    "fedadam": Row(
+    "fedadam": AlgorithmRow(
         fedadam,
         "server Adam on the mean change",
         "Reddi et al. 2021, arXiv 2003.00295",
         Adaptive,
         _traits("server memory"),
     ),
-    "fedyogi": Row(
+    "fedyogi": AlgorithmRow(
         fedyogi,
         "server Yogi on the mean change",
         "Reddi et al. 2021, arXiv 2003.00295",
         Adaptive,
         _traits("server memory"),
     ),
-    "local": Row(
+    "local": AlgorithmRow(
         lambda setup, options: local(setup),
         "no federation: each client trains alone",
         "baseline",
@@ -127,57 +127,57 @@ ALGORITHMS: Final[Mapping[str, Row]] = {
 }
 
 # Those with the trait "ranks" are also given the smaller ranks, if clients have some.
-LORA_AGGREGATION: Final[Mapping[str, Row]] = {
-    "factors": Row(
+LORA_AGGREGATION: Final[Mapping[str, AlgorithmRow]] = {
+    "factors": AlgorithmRow(
         lambda inner, options: inner,
         "mean of the factors A and B (FedIT)",
         "Zhang et al. 2024, arXiv 2305.05644",
         traits=_traits("linear", "global"),
     ),
-    "ffa": Row(
+    "ffa": AlgorithmRow(
         ffa_lora,
         "A frozen, B trained and averaged: exact, half the upload",
         "Sun et al. 2024, arXiv 2403.12313",
         traits=_traits("linear", "global"),
     ),
-    "rolora": Row(
+    "rolora": AlgorithmRow(
         rolora,
         "B and A take turns: exact, half the upload",
         "Chen et al. 2024, arXiv 2409.02346",
         traits=_traits("linear", "global"),
     ),
-    "fedsa": Row(
+    "fedsa": AlgorithmRow(
         fedsa_lora,
         "A averaged, B stays with its client",
         "Guo et al. 2025, arXiv 2410.01463",
         traits=_traits("linear"),
     ),
-    "fedper": Row(
+    "fedper": AlgorithmRow(
         fedper,
         "lower blocks averaged, upper ones stay with their client",
         "Arivazhagan et al. 2019, arXiv 1912.00818",
         FedPer,
         _traits("linear"),
     ),
-    "flexlora": Row(
+    "flexlora": AlgorithmRow(
         flexlora,
         "mean of the products, truncated by SVD; clients of several ranks",
         "Bai et al. 2024, arXiv 2402.11505",
         traits=_traits("global", "ranks"),
     ),
-    "flora": Row(
+    "flora": AlgorithmRow(
         flora,
         "adapters stacked and folded into the base, exactly; clients of several ranks",
         "Wang et al. 2024, arXiv 2409.05976",
         traits=_traits("global", "ranks", "folds", "fresh each round"),
     ),
-    "fedex": Row(
+    "fedex": AlgorithmRow(
         fedex_lora,
         "mean of the factors, what it misses folded into the base: exact",
         "Singhal et al. 2025, arXiv 2410.09432",
         traits=_traits("global", "folds"),
     ),
-    "fedrot": Row(
+    "fedrot": AlgorithmRow(
         fedrot_lora,
         "factors turned towards the global ones, then averaged",
         "arXiv 2602.23638",
@@ -186,24 +186,26 @@ LORA_AGGREGATION: Final[Mapping[str, Row]] = {
 }
 
 # build(inner, smoothing)
-TARGETS: Final[Mapping[str, Row]] = {
-    "raw": Row(lambda inner, smoothing: inner, "the clients' responses as they are", "baseline"),
-    "distilled": Row(
-        lambda inner, smoothing: distilled(inner),
+TARGETS: Final[Mapping[str, AlgorithmRow]] = {
+    "raw": AlgorithmRow(
+        lambda inner, smoothing: inner, "the clients' responses as they are", "baseline"
+    ),
+    "distilled": AlgorithmRow(
+        lambda inner, smoothing: distilled_targets(inner),
         "FedSD: the clients' responses, rewritten by the base model",
         "Ren et al. 2026, arXiv 2605.18028",
     ),
-    "mixed": Row(
-        lambda inner, smoothing: mixed(inner),
+    "mixed": AlgorithmRow(
+        lambda inner, smoothing: mixed_targets(inner),
         "both, the responses and their rewrites, in one stream",
         "baseline",
     ),
-    "two_stream": Row(
+    "two_stream": AlgorithmRow(
         two_stream,
         "FedSDR: R learns the responses, a private S the rewrites",
         "Ren et al. 2026, arXiv 2605.18028",
     ),
-    "two_shared_streams": Row(
+    "two_shared_streams": AlgorithmRow(
         two_shared_streams,
         "FedSDR with S uploaded too: an ablation, no longer private",
         "ablation of arXiv 2605.18028",
@@ -211,38 +213,40 @@ TARGETS: Final[Mapping[str, Row]] = {
 }
 
 # build(inner, options, schedule, targets)
-PERSONALISATION: Final[Mapping[str, Row]] = {
-    "none": Row(
+PERSONALISATION: Final[Mapping[str, AlgorithmRow]] = {
+    "none": AlgorithmRow(
         lambda inner, options, schedule, targets: inner, "no model beside the others", "baseline"
     ),
-    "ditto": Row(
+    "ditto": AlgorithmRow(
         ditto,
         "each client trains its own adapter, pulled towards the global one",
         "Li et al. 2021, arXiv 2012.04221",
         Ditto,
     ),
-    "feddpa": Row(
+    "feddpa": AlgorithmRow(
         feddpa,
         "each client trains a second adapter beside the global one",
         "Yang et al. 2024, arXiv 2403.19211",
     ),
 }
 
-ROBUST: Final[Mapping[str, Row]] = {
-    "none": Row(lambda inner, options: inner, "every update counts as it comes", "baseline"),
-    "clipping": Row(
-        clipped, "updates clipped to a norm", "Sun et al. 2019, arXiv 1911.07963", Clipping
+ROBUST: Final[Mapping[str, AlgorithmRow]] = {
+    "none": AlgorithmRow(
+        lambda inner, options: inner, "every update counts as it comes", "baseline"
     ),
-    "median": Row(
+    "clipping": AlgorithmRow(
+        with_clipping, "updates clipped to a norm", "Sun et al. 2019, arXiv 1911.07963", Clipping
+    ),
+    "median": AlgorithmRow(
         median, "coordinate-wise median of the updates", "Yin et al. 2018, arXiv 1803.01498"
     ),
-    "trimmed_mean": Row(
+    "trimmed_mean": AlgorithmRow(
         trimmed_mean,
         "coordinate-wise mean without the extremes",
         "Yin et al. 2018, arXiv 1803.01498",
         TrimmedMean,
     ),
-    "krum": Row(
+    "krum": AlgorithmRow(
         krum,
         "the update (or updates) with the nearest neighbours",
         "Blanchard et al. 2017, arXiv 1703.02757",
@@ -251,16 +255,18 @@ ROBUST: Final[Mapping[str, Row]] = {
     ),
 }
 
-COMPRESSION: Final[Mapping[str, Row]] = {
-    "none": Row(lambda inner, options: inner, "updates in their own precision", "baseline"),
-    "fp16": Row(fp16, "updates in half precision", "IEEE 754"),
-    "int8": Row(
+COMPRESSION: Final[Mapping[str, AlgorithmRow]] = {
+    "none": AlgorithmRow(
+        lambda inner, options: inner, "updates in their own precision", "baseline"
+    ),
+    "fp16": AlgorithmRow(fp16, "updates in half precision", "IEEE 754"),
+    "int8": AlgorithmRow(
         int8,
         "updates in 8 bits, with error feedback",
         "Seide et al. 2014; Karimireddy et al. 2019, arXiv 1901.09847",
         traits=_traits("feedback"),
     ),
-    "topk": Row(
+    "topk": AlgorithmRow(
         topk,
         "the largest entries of an update, with error feedback",
         "Stich et al. 2018, arXiv 1809.07599",
@@ -269,18 +275,20 @@ COMPRESSION: Final[Mapping[str, Row]] = {
     ),
 }
 
-PRIVACY: Final[Mapping[str, Row]] = {
-    "none": Row(lambda inner, options: inner, "no noise", "baseline"),
-    "central": Row(
-        central, "updates clipped, noise on their sum", "McMahan et al. 2018, arXiv 1710.06963"
+PRIVACY: Final[Mapping[str, AlgorithmRow]] = {
+    "none": AlgorithmRow(lambda inner, options: inner, "no noise", "baseline"),
+    "central": AlgorithmRow(
+        central_privacy,
+        "updates clipped, noise on their sum",
+        "McMahan et al. 2018, arXiv 1710.06963",
     ),
-    "local": Row(
+    "local": AlgorithmRow(
         local_noise, "updates clipped, noise on each", "Duchi et al. 2013, arXiv 1302.3203"
     ),
 }
 
 # The key of a recipe that chooses from each table.
-TABLES: Final[Mapping[str, Mapping[str, Row]]] = {
+TABLES: Final[Mapping[str, Mapping[str, AlgorithmRow]]] = {
     "federation.algorithm": ALGORITHMS,
     "federation.lora_aggregation": LORA_AGGREGATION,
     "federation.targets": TARGETS,

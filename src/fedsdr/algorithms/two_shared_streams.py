@@ -10,19 +10,6 @@ then sent like R; arXiv 2605.18028 keeps it at home for that reason. It can be h
 from dataclasses import replace
 from typing import Any
 
-from fedsdr import seeds
-from fedsdr.adapters import (
-    FOLDED,
-    Adapter,
-    Private,
-    add,
-    fresh,
-    no_sum,
-    prefixed,
-    select,
-    subtract,
-    under,
-)
 from fedsdr.algorithms.contract import (
     Algorithm,
     ClientState,
@@ -34,7 +21,20 @@ from fedsdr.algorithms.contract import (
     Stage,
     Update,
 )
-from fedsdr.algorithms.two_stream import Smoothing, conflict
+from fedsdr.algorithms.two_stream import Smoothing, stream_conflict
+from fedsdr.core import seeds
+from fedsdr.core.adapters import (
+    FOLDED,
+    Adapter,
+    Private,
+    add,
+    add_prefix,
+    fresh_adapter,
+    no_sum,
+    select_tensors,
+    strip_prefix,
+    subtract,
+)
 
 SHARED = "smoothing/"
 
@@ -45,14 +45,14 @@ def two_shared_streams(inner: Algorithm, options: Smoothing) -> Algorithm:
     def init(first: Adapter) -> ServerState:
         # Another A than R's, or the streams would begin in one subspace; B is zero.
         state = inner.init(first)
-        s = fresh(first, seeds.generator(0, "shared smoothing stream"))
+        s = fresh_adapter(first, seeds.seeded_generator(0, "shared smoothing stream"))
         return replace(state, memory={**state.memory, SHARED: s})
 
     def client(
         sent: Adapter, state: ClientState, fit: Fit, round: Round
     ) -> tuple[Update, ClientState]:
-        shared, s = without(sent), under(sent, SHARED)
-        smoothed = smooth(inner.personal(shared, state), s, fit, options)
+        shared, s = without_smoothing(sent), strip_prefix(sent, SHARED)
+        smoothed = smooth_shared(inner.personal(shared, state), s, fit, options)
         done: list[Fitted] = []
 
         def rectify(stage: Stage) -> Fitted:
@@ -62,15 +62,15 @@ def two_shared_streams(inner: Algorithm, options: Smoothing) -> Algorithm:
             return done[-1]
 
         update, state = inner.client(shared, state, rectify, round)
-        moved = prefixed(subtract(smoothed.shared, s), SHARED)
-        conflicts = conflict(done[-1], smoothed)
+        moved = add_prefix(subtract(smoothed.shared, s), SHARED)
+        conflicts = stream_conflict(done[-1], smoothed)
         metrics = {**update.metrics, "loss/smooth": smoothed.loss, **conflicts}
         return replace(update, change={**update.change, **moved}, metrics=metrics), state
 
     def fold(folds: Any, update: Update) -> Any:
         ours, theirs = folds
-        s = ours.plus(under(update.change, SHARED), update.weight)
-        return s, inner.add(theirs, replace(update, change=without(update.change)))
+        s = ours.plus(strip_prefix(update.change, SHARED), update.weight)
+        return s, inner.add(theirs, replace(update, change=without_smoothing(update.change)))
 
     def finish(state: ServerState, folds: Any, round: Round) -> ServerState:
         ours, theirs = folds
@@ -79,11 +79,11 @@ def two_shared_streams(inner: Algorithm, options: Smoothing) -> Algorithm:
         return replace(after, memory={**after.memory, SHARED: add(s, ours.mean(like=s))})
 
     def with_s(state: ServerState, adapter: Adapter, prefix: str) -> Adapter:
-        return {**adapter, **prefixed(state.memory[SHARED], prefix)}
+        return {**adapter, **add_prefix(state.memory[SHARED], prefix)}
 
     def personal(sent: Adapter, state: ClientState) -> Personal:
-        mine = inner.personal(without(sent), state)
-        both = {**(mine.shared or {}), **prefixed(under(sent, SHARED), FOLDED)}
+        mine = inner.personal(without_smoothing(sent), state)
+        both = {**(mine.shared or {}), **add_prefix(strip_prefix(sent, SHARED), FOLDED)}
         return mine._replace(shared=both)
 
     return inner._replace(
@@ -99,13 +99,13 @@ def two_shared_streams(inner: Algorithm, options: Smoothing) -> Algorithm:
     )
 
 
-def smooth(r: Personal, s: Adapter, fit: Fit, options: Smoothing) -> Fitted:
+def smooth_shared(r: Personal, s: Adapter, fit: Fit, options: Smoothing) -> Fitted:
     """Stage 1: S is trained as any shared adapter is, R frozen beside it or off."""
-    beside = prefixed(r.shared or {}, FOLDED) if options.context == "joint" else {}
+    beside = add_prefix(r.shared or {}, FOLDED) if options.context == "joint" else {}
     stage = Stage("smooth", "R", options.schedule, {**s, **beside}, targets=options.smooth_on)
     return fit(stage)
 
 
-def without(sent: Adapter) -> Adapter:
+def without_smoothing(sent: Adapter) -> Adapter:
     """What is sent, but for S."""
-    return select(sent, lambda key: not key.startswith(SHARED))
+    return select_tensors(sent, lambda key: not key.startswith(SHARED))

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from fedsdr.adapters import Adapter, Private
 from fedsdr.algorithms.contract import (
     Algorithm,
     ClientState,
@@ -29,8 +28,9 @@ from fedsdr.algorithms.contract import (
     Targets,
     Update,
 )
-from fedsdr.metrics import Mean
-from fedsdr.products import product_change, product_cosine, product_norm
+from fedsdr.core.adapters import Adapter, Private
+from fedsdr.core.metrics import Mean
+from fedsdr.core.products import product_change, product_cosine, product_norm
 
 SMOOTHING = "smoothing"
 
@@ -74,7 +74,9 @@ def two_stream(inner: Algorithm, options: Smoothing) -> Algorithm:
     ) -> tuple[Update, ClientState]:
         s = state.private.get(SMOOTHING)
         first = options.order == "smooth_first"
-        smoothed = smooth(inner.personal(shared, state), s, fit, options) if first else None
+        smoothed = (
+            smoothing_stage(inner.personal(shared, state), s, fit, options) if first else None
+        )
         done: list[tuple[Stage, Fitted]] = []
         losses: dict[str, Mean] = {}
 
@@ -83,7 +85,7 @@ def two_stream(inner: Algorithm, options: Smoothing) -> Algorithm:
             stage = replace(stage, private=beside, targets=options.rectify_on, alone=options.alone)
             fitted = fit(stage)
             if beside is not None and options.consolidation is not None:
-                after = fit(consolidating(stage, fitted, options.consolidation, options))
+                after = fit(consolidation_stage(stage, fitted, options.consolidation, options))
                 losses["loss/consolidate"] = after.loss
                 fitted = replace(fitted, after=after.after, shared=after.shared, own=after.own)
             done.append((stage, fitted))
@@ -91,8 +93,8 @@ def two_stream(inner: Algorithm, options: Smoothing) -> Algorithm:
 
         update, state = inner.client(shared, state, rectify, round)
         stage, rectified = done[-1]
-        smoothed = smoothed or smooth(trained(stage, rectified), s, fit, options)
-        conflicts = conflict(rectified, smoothed)
+        smoothed = smoothed or smoothing_stage(stage_result(stage, rectified), s, fit, options)
+        conflicts = stream_conflict(rectified, smoothed)
         metrics = {**update.metrics, **losses, "loss/smooth": smoothed.loss, **conflicts}
         return replace(update, metrics=metrics), state.keep(SMOOTHING, smoothed.after)
 
@@ -102,15 +104,17 @@ def two_stream(inner: Algorithm, options: Smoothing) -> Algorithm:
     return inner._replace(client=client, personal=personal)
 
 
-def trained(stage: Stage, fitted: Fitted) -> Personal:
+def stage_result(stage: Stage, fitted: Fitted) -> Personal:
     """R as a stage has left it, what is folded included."""
     shared = None if stage.shared is None else {**stage.shared, **fitted.shared}
     return Personal(shared, fitted.own)
 
 
-def consolidating(stage: Stage, rectified: Fitted, schedule: Schedule, options: Smoothing) -> Stage:
+def consolidation_stage(
+    stage: Stage, rectified: Fitted, schedule: Schedule, options: Smoothing
+) -> Stage:
     """The stage after `stage`: R goes on from there, with W0 + R + S as its teacher."""
-    r = trained(stage, rectified)
+    r = stage_result(stage, rectified)
     return replace(
         stage,
         name="consolidate",
@@ -124,7 +128,7 @@ def consolidating(stage: Stage, rectified: Fitted, schedule: Schedule, options: 
     )
 
 
-def smooth(r: Personal, s: Private | None, fit: Fit, options: Smoothing) -> Fitted:
+def smoothing_stage(r: Personal, s: Private | None, fit: Fit, options: Smoothing) -> Fitted:
     """Stage 1: S learns (the rewrites, if not told otherwise), R frozen beside it or off."""
     joint = options.context == "joint"
     return fit(
@@ -141,7 +145,7 @@ def smooth(r: Personal, s: Private | None, fit: Fit, options: Smoothing) -> Fitt
     )
 
 
-def conflict(rectified: Fitted, smoothed: Fitted) -> dict[str, Mean]:
+def stream_conflict(rectified: Fitted, smoothed: Fitted) -> dict[str, Mean]:
     """How the two streams' weight updates of one round relate: their cosine, and the norms.
 
     A cosine below zero says that each stream undoes what the other does. Numbers only: the

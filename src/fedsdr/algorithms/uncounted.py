@@ -5,18 +5,18 @@ Means are told without their weights too, which count tokens.
 
 from dataclasses import replace
 
-from fedsdr.adapters import Adapter
 from fedsdr.algorithms.contract import Algorithm, ClientState, Fit, Round, Update
-from fedsdr.metrics import unweighted
+from fedsdr.core.adapters import Adapter
+from fedsdr.core.metrics import drop_weights
 
 
-def uncounted(inner: Algorithm) -> Algorithm:
+def with_equal_weights(inner: Algorithm) -> Algorithm:
     """`inner`, whose updates weigh 1: its mean is over clients, not over their records."""
 
     def client(
         shared: Adapter, state: ClientState, fit: Fit, round: Round
     ) -> tuple[Update, ClientState]:
         update, state = inner.client(shared, state, fit, round)
-        return replace(update, weight=1.0, metrics=unweighted(update.metrics)), state
+        return replace(update, weight=1.0, metrics=drop_weights(update.metrics)), state
 
     return inner._replace(client=client)

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
-from fedsdr import seeds
+from fedsdr.core import seeds
+from fedsdr.core.errors import UserError
 from fedsdr.data.records import Turn
 from fedsdr.data.template import ChatFormat
-from fedsdr.errors import UserError
-from fedsdr.model.stream import Stream
-from fedsdr.trained import Models
+from fedsdr.generation.streaming import TokenStream
+from fedsdr.workflows.finished import Models
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Conversation:
         """Go on with another model of the run; what was said stays."""
         self.models.use(name)
         self.name = name
-        self._stream = Stream(self.models.base.model)
+        self._stream = TokenStream(self.models.base.model)
 
     def reset(self) -> None:
         """Forget what was said."""
@@ -51,7 +51,7 @@ class Conversation:
         chat, context = self.models.base.chat, self.models.base.context
         prompt, self._turns = self._fitting([*self._turns, Turn("user", question)], context)
         room = min(self.manner.limit, context - len(prompt))
-        draw = seeds.generator(self.manner.seed, "chat", self._asked)
+        draw = seeds.seeded_generator(self.manner.seed, "chat", self._asked)
         self._asked += 1
         ids: list[int] = []
         said = ""

@@ -5,12 +5,12 @@ from contextlib import closing
 from typing import Final, TextIO
 
 from fedsdr.chat.conversation import Conversation
-from fedsdr.errors import UserError
+from fedsdr.core.errors import UserError
 
 HELP: Final = "/model NAME: another model   /reset: forget what was said   /quit: leave"
 
 
-def converse(
+def chat_loop(
     conversation: Conversation,
     lines: Iterable[str],
     out: TextIO,
@@ -28,16 +28,16 @@ def converse(
             if text == "/quit":
                 return
             if text.startswith("/"):
-                notice(command(conversation, text))
+                notice(obey_command(conversation, text))
             elif text:
-                answer(conversation, text, out, live)
+                print_answer(conversation, text, out, live)
         except UserError as error:
             notice(f"error: {error}")
             if not text.startswith("/") and not live:
                 out.write("\n")  # so that the nth answer is that of the nth question
 
 
-def command(conversation: Conversation, text: str) -> str:
+def obey_command(conversation: Conversation, text: str) -> str:
     """Obey a line that begins with a slash; returns what to say about it."""
     word, _, rest = text.partition(" ")
     if word == "/reset":
@@ -51,7 +51,7 @@ def command(conversation: Conversation, text: str) -> str:
     raise UserError(f"{word!r} is not a command. {HELP}")
 
 
-def answer(conversation: Conversation, question: str, out: TextIO, live: bool) -> None:
+def print_answer(conversation: Conversation, question: str, out: TextIO, live: bool) -> None:
     if not live:
         out.write("".join(conversation.ask(question)) + "\n")
         out.flush()
@@ -66,7 +66,7 @@ def answer(conversation: Conversation, question: str, out: TextIO, live: bool) -
     out.write("\n")
 
 
-def typed(prompt: Callable[[], str]) -> Iterable[str]:
+def typed_lines(prompt: Callable[[], str]) -> Iterable[str]:
     """Lines typed at a terminal, until Ctrl-D; Ctrl-C only begins a new line."""
     while True:
         try:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedsdr.cli.session import RunFolder, session
+from fedsdr.cli.session import RunFolder, command_session
 
 
 def chat(
@@ -19,19 +19,19 @@ def chat(
 ) -> None:
     """Talk to a model of a finished run. Questions may come through a pipe, one a line."""
     from fedsdr.chat.conversation import Conversation, Manner
-    from fedsdr.chat.terminal import HELP, converse, typed
-    from fedsdr.errors import UserError
-    from fedsdr.trained import CLIENT, GLOBAL, Models, open_run
+    from fedsdr.chat.terminal import HELP, chat_loop, typed_lines
+    from fedsdr.core.errors import UserError
+    from fedsdr.workflows.finished import CLIENT_PREFIX, GLOBAL_MODEL, Models, open_run
 
     def notice(text: str) -> None:
         typer.echo(text, err=True)
 
     live = sys.stdin.isatty()
-    with session() as reporter:
+    with command_session() as reporter:
         if client and model:
             raise UserError(f"--client {client} and --model {model}: give one of them")
         run = open_run(folder)
-        name = CLIENT + client if client else model or GLOBAL
+        name = CLIENT_PREFIX + client if client else model or GLOBAL_MODEL
         run.check(name)  # before the model is loaded
         conversation = Conversation(
             Models(run, reporter), name, Manner(system, temperature, max_tokens, seed), notice
@@ -40,7 +40,7 @@ def chat(
     try:
         if live:
             notice(f"{name}, of {', '.join(run.model_names())}\n{HELP}   Ctrl-D: leave")
-        lines = typed(lambda: f"{conversation.name}> ") if live else sys.stdin
-        converse(conversation, lines, sys.stdout, notice, live)
+        lines = typed_lines(lambda: f"{conversation.name}> ") if live else sys.stdin
+        chat_loop(conversation, lines, sys.stdout, notice, live)
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedsdr.cli.session import RecipePath, Sets, session
+from fedsdr.cli.session import RecipePath, Sets, command_session
 
 app = typer.Typer(help="Run a recipe across organisations, on Flower.", no_args_is_help=True)
 
@@ -24,13 +24,13 @@ def init(
     set_: Sets = None,
 ) -> None:
     """Write a ready folder for one server and each client: keys, certificates, recipe, scripts."""
-    from fedsdr.deploy import init as deploy
-    from fedsdr.recipe import load_recipe
+    from fedsdr.deploy.sites import init as deploy
+    from fedsdr.recipe.load import load_recipe
 
-    with session("start anew in another --out"):
+    with command_session("start anew in another --out"):
         given = [name.strip() for name in clients.split(",") if name.strip()]
         loaded = load_recipe(recipe, set_ or [])
-        ids = deploy.init(loaded, out, host, port, given)
+        ids = deploy.init_federation(loaded, out, host, port, given)
     typer.echo(
         f"{out / 'server'}: start.sh, then `fedsdr deploy register` once, then `fedsdr deploy run`"
     )
@@ -41,9 +41,9 @@ def init(
 @app.command()
 def register(folder: Site) -> None:
     """Tell the running SuperLink whose nodes may connect. Once."""
-    from fedsdr.deploy.submit import register as register_all
+    from fedsdr.deploy.flower.submit import register_nodes as register_all
 
-    with session():
+    with command_session():
         new = register_all(folder)
     typer.echo(f"registered: {', '.join(new) or 'all were already'}")
 
@@ -59,9 +59,9 @@ def trainer(
     ] = "",
 ) -> None:
     """Hold a client's model and data ready, and do what its server asks (start.sh does it)."""
-    from fedsdr.deploy.site import run_trainer
+    from fedsdr.deploy.sites.site import run_trainer
 
-    with session("start it again, and it goes on") as reporter:
+    with command_session("start it again, and it goes on") as reporter:
         run_trainer(folder, reporter, socket, relay_user)
 
 
@@ -71,10 +71,10 @@ def run(
     attempts: Annotated[int, typer.Option(min=1, help="ServerApps that may die.")] = 5,
 ) -> None:
     """Submit the federation to its SuperLink, or go on with it, and wait for its end."""
-    from fedsdr.deploy.submit import submit
+    from fedsdr.deploy.flower.submit import submit_federation
 
-    with session("the federation goes on; ask by `fedsdr status`") as reporter:
-        submit(folder, reporter, attempts)
+    with command_session("the federation goes on; ask by `fedsdr status`") as reporter:
+        submit_federation(folder, reporter, attempts)
     typer.echo(f"report: {folder / 'run' / 'report.html'}")
 
 
@@ -87,17 +87,17 @@ def simulate(
     set_: Sets = None,
 ) -> None:
     """Run a recipe on Flower's simulation runtime: Ray, several workers, machines, GPUs."""
-    from fedsdr.deploy.simulation import simulate as simulate_all
-    from fedsdr.recipe import load_recipe
+    from fedsdr.deploy.flower.simulation import simulate_federation as simulate_all
+    from fedsdr.recipe.load import load_recipe
 
-    with session("go on with the same command") as reporter:
+    with command_session("go on with the same command") as reporter:
         simulate_all(load_recipe(recipe, set_ or []), out, cpus, gpus, reporter)
     typer.echo(f"report: {out / 'run' / 'report.html'}")
 
 
 def status(folder: Site) -> None:
     """What a federation has done: rounds, clients, bytes, the last error."""
-    from fedsdr.deploy.status import print_status
+    from fedsdr.deploy.sites.status import print_status
 
-    with session():
+    with command_session():
         print_status(folder)

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fedsdr.cli.holdings import listed, print_holdings
-from fedsdr.cli.session import RecipePath, Sets, session
+from fedsdr.cli.holdings import list_categories, print_holdings
+from fedsdr.cli.session import RecipePath, Sets, command_session
 
 HEADS = ("records", "held", "prompt", "resp.", "cut", "out", "twice", "leaked", "categories")
 
@@ -33,38 +33,38 @@ def diagnose(
     set_: Sets = None,
 ) -> None:
     """Show who holds what, how heterogeneous it is, and what that suggests, before any training."""
-    from fedsdr import diagnosis
-    from fedsdr import recipe as recipes
-    from fedsdr.cli.plan import costs, plan_of, print_costs
-    from fedsdr.folders import claimed
+    from fedsdr.cli.plan import plan_costs, plan_of, print_costs
+    from fedsdr.recipe import load as recipes
     from fedsdr.report.diagnosis import write_diagnosis
-    from fedsdr.setting import prepare
+    from fedsdr.workflows import diagnose as diagnosis
+    from fedsdr.workflows.prepare import prepare_run
+    from fedsdr.workflows.run_folder import claimed_folder
 
-    with session() as reporter:
+    with command_session() as reporter:
         loaded = recipes.load_recipe(recipe, set_ or [])
-        with nullcontext() if out is None else claimed(out, loaded, resume=False):
-            options = diagnosis.Options(gradients, distilled, rewrites, not no_model)
-            diagnosis.check_options(options)
-            setting = prepare(loaded)
-            found = diagnosis.diagnose(setting, options, reporter)
+        with nullcontext() if out is None else claimed_folder(out, loaded, resume=False):
+            options = diagnosis.DiagnosisOptions(gradients, distilled, rewrites, not no_model)
+            diagnosis.check_diagnosis(options)
+            setting = prepare_run(loaded)
+            found = diagnosis.run_diagnosis(setting, options, reporter)
             plan = plan_of(setting)
-            found["costs"] = costs(plan)
+            found["costs"] = plan_costs(plan)
             page = None if out is None else write_diagnosis(out, found)
-    show(found)
+    print_diagnosis(found)
     typer.echo("\nWhat a run would take:")
     print_costs(plan, Console())
     if page is not None:
         typer.echo(f"\ndiagnosis: {page}")
 
 
-def show(found: Mapping[str, Any]) -> None:
+def print_diagnosis(found: Mapping[str, Any]) -> None:
     rows = [
         [
             c["name"], str(c["records"]), str(c["held_out"]),
             f"{c['prompt_tokens']['quantiles'][2]:.0f}",
             f"{c['response_tokens']['quantiles'][2]:.0f}",
             str(c["truncated"]), str(c["left_out"]), str(c["repeated"]),
-            str(c["leaked"] + c["leaked_across"]), listed(c["categories"]),
+            str(c["leaked"] + c["leaked_across"]), list_categories(c["categories"]),
         ]
         for c in found["clients"]
     ]  # fmt: skip
@@ -73,14 +73,14 @@ def show(found: Mapping[str, Any]) -> None:
         f"prompt, resp.: median tokens, of {found['max_length']} for both; cut: responses; "
         "out: records left out, their prompt is too long\n"
     )
-    from fedsdr.report.diagnosis import changes, shown
+    from fedsdr.report.diagnosis import change_rows, interval_text
 
     if "apart" in found:
-        typer.echo(f"Jensen-Shannon divergence, bits: {shown(found['apart']['mean_js'])}")
-        typer.echo(f"TF-IDF cosine: {shown(found['apart']['mean_tfidf'])}")
+        typer.echo(f"Jensen-Shannon divergence, bits: {interval_text(found['apart']['mean_js'])}")
+        typer.echo(f"TF-IDF cosine: {interval_text(found['apart']['mean_tfidf'])}")
     if "gradients" in found:
-        typer.echo(f"cosine of gradients: {shown(found['gradients']['mean'])}")
-    for name, raw, rewritten, difference in changes(found):
+        typer.echo(f"cosine of gradients: {interval_text(found['gradients']['mean'])}")
+    for name, raw, rewritten, difference in change_rows(found):
         typer.echo(f"{name}: raw {raw}, rewritten {rewritten}, difference {difference}")
     for sentence in found["reading"]:
         typer.echo(f"\n* {sentence}")

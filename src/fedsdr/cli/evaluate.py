@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedsdr.cli.session import session
+from fedsdr.cli.session import command_session
 
 
 def evaluate(
@@ -43,19 +43,19 @@ def evaluate(
     Writes results with standard errors and the score of every question, pairs each model with
     the base model, and adds a section to the report.
     """
-    from fedsdr.benchmarking import Request, benchmark
-    from fedsdr.folders import SUMMARY_FILE
     from fedsdr.report.html import write_report
     from fedsdr.report.terminal import print_benchmarks
+    from fedsdr.workflows.benchmark import BenchmarkRequest, run_benchmarks
+    from fedsdr.workflows.run_folder import SUMMARY_FILE
 
     def names(text: str) -> list[str]:
         return [name.strip() for name in text.split(",") if name.strip()]
 
-    with session() as reporter:
-        request = Request(
+    with command_session() as reporter:
+        request = BenchmarkRequest(
             target, names(tasks), data, names(models), out, against, limit, chat, bos, batch_size
         )
-        summary = benchmark(request, reporter)
+        summary = run_benchmarks(request, reporter)
         if out is None and (target / SUMMARY_FILE).exists():
             write_report(target)
     print_benchmarks(summary)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedsdr.cli.session import RunFolder, session
+from fedsdr.cli.session import RunFolder, command_session
 
 ModelName = Annotated[str, typer.Option(help="global, client:NAME, or a baseline's: METHOD.")]
 
@@ -25,13 +25,13 @@ def export(
 ) -> None:
     """Write a model of a finished run as a PEFT adapter or merged, with tokenizer and card."""
     from fedsdr.export.card import is_folder
-    from fedsdr.export.write import Choice, export
-    from fedsdr.trained import open_run
+    from fedsdr.export.write import ExportChoice, export_model
+    from fedsdr.workflows.finished import open_run
 
-    with session() as reporter:
+    with command_session() as reporter:
         run = open_run(folder)
-        choice = Choice(model, merge, dtype, base, client_names)
-        written = export(run, choice, out, reporter)
+        choice = ExportChoice(model, merge, dtype, base, client_names)
+        written = export_model(run, choice, out, reporter)
         if run.place(model)[1]:
             reporter.say(f"{out} holds a client's private stream: it is that client's alone")
         if is_folder(written.base):

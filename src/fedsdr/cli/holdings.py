@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from fedsdr.console import Grid, print_grid
+from fedsdr.core.console import Grid, print_grid
 
 SHOWN = 3  # categories
 
@@ -12,8 +12,8 @@ def print_holdings(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     print_grid(Grid(("client", *heads), rows, wraps=True))
 
 
-def listed(categories: Mapping[str, int]) -> str:
+def list_categories(categories: Mapping[str, int]) -> str:
     """The largest categories with their records."""
-    from fedsdr.report.text import largest  # its package is slow to import
+    from fedsdr.report.text import largest_counts  # its package is slow to import
 
-    return largest(categories, SHOWN)
+    return largest_counts(categories, SHOWN)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from fedsdr.cli.session import RunFolder, session
-from fedsdr.errors import UserError
+from fedsdr.cli.session import RunFolder, command_session
+from fedsdr.core.errors import UserError
 
 if TYPE_CHECKING:
-    from fedsdr.judge.asking import Estimate
+    from fedsdr.judge.asking import CostEstimate
     from fedsdr.judge.client import Endpoint
-    from fedsdr.judge.judging import Prepared
+    from fedsdr.judge.judging import PreparedJudging
 
 GO_ON: Final = "give the same command again to go on"
 
@@ -61,7 +61,7 @@ def judge(
     from fedsdr.judge.asking import Prices
     from fedsdr.judge.judging import Plan, at_work, check_plan, prepare_judging, source_name
     from fedsdr.judge.questions import read_questions
-    from fedsdr.trained import open_run
+    from fedsdr.workflows.finished import open_run
 
     options: dict[str, Any] = {
         "max_tokens": reply_tokens, "reasoning": reasoning, "timeout": timeout,
@@ -69,7 +69,7 @@ def judge(
         "concurrency": concurrency,
     }  # fmt: skip
     with ExitStack() as held:
-        with session(GO_ON) as reporter:
+        with command_session(GO_ON) as reporter:
             run = open_run(folder)
             if against is not None and not b:
                 raise UserError(f"--against {against} needs --b, the name of a model of that run")
@@ -106,13 +106,13 @@ def _endpoint(
     return endpoint
 
 
-def _ask(prepared: "Prepared", folder: Path) -> None:
+def _ask(prepared: "PreparedJudging", folder: Path) -> None:
     """Ask for the verdicts, and show what came of it."""
     from fedsdr.judge.judging import carry_out
     from fedsdr.report.html import write_report
     from fedsdr.report.terminal import print_judging
 
-    with session(GO_ON) as reporter:
+    with command_session(GO_ON) as reporter:
         result = carry_out(prepared, reporter)
         if (folder / "summary.json").exists():
             write_report(folder)
@@ -120,7 +120,7 @@ def _ask(prepared: "Prepared", folder: Path) -> None:
     typer.echo(f"\njudgement: {folder / 'judge.json'}")
 
 
-def _cost(cost: "Estimate", host: str) -> str:
+def _cost(cost: "CostEstimate", host: str) -> str:
     """What is still to be asked, in one line."""
     if not cost.requests:
         return "every verdict is there already: nothing is asked"
@@ -132,6 +132,6 @@ def _cost(cost: "Estimate", host: str) -> str:
 
 def _confirmed() -> bool:
     if not sys.stdin.isatty():
-        with session():
+        with command_session():
             raise UserError("nobody is there to agree to the cost: give --yes (or --dry-run)")
     return typer.confirm("ask?")

@@ -7,12 +7,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedsdr.cli.holdings import listed, print_holdings
-from fedsdr.cli.session import RecipePath, Sets, session
-from fedsdr.console import Grid, print_rows
+from fedsdr.cli.holdings import list_categories, print_holdings
+from fedsdr.cli.session import RecipePath, Sets, command_session
+from fedsdr.core.console import Grid, print_rows
 
 if TYPE_CHECKING:
-    from fedsdr.algorithms.table import Row
+    from fedsdr.algorithms.table import AlgorithmRow
 
 SENTENCES: Final = 72  # characters, in which two columns of sentences can be read
 
@@ -25,14 +25,14 @@ def check(
     set_: Sets = None,
 ) -> None:
     """Check all that a run needs but the weights; show who holds what and what will be left out."""
-    from fedsdr import recipe as recipes
-    from fedsdr.data.partition import describe
-    from fedsdr.folders import check_folder, check_room, check_writable
-    from fedsdr.setting import prepare
+    from fedsdr.data.partition import describe_clients
+    from fedsdr.recipe import load as recipes
+    from fedsdr.workflows.prepare import prepare_run
+    from fedsdr.workflows.run_folder import check_folder, check_room, check_writable
 
-    with session():
+    with command_session():
         loaded = recipes.load_recipe(recipe, set_ or [])
-        setting = prepare(loaded)
+        setting = prepare_run(loaded)
         if out is not None:
             check_folder(out, loaded, resume=False)
             check_writable(out)
@@ -41,9 +41,9 @@ def check(
             [
                 row["name"], str(row["records"]), str(row["held_out"]),
                 f"{row['mean_prompt_words']:.1f}", f"{row['mean_response_words']:.1f}",
-                listed(row["categories"]),
+                list_categories(row["categories"]),
             ]
-            for row in describe(setting.clients)
+            for row in describe_clients(setting.clients)
         ]  # fmt: skip
     print_holdings(("records", "held out", "words a prompt", "a response", "categories"), rows)
     typer.echo(f"chat template: {setting.prepared.template}")
@@ -70,7 +70,7 @@ def algorithms() -> None:
         console.print(table, "")
 
 
-def _choice(name: str, row: "Row") -> list[str]:
+def _choice(name: str, row: "AlgorithmRow") -> list[str]:
     defaults = row.options().model_dump().items()
     options = ", ".join(f"{option} = {value}" for option, value in defaults)
     return [name, row.line + (f"\n{options}" if options else ""), row.citation]

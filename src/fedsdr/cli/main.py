@@ -7,7 +7,8 @@ import signal
 import typer
 
 from fedsdr import __version__
-from fedsdr.cli import chat, deploy, diagnose, distil, evaluate, export, judge, look, runs
+from fedsdr.cli import chat, deploy, diagnose, evaluate, export, judge, look, runs
+from fedsdr.cli import distill as distil
 
 # It gives advice when imported, which is when the work begins; in processes of our own too.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -30,7 +31,6 @@ for command in (
     runs.run,
     runs.compare,
     distil.distill,
-    runs.reproduce,
     look.check,
     diagnose.diagnose,
     look.algorithms,

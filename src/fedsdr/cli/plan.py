@@ -7,22 +7,22 @@ from typing import Any
 
 from rich.console import Console
 
-from fedsdr.console import Grid, print_grid
-from fedsdr.estimate.hardware import Hardware, measure
+from fedsdr.core.console import Grid, print_grid
+from fedsdr.estimate.hardware import Hardware, measure_rates
 from fedsdr.estimate.memory import Memory
 from fedsdr.estimate.plan import MethodPlan, RunPlan, estimate_run
-from fedsdr.folders import check_folder
 from fedsdr.model.base import choose_device, choose_dtype
-from fedsdr.report.text import size
-from fedsdr.sections.recipe import Recipe
-from fedsdr.setting import Setting, plan_folder, prepare
+from fedsdr.recipe.sections.recipe import Recipe
+from fedsdr.report.text import format_size
+from fedsdr.workflows.prepare import Setting, plan_folder, prepare_run
+from fedsdr.workflows.run_folder import check_folder
 
 
 def dry_run(
     recipe: Recipe, out: Path | None, seeds: Sequence[int], flops: float | None, resume: bool
 ) -> None:
     """Check all that a run would check but the weights, and print what it would take."""
-    setting = prepare(recipe, weights=False)
+    setting = prepare_run(recipe, weights=False)
     if out is not None:
         check_folder(out, recipe, resume)
     print_plan(plan_of(setting, flops), Console(), len(seeds))
@@ -33,7 +33,7 @@ def plan_of(setting: Setting, flops: float | None = None) -> RunPlan:
     recipe = setting.recipe
     device = choose_device(recipe.model.device)
     hardware = (
-        measure(device, choose_dtype(recipe.dtype, device))
+        measure_rates(device, choose_dtype(recipe.dtype, device))
         if flops is None
         else Hardware("as given", flops, float("inf"))
     )
@@ -65,7 +65,7 @@ def print_costs(plan: RunPlan, console: Console, runs: int = 1) -> None:
     print_grid(Grid(METHOD_COLUMNS, list(map(_method, plan.methods))), console)
     console.print(_memory(plan.memory), highlight=False)
     console.print(
-        f"in all: {hours(plan.hours)}" + (f" a seed, for {runs} seeds" if runs > 1 else ""),
+        f"in all: {format_hours(plan.hours)}" + (f" a seed, for {runs} seeds" if runs > 1 else ""),
         highlight=False,
     )
     for note in plan.assumptions:
@@ -78,12 +78,12 @@ METHOD_COLUMNS = ("method", "rounds", "steps", "tokens", "PFLOP", "a client", "i
 def _method(plan: MethodPlan) -> list[str]:
     """Bytes as sent / received: by one client in round 1, by all clients in all rounds."""
     sent = plan.traffic
-    one = f"{size(sent.upload)} / {size(sent.download)}" if plan.rounds else "-"
+    one = f"{format_size(sent.upload)} / {format_size(sent.download)}" if plan.rounds else "-"
     return [
         plan.name, str(plan.rounds), f"{plan.steps:,}", f"{plan.tokens:,}",
-        digits((plan.flops + plan.evaluation_flops) / 1e15, 2),
+        significant_digits((plan.flops + plan.evaluation_flops) / 1e15, 2),
         one,
-        f"{size(sent.bytes_up)} / {size(sent.bytes_down)}", hours(plan.hours),
+        f"{format_size(sent.bytes_up)} / {format_size(sent.bytes_down)}", format_hours(plan.hours),
     ]  # fmt: skip
 
 
@@ -96,8 +96,10 @@ def _memory(memory: Memory) -> str:
         "logits": memory.logits,
         "cache of rewriting": memory.cache,
     }
-    listed = ", ".join(f"{k} {'unknown' if v is None else size(v)}" for k, v in parts.items())
-    return f"memory: {size(memory.peak)} at the peak ({listed})"
+    listed = ", ".join(
+        f"{k} {'unknown' if v is None else format_size(v)}" for k, v in parts.items()
+    )
+    return f"memory: {format_size(memory.peak)} at the peak ({listed})"
 
 
 def _rewriting(plan: RunPlan) -> str:
@@ -107,14 +109,15 @@ def _rewriting(plan: RunPlan) -> str:
         return ""
     return (
         f"rewriting, once: {rewrites.requests:,} requests, {rewrites.prompt_tokens:,} tokens, "
-        f"about {rewrites.tokens:,} tokens written, {hours(rewrites.hours)} (an attempt writes "
-        f"at most {rewrites.most_tokens:,}; a record has at most {rewrites.attempts})"
+        f"about {rewrites.tokens:,} tokens written, {format_hours(rewrites.hours)} "
+        f"(an attempt writes at most {rewrites.most_tokens:,}; "
+        f"a record has at most {rewrites.attempts})"
     )
 
 
-def costs(plan: RunPlan) -> dict[str, Any]:
+def plan_costs(plan: RunPlan) -> dict[str, Any]:
     """The plan with its numbers, and in words for a page."""
-    words = [_rewriting(plan), _memory(plan.memory), f"in all: {hours(plan.hours)}"]
+    words = [_rewriting(plan), _memory(plan.memory), f"in all: {format_hours(plan.hours)}"]
     return {
         "plan": asdict(plan),
         "words": [*filter(None, words), *plan.assumptions],
@@ -123,14 +126,14 @@ def costs(plan: RunPlan) -> dict[str, Any]:
     }
 
 
-def hours(count: float | None) -> str:
+def format_hours(count: float | None) -> str:
     if count is None:
         return "time unknown"
     if count >= 1:
-        return f"{digits(count, 3)} h"
+        return f"{significant_digits(count, 3)} h"
     return f"{count * 60:.2g} min" if count * 60 >= 1 else f"{count * 3600:.2g} s"
 
 
-def digits(value: float, count: int) -> str:
+def significant_digits(value: float, count: int) -> str:
     """The number with so many digits, or all before the point where these are more."""
     return f"{value:,.0f}" if value >= 10**count - 0.5 else f"{value:.{count}g}"

@@ -19,12 +19,12 @@ from fedsdr.cli.session import (
     Resume,
     RunFolder,
     Sets,
+    command_session,
     parse_seeds,
-    session,
 )
 
 if TYPE_CHECKING:
-    from fedsdr.sections.recipe import Recipe
+    from fedsdr.recipe.sections.recipe import Recipe
 
 
 def demo(
@@ -35,11 +35,11 @@ def demo(
 
     An interrupted demo goes on where it stopped; a finished one is run anew.
     """
-    from fedsdr import run as runs
+    from fedsdr.workflows import run as runs
 
-    with session("go on with the same command") as reporter:
-        summary = runs.demo(out, parse_seeds(seeds), reporter)
-    finish(out, summary)
+    with command_session("go on with the same command") as reporter:
+        summary = runs.run_demo(out, parse_seeds(seeds), reporter)
+    print_outcome(out, summary)
 
 
 def run(
@@ -51,16 +51,16 @@ def run(
     flops: Flops = None,
 ) -> None:
     """Run a recipe and its baselines into a folder, with a report."""
-    from fedsdr import recipe as recipes
-    from fedsdr import run as runs
+    from fedsdr.recipe import load as recipes
+    from fedsdr.workflows import run as runs
 
-    folder = needed(out, dry_run, flops)
-    with session(RESUME) as reporter:
+    folder = required_folder(out, dry_run, flops)
+    with command_session(RESUME) as reporter:
         loaded = recipes.load_recipe(recipe, set_ or [])
         if dry_run:
-            return plan(loaded, out, [loaded.seed], flops, resume)
-        summary = runs.run(loaded, folder, reporter, resume)
-    return finish(folder, summary)
+            return print_plan(loaded, out, [loaded.seed], flops, resume)
+        summary = runs.run_recipe(loaded, folder, reporter, resume)
+    return print_outcome(folder, summary)
 
 
 def compare(
@@ -73,19 +73,19 @@ def compare(
     flops: Flops = None,
 ) -> None:
     """Run a recipe and its baselines for several seeds; report means with 95 % intervals."""
-    from fedsdr import recipe as recipes
-    from fedsdr import run as runs
+    from fedsdr.recipe import load as recipes
+    from fedsdr.workflows import run as runs
 
-    folder = needed(out, dry_run, flops)
-    with session(RESUME) as reporter:
+    folder = required_folder(out, dry_run, flops)
+    with command_session(RESUME) as reporter:
         loaded = recipes.load_recipe(recipe, set_ or [])
         if dry_run:
-            return plan(loaded, out, parse_seeds(seeds), flops, resume)
-        summary = runs.compare(loaded, parse_seeds(seeds), folder, reporter, resume)
-    return finish(folder, summary)
+            return print_plan(loaded, out, parse_seeds(seeds), flops, resume)
+        summary = runs.compare_seeds(loaded, parse_seeds(seeds), folder, reporter, resume)
+    return print_outcome(folder, summary)
 
 
-def plan(
+def print_plan(
     recipe: "Recipe", out: Path | None, seeds: Sequence[int], flops: float | None, resume: bool
 ) -> None:
     from fedsdr.cli.plan import dry_run
@@ -93,7 +93,7 @@ def plan(
     dry_run(recipe, out, seeds, flops, resume)
 
 
-def needed(out: Path | None, dry_run: bool, flops: float | None) -> Path:
+def required_folder(out: Path | None, dry_run: bool, flops: float | None) -> Path:
     """The run folder, which only a dry run can do without; it alone has a use for `flops`."""
     if flops is not None and not dry_run:
         raise typer.BadParameter("'--flops' is for an estimate: add --dry-run, or remove it.")
@@ -102,45 +102,15 @@ def needed(out: Path | None, dry_run: bool, flops: float | None) -> Path:
     return out or Path()
 
 
-def reproduce(
-    out: Out = Path("runs/evidence"),
-    seeds: Annotated[str, typer.Option(help="Comma-separated, e.g. 0,1,2,3,4")] = "",
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A first look in ten minutes: fewer cells, two seeds.")
-    ] = False,
-    only: Annotated[str, typer.Option(help="Comma-separated experiments, instead of all.")] = "",
-    jobs: Annotated[int, typer.Option(min=1, help="Processes at a time.")] = 2,
-    cells: Annotated[
-        Path | None,
-        typer.Option(help="Finished cells, evidence/cells.jsonl.xz of a document: not run again."),
-    ] = None,
-) -> None:
-    """Test the paper's claims on the lab and write evidence.md with its figures.
-
-    What is done already in --out is not done again. The full form takes hours. --quick runs
-    FedAvg and FedYogi on raw data and on rewrites, local training on either, FedSDR and its
-    literal form, verified FedSD, raw and rewritten data mixed, FedDPA and Ditto: no sweeps, and
-    two seeds are too few for a verdict.
-    """
-    from fedsdr.evidence.document import choose_experiments
-    from fedsdr.evidence.document import reproduce as run_all
-
-    with session("go on with the same command") as reporter:
-        chosen = parse_seeds(seeds or ("0,1" if quick else "0,1,2,3,4"))
-        names = choose_experiments(only, quick)
-        document = run_all(out, chosen, names, jobs, reporter, quick, cells)
-    typer.echo(f"\nevidence: {document}")
-
-
 def report(folder: RunFolder) -> None:
     """Write a run's report.html anew."""
     from fedsdr.report.html import write_report
 
-    with session():
+    with command_session():
         typer.echo(write_report(folder))
 
 
-def finish(out: Path, summary: dict[str, object]) -> None:
+def print_outcome(out: Path, summary: dict[str, object]) -> None:
     from fedsdr.report.terminal import print_summary
 
     print_summary(summary)

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from fedsdr.errors import REMEDIES, UserError, WriteError
-from fedsdr.progress import Reporter, terminal
-from fedsdr.quiet import quiet_libraries
+from fedsdr.core.errors import REMEDIES, UserError, WriteError
+from fedsdr.core.progress import Reporter, terminal_reporter
+from fedsdr.core.quiet import quiet_libraries
 
 RecipePath = Annotated[Path, typer.Argument(help="A TOML recipe; see recipes/.")]
 RunFolder = Annotated[Path, typer.Argument(help="A finished run or comparison.")]
@@ -35,14 +35,14 @@ RESUME = "go on with --resume"
 
 
 @contextmanager
-def session(go_on: str = "give the same command again") -> Iterator[Reporter]:
+def command_session(go_on: str = "give the same command again") -> Iterator[Reporter]:
     """Quiet libraries, draw progress, and turn the user's mistakes into one line and status 2.
 
     go_on: what somebody is told who interrupts, or whose disk is full.
     """
     quiet_libraries()
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    reporter = terminal()
+    reporter = terminal_reporter()
     try:
         with reporter.live():
             yield reporter

@@ -47,7 +47,7 @@ class Batch:
         return Batch(ids, mask, labels, self.lengths)
 
 
-def collate(examples: Sequence[Example], pad: int) -> Batch:
+def collate_examples(examples: Sequence[Example], pad: int) -> Batch:
     """Pad examples on the right to the longest; labels are IGNORE outside the responses."""
     longest = max(map(len, examples))
     ids = torch.full((len(examples), longest), pad)
@@ -80,7 +80,7 @@ def _ids(examples: Sequence[Example]) -> Tensor:
     return torch.frombuffer(ids, dtype=torch.long)
 
 
-def shuffled(count: int, size: int, generator: torch.Generator) -> Iterator[list[int]]:
+def shuffled_batches(count: int, size: int, generator: torch.Generator) -> Iterator[list[int]]:
     """Endless index batches of `size`: epoch after epoch, each a new permutation of `count`.
 
     A batch never holds an index twice unless there are fewer than `size` of them: the last

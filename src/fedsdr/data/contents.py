@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from fedsdr.errors import UserError
+from fedsdr.core.errors import UserError
 
 GZIP: Final = b"\x1f\x8b"
 PARQUET: Final = b"PAR1"
@@ -30,7 +30,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise unreadable_file(path, error) from error
     if data.startswith(GZIP):
         try:
             data = gzip.decompress(data)
@@ -55,10 +55,10 @@ def is_parquet(path: Path) -> bool:
             handle.seek(-len(PARQUET), os.SEEK_END)
             return handle.read() == PARQUET
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise unreadable_file(path, error) from error
 
 
-def decode(path: Path, encoding: str) -> str:
+def decode_file(path: Path, encoding: str) -> str:
     """The file's text, without a byte order mark. Raises `UserError` where there is none."""
     data = read_bytes(path)
     other = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin-1"
@@ -82,5 +82,5 @@ def decode(path: Path, encoding: str) -> str:
     return text.removeprefix("\ufeff")
 
 
-def unreadable(path: Path, error: Exception) -> UserError:
+def unreadable_file(path: Path, error: Exception) -> UserError:
     return UserError(f"cannot read {path}: {error}: check the path and its permissions")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from fedsdr.core.errors import UserError
 from fedsdr.data.rows import Places, Row, RowError, convert_all
-from fedsdr.errors import UserError
 
 DELIMITERS: Final = (",", ";", "\t", "|")  # that are looked for in a header
 QUOTED: Final = re.compile(r'"(?:[^"]|"")*"')

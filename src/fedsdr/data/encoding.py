@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from fedsdr.data.records import ClientData, Record
-from fedsdr.data.rows import RowError, refusal
+from fedsdr.data.rows import RowError, row_refusal
 from fedsdr.data.template import ChatFormat, Example, TemplateRefusalError, nothing_fits
 
 Refused = list[tuple[str, RowError]]  # where a record stands, and why it is refused
@@ -94,7 +94,7 @@ class Encoder:
 
 def raise_refused(refused: Refused) -> None:
     if refused:
-        raise refusal(refused[0][0], refused) from refused[0][1]
+        raise row_refusal(refused[0][0], refused) from refused[0][1]
 
 
 def _unlike_the_template(error: TemplateRefusalError) -> RowError:

@@ -8,10 +8,10 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, Final
 
+from fedsdr.core.errors import UserError
 from fedsdr.data.records import ANSWER_MARK, Record, Role, Turn
-from fedsdr.data.rows import Cells, Places, Row, RowError, convert_all, kind
-from fedsdr.errors import UserError
-from fedsdr.sections.data import Source
+from fedsdr.data.rows import Cells, Places, Row, RowError, convert_all, json_kind
+from fedsdr.recipe.sections.data import Source
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class NoResponseError(RowError):
         super().__init__("no response", detail, remedy)
 
 
-def records(places: Places, rows: Sequence[Row], source: Source) -> list[Record]:
+def records_from_rows(places: Places, rows: Sequence[Row], source: Source) -> list[Record]:
     """A record for each row, but for those without a response where `source.empty` is "skip".
 
     Raises `UserError` for a layout that is unknown, for other rows without an instruction or a
@@ -244,7 +244,7 @@ def _text(value: Any, what: str) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     remedy = "turn it into text, or name another column in fields"
-    raise RowError(f"{what} is not text", f"it is {kind(value)}", remedy)
+    raise RowError(f"{what} is not text", f"it is {json_kind(value)}", remedy)
 
 
 def _conversation(cells: Cells, column: str) -> tuple[tuple[Turn, ...], str]:
@@ -283,11 +283,11 @@ def _turn(message: Any, column: str) -> Turn:
     remedy = 'write turns as {"role": ..., "content": ...} or {"from": ..., "value": ...}'
     if not isinstance(message, Mapping):
         problem = f"a turn in column {column!r} is not an object"
-        raise RowError(problem, f"it is {kind(message)}", remedy)
+        raise RowError(problem, f"it is {json_kind(message)}", remedy)
     role = message.get("role", message.get("from"))
     if not isinstance(role, str) or role.lower() not in ROLES:
         problem = f"a turn in column {column!r} has an unknown role"
-        given = f"{role!r:.60}" if isinstance(role, str) else kind(role)
+        given = f"{role!r:.60}" if isinstance(role, str) else json_kind(role)
         detail = f"{given}; known are {', '.join(ROLES)}"
         raise RowError(problem, detail, remedy)
     text = _text(message.get("content", message.get("value")), f"a turn in column {column!r}")
@@ -301,7 +301,7 @@ def _history(cells: Cells, column: str) -> tuple[Turn, ...]:
     for pair in _list(cells, column):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             problem = f"column {column!r} is not a list of [user, assistant] pairs"
-            raise RowError(problem, f"one is {kind(pair)}", "mend or remove the row")
+            raise RowError(problem, f"one is {json_kind(pair)}", "mend or remove the row")
         user, assistant = (_text(value, f"a turn in column {column!r}") for value in pair)
         turns += [Turn("user", user), Turn("assistant", assistant)]
     return tuple(turns)
@@ -313,5 +313,5 @@ def _list(cells: Cells, column: str) -> list[Any]:
         return []
     if not isinstance(value, list):
         problem = f"column {column!r} is not a list"
-        raise RowError(problem, f"it is {kind(value)}", "mend or remove the row")
+        raise RowError(problem, f"it is {json_kind(value)}", "mend or remove the row")
     return value

@@ -12,11 +12,11 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from fedsdr import seeds
+from fedsdr.core import seeds
+from fedsdr.core.errors import UserError
 from fedsdr.data.records import ClientData, Record
 from fedsdr.data.sources import read_source
-from fedsdr.errors import UserError
-from fedsdr.sections.data import Data, Split
+from fedsdr.recipe.sections.data import Data, Split
 
 Shares = dict[str, list[Record]]  # client name -> its records
 
@@ -29,7 +29,7 @@ SAFE_NAME: Final = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 DRAWS: Final = 100  # of Dirichlet shares, until every client has enough
-LEAST: Final = 2  # records of a client: one to learn from and one to judge by
+SMALLEST_CLIENT: Final = 2  # records of a client: one to learn from and one to judge by
 
 
 def build_clients(data: Data, seed: int) -> list[ClientData]:
@@ -88,7 +88,7 @@ def hold_out(name: str, records: Sequence[Record], share: float, seed: int) -> C
             f"client {name!r} has no training records: lower split.clients, or give it a source"
         )
     count = min(max(round(len(records) * share), 1), len(records) - 1) if share > 0 else 0
-    generator = seeds.generator(seed, "held out", name)
+    generator = seeds.seeded_generator(seed, "held out", name)
     drawn = set(torch.randperm(len(records), generator=generator)[:count].tolist())
     return ClientData(
         name=name,
@@ -104,7 +104,7 @@ def split_records(records: Sequence[Record], split: Split, seed: int) -> Shares:
 
 
 def _random(seed: int, purpose: str) -> np.random.Generator:
-    return np.random.default_rng(seeds.derive(seed, "split", purpose))
+    return np.random.default_rng(seeds.derive_seed(seed, "split", purpose))
 
 
 def _iid(records: Sequence[Record], split: Split, random: np.random.Generator) -> Shares:
@@ -159,13 +159,13 @@ def _dirichlet(records: Sequence[Record], split: Split, random: np.random.Genera
     groups = _groups(records, split.clusters, random)
     for _ in range(DRAWS):
         parts = _deal(groups, split, random)
-        if min(map(len, parts)) >= LEAST:
+        if min(map(len, parts)) >= SMALLEST_CLIENT:
             return _numbered(records, parts)
-    enough = len(records) >= LEAST * split.clients
+    enough = len(records) >= SMALLEST_CLIENT * split.clients
     remedy = "raise split.alpha or lower split.clients" if enough else "lower split.clients"
     raise UserError(
-        f"split.alpha = {split.alpha:g} left a client of {split.clients} with fewer than {LEAST} "
-        f"of {len(records)} records in each of {DRAWS} draws: {remedy}"
+        f"split.alpha = {split.alpha:g} left a client of {split.clients} with fewer than "
+        f"{SMALLEST_CLIENT} of {len(records)} records in each of {DRAWS} draws: {remedy}"
     )
 
 
@@ -194,14 +194,14 @@ def _groups(
     for index, record in enumerate(records):
         filed.setdefault(record.category, []).append(index)
     unfiled = filed.pop("", [])
-    labels = cluster([records[index].instruction for index in unfiled], clusters, random)
+    labels = cluster_texts([records[index].instruction for index in unfiled], clusters, random)
     found: dict[int, list[int]] = {}
     for index, label in zip(unfiled, labels, strict=True):
         found.setdefault(label, []).append(index)
     return [*filed.values(), *found.values()]
 
 
-def cluster(texts: Sequence[str], clusters: int, random: np.random.Generator) -> list[int]:
+def cluster_texts(texts: Sequence[str], clusters: int, random: np.random.Generator) -> list[int]:
     """A label below `clusters` for each text: k-means of its TF-IDF words."""
     distinct = len({" ".join(text.split()) for text in texts})
     if clusters == 1 or distinct < 2:
@@ -234,7 +234,7 @@ SPLITS: Final[Mapping[str, Callable[[Sequence[Record], Split, np.random.Generato
 }
 
 
-def pool(clients: Sequence[ClientData]) -> ClientData:
+def pool_clients(clients: Sequence[ClientData]) -> ClientData:
     """One client "all" with everyone's records, for centralised training."""
     return ClientData(
         name="all",
@@ -243,7 +243,7 @@ def pool(clients: Sequence[ClientData]) -> ClientData:
     )
 
 
-def describe(clients: Sequence[ClientData]) -> list[dict[str, Any]]:
+def describe_clients(clients: Sequence[ClientData]) -> list[dict[str, Any]]:
     """A row for each client, ready for JSON.
 
     records, held_out: how many to learn from and to judge by. mean_prompt_words,
@@ -273,7 +273,7 @@ def _mean(values: Iterable[int]) -> float:
     return fmean([*values] or [0])
 
 
-def fingerprint(clients: Sequence[ClientData]) -> str:
+def data_fingerprint(clients: Sequence[ClientData]) -> str:
     """A digest of every record of every client, in order."""
     digest = hashlib.blake2b(digest_size=16)
     for client in clients:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from fedsdr.errors import UserError
+from fedsdr.core.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -57,13 +57,13 @@ def convert_all(
             bad.append((number, error))
     if bad:
         number, first = bad[0]
-        raise refusal(
+        raise row_refusal(
             places.full(number), [(str(n), e) for n, e in bad], f"{places.unit} "
         ) from first
     return good
 
 
-def refusal(first: str, bad: Sequence[tuple[str, RowError]], unit: str = "") -> UserError:
+def row_refusal(first: str, bad: Sequence[tuple[str, RowError]], unit: str = "") -> UserError:
     """What to say of rows that cannot be used. first: where the first of them stands, in full;
     bad: every one's place and error; unit: before the list of the others' places."""
     (_, error), *others = bad
@@ -80,7 +80,7 @@ def _also(places: Sequence[str], unit: str, shown: int = 5) -> str:
     return f"; {rows} the same problem ({unit}{listed})"
 
 
-def kind(value: Any) -> str:
+def json_kind(value: Any) -> str:
     """What a cell holds, in the words of JSON."""
     kinds: dict[type, str] = {
         type(None): "null",

@@ -7,17 +7,17 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from fedsdr import seeds
-from fedsdr.data.contents import decode, is_parquet, read_bytes, unreadable
+from fedsdr.core import seeds
+from fedsdr.core.errors import UserError
+from fedsdr.data.contents import decode_file, is_parquet, read_bytes, unreadable_file
 from fedsdr.data.csv_rows import csv_rows
-from fedsdr.data.layouts import records
+from fedsdr.data.layouts import records_from_rows
 from fedsdr.data.records import Record
-from fedsdr.data.rows import Cells, Places, Row, RowError, convert_all, kind
-from fedsdr.data.strict_json import NotJson, fault, parse
-from fedsdr.errors import UserError
-from fedsdr.sections.data import HUB, Source
+from fedsdr.data.rows import Cells, Places, Row, RowError, convert_all, json_kind
+from fedsdr.data.strict_json import NotJson, json_fault, parse_json
+from fedsdr.recipe.sections.data import HUB, Source
 
-Table = tuple[Places, list[Row]]
+SourceTable = tuple[Places, list[Row]]
 SUFFIXES: Final[Mapping[str, str]] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -35,10 +35,10 @@ def read_source(source: Source, seed: int) -> list[Record]:
     Raises `UserError`, naming file and line or row, for whatever cannot be read.
     """
     places, rows = read_rows(source)
-    found = records(places, rows, source)
+    found = records_from_rows(places, rows, source)
     if source.limit is None or source.limit >= len(found):
         return found
-    generator = seeds.generator(seed, "limit", Path(source.path).name)
+    generator = seeds.seeded_generator(seed, "limit", Path(source.path).name)
     drawn = torch.randperm(len(found), generator=generator)[: source.limit]
     return [found[index] for index in sorted(drawn.tolist())]
 
@@ -58,12 +58,12 @@ def skipped_rows(sources: Sequence[Source]) -> list[Skipped]:
     for source in sources:
         if source.empty == "skip":
             places, rows = read_rows(source)
-            left_out = len(rows) - len(records(places, rows, source))
+            left_out = len(rows) - len(records_from_rows(places, rows, source))
             found.append(Skipped(source.client or "", places.path.name, left_out, len(rows)))
     return found
 
 
-def read_rows(source: Source) -> Table:
+def read_rows(source: Source) -> SourceTable:
     """A source's rows as they stand in the file, and how they are numbered."""
     path = Path(source.path)
     form = _format(path, source.format)
@@ -92,7 +92,7 @@ def _format(path: Path, wanted: str) -> str:
     try:
         exists, folder = path.exists(), path.is_dir()
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise unreadable_file(path, error) from error
     if not exists:
         raise UserError(
             f"{path} does not exist: give the path of a JSONL, JSON, CSV or Parquet file or of a "
@@ -120,17 +120,17 @@ def _format(path: Path, wanted: str) -> str:
     return SUFFIXES[suffix]
 
 
-def _read_jsonl(path: Path, source: Source) -> Table:
+def _read_jsonl(path: Path, source: Source) -> SourceTable:
     places = Places(path, "line")
     # Only "\n" ends a line: str.splitlines would also break at characters allowed in JSON texts.
-    lines = enumerate(decode(path, source.encoding).split("\n"), start=1)
+    lines = enumerate(decode_file(path, source.encoding).split("\n"), start=1)
     filled = [(number, line) for number, line in lines if line.strip()]
     return places, convert_all(places, filled, _parse_line)
 
 
 def _parse_line(number: int, line: str) -> Row:
     try:
-        return number, _cells(parse(line))
+        return number, _cells(parse_json(line))
     except (ValueError, RecursionError) as error:
         remedy = 'mend the line (for one JSON list over many lines: format = "json")'
         raise RowError("not valid JSON", _json_fault(error), remedy) from error
@@ -144,19 +144,19 @@ def _json_fault(error: Exception) -> str:
 
 
 def _cells(value: Any) -> Cells:
-    if reason := fault(value):
+    if reason := json_fault(value):
         raise RowError("not valid JSON", reason, "mend or remove the row")
     if not isinstance(value, dict):
         remedy = 'write rows as {"column": "text", ...}'
-        raise RowError("not an object", f"it is {kind(value)}", remedy)
+        raise RowError("not an object", f"it is {json_kind(value)}", remedy)
     return value
 
 
-def _read_json(path: Path, source: Source) -> Table:
+def _read_json(path: Path, source: Source) -> SourceTable:
     places = Places(path, "row")
-    text = decode(path, source.encoding)
+    text = decode_file(path, source.encoding)
     try:
-        value = parse(text)
+        value = parse_json(text)
     except json.JSONDecodeError as error:
         lines = error.msg == "Extra data" and error.lineno > 1
         remedy = 'for one object a line, set format = "jsonl"' if lines else "mend the file"
@@ -174,7 +174,7 @@ def _only_list(path: Path, value: Any) -> list[Any]:
         return value
     if isinstance(value, NotJson):
         raise UserError(f"{path}: not valid JSON ({value.reason}): mend the file")
-    found = kind(value)
+    found = json_kind(value)
     if isinstance(value, dict):
         lists = [item for item in value.values() if isinstance(item, list)]
         if len(lists) == 1:
@@ -186,11 +186,11 @@ def _only_list(path: Path, value: Any) -> list[Any]:
     )
 
 
-def _read_csv(path: Path, source: Source) -> Table:
-    return csv_rows(path, decode(path, source.encoding), source.delimiter)
+def _read_csv(path: Path, source: Source) -> SourceTable:
+    return csv_rows(path, decode_file(path, source.encoding), source.delimiter)
 
 
-def _read_parquet(path: Path, source: Source) -> Table:
+def _read_parquet(path: Path, source: Source) -> SourceTable:
     """Rows of a Parquet file."""
     del source
     import pyarrow.parquet  # takes a while, and few runs need it
@@ -208,7 +208,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _read_datasets(path: Path, source: Source) -> Table:
+def _read_datasets(path: Path, source: Source) -> SourceTable:
     """Rows of a `datasets` folder, of its split "train" where it has several."""
     del source
     import datasets  # takes a second, and few runs need it
@@ -227,7 +227,7 @@ def _read_datasets(path: Path, source: Source) -> Table:
     return Places(path, "row"), list(enumerate(rows, start=1))
 
 
-def _read_hub(path: Path, source: Source) -> Table:
+def _read_hub(path: Path, source: Source) -> SourceTable:
     """Rows of the split "train" of a data set by name, from the hub or its local cache."""
     del source
     import datasets
@@ -272,7 +272,7 @@ def _class_names(row: Cells, labels: Mapping[str, Any]) -> dict[str, str | None]
     }
 
 
-READERS: Final[Mapping[str, Callable[[Path, Source], Table]]] = {
+READERS: Final[Mapping[str, Callable[[Path, Source], SourceTable]]] = {
     "jsonl": _read_jsonl,
     "json": _read_json,
     "csv": _read_csv,

@@ -15,7 +15,7 @@ class NotJson(NamedTuple):
     reason: str
 
 
-def parse(text: str) -> Any:
+def parse_json(text: str) -> Any:
     """A JSON text's value, with `NotJson` in it for what the standard does not have.
 
     Raises what `json.loads` raises: `ValueError` (`json.JSONDecodeError`), `RecursionError`.
@@ -28,7 +28,7 @@ def parse(text: str) -> Any:
     )
 
 
-def fault(value: Any) -> str:
+def json_fault(value: Any) -> str:
     """The reason of the first `NotJson` inside a value; "" where there is none."""
     waiting = [value]
     while waiting:  # not recursive: a text may be nested deeper than Python's stack

@@ -12,11 +12,11 @@ from typing import Any, Final
 
 from jinja2 import TemplateError
 
+from fedsdr.core.errors import UserError
 from fedsdr.data.records import Record, Role, Turn
-from fedsdr.errors import UserError
 
 NAMED: Final = "name:"  # before the name of one of a tokenizer's several templates
-MARK: Final = "Turn number "  # a text that no template has of its own
+SENTINEL: Final = "Turn number "  # a text that no template has of its own
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class ChatFormat:
         """The roles whose texts do not reach the prompt; tried once for each order of roles."""
         roles = tuple(turn.role for turn in turns)
         if roles not in self._lost:
-            marks = tuple(Turn(role, f"{MARK}{place}.") for place, role in enumerate(roles))
+            marks = tuple(Turn(role, f"{SENTINEL}{place}.") for place, role in enumerate(roles))
             try:
                 text = self._render(marks)
             except Exception:  # as below

@@ -7,32 +7,32 @@ from typing import Any, Final
 
 from fedsdr.diagnose.text import has_filler, text_stats
 from fedsdr.distill.rewrite import Rewritten
-from fedsdr.distill.support import kept, rare_words, supported
+from fedsdr.distill.support import kept_share, rare_words, supported_share
 
 SHOWN: Final = 25  # of the accepted rewrites, and of the refused ones
 RARE: Final = 0.01  # as `[distill.support]` has it
-Row = dict[str, Any]
+RatedRewrite = dict[str, Any]
 
 
-def describe_all(rewrites: Mapping[str, Sequence[Rewritten]]) -> Row:
+def describe_all(rewrites: Mapping[str, Sequence[Rewritten]]) -> RatedRewrite:
     """Figures of each client and of all; no text of a client is among them."""
-    rows = {client: rated(each) for client, each in rewrites.items()}
+    rows = {client: rate_rewrites(each) for client, each in rewrites.items()}
     everything = [row for each in rows.values() for row in each]
     return {
-        "clients": {client: figures(each) for client, each in rows.items()},
-        "all": figures(everything),
+        "clients": {client: rewrite_figures(each) for client, each in rows.items()},
+        "all": rewrite_figures(everything),
     }
 
 
-def describe_client(rewrites: Sequence[Rewritten]) -> Row:
+def describe_client(rewrites: Sequence[Rewritten]) -> RatedRewrite:
     """One client's figures, and its accepted and refused rewrites side by side, worst first."""
-    rows = rated(rewrites)
-    accepted = sorted((row for row in rows if not row["reason"]), key=badness)
+    rows = rate_rewrites(rewrites)
+    accepted = sorted((row for row in rows if not row["reason"]), key=badness_key)
     refused = sorted((row for row in rows if row["reason"]), key=lambda row: row["reason"])
-    return {"figures": figures(rows), "worst": accepted[:SHOWN], "refused": refused[:SHOWN]}
+    return {"figures": rewrite_figures(rows), "worst": accepted[:SHOWN], "refused": refused[:SHOWN]}
 
 
-def rated(rewrites: Sequence[Rewritten]) -> list[Row]:
+def rate_rewrites(rewrites: Sequence[Rewritten]) -> list[RatedRewrite]:
     """A row a record. rewrite: the text kept, or the last one refused ("" where none was made).
 
     measured: what the gate measured of that text, and its lexical support in any case.
@@ -42,7 +42,10 @@ def rated(rewrites: Sequence[Rewritten]) -> list[Row]:
     for r in rewrites:
         shown = r.shown
         text = shown.text if shown else ""
-        lexical = {"supported": supported(r.record, text), "kept": kept(r.record, text, rare)}
+        lexical = {
+            "supported": supported_share(r.record, text),
+            "kept": kept_share(r.record, text, rare),
+        }
         rows.append(
             {
                 "instruction": r.record.instruction,
@@ -58,13 +61,13 @@ def rated(rewrites: Sequence[Rewritten]) -> list[Row]:
     return rows
 
 
-def badness(row: Row) -> tuple[bool, float, float]:
+def badness_key(row: RatedRewrite) -> tuple[bool, float, float]:
     """Wrong ones first, then by the lowest of what was measured, then the longest."""
     growth = len(row["rewrite"].split()) / max(1, len(row["raw"].split()))
     return (row["wrong"] is not True, min(row["measured"].values()), -growth)
 
 
-def figures(rows: Sequence[Row]) -> Row:
+def rewrite_figures(rows: Sequence[RatedRewrite]) -> RatedRewrite:
     """Counts and means. before and after are of all targets, refused rewrites being raw ones;
     measured and wrong are of accepted rewrites."""
     accepted = [row for row in rows if not row["reason"]]

@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from scipy.special import rel_entr
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from fedsdr import seeds
-from fedsdr.diagnose.pairwise import Pairwise, check_enough, pairwise
-from fedsdr.diagnose.text import words
-from fedsdr.errors import UserError
+from fedsdr.core import seeds
+from fedsdr.core.errors import UserError
+from fedsdr.diagnose.pairwise import Pairwise, check_enough, pairwise_matrix
+from fedsdr.diagnose.text import split_words
 
 Token = str | int
 Text = Sequence[Token]  # a string, which `words` takes apart, or tokens: words or ids
-Clients = Mapping[str, Sequence[Text]]  # name -> its texts
+ClientWords = Mapping[str, Sequence[Text]]  # name -> its texts
 K = TypeVar("K", bound=Hashable)
 
 
@@ -56,17 +56,17 @@ def _shares(counts: Mapping[K, float], tokens: Sequence[K]) -> NDArray[np.float6
     return np.divide(values, total)
 
 
-def js_matrix(clients: Clients) -> Pairwise:
+def js_matrix(clients: ClientWords) -> Pairwise:
     """Jensen-Shannon divergence, in bits, of the words of every two clients."""
-    return pairwise(_counts(clients), js_divergence)
+    return pairwise_matrix(_counts(clients), js_divergence)
 
 
-def mean_js(clients: Clients) -> float:
+def mean_js(clients: ClientWords) -> float:
     """Mean of `js_matrix` over pairs of clients."""
     return js_matrix(clients).mean
 
 
-def tfidf_matrix(clients: Clients) -> Pairwise:
+def tfidf_matrix(clients: ClientWords) -> Pairwise:
     """Cosine, 0 to 1, of the TF-IDF vectors of every two clients: one document a client.
 
     A word found n times has the weight (1 + ln n) (ln((1 + K) / (1 + clients with it)) + 1). With
@@ -80,17 +80,17 @@ def tfidf_matrix(clients: Clients) -> Pairwise:
     return Pairwise(tuple(clients), (vectors @ vectors.T).toarray())
 
 
-def tfidf_cosine(clients: Clients) -> float:
+def tfidf_cosine(clients: ClientWords) -> float:
     """Mean of `tfidf_matrix` over pairs of clients."""
     return tfidf_matrix(clients).mean
 
 
-def fewest_words(clients: Clients) -> int:
+def fewest_words(clients: ClientWords) -> int:
     """How many the client has that has fewest: as many can be drawn of each."""
     return min(counts.total() for counts in _counts(clients).values())
 
 
-def thin(clients: Clients, size: int, seed: int = 0) -> dict[str, list[list[Token]]]:
+def sample_words(clients: ClientWords, size: int, seed: int = 0) -> dict[str, list[list[Token]]]:
     """`size` words of each client, drawn without replacement from all it has, as one text."""
     thinned = {}
     for name, counts in _counts(clients).items():
@@ -99,21 +99,21 @@ def thin(clients: Clients, size: int, seed: int = 0) -> dict[str, list[list[Toke
                 f"size = {size}: client {name!r} has {counts.total()} words, of which 1 to all "
                 "can be drawn"
             )
-        random = np.random.default_rng(seeds.derive(seed, "thin", name))
+        random = np.random.default_rng(seeds.derive_seed(seed, "thin", name))
         amounts = list(counts.values())
         drawn = random.multivariate_hypergeometric(amounts, size, method="marginals")
         thinned[name] = [list(Counter(dict(zip(counts, drawn.tolist(), strict=True))).elements())]
     return thinned
 
 
-def _counts(clients: Clients) -> dict[str, Counter[Token]]:
+def _counts(clients: ClientWords) -> dict[str, Counter[Token]]:
     return {name: Counter(_tokens(name, texts)) for name, texts in clients.items()}
 
 
 def _tokens(name: str, texts: Sequence[Text]) -> list[Token]:
     if isinstance(texts, str):
         raise UserError(f"client {name!r} has one string: give a sequence of texts")
-    found = list(chain.from_iterable(words(t) if isinstance(t, str) else t for t in texts))
+    found = list(chain.from_iterable(split_words(t) if isinstance(t, str) else t for t in texts))
     if not found:
         raise UserError(f"client {name!r} has no words: leave it out, or give it texts")
     return found

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from fedsdr.adapters import FOLDED, Adapter, cosine, factors, no_sum, scale, under
-from fedsdr.data.batches import collate
+from fedsdr.core.adapters import FOLDED, Adapter, cosine, no_sum, plain_factors, scale, strip_prefix
+from fedsdr.core.errors import UserError
+from fedsdr.data.batches import collate_examples
 from fedsdr.data.template import Example
-from fedsdr.diagnose.pairwise import Pairwise, pairwise
-from fedsdr.errors import UserError
+from fedsdr.diagnose.pairwise import Pairwise, pairwise_matrix
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.model.trials import rows_at_once
 from fedsdr.training.loss import summed_loss
@@ -34,7 +34,7 @@ def client_gradients(
     """
     if min(batch_size, limit) < 1:
         raise UserError(f"batch_size = {batch_size}, limit = {limit}: both must be at least 1")
-    place(model, shared)
+    install_global(model, shared)
     try:
         return {
             name: _gradient(model, name, given[:limit], pad, batch_size)
@@ -45,11 +45,11 @@ def client_gradients(
         model.activate()
 
 
-def place(model: TwoStreamModel, shared: Adapter) -> None:
+def install_global(model: TwoStreamModel, shared: Adapter) -> None:
     """Make the model the global one, W0 + R, with what is folded into R."""
-    model.load(Stream.RECTIFY, factors(shared))
+    model.load(Stream.RECTIFY, plain_factors(shared))
     active = [Stream.RECTIFY]
-    if folded := under(shared, FOLDED):
+    if folded := strip_prefix(shared, FOLDED):
         model.load(Stream.FOLDED, folded)
         active.append(Stream.FOLDED)
     model.activate(*active)
@@ -64,7 +64,7 @@ def _gradient(
     ordered = sorted(examples, key=len)
     size = rows_at_once(model.model, size)
     for start in range(0, len(ordered), size):
-        batch = collate(ordered[start : start + size], pad).to(model.device)
+        batch = collate_examples(ordered[start : start + size], pad).to(model.device)
         loss = summed_loss(model.model, batch)
         slopes = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
         total = total.plus({key: g.cpu() for key, g in zip(parameters, slopes, strict=True)}, 1)
@@ -76,4 +76,4 @@ def _gradient(
 
 def pairwise_cosine(adapters: Mapping[str, Adapter]) -> Pairwise:
     """Cosine, -1 to 1, of every two adapters; 0 where one of them is zero."""
-    return pairwise(adapters, cosine)
+    return pairwise_matrix(adapters, cosine)

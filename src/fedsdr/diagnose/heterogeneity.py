@@ -13,20 +13,20 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import xlogy
 
-from fedsdr import seeds
-from fedsdr.adapters import Adapter
+from fedsdr.core import seeds
+from fedsdr.core.adapters import Adapter
 from fedsdr.data.template import Example
 from fedsdr.diagnose.divergence import (
     fewest_words,
     js_matrix,
     mean_js,
+    sample_words,
     tfidf_cosine,
     tfidf_matrix,
-    thin,
 )
 from fedsdr.diagnose.gradients import client_gradients
 from fedsdr.diagnose.pairwise import Pairwise
-from fedsdr.diagnose.text import words
+from fedsdr.diagnose.text import split_words
 from fedsdr.model.lora import TwoStreamModel
 
 RESAMPLES: Final = 100
@@ -34,7 +34,7 @@ MOST_CLIENTS: Final = 20  # with intervals: their cost grows with the pairs of c
 GROUPS: Final = 16  # of a client's records, for the interval of gradients
 MEMORY: Final = 2**31  # bytes that the groups' gradients may take
 Floats = NDArray[np.float64]
-Texts = Mapping[str, Sequence[str]]
+RoundTexts = Mapping[str, Sequence[str]]
 
 
 class Interval(NamedTuple):
@@ -45,7 +45,7 @@ class Interval(NamedTuple):
     high: float | None = None
 
 
-class Apart(NamedTuple):
+class ClientDivergence(NamedTuple):
     """js: bits, 0 to 1. even: at `words` words of each client, since longer texts alone come
     closer; chance: the same of records dealt anew to clients of the same sizes."""
 
@@ -67,14 +67,14 @@ class Change(NamedTuple):
     tfidf: Interval
 
 
-def apart(clients: Texts, seed: int, size: int | None = None) -> Apart:
+def measure_divergence(clients: RoundTexts, seed: int, size: int | None = None) -> ClientDivergence:
     """`size`: words of each client in the even comparison; by default the fewest there are."""
     dealt = _dealt(clients, seed)
     size = size or min(fewest_words(clients), fewest_words(dealt))
-    even, chance = thin(clients, size, seed), thin(dealt, size, seed)
+    even, chance = sample_words(clients, size, seed), sample_words(dealt, size, seed)
     counts = WordCounts([clients], seed)
     js, tfidf = js_matrix(clients), tfidf_matrix(clients)
-    return Apart(
+    return ClientDivergence(
         js,
         tfidf,
         counts.interval(lambda each: js_of(each[0])),
@@ -87,7 +87,7 @@ def apart(clients: Texts, seed: int, size: int | None = None) -> Apart:
     )
 
 
-def change(raw: Texts, rewritten: Texts, seed: int) -> Change:
+def divergence_change(raw: RoundTexts, rewritten: RoundTexts, seed: int) -> Change:
     """How rewriting moves the clients' texts; both sides are resampled together."""
     counts = WordCounts([raw, rewritten], seed)
     return Change(
@@ -96,20 +96,20 @@ def change(raw: Texts, rewritten: Texts, seed: int) -> Change:
     )
 
 
-def _dealt(clients: Texts, seed: int) -> dict[str, list[str]]:
+def _dealt(clients: RoundTexts, seed: int) -> dict[str, list[str]]:
     texts = [text for each in clients.values() for text in each]
-    order = iter(np.random.default_rng(seeds.derive(seed, "chance")).permutation(len(texts)))
+    order = iter(np.random.default_rng(seeds.derive_seed(seed, "chance")).permutation(len(texts)))
     return {name: [texts[next(order)] for _ in each] for name, each in clients.items()}
 
 
 class WordCounts:
     """Words of records in numbers, to be resampled: the same records on every side."""
 
-    def __init__(self, sides: Sequence[Texts], seed: int) -> None:
-        self.random = np.random.default_rng(seeds.derive(seed, "resamples"))
+    def __init__(self, sides: Sequence[RoundTexts], seed: int) -> None:
+        self.random = np.random.default_rng(seeds.derive_seed(seed, "resamples"))
         known: dict[str, int] = {}
         found = [
-            [[[known.setdefault(w, len(known)) for w in words(t)] for t in texts]
+            [[[known.setdefault(w, len(known)) for w in split_words(t)] for t in texts]
              for texts in side.values()]
             for side in sides
         ]  # fmt: skip
@@ -126,7 +126,7 @@ class WordCounts:
             measure(self._counts([self.random.multinomial(n, np.full(n, 1 / n)) for n in records]))
             for _ in range(RESAMPLES)
         ]
-        return around(whole, draws)
+        return interval_around(whole, draws)
 
     def _counts(self, weights: Sequence[NDArray[np.generic]]) -> list[Floats]:
         return [
@@ -144,7 +144,7 @@ class WordCounts:
         ]
 
 
-def around(value: float, draws: Sequence[float]) -> Interval:
+def interval_around(value: float, draws: Sequence[float]) -> Interval:
     """None where the draws do not vary, or not all of them are numbers."""
     spread = 1.96 * float(np.std(draws, ddof=1))
     return Interval(value, value - spread, value + spread) if spread > 0 else Interval(value)
@@ -169,10 +169,10 @@ def tfidf_of(counts: Floats) -> float:
     held = (counts > 0).sum(axis=0)
     rarity = np.log((1 + len(counts)) / (1 + held)) + 1
     weights = np.where(counts > 0, 1 + np.log(np.maximum(counts, 1)), 0) * rarity
-    return float(np.mean(cosines(weights @ weights.T)[np.triu_indices(len(counts), 1)]))
+    return float(np.mean(gram_cosines(weights @ weights.T)[np.triu_indices(len(counts), 1)]))
 
 
-def cosines(gram: Floats) -> Floats:
+def gram_cosines(gram: Floats) -> Floats:
     """(K, K) inner products as cosines; 0 where a vector is zero."""
     norms = np.sqrt(np.diag(gram))
     scale = np.outer(norms, norms)
@@ -233,14 +233,14 @@ class GroupedGradients:
             others = float(np.mean(across[~np.eye(count, dtype=bool)]))
         draws = [self.mean(weights) for weights in self.resamples(0)]
         whole = self.mean(self._all())
-        interval = around(whole, draws) if draws else Interval(whole)
+        interval = interval_around(whole, draws) if draws else Interval(whole)
         return Gradients(Pairwise(self.names, matrix), interval, own, others, self.records)
 
     def resamples(self, seed: int) -> list[Floats]:
         """(K, groups) weights of resampled groups; none where there are fewer than four."""
         if self.groups < 4:
             return []
-        random = np.random.default_rng(seeds.derive(seed, "groups"))
+        random = np.random.default_rng(seeds.derive_seed(seed, "groups"))
         chances, shape = np.full(self.groups, 1 / self.groups), len(self.names)
         return [
             random.multinomial(self.groups, chances, shape).astype(float) for _ in range(RESAMPLES)
@@ -256,7 +256,7 @@ class GroupedGradients:
         for row, weight in enumerate(weights):
             start = (row % count) * self.groups
             spread[row, start : start + self.groups] = weight
-        return cosines(spread @ self.gram @ spread.T)
+        return gram_cosines(spread @ self.gram @ spread.T)
 
     def _all(self) -> Floats:
         return np.ones((len(self.names), self.groups))
@@ -267,4 +267,4 @@ def gradient_change(raw: GroupedGradients, rewritten: GroupedGradients, seed: in
     whole = np.ones((len(raw.names), raw.groups))
     difference = rewritten.mean(whole) - raw.mean(whole)
     draws = [rewritten.mean(w) - raw.mean(w) for w in raw.resamples(seed)]
-    return around(difference, draws) if draws else Interval(difference)
+    return interval_around(difference, draws) if draws else Interval(difference)

@@ -11,8 +11,8 @@ import numpy as np
 
 from fedsdr.data.records import ClientData, Record
 from fedsdr.data.template import ChatFormat
-from fedsdr.diagnose.text import words
-from fedsdr.distill.checks import Rewrite, answer, label, number
+from fedsdr.diagnose.text import split_words
+from fedsdr.distill.checks import Rewrite, check_answer, check_label, check_number
 
 QUANTILES: Final = (5, 25, 50, 75, 95, 100)
 SHORT: Final = 2  # words; suspicious where the client's median is at least USUAL
@@ -61,7 +61,9 @@ class Holding:
     leaks: tuple[str, ...]  # where the first few leaked records stand in the files
 
 
-def holdings(clients: Sequence[ClientData], chat: ChatFormat, max_length: int) -> list[Holding]:
+def client_holdings(
+    clients: Sequence[ClientData], chat: ChatFormat, max_length: int
+) -> list[Holding]:
     """A row for each client, counted under this tokenizer and template."""
     prompts = {c.name: {prompt_key(r) for r in c.train} for c in clients}
     whole = {c.name: {_key(r) for r in c.train} for c in clients}
@@ -77,7 +79,7 @@ def _holding(
 ) -> Holding:
     asked = [len(chat.prompt_ids(r.prompt)) for r in client.train]
     told = [len(chat.response_ids(r.response)) for r in client.train]
-    counts = [len(words(r.response)) for r in client.train]
+    counts = [len(split_words(r.response)) for r in client.train]
     usual = median(counts) if counts else 0
     own = [r for r in client.held_out if prompt_key(r) in prompts[client.name]]
     others = _others(prompts, client.name)
@@ -92,7 +94,7 @@ def _holding(
         response_tokens=_lengths(told),
         truncated=sum(p < max_length < p + r for p, r in zip(asked, told, strict=True)),
         left_out=sum(p >= max_length for p in asked),
-        checkable=sum(map(checkable, client.train)),
+        checkable=sum(map(is_checkable, client.train)),
         wordless=sum(n == 0 for n in counts),
         short=sum(0 < n <= SHORT for n in counts) if usual >= USUAL else 0,
         repeated=len(client.train) - len(whole[client.name]),
@@ -103,23 +105,23 @@ def _holding(
     )
 
 
-def checkable(record: Record) -> bool:
+def is_checkable(record: Record) -> bool:
     """Whether a check of truth would refuse an empty rewrite of this record."""
-    return any(check(record, WRONG) for check in (answer, number, label))
+    return any(check(record, WRONG) for check in (check_answer, check_number, check_label))
 
 
-def normalised(text: str) -> str:
+def normalise_text(text: str) -> str:
     """Without letter case, spacing and compatibility forms (Unicode NFKC)."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def prompt_key(record: Record) -> Key:
     """Equal for records that ask the same, all turns together."""
-    return tuple(f"{turn.role} {normalised(turn.text)}" for turn in record.prompt)
+    return tuple(f"{turn.role} {normalise_text(turn.text)}" for turn in record.prompt)
 
 
 def _key(record: Record) -> Key:
-    return (*prompt_key(record), normalised(record.response))
+    return (*prompt_key(record), normalise_text(record.response))
 
 
 def _others(keys: Mapping[str, set[Key]], name: str) -> set[Key]:

@@ -10,14 +10,14 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from fedsdr import seeds
-from fedsdr.diagnose.text import words
-from fedsdr.errors import UserError
+from fedsdr.core import seeds
+from fedsdr.core.errors import UserError
+from fedsdr.diagnose.text import split_words
 
-METHODS: Final = ("pca", "tsne")
+MAP_METHODS: Final = ("pca", "tsne")
 COMPONENTS: Final = 50  # that t-SNE starts from (van der Maaten & Hinton 2008 take 30)
 PERPLEXITY: Final = 30.0
-LEAST: Final = 3  # texts with words of their own
+FEWEST_POINTS: Final = 3  # texts with words of their own
 
 
 def response_map(
@@ -28,15 +28,17 @@ def response_map(
     A function of its arguments. PCA keeps distances as well as two axes can; t-SNE keeps
     neighbours, and its distances between groups mean nothing.
     """
-    if method not in METHODS:
-        raise UserError(f"method = {method!r}: choose from {', '.join(METHODS)}")
-    distinct = len({tuple(sorted(words(text))) for text in texts})
-    if distinct < LEAST:
-        raise UserError(f"texts hold {distinct} different sets of words: a map needs {LEAST}")
-    state = seeds.derive(seed, "map") % 2**32
+    if method not in MAP_METHODS:
+        raise UserError(f"method = {method!r}: choose from {', '.join(MAP_METHODS)}")
+    distinct = len({tuple(sorted(split_words(text))) for text in texts})
+    if distinct < FEWEST_POINTS:
+        raise UserError(
+            f"texts hold {distinct} different sets of words: a map needs {FEWEST_POINTS}"
+        )
+    state = seeds.derive_seed(seed, "map") % 2**32
     # One thread, since the order in which threads add up would change the last bits.
     with threadpool_limits(limits=1):
-        features = TfidfVectorizer(analyzer=words, sublinear_tf=True).fit_transform(texts)
+        features = TfidfVectorizer(analyzer=split_words, sublinear_tf=True).fit_transform(texts)
         size = min(COMPONENTS, *features.shape)
         reduced = TruncatedSVD(size, random_state=state).fit_transform(features)
         if method == "pca":

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsdr.errors import UserError
+from fedsdr.core.errors import UserError
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ class Pairwise(NamedTuple):
         return math.fsum(self.matrix[pair] for pair in pairs) / len(pairs)
 
 
-def pairwise(clients: Mapping[str, T], measure: Callable[[T, T], float]) -> Pairwise:
+def pairwise_matrix(clients: Mapping[str, T], measure: Callable[[T, T], float]) -> Pairwise:
     """A symmetric `measure` of every two clients, and of each with itself."""
     check_enough(clients)
     matrix = np.zeros((len(clients), len(clients)))

@@ -10,7 +10,7 @@ CROWDED: Final = 0.5  # bits that chance alone gives: too few words to tell more
 Found = Mapping[str, Any]
 
 
-def reading(found: Found) -> list[str]:
+def interpret_diagnosis(found: Found) -> list[str]:
     return [
         *_skipped(found),
         *_leaks(found),

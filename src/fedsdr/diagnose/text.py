@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Final, NamedTuple
 
+from fedsdr.core.errors import UserError
 from fedsdr.distill.checks import most_repeated
-from fedsdr.errors import UserError
 
 # Phrases that announce, join or close an answer and tell nothing of its subject. Matched as whole
 # words wherever they stand, so that "make sure" and "overall health" count too: what is compared
@@ -45,7 +45,7 @@ class TextStats(NamedTuple):
 def text_stats(texts: Sequence[str]) -> TextStats:
     if not texts:
         raise UserError("texts = []: there is nothing to describe; give at least one response")
-    tokens = [word for text in texts for word in words(text)]
+    tokens = [word for text in texts for word in split_words(text)]
     return TextStats(
         words=fmean(len(text.split()) for text in texts),
         filler=fmean(has_filler(text) for text in texts),
@@ -54,7 +54,7 @@ def text_stats(texts: Sequence[str]) -> TextStats:
     )
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """Runs of letters, digits and underscores, in lower case: what vocabularies are made of."""
     return re.findall(r"\w+", text.lower())
 

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from fedsdr.adapters import Adapter
+from fedsdr.core.adapters import Adapter
+from fedsdr.core.errors import UserError
 from fedsdr.data.template import Example
-from fedsdr.diagnose.gradients import place
-from fedsdr.errors import UserError
+from fedsdr.diagnose.gradients import install_global
 from fedsdr.evaluate.loss import LossEvaluator
 from fedsdr.model.lora import TwoStreamModel
 
@@ -35,7 +35,7 @@ def loss_matrix(
     matrix: dict[str, dict[str, float]] = {}
     try:
         for trained, adapter in adapters.items():
-            place(model, adapter)
+            install_global(model, adapter)
             matrix[trained] = {judged: _loss(judge, judged) for judged in examples}
     finally:
         model.activate()

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from fedsdr.errors import UserError
-from fedsdr.model.choose import Job
+from fedsdr.core.errors import UserError
+from fedsdr.generation.sampling import Job
 
 
 def job_key(teacher: str, job: Job, temperature: float, generator: str = "fedsdr") -> str:

@@ -40,25 +40,25 @@ class Verdict:
 
 
 Check = Callable[[Record, Rewrite], str | None]
-Judge = Callable[[Sequence[Candidate]], Sequence[Verdict]]  # a verdict for each, in order
+RewriteCheck = Callable[[Sequence[Candidate]], Sequence[Verdict]]  # a verdict for each, in order
 
 META_TALK: Final = re.compile(
     r"reference (answer|response)|\b(my|your) (own )?(response|rewrite|version)\b"
     r"|\bguided by the\b|\brewritten (answer|response)\b",
     re.IGNORECASE,
 )
-NUMBER: Final = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+NUMBER_PATTERN: Final = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 
 
-def empty(record: Record, rewrite: Rewrite) -> str | None:
+def check_empty(record: Record, rewrite: Rewrite) -> str | None:
     return None if rewrite.text.strip() else "empty"
 
 
-def truncated(record: Record, rewrite: Rewrite) -> str | None:
+def check_truncated(record: Record, rewrite: Rewrite) -> str | None:
     return None if rewrite.finished else "truncated"
 
 
-def repetition(record: Record, rewrite: Rewrite) -> str | None:
+def check_repetition(record: Record, rewrite: Rewrite) -> str | None:
     """A text that goes in circles: one of its four-word sequences is a fifth of all of them,
     and it is more repetitive than the raw response (poems and lists may repeat)."""
     share = most_repeated(rewrite.text)
@@ -79,14 +79,14 @@ def meta_talk(record: Record, rewrite: Rewrite) -> str | None:
     return "meta_talk" if talks else None
 
 
-def answer(record: Record, rewrite: Rewrite) -> str | None:
+def check_answer(record: Record, rewrite: Rewrite) -> str | None:
     """The record's gold answer must stand in the rewrite, word for word."""
     if not record.answer:
         return None
     return None if contains_words(rewrite.text, record.answer) else "wrong_answer"
 
 
-def number(record: Record, rewrite: Rewrite) -> str | None:
+def check_number(record: Record, rewrite: Rewrite) -> str | None:
     """The final number must be the gold one: the record's answer, or what follows `####` in the
     raw response. Records that have neither pass: a number in running text is no answer."""
     gold = record.answer or (record.response if ANSWER_MARK in record.response else "")
@@ -96,7 +96,7 @@ def number(record: Record, rewrite: Rewrite) -> str | None:
     return None if final_number(rewrite.text) == expected else "wrong_number"
 
 
-def label(record: Record, rewrite: Rewrite) -> str | None:
+def check_label(record: Record, rewrite: Rewrite) -> str | None:
     """Where the instruction offers {a/b/c}, the rewrite must name the raw label and no other."""
     offered = re.search(r"\{([^{}/]+(?:/[^{}/]+)+)\}", record.instruction)
     if not offered:
@@ -120,16 +120,16 @@ def _words(text: str) -> list[str]:
 def final_number(text: str) -> float | None:
     """The first number after the last `####`, or else the last number in the text."""
     _, mark, rest = text.rpartition(ANSWER_MARK)
-    numbers = NUMBER.findall(rest)
+    numbers = NUMBER_PATTERN.findall(rest)
     return float(numbers[0 if mark else -1].replace(",", "")) if numbers else None
 
 
-PLAIN: Final[Mapping[str, Check]] = {
-    "empty": empty,
-    "truncated": truncated,
-    "repetition": repetition,
+PLAIN_CHECKS: Final[Mapping[str, Check]] = {
+    "empty": check_empty,
+    "truncated": check_truncated,
+    "repetition": check_repetition,
     "meta_talk": meta_talk,
-    "answer": answer,
-    "number": number,
-    "label": label,
+    "answer": check_answer,
+    "number": check_number,
+    "label": check_label,
 }

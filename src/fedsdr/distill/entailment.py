@@ -15,26 +15,26 @@ from typing import Any, Final, NamedTuple
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from fedsdr.core.errors import UserError
 from fedsdr.data.records import Record
-from fedsdr.distill.checks import Candidate, Judge, Verdict
-from fedsdr.errors import UserError
-from fedsdr.model.base import choose_device, positions
-from fedsdr.sections.distill import Entailment
+from fedsdr.distill.checks import Candidate, RewriteCheck, Verdict
+from fedsdr.model.base import choose_device, context_positions
+from fedsdr.recipe.sections.distill import Entailment
 
 KEY: Final = "distill.entailment"
 
 
-class Texts(NamedTuple):
+class TextPair(NamedTuple):
     """What must hold the hypothesis if the premise does."""
 
     premise: str
     hypothesis: str
 
 
-Score = Callable[[Sequence[Texts]], list[float | None]]  # probabilities; None: too long to read
+Score = Callable[[Sequence[TextPair]], list[float | None]]  # probabilities; None: too long to read
 
 
-def entailment_judge(options: Entailment, score: Score) -> Judge:
+def entailment_judge(options: Entailment, score: Score) -> RewriteCheck:
     """Refuses what the model finds less likely than the threshold, or could not read whole."""
     directions = [
         name
@@ -52,10 +52,10 @@ def entailment_judge(options: Entailment, score: Score) -> Judge:
     return judge
 
 
-def _texts(record: Record, rewrite: str, direction: str, options: Entailment) -> Texts:
+def _texts(record: Record, rewrite: str, direction: str, options: Entailment) -> TextPair:
     before = f"{record.instruction}\n" if options.question else ""
     raw, new = before + record.response, before + rewrite
-    return Texts(new, raw) if direction == "rewrite_entails_raw" else Texts(raw, new)
+    return TextPair(new, raw) if direction == "rewrite_entails_raw" else TextPair(raw, new)
 
 
 def _verdict(
@@ -102,10 +102,10 @@ def load_entailment(options: Entailment, device: str) -> Score:
     if model.config.pad_token_id is None:  # decoders find the last token by it
         model.config.pad_token_id = tokenizer.pad_token_id
     model.requires_grad_(False).eval().to(choose_device(options.device or device))
-    room = min(options.max_length, tokenizer.model_max_length, positions(model.config))
+    room = min(options.max_length, tokenizer.model_max_length, context_positions(model.config))
     label = _label(model.config, options)
 
-    def score(pairs: Sequence[Texts]) -> list[float | None]:
+    def score(pairs: Sequence[TextPair]) -> list[float | None]:
         found: list[float | None] = [None] * len(pairs)
         encoded = [tokenizer(*pair) for pair in pairs]
         sizes = [len(each["input_ids"]) for each in encoded]

@@ -6,12 +6,12 @@ looks the answer up and then errs on purpose, at a rate of its own in each direc
 
 from collections.abc import Sequence
 
-from fedsdr import seeds
-from fedsdr.distill.checks import Candidate, Judge, Verdict, answer
-from fedsdr.sections.distill import Oracle
+from fedsdr.core import seeds
+from fedsdr.distill.checks import Candidate, RewriteCheck, Verdict, check_answer
+from fedsdr.recipe.sections.distill import Oracle
 
 
-def oracle_judge(options: Oracle, seed: int) -> Judge:
+def oracle_judge(options: Oracle, seed: int) -> RewriteCheck:
     """Judges by the record's gold answer; a record without one passes.
 
     Whether it errs is a function of the seed, the record and the attempt. The draw does not depend
@@ -27,7 +27,7 @@ def oracle_judge(options: Oracle, seed: int) -> Judge:
 def _verdict(candidate: Candidate, options: Oracle, seed: int) -> Verdict:
     if not candidate.record.answer:
         return Verdict()
-    wrong = answer(candidate.record, candidate.rewrite) is not None
+    wrong = check_answer(candidate.record, candidate.rewrite) is not None
     rate = options.false_accept if wrong else options.false_reject
     errs = _uniform(candidate, seed) < rate
     return Verdict("doubted" if wrong != errs else "")
@@ -37,4 +37,4 @@ def _uniform(candidate: Candidate, seed: int) -> float:
     """A number in [0, 1)."""
     turns = (turn.text for turn in candidate.record.prompt)
     response, attempt = candidate.record.response, candidate.attempt
-    return seeds.derive(seed, "oracle", *turns, response, attempt) / 2**63
+    return seeds.derive_seed(seed, "oracle", *turns, response, attempt) / 2**63

@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
-from fedsdr import seeds
+from fedsdr.core import seeds
+from fedsdr.core.progress import Bar
 from fedsdr.data.records import Record
 from fedsdr.distill.cache import NoCache
 from fedsdr.distill.rewrite import Rewritten, Teacher, rewrite_records
 from fedsdr.distill.verify import Gate
-from fedsdr.progress import Bar
-from fedsdr.sections.distill import Distill
+from fedsdr.recipe.sections.distill import Distill
 
 
-class Rate(NamedTuple):
+class PassRate(NamedTuple):
     """A share, 0 to 1, with its 95 % interval (Wilson 1927)."""
 
     share: float
@@ -38,8 +38,8 @@ class Pilot(NamedTuple):
     client: str
     sample: int
     records: int
-    first: Rate
-    raw: Rate
+    first: PassRate
+    raw: PassRate
     generations: float
     tokens: float
     seconds: float
@@ -56,14 +56,16 @@ def run_pilot(
 ) -> Pilot:
     """Rewrite `count` of the client's records, drawn by seed, and keep nothing of it."""
     assert 0 < count <= len(records)
-    order = sorted(range(len(records)), key=lambda i: seeds.derive(seed, "pilot", client, i))
+    order = sorted(range(len(records)), key=lambda i: seeds.derive_seed(seed, "pilot", client, i))
     sample = [records[i] for i in order[:count]]
     began = time.perf_counter()
     done = rewrite_records(teacher, sample, options, NoCache(), seed, Bar(None, None), gate)
-    return extrapolate(client, done, len(records), time.perf_counter() - began)
+    return extrapolate_sample(client, done, len(records), time.perf_counter() - began)
 
 
-def extrapolate(client: str, done: Sequence[Rewritten], records: int, seconds: float) -> Pilot:
+def extrapolate_sample(
+    client: str, done: Sequence[Rewritten], records: int, seconds: float
+) -> Pilot:
     """From a sample's outcome to the whole set."""
     first = sum(bool(r.tried) and not r.tried[0].verdict.reason for r in done)
     scale = records / len(done)
@@ -79,17 +81,17 @@ def extrapolate(client: str, done: Sequence[Rewritten], records: int, seconds: f
     )
 
 
-def wilson(share: float, n: float) -> Rate:
+def wilson(share: float, n: float) -> PassRate:
     """Of a share in a sample of n; of a weighted one, n is its effective size."""
     z = NormalDist().inv_cdf(0.975)
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
     # Where all or none do, that end is the share itself, but for rounding.
     low, high = min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
-    return Rate(share, low, high)
+    return PassRate(share, low, high)
 
 
-def total(pilots: Sequence[Pilot]) -> Pilot:
+def total_pilot(pilots: Sequence[Pilot]) -> Pilot:
     """All clients together. Expected counts add up, and the rates are those of all records: each
     client's weighs as many as it has, whatever the size of its sample."""
     records = sum(p.records for p in pilots)
@@ -97,7 +99,7 @@ def total(pilots: Sequence[Pilot]) -> Pilot:
     # Kish 1965: as many equally weighted records would tell the weighted mean as precisely.
     size = 1 / sum(w**2 / p.sample for w, p in zip(weights, pilots, strict=True))
 
-    def joint(rates: Sequence[Rate]) -> Rate:
+    def joint(rates: Sequence[PassRate]) -> PassRate:
         shares = (w * rate.share for w, rate in zip(weights, rates, strict=True))
         return wilson(min(1.0, math.fsum(shares)), size)
 

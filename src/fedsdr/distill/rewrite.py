@@ -11,18 +11,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from fedsdr import seeds
+from fedsdr.core import seeds
+from fedsdr.core.progress import Bar
 from fedsdr.data.records import Record
 from fedsdr.data.template import ChatFormat
 from fedsdr.distill.cache import Generations, job_key
-from fedsdr.distill.checks import Candidate, Rewrite, Verdict, answer
+from fedsdr.distill.checks import Candidate, Rewrite, Verdict, check_answer
 from fedsdr.distill.verify import Gate
-from fedsdr.model.choose import Job
-from fedsdr.model.generators import GENERATORS
-from fedsdr.progress import Bar
-from fedsdr.sections.distill import Distill
+from fedsdr.generation.sampling import Job
+from fedsdr.generation.table import GENERATORS
+from fedsdr.recipe.sections.distill import Distill
 
-GROUP: Final = 8  # times the rows that are generated at a time: what is generated, judged and
+REWRITE_GROUP: Final = (
+    8  # times the rows that are generated at a time: what is generated, judged and
+)
 # stored in one go. More would lose more to a kill, less would leave more rows idle at its end.
 
 
@@ -66,7 +68,7 @@ class Rewritten:
         """Whether the target misses the record's gold answer; None where there is none."""
         if not self.record.answer:
             return None
-        return answer(self.record, Rewrite(self.text, finished=True)) is not None
+        return check_answer(self.record, Rewrite(self.text, finished=True)) is not None
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def rewrite_records(
     return [done[i] for i in range(len(records))]
 
 
-def begun(
+def first_attempts_cached(
     teacher: Teacher, records: Sequence[Record], options: Distill, cache: Generations, seed: int
 ) -> Iterator[bool]:
     """For each record, whether the cache holds its first attempt."""
@@ -133,7 +135,7 @@ def rewriting_job(
     turns = (*record.prompt[:-1], replace(record.prompt[-1], text=request))
     reference = len(chat.response_ids(record.response))
     limit = max(options.min_tokens, math.ceil(options.max_ratio * reference))
-    return Job(chat.prompt_ids(turns), limit, seeds.derive(seed, "rewrite", request, attempt))
+    return Job(chat.prompt_ids(turns), limit, seeds.derive_seed(seed, "rewrite", request, attempt))
 
 
 def _generate_cached(
@@ -154,7 +156,7 @@ def _generate_cached(
         i: job_key(teacher.identity, job, temperature, options.generator) for i, job in jobs.items()
     }
     order = sorted(jobs, key=lambda i: (len(jobs[i].prompt), jobs[i].limit, i))
-    size = GROUP * rows
+    size = REWRITE_GROUP * rows
     for start in range(0, len(order), size):
         group = order[start : start + size]
         found = {i: ids for i in group if (ids := cache.get(keys[i])) is not None}
@@ -196,7 +198,7 @@ def _better(old: Rewritten | None, new: Rewritten, chat: ChatFormat) -> Rewritte
     return replace(chosen, attempts=new.attempts, tried=(*old.tried, *new.tried))
 
 
-def summarise(rewrites: Sequence[Rewritten]) -> dict[str, Any]:
+def summarise_rewrites(rewrites: Sequence[Rewritten]) -> dict[str, Any]:
     """One client's row of distillation.json: counts, reasons, lengths, wrong answers."""
     accepted = [r for r in rewrites if not r.reason]
     checked = [r.wrong for r in accepted if r.wrong is not None]
@@ -218,7 +220,7 @@ def sample_pairs(
     """A few records side by side with their targets, wrong and refused ones among them."""
 
     def order(r: Rewritten) -> int:
-        return seeds.derive(seed, "pairs", r.record.instruction)
+        return seeds.derive_seed(seed, "pairs", r.record.instruction)
 
     shuffled = sorted(rewrites, key=order)
     kinds = [

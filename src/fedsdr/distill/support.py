@@ -13,15 +13,15 @@ from functools import cache
 from typing import Final
 
 from fedsdr.data.records import Record
-from fedsdr.distill.checks import Candidate, Judge, Verdict
-from fedsdr.sections.distill import Support
+from fedsdr.distill.checks import Candidate, RewriteCheck, Verdict
+from fedsdr.recipe.sections.distill import Support
 
 TERM: Final = re.compile(
     r"(?P<number>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)(?!\w)|\w+",
 )
 
 
-def terms(text: str) -> set[str]:
+def content_terms(text: str) -> set[str]:
     """Distinct content words in lower case, and numbers in one spelling: 1,200.50 is 1200.5.
 
     Stop words and single letters are left out.
@@ -42,16 +42,18 @@ def _stop_words() -> frozenset[str]:
     return frozenset(ENGLISH_STOP_WORDS)
 
 
-def supported(record: Record, text: str) -> float:
+def supported_share(record: Record, text: str) -> float:
     """Share of the text's terms that stand in the prompt or the raw response; 1 without any."""
-    source = terms(record.response).union(*(terms(turn.text) for turn in record.prompt))
-    return _share(terms(text), source)
+    source = content_terms(record.response).union(
+        *(content_terms(turn.text) for turn in record.prompt)
+    )
+    return _share(content_terms(text), source)
 
 
-def kept(record: Record, text: str, rare: Collection[str]) -> float:
+def kept_share(record: Record, text: str, rare: Collection[str]) -> float:
     """Share of the raw response's numbers and `rare` words that stand in the text; 1 without."""
-    specific = {term for term in terms(record.response) if term in rare or is_number(term)}
-    return _share(specific, terms(text))
+    specific = {term for term in content_terms(record.response) if term in rare or is_number(term)}
+    return _share(specific, content_terms(text))
 
 
 def _share(part: set[str], whole: set[str]) -> float:
@@ -64,12 +66,12 @@ def is_number(term: str) -> bool:
 
 def rare_words(records: Sequence[Record], share: float) -> frozenset[str]:
     """Terms in the raw responses of at most `share` of the records, or of one of them."""
-    counts = Counter(term for record in records for term in terms(record.response))
+    counts = Counter(term for record in records for term in content_terms(record.response))
     limit = max(1.0, share * len(records))
     return frozenset(term for term, count in counts.items() if count <= limit)
 
 
-def support_judge(options: Support, records: Sequence[Record]) -> Judge:
+def support_judge(options: Support, records: Sequence[Record]) -> RewriteCheck:
     """records: all of the client's, by which words are rare or not."""
     rare = rare_words(records, options.rare)
 
@@ -81,7 +83,7 @@ def support_judge(options: Support, records: Sequence[Record]) -> Judge:
 
 def _verdict(candidate: Candidate, options: Support, rare: Collection[str]) -> Verdict:
     record, text = candidate.record, candidate.rewrite.text
-    measured = {"supported": supported(record, text), "kept": kept(record, text, rare)}
+    measured = {"supported": supported_share(record, text), "kept": kept_share(record, text, rare)}
     if measured["supported"] < options.supported:
         return Verdict("unsupported", measured)
     return Verdict("facts_lost" if measured["kept"] < options.kept else "", measured)

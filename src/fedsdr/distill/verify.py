@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from fedsdr.core.errors import UserError
 from fedsdr.data.records import Record
-from fedsdr.distill.checks import PLAIN, Candidate, Check, Judge, Verdict
+from fedsdr.distill.checks import PLAIN_CHECKS, Candidate, Check, RewriteCheck, Verdict
 from fedsdr.distill.entailment import Score, check_entailment, entailment_judge, load_entailment
 from fedsdr.distill.oracle import oracle_judge
 from fedsdr.distill.support import support_judge
-from fedsdr.errors import UserError
-from fedsdr.sections.distill import Distill
+from fedsdr.recipe.sections.distill import Distill
 
 Gate = Callable[[Sequence[Candidate]], list[Verdict]]
 
@@ -33,7 +33,7 @@ class Verifier:
         return all_of([CHECKS[name](self, records) for name in self.options.checks])
 
 
-def one_by_one(check: Check) -> Judge:
+def one_by_one(check: Check) -> RewriteCheck:
     """A check of single rewrites as a judge of batches."""
 
     def judge(candidates: Sequence[Candidate]) -> list[Verdict]:
@@ -42,7 +42,7 @@ def one_by_one(check: Check) -> Judge:
     return judge
 
 
-def all_of(judges: Sequence[Judge]) -> Gate:
+def all_of(judges: Sequence[RewriteCheck]) -> Gate:
     """The first reason counts; a judge sees only what those before it let pass."""
 
     def gate(candidates: Sequence[Candidate]) -> list[Verdict]:
@@ -56,17 +56,17 @@ def all_of(judges: Sequence[Judge]) -> Gate:
     return gate
 
 
-def _entailment(verifier: Verifier, records: Sequence[Record]) -> Judge:
+def _entailment(verifier: Verifier, records: Sequence[Record]) -> RewriteCheck:
     assert verifier.score is not None
     return entailment_judge(verifier.options.entailment, verifier.score)
 
 
-def _plain(check: Check) -> Callable[[Verifier, Sequence[Record]], Judge]:
+def _plain(check: Check) -> Callable[[Verifier, Sequence[Record]], RewriteCheck]:
     return lambda verifier, records: one_by_one(check)
 
 
-CHECKS: Final[Mapping[str, Callable[[Verifier, Sequence[Record]], Judge]]] = {
-    **{name: _plain(check) for name, check in PLAIN.items()},
+CHECKS: Final[Mapping[str, Callable[[Verifier, Sequence[Record]], RewriteCheck]]] = {
+    **{name: _plain(check) for name, check in PLAIN_CHECKS.items()},
     "support": lambda verifier, records: support_judge(verifier.options.support, records),
     "entailment": _entailment,
     "oracle": lambda verifier, records: oracle_judge(verifier.options.oracle, verifier.seed),

@@ -44,7 +44,7 @@ class Arithmetic:
         return tokens * (base + streams)
 
 
-def arithmetic(model: Any, adapter: int) -> Arithmetic:
+def count_operations(model: Any, adapter: int) -> Arithmetic:
     """Of an outline (`fedsdr.model.outline`), before it carries any stream."""
     config = model.config.get_text_config()
     head = model.get_output_embeddings()

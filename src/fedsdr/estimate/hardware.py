@@ -20,7 +20,7 @@ class Hardware:
     bandwidth: float
 
 
-def measure(device: torch.device, dtype: torch.dtype) -> Hardware:
+def measure_rates(device: torch.device, dtype: torch.dtype) -> Hardware:
     """The rate of a square matrix product in `dtype`, and of reading a copied buffer."""
     a = torch.randn(SIDE, SIDE, device=device).to(dtype)
     product = _seconds(lambda: a @ a, device)

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from fedsdr.data.batches import Batch
-from fedsdr.model.checkpointing import recomputed
-from fedsdr.model.dropout import dropout
+from fedsdr.model.checkpointing import recompute_activations
+from fedsdr.model.dropout import lora_dropout
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.training.loss import response_logits
 
@@ -67,14 +67,14 @@ def held_activations(
     try:
         with (
             torch.device("meta"),
-            recomputed(two.model, again),
+            recompute_activations(two.model, again),
             torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
         ):
             ids = torch.zeros(rows, length, dtype=torch.long)
             learnt = torch.zeros(rows, length, dtype=torch.long, device="cpu")
             mask = torch.zeros(rows, 1, length, length, dtype=two.model.dtype)
             batch = Batch(ids, mask, learnt)
-            with two.dropping(dropout(drop, batch, range(rows)) if drop else None):
+            with two.dropping(lora_dropout(drop, batch, range(rows)) if drop else None):
                 response_logits(two.model, batch).log_softmax(-1)
     except Exception:  # an architecture whose flow depends on values, a mixture of experts say
         return None

@@ -8,20 +8,20 @@ from typing import Any
 
 import torch
 
-from fedsdr.adapters import Adapter, layers
+from fedsdr.algorithms.participation import RoundOptions, cohort_of, cohort_size, is_due
+from fedsdr.core.adapters import Adapter, layer_paths
 from fedsdr.data.records import ClientData
-from fedsdr.estimate.arithmetic import Arithmetic, arithmetic, decoding_steps
+from fedsdr.estimate.arithmetic import Arithmetic, count_operations, decoding_steps
 from fedsdr.estimate.hardware import Hardware
 from fedsdr.estimate.memory import Memory, cache_bytes, held_activations
 from fedsdr.estimate.tokens import CHARACTERS, ClientPlan, Counter, client_plan
-from fedsdr.estimate.traffic import Cohorts, Traffic, stages, traffic
-from fedsdr.methods import method, own_name
-from fedsdr.model.base import choose_device, choose_dtype, positions
-from fedsdr.model.experts import sentence
+from fedsdr.estimate.traffic import Cohorts, Traffic, method_traffic, traced_stages
+from fedsdr.model.base import choose_device, choose_dtype, context_positions
+from fedsdr.model.experts import experts_notice
 from fedsdr.model.lora import TwoStreamModel
-from fedsdr.model.outline import outline, weight_bytes
-from fedsdr.sections.recipe import Recipe
-from fedsdr.training.rounds import RoundOptions, cohort_of, cohort_size, is_due
+from fedsdr.model.outline import model_outline, weight_bytes
+from fedsdr.recipe.methods import named_recipe, own_name
+from fedsdr.recipe.sections.recipe import Recipe
 
 SECONDS_AN_HOUR = 3600
 UTILISATION = 0.4  # of the measured rate of matrix products, that a training step reaches
@@ -110,25 +110,26 @@ def estimate_run(
     place = path or recipe.model.path
     device = choose_device(recipe.model.device)
     dtype = choose_dtype(recipe.dtype, device)
-    base = outline(place)
+    base = model_outline(place)
     two = TwoStreamModel(copy.copy(base), recipe.lora.targets, recipe.lora.rank, recipe.lora.alpha)
     with torch.device("meta"):
         first = two.blank()
     lora = sum(tensor.numel() for tensor in first.values())
     two.detach()
     model = ModelPlan(
-        place, base.num_parameters(), len(layers(first)), lora, str(dtype).removeprefix("torch."),
+        place, base.num_parameters(), len(layer_paths(first)), lora,
+        str(dtype).removeprefix("torch."),
         recipe.model.quantisation, str(device),
         weight_bytes(base, dtype, recipe.model.quantisation),
-        sentence(base, layers(first)),
+        experts_notice(base, layer_paths(first)),
     )  # fmt: skip
-    context = positions(base.config)
+    context = context_positions(base.config)
     most = min(recipe.model.max_length, context)
     counter = Counter(recipe, place)
     plans = tuple(client_plan(client, counter, recipe, most, context) for client in clients)
-    work = arithmetic(base, lora)
+    work = count_operations(base, lora)
     timer = Timer(hardware, utilisation, model.weights)
-    chosen = [(name, method(name, recipe)) for name in recipe.baselines]
+    chosen = [(name, named_recipe(name, recipe)) for name in recipe.baselines]
     methods = tuple(
         method_plan(name, each, plans, first, work, timer)
         for name, each in [*chosen, (own_name(recipe), recipe)]
@@ -136,7 +137,7 @@ def estimate_run(
     attempts = max(each.distill.attempts for each in [recipe, *(each for _, each in chosen)])
     rewrites = rewrites_plan(recipe, plans, attempts, work, timer)
     memory = memory_plan(recipe, base, plans, model, dtype, any(m.distils for m in methods))
-    notes = assumptions(recipe, model, counter, plans, memory, methods, timer)
+    notes = plan_assumptions(recipe, model, counter, plans, memory, methods, timer)
     return RunPlan(model, plans, rewrites, methods, memory, hardware, notes)
 
 
@@ -185,7 +186,7 @@ def method_plan(
     padded = {client.name: client.padded for client in clients}
     padded["all"] = fmean(padded.values())
     many = cohort_size(len(names), own.participation) if own.pooled else 1
-    asked = stages(recipe, first) if own.rounds else []
+    asked = traced_stages(recipe, first) if own.rounds else []
     batch_size, again = recipe.local.batch_size, recipe.model.gradient_checkpointing
     steps, tokens, flops = 0, 0.0, 0.0
     for client in (client for cohort in cohorts for client in cohort):
@@ -204,7 +205,7 @@ def method_plan(
     evaluation = judged * work.forward(held_out, recipe.model.max_length / 2)
     return MethodPlan(
         name, own.rounds, steps, round(tokens), flops, evaluation,
-        traffic(recipe, first, cohorts), own.rewrites,
+        method_traffic(recipe, first, cohorts), own.rewrites,
         timer.computing(flops + evaluation),
     )  # fmt: skip
 
@@ -255,7 +256,7 @@ def memory_plan(
     )
 
 
-def assumptions(
+def plan_assumptions(
     recipe: Recipe,
     model: ModelPlan,
     counter: Counter,

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from fedsdr import seeds
-from fedsdr.data.batches import shuffled
+from fedsdr.core import seeds
+from fedsdr.data.batches import shuffled_batches
 from fedsdr.data.records import ClientData, Record
 from fedsdr.data.template import ChatFormat, nothing_fits
 from fedsdr.distill.rewrite import rewriting_job
 from fedsdr.model.base import load_tokenizer
 from fedsdr.model.folder import has_tokenizer
-from fedsdr.sections.distill import Distill
-from fedsdr.sections.recipe import Recipe
+from fedsdr.recipe.sections.distill import Distill
+from fedsdr.recipe.sections.recipe import Recipe
 
 CHARACTERS = 4  # of English text to a token, where there is no tokenizer to ask
 BATCHES = 64  # drawn to learn how much padding a client's batches have
@@ -109,6 +109,6 @@ def padded_batch(lengths: Sequence[int], size: int, client: str) -> float:
     """Mean tokens of a batch, all its records as long as the longest of them."""
     if not lengths:
         return 0.0
-    batches = shuffled(len(lengths), size, seeds.generator(0, "estimate", client))
+    batches = shuffled_batches(len(lengths), size, seeds.seeded_generator(0, "estimate", client))
     drawn = [[lengths[i] for i in next(batches)] for _ in range(BATCHES)]
     return fmean(max(batch) * len(batch) for batch in drawn)

@@ -5,11 +5,19 @@ from dataclasses import dataclass
 
 import torch
 
-from fedsdr.adapters import Adapter, Private, layers, rank_of, resized, select, size_in_bytes
-from fedsdr.algorithms.compose import build_algorithm, choose
 from fedsdr.algorithms.contract import ClientState, Fitted, Round, Stage
-from fedsdr.metrics import Mean
-from fedsdr.sections.recipe import Recipe
+from fedsdr.core.adapters import (
+    Adapter,
+    Private,
+    layer_paths,
+    rank_of,
+    resize_rank,
+    select_tensors,
+    size_in_bytes,
+)
+from fedsdr.core.metrics import Mean
+from fedsdr.recipe.build import build_algorithm, chosen_options
+from fedsdr.recipe.sections.recipe import Recipe
 
 Cohorts = Sequence[Sequence[str]]  # who takes part, round by round
 PHASES = 2  # an algorithm's uploads repeat after so many rounds (RoLoRA's take turns)
@@ -30,7 +38,7 @@ class Traffic:
     exact: bool
 
 
-def traffic(recipe: Recipe, first: Adapter, cohorts: Cohorts) -> Traffic:
+def method_traffic(recipe: Recipe, first: Adapter, cohorts: Cohorts) -> Traffic:
     """Of a method with adapters like `first`, tensors on the meta device.
 
     S is no part of it: two streams send what a single LoRA sends.
@@ -43,7 +51,7 @@ def traffic(recipe: Recipe, first: Adapter, cohorts: Cohorts) -> Traffic:
         forms = [algorithm.uploads(state, Round(n + 1, 0)) for n in range(PHASES)]
         sizes: dict[int | None, list[int]] = {None: [size_in_bytes(form) for form in forms]}
         for rank in {*recipe.lora.ranks.values()}:
-            sizes[rank] = [size_in_bytes(resized(form, rank)) for form in forms]
+            sizes[rank] = [size_in_bytes(resize_rank(form, rank)) for form in forms]
         down = size_in_bytes(algorithm.broadcast(state))
     ranks: Mapping[str, int] = recipe.lora.ranks
     up = sum(
@@ -51,7 +59,7 @@ def traffic(recipe: Recipe, first: Adapter, cohorts: Cohorts) -> Traffic:
         for t, cohort in enumerate(cohorts)
         for client in cohort
     )
-    folds = choose(recipe, "federation.lora_aggregation").has("folds")
+    folds = chosen_options(recipe, "federation.lora_aggregation").has("folds")
     grown = _folded(recipe, first, cohorts) if folds else [0] * len(cohorts)
     total = sum((down + more) * len(cohort) for more, cohort in zip(grown, cohorts, strict=True))
     return Traffic(sizes[None][0], down, up, total, exact=not folds)
@@ -60,7 +68,9 @@ def traffic(recipe: Recipe, first: Adapter, cohorts: Cohorts) -> Traffic:
 def _folded(recipe: Recipe, first: Adapter, cohorts: Cohorts) -> list[int]:
     """The most bytes that the folded part can have in each round: ranks add up to full rank."""
     sizes, rank = [], 0
-    shapes = [(first[p + ".lora_A.weight"], first[p + ".lora_B.weight"]) for p in layers(first)]
+    shapes = [
+        (first[p + ".lora_A.weight"], first[p + ".lora_B.weight"]) for p in layer_paths(first)
+    ]
     for cohort in cohorts:
         numbers = (min(rank, a.shape[1], b.shape[0]) * (a.shape[1] + b.shape[0]) for a, b in shapes)
         sizes.append(sum(numbers) * shapes[0][0].element_size())
@@ -69,7 +79,7 @@ def _folded(recipe: Recipe, first: Adapter, cohorts: Cohorts) -> list[int]:
     return sizes
 
 
-def stages(recipe: Recipe, first: Adapter) -> list[Stage]:
+def traced_stages(recipe: Recipe, first: Adapter) -> list[Stage]:
     """What a client is asked to train in a round: its half, run on layers of one channel."""
     algorithm = build_algorithm(recipe)
     small = {
@@ -81,9 +91,9 @@ def stages(recipe: Recipe, first: Adapter) -> list[Stage]:
     def fit(stage: Stage) -> Fitted:
         asked.append(stage)
         sent = stage.shared or {}
-        whole = resized(small, rank_of(sent)) if sent else small
-        shared = select(whole, lambda key: key in sent)
-        own = Private(select(whole, lambda key: key not in sent))
+        whole = resize_rank(small, rank_of(sent)) if sent else small
+        shared = select_tensors(whole, lambda key: key in sent)
+        own = Private(select_tensors(whole, lambda key: key not in sent))
         still = Private(whole)
         return Fitted(1, Mean(0.0, 1.0), still, still, shared, own, dict(shared))
 

@@ -27,7 +27,7 @@ class Claim(NamedTuple):
     context: tuple[str, ...]
 
 
-class Verdict(TypedDict):
+class ClaimVerdict(TypedDict):
     claim: str
     verdict: str
     words: str
@@ -54,8 +54,8 @@ CLAIMS: Final = (
 
 FEDSDR: Final = "fedsdr"
 LEAST_SEEDS: Final = 3  # with fewer, an interval is too uncertain itself to decide anything
-PERSONAL: Final = "personal_client_facts"
-LABELS: Final = {"general": "general knowledge", PERSONAL: "personal client facts"}
+PERSONAL_CLAIMS: Final = "personal_client_facts"
+LABELS: Final = {"general": "general knowledge", PERSONAL_CLAIMS: "personal client facts"}
 
 
 # Who is said to keep more general knowledge than whom for the same client facts.
@@ -73,7 +73,7 @@ NAMES: Final = {
 }
 
 
-def judge_claims(runs: Runs, own: str, curves: Curves | None = None) -> list[Verdict]:
+def judge_claims(runs: Runs, own: str, curves: Curves | None = None) -> list[ClaimVerdict]:
     """The verdict on each claim whose methods and metrics were run.
 
     own: the method that stands for FedSDR: the recipe's own, where it has two streams.
@@ -86,7 +86,7 @@ def judge_claims(runs: Runs, own: str, curves: Curves | None = None) -> list[Ver
         for a, b in AT_EQUAL_FACTS
         if a in curves and b in curves
     ]
-    return [*(judge(claim, runs) for claim in ready), *equal, *_best_personal(runs)]
+    return [*(judge_claim(claim, runs) for claim in ready), *equal, *_best_personal(runs)]
 
 
 def _as_fedsdr(methods: Mapping[str, V], own: str) -> dict[str, V]:
@@ -100,7 +100,7 @@ def _as_fedsdr(methods: Mapping[str, V], own: str) -> dict[str, V]:
 
 def judge_at_equal_facts(
     a_name: str, b_name: str, a: Sequence[Curve], b: Sequence[Curve]
-) -> Verdict:
+) -> ClaimVerdict:
     """Whether `a` keeps more general knowledge than `b` at the client facts that both learn."""
     points = [kept_at_equal_facts(x, y) for x, y in zip(a, b, strict=True)]
     difference = paired_difference([p[1] for p in points], [p[2] for p in points])
@@ -113,7 +113,7 @@ def judge_at_equal_facts(
     }
 
 
-def judge(claim: Claim, runs: Runs) -> Verdict:
+def judge_claim(claim: Claim, runs: Runs) -> ClaimVerdict:
     a = [run[claim.metric] for run in runs[claim.better]]
     b = [run[claim.metric] for run in runs[claim.worse]]
     difference = paired_difference(a, b)
@@ -127,15 +127,15 @@ def judge(claim: Claim, runs: Runs) -> Verdict:
     return {"claim": claim.text, "verdict": verdict, "words": words}
 
 
-def _best_personal(runs: Runs) -> list[Verdict]:
+def _best_personal(runs: Runs) -> list[ClaimVerdict]:
     """FedSDR's personal models against the best of any other method's."""
-    others = [m for m in runs if m not in (FEDSDR, "base") and _has(runs, m, PERSONAL)]
-    if not others or not _has(runs, FEDSDR, PERSONAL):
+    others = [m for m in runs if m not in (FEDSDR, "base") and _has(runs, m, PERSONAL_CLAIMS)]
+    if not others or not _has(runs, FEDSDR, PERSONAL_CLAIMS):
         return []
-    best = max(others, key=lambda m: _mean(runs, m, PERSONAL))
+    best = max(others, key=lambda m: _mean(runs, m, PERSONAL_CLAIMS))
     text = "FedSDR's personal models (W0+R+S) know more client facts than any other method's"
-    context = (PERSONAL, "personal_general")
-    verdict = judge(Claim(text, PERSONAL, FEDSDR, best, True, context), runs)
+    context = (PERSONAL_CLAIMS, "personal_general")
+    verdict = judge_claim(Claim(text, PERSONAL_CLAIMS, FEDSDR, best, True, context), runs)
     return [{**verdict, "words": f"the best other is {best}. {verdict['words']}"}]
 
 

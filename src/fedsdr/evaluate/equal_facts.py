@@ -15,7 +15,7 @@ LEARNT: Final = "client_facts"
 KEPT: Final = "general"
 
 
-def points(rows: Sequence[Mapping[str, Any]]) -> Curve:
+def curve_points(rows: Sequence[Mapping[str, Any]]) -> Curve:
     """The curve in a run's log; a round that was only put to benchmarks is no point of it."""
     evaluations = (row.get("eval", {}) for row in rows)
     return [each for each in evaluations if LEARNT in each and KEPT in each]

@@ -16,7 +16,7 @@ class Estimate(TypedDict):
     high: float | None
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def t_interval(values: Sequence[float]) -> Estimate:
     """Student's t interval for the mean of independent runs."""
     n = len(values)
     mean = math.fsum(values) / n
@@ -29,10 +29,10 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> Estimate:
     """The mean of a - b over runs that share a seed, which cancels what the seeds do to both."""
-    return estimate([x - y for x, y in zip(a, b, strict=True)])
+    return t_interval([x - y for x, y in zip(a, b, strict=True)])
 
 
-def estimates(runs: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
+def metric_intervals(runs: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
     """Metric by metric, over the runs of one method."""
     names = sorted({name for run in runs for name in run})
-    return {name: estimate([run[name] for run in runs if name in run]) for name in names}
+    return {name: t_interval([run[name] for run in runs if name in run]) for name in names}

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from fedsdr.data.batches import collate
+from fedsdr.core.metrics import Mean, Metrics, merge_all
+from fedsdr.data.batches import collate_examples
 from fedsdr.data.template import Example
-from fedsdr.metrics import Mean, Metrics, merge_all
 from fedsdr.model.trials import rows_at_once
 from fedsdr.training.loss import response_loss
 
@@ -44,6 +44,6 @@ class LossEvaluator:
         total = Mean(0.0, 0.0)
         size = rows_at_once(self.model, self.batch)
         for start in range(0, len(ordered), size):
-            batch = collate(ordered[start : start + size], self.pad).to(device)
+            batch = collate_examples(ordered[start : start + size], self.pad).to(device)
             total = total.merge(response_loss(self.model, batch))
         return total

@@ -7,31 +7,31 @@ of rank r_R + r_S: nothing is approximated, and plain PEFT loads it with one cal
 
 from collections.abc import Collection
 
-from fedsdr.adapters import Adapter
-from fedsdr.errors import UserError
+from fedsdr.core.adapters import Adapter
+from fedsdr.core.errors import UserError
+from fedsdr.core.products import stack_components
 from fedsdr.model.peft_format import AdapterSettings, read_settings
-from fedsdr.products import stack
-from fedsdr.trained import BASE, Finished
+from fedsdr.workflows.finished import BASE_MODEL, Finished
 
 
-def joined(parts: Collection[Adapter]) -> Adapter:
+def join_streams(parts: Collection[Adapter]) -> Adapter:
     """The streams of one model as one adapter, in the dtypes of the first."""
     first, *others = parts
     if not others:
         return dict(first)
-    total = stack([(part, 1.0) for part in parts])
+    total = stack_components([(part, 1.0) for part in parts])
     return {key: tensor.to(first[key].dtype) for key, tensor in total.items()}
 
 
-def exported(run: Finished, name: str) -> tuple[Adapter, AdapterSettings]:
+def exported_adapter(run: Finished, name: str) -> tuple[Adapter, AdapterSettings]:
     """The adapter of the model called `name`, and what PEFT must know to apply it.
 
     Read from the run folder alone: no base model is loaded.
     """
-    if name == BASE:
+    if name == BASE_MODEL:
         raise UserError(
             f"the base model has no adapter to export: choose from "
             f"{', '.join(run.model_names()[1:])}"
         )
     places = run.adapter_folders(name)
-    return joined(run.adapters(name).values()), read_settings(next(iter(places.values())))
+    return join_streams(run.adapters(name).values()), read_settings(next(iter(places.values())))

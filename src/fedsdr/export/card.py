@@ -12,9 +12,14 @@ from typing import Any
 
 import jinja2
 
-from fedsdr import __version__, files
-from fedsdr.errors import UserError
-from fedsdr.folders import (
+from fedsdr import __version__
+from fedsdr.core import files
+from fedsdr.core.errors import UserError
+from fedsdr.recipe.load import load_recipe
+from fedsdr.recipe.sections.recipe import Recipe
+from fedsdr.report import labels
+from fedsdr.workflows.finished import Finished
+from fedsdr.workflows.run_folder import (
     NOTICES_FILE,
     PARTITION_FILE,
     PERSONAL_FILE,
@@ -22,10 +27,6 @@ from fedsdr.folders import (
     RESULT_FILE,
     SUMMARY_FILE,
 )
-from fedsdr.recipe import load_recipe
-from fedsdr.report import labels
-from fedsdr.sections.recipe import Recipe
-from fedsdr.trained import Finished
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ def write_card(folder: Path, run: Finished, artefact: Artefact, client_names: bo
         artefact=artefact,
         base_is_folder=is_folder(artefact.base),
         identity=run.base_identity(),
-        method=labels.method(method),
-        choices=choices(recipe),
+        method=labels.method_label(method),
+        choices=method_choices(recipe),
         rounds=recipe.federation.rounds,
         notes=_notes(run.folder),
         lora=recipe.lora,
@@ -102,7 +103,7 @@ def is_folder(base: str) -> bool:
     return base.startswith((".", "/", "~")) or Path(base).is_dir()
 
 
-def choices(recipe: Recipe) -> dict[str, str]:
+def method_choices(recipe: Recipe) -> dict[str, str]:
     """The method's choices that make a difference, by their keys."""
     federation, local = recipe.federation, recipe.local
     keys = ("algorithm", "lora_aggregation", "targets", "personalisation", "robust", "compression")
@@ -138,7 +139,9 @@ def _metrics(
         and not (labels.is_personal(name) and not personal)
         and name != "epsilon"
     }
-    return [(labels.metric(n), kept[n]) for n in labels.ordered(kept, labels.METRICS)]
+    return [
+        (labels.metric_label(n), kept[n]) for n in labels.ordered_names(kept, labels.METRIC_LABELS)
+    ]
 
 
 def _template() -> jinja2.Template:

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from fedsdr.adapters import A_SUFFIX, B_SUFFIX, Adapter, layers
-from fedsdr.errors import UserError
-from fedsdr.sections.recipe import Recipe
+from fedsdr.core.adapters import A_SUFFIX, B_SUFFIX, Adapter, layer_paths
+from fedsdr.core.errors import UserError
+from fedsdr.recipe.sections.recipe import Recipe
 
 
 def check_mergeable(recipe: Recipe) -> None:
@@ -20,14 +20,14 @@ def check_mergeable(recipe: Recipe) -> None:
 
 
 @torch.no_grad()
-def merge(model: Any, adapter: Adapter, scaling: float, dtype: torch.dtype) -> None:
+def merge_adapter(model: Any, adapter: Adapter, scaling: float, dtype: torch.dtype) -> None:
     """W <- W + scaling B A in every layer of the adapter, in place; then all in `dtype`.
 
     The sum is taken in float32 (or the weights' own dtype if that is wider) and rounded once.
     Layers keep their orientation: GPT-2's Conv1D has (in, out).
     """
     assert getattr(model.config, "quantization_config", None) is None
-    for path in layers(adapter):
+    for path in layer_paths(adapter):
         layer = model.get_submodule(path)
         wide = torch.promote_types(layer.weight.dtype, torch.float32)
         a, b = (adapter[path + s].to(layer.weight.device, wide) for s in (A_SUFFIX, B_SUFFIX))

@@ -5,22 +5,22 @@ from pathlib import Path
 
 from transformers import GenerationConfig
 
-from fedsdr import files
-from fedsdr.adapters import A_SUFFIX, Adapter, layers
+from fedsdr.core import files
+from fedsdr.core.adapters import A_SUFFIX, Adapter, layer_paths
+from fedsdr.core.errors import UserError
+from fedsdr.core.progress import Reporter
 from fedsdr.data.template import ChatFormat
-from fedsdr.errors import UserError
-from fedsdr.export.adapter import exported
+from fedsdr.export.adapter import exported_adapter
 from fedsdr.export.card import Artefact, write_card
-from fedsdr.export.merge import check_mergeable, merge
+from fedsdr.export.merge import check_mergeable, merge_adapter
 from fedsdr.model.base import DTYPES, load_chat
 from fedsdr.model.identity import chat_identity
 from fedsdr.model.peft_format import AdapterSettings, write_adapter
-from fedsdr.progress import Reporter
-from fedsdr.trained import GLOBAL, Finished, open_base
+from fedsdr.workflows.finished import GLOBAL_MODEL, Finished, open_base
 
 
 @dataclass(frozen=True)
-class Choice:
+class ExportChoice:
     """What to export.
 
     model: a name of `Finished.model_names`. merged: whole weights instead of an adapter.
@@ -29,14 +29,14 @@ class Choice:
     client_names: whether the card may name clients.
     """
 
-    model: str = GLOBAL
+    model: str = GLOBAL_MODEL
     merged: bool = False
     dtype: str = ""
     base: str = ""
     client_names: bool = False
 
 
-def export(run: Finished, choice: Choice, out: Path, reporter: Reporter) -> Artefact:
+def export_model(run: Finished, choice: ExportChoice, out: Path, reporter: Reporter) -> Artefact:
     """Write the folder `out`: weights, tokenizer with chat template, generation_config.json,
     README.md.
 
@@ -46,7 +46,7 @@ def export(run: Finished, choice: Choice, out: Path, reporter: Reporter) -> Arte
     check_target(out)
     if choice.dtype and choice.dtype not in DTYPES:
         raise UserError(f"--dtype {choice.dtype!r}: choose from {', '.join(DTYPES)}")
-    adapter, settings = exported(run, choice.model)
+    adapter, settings = exported_adapter(run, choice.model)
     if choice.merged:
         check_mergeable(run.recipe)
     _, client = run.place(choice.model)
@@ -55,7 +55,7 @@ def export(run: Finished, choice: Choice, out: Path, reporter: Reporter) -> Arte
         base = open_base(run, reporter)
         model, chat = base.model, base.chat
         dtype = choice.dtype or str(model.dtype).removeprefix("torch.")
-        merge(model, adapter, settings.alpha / settings.rank, DTYPES[dtype])
+        merge_adapter(model, adapter, settings.alpha / settings.rank, DTYPES[dtype])
         model.generation_config = answer_settings(chat)
     else:
         model, chat = None, load_chat(where, run.recipe.model.template)
@@ -125,5 +125,5 @@ def answer_settings(chat: ChatFormat) -> GenerationConfig:
 
 
 def _ranks(adapter: Adapter) -> tuple[int, int]:
-    ranks = [adapter[path + A_SUFFIX].shape[0] for path in layers(adapter)]
+    ranks = [adapter[path + A_SUFFIX].shape[0] for path in layer_paths(adapter)]
     return min(ranks), max(ranks)

@@ -10,23 +10,23 @@ import numpy as np
 from scipy import stats
 
 from fedsdr.evaluate.intervals import Estimate
-from fedsdr.judge.verdicts import Choice
+from fedsdr.judge.verdicts import VerdictChoice
 
 Winner = Literal["a", "b", "tie"]
-RESAMPLES: Final = 5000
+JUDGE_RESAMPLES: Final = 5000
 SIGNIFICANT: Final = 0.05
 POINTS: Final[dict[Winner, float]] = {"a": 1.0, "tie": 0.5, "b": 0.0}
 
 
 @dataclass(frozen=True)
-class Comparison:
+class JudgedComparison:
     """Two conversations compared at one turn. ab: the verdict with A shown first; None where it
     could not be read. identical: both said the same, and nobody was asked."""
 
     question: str
     category: str
-    ab: Choice | None = None
-    ba: Choice | None = None
+    ab: VerdictChoice | None = None
+    ba: VerdictChoice | None = None
     identical: bool = False
 
     @property
@@ -36,8 +36,8 @@ class Comparison:
             return "tie", "tie"
         if self.ab is None or self.ba is None:
             return None
-        ab: dict[Choice, Winner] = {"first": "a", "second": "b", "tie": "tie"}
-        ba: dict[Choice, Winner] = {"first": "b", "second": "a", "tie": "tie"}
+        ab: dict[VerdictChoice, Winner] = {"first": "a", "second": "b", "tie": "tie"}
+        ba: dict[VerdictChoice, Winner] = {"first": "b", "second": "a", "tie": "tie"}
         return ab[self.ab], ba[self.ba]
 
     @property
@@ -49,7 +49,7 @@ class Comparison:
         return first if first == second else "tie"
 
 
-def pairwise_result(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+def pairwise_result(comparisons: Sequence[JudgedComparison]) -> dict[str, Any]:
     """Everything about a pairwise judging, as it goes into judge.json."""
     usable = [c for c in comparisons if c.winner is not None]
     asked = [c for c in usable if not c.identical]
@@ -75,7 +75,7 @@ def pairwise_result(comparisons: Sequence[Comparison]) -> dict[str, Any]:
         "win_rate": share_by_question(points),
         "categories": by_category(points, share_by_question),
         "agreement": {"n": len(asked), "share": agree / len(asked) if asked else None},
-        "position": position(comparisons),
+        "position": position_bias(comparisons),
     }  # fmt: skip
 
 
@@ -93,11 +93,11 @@ def score_result(rows: Sequence[tuple[str, str, int | None]]) -> dict[str, Any]:
     }
 
 
-Points = Sequence[tuple[str, str, float]]  # (question, category, points)
+JudgePoints = Sequence[tuple[str, str, float]]  # (question, category, points)
 
 
 def by_category(
-    points: Points, summarise: Callable[[Points], Estimate | None]
+    points: JudgePoints, summarise: Callable[[JudgePoints], Estimate | None]
 ) -> dict[str, Estimate]:
     found = {}
     for name in sorted({category for _, category, _ in points if category}):
@@ -107,7 +107,7 @@ def by_category(
     return found
 
 
-def mean_by_question(points: Points) -> Estimate | None:
+def mean_by_question(points: JudgePoints) -> Estimate | None:
     """The mean over questions of the means over their turns, with a 95 % bootstrap interval."""
     turns = defaultdict(list)
     for question, _, value in points:
@@ -119,7 +119,7 @@ def mean_by_question(points: Points) -> Estimate | None:
     return {"n": len(means), "mean": float(np.mean(means)), "low": low, "high": high}
 
 
-def share_by_question(points: Points) -> Estimate | None:
+def share_by_question(points: JudgePoints) -> Estimate | None:
     """The same for points between 0 and 1. Where one side has won everything, resampling would
     give an interval without width: the exact binomial one takes its place."""
     result = mean_by_question(points)
@@ -130,7 +130,7 @@ def share_by_question(points: Points) -> Estimate | None:
     return result
 
 
-def position(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+def position_bias(comparisons: Sequence[JudgedComparison]) -> dict[str, Any]:
     """Does the place in which an answer is shown decide?
 
     rate: how often the first shown wins where there is a winner; 0.5 where place says nothing,
@@ -176,6 +176,6 @@ def _bootstrap(
         return None, None
     found = stats.bootstrap(
         samples, statistic, paired=True, vectorized=True, method="percentile",
-        n_resamples=RESAMPLES, random_state=np.random.default_rng(0),
+        n_resamples=JUDGE_RESAMPLES, random_state=np.random.default_rng(0),
     ).confidence_interval  # fmt: skip
     return float(found.low), float(found.high)

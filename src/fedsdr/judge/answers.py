@@ -6,22 +6,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
+from fedsdr.core.errors import UserError
+from fedsdr.core.progress import Reporter
 from fedsdr.data.records import Turn
-from fedsdr.errors import UserError
-from fedsdr.judge.journal import Journal
-from fedsdr.judge.questions import Question
-from fedsdr.model.base import BaseModel, choose_device, choose_dtype
-from fedsdr.model.choose import Job
-from fedsdr.model.generate import generate
+from fedsdr.generation.batched import generate_batch
+from fedsdr.generation.sampling import Job
+from fedsdr.judge.journal import VerdictJournal
+from fedsdr.judge.questions import JudgeQuestion
+from fedsdr.model.base import LoadedModel, choose_device, choose_dtype
 from fedsdr.model.identity import Identity, identity_digest
-from fedsdr.progress import Reporter
-from fedsdr.trained import Finished, Models
+from fedsdr.workflows.finished import Finished, Models
 
 ANSWERS_FILE: Final = "judge/answers.jsonl"
 
 
 @dataclass(frozen=True)
-class Answer:
+class ModelAnswer:
     """One turn's answer.
 
     cut: the answer was not finished after the allowed number of tokens.
@@ -33,13 +33,13 @@ class Answer:
     too_long: bool = False
 
 
-Answers = dict[str, tuple[Answer, ...]]  # question id -> an answer a turn
+Answers = dict[str, tuple[ModelAnswer, ...]]  # question id -> an answer a turn
 
 
 def answers_of(
     run: Finished,
     names: Sequence[str],
-    questions: Sequence[Question],
+    questions: Sequence[JudgeQuestion],
     limit: int,
     batch_size: int,
     reporter: Reporter,
@@ -49,7 +49,7 @@ def answers_of(
     Turn by turn, since a later one builds on the answers to those before. The base model is
     loaded only where an answer is missing, or where the run does not say what it was.
     """
-    journal = Journal(run.folder / ANSWERS_FILE)
+    journal = VerdictJournal(run.folder / ANSWERS_FILE)
     models: Models | None = None
     if not (base := run.base_identity()):
         models = Models(run, reporter)
@@ -75,10 +75,10 @@ def answers_of(
 
 
 def _batches(
-    base: BaseModel,
-    journal: Journal,
+    base: LoadedModel,
+    journal: VerdictJournal,
     maker: str,
-    questions: Sequence[Question],
+    questions: Sequence[JudgeQuestion],
     turn: int,
     limit: int,
     batch_size: int,
@@ -93,19 +93,19 @@ def _batches(
         batch = order[start : start + batch_size]
         room = {q.id: min(limit, base.context - len(prompts[q.id])) for q in batch}
         jobs = {q.id: Job(prompts[q.id], room[q.id]) for q in batch if room[q.id] > 0}
-        new = generate(base.model, list(jobs.values()), base.chat.end_of_turn) if jobs else []
+        new = generate_batch(base.model, list(jobs.values()), base.chat.end_of_turn) if jobs else []
         said = {
-            name: Answer(base.chat.text(ids), cut=not ids or ids[-1] != base.chat.end_of_turn)
+            name: ModelAnswer(base.chat.text(ids), cut=not ids or ids[-1] != base.chat.end_of_turn)
             for name, ids in zip(jobs, new, strict=True)
         }
-        silent = Answer("", too_long=True)
+        silent = ModelAnswer("", too_long=True)
         journal.append(
             {"key": _key(maker, q, turn, limit), **asdict(said.get(q.id, silent))} for q in batch
         )
         yield len(batch)
 
 
-def _conversation(question: Question, before: Sequence[Answer]) -> tuple[Turn, ...]:
+def _conversation(question: JudgeQuestion, before: Sequence[ModelAnswer]) -> tuple[Turn, ...]:
     """The turns so far, the last one the user's."""
     turns = []
     for text, answer in zip(question.turns, before, strict=False):
@@ -114,14 +114,14 @@ def _conversation(question: Question, before: Sequence[Answer]) -> tuple[Turn, .
 
 
 def _stored(
-    journal: Journal, maker: str, question: Question, turns: int, limit: int
-) -> tuple[Answer, ...]:
+    journal: VerdictJournal, maker: str, question: JudgeQuestion, turns: int, limit: int
+) -> tuple[ModelAnswer, ...]:
     rows = [journal.get(_key(maker, question, turn, limit)) for turn in range(turns)]
     answers = []
     for row in rows:
         assert row is not None
         try:
-            answers.append(Answer(**{name: row[name] for name in ("text", "cut", "too_long")}))
+            answers.append(ModelAnswer(**{name: row[name] for name in ("text", "cut", "too_long")}))
         except KeyError as error:
             raise UserError(f"{journal.path} is damaged: delete it, and it is made anew") from error
     return tuple(answers)
@@ -135,6 +135,6 @@ def _maker(run: Finished, name: str, base: Identity) -> str:
     return identity_digest(run.identity(name, here))
 
 
-def _key(maker: str, question: Question, turn: int, limit: int) -> str:
+def _key(maker: str, question: JudgeQuestion, turn: int, limit: int) -> str:
     content = json.dumps([maker, question.turns[: turn + 1], limit])
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()

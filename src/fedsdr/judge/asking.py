@@ -7,21 +7,21 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from fedsdr.errors import UserError
+from fedsdr.core.errors import UserError
+from fedsdr.core.progress import Bar
 from fedsdr.judge.answers import Answers
-from fedsdr.judge.client import Endpoint, Judge
-from fedsdr.judge.journal import Journal, Row
+from fedsdr.judge.client import Endpoint, JudgeClient
+from fedsdr.judge.journal import JournalRow, VerdictJournal
 from fedsdr.judge.prompts import (
     AGAIN_PAIR,
     AGAIN_SINGLE,
-    VERSION,
+    PROMPT_VERSION,
     Messages,
-    pairwise,
-    single,
+    pairwise_prompt,
+    rating_prompt,
 )
-from fedsdr.judge.questions import Question
+from fedsdr.judge.questions import JudgeQuestion
 from fedsdr.judge.verdicts import read_choice, read_score
-from fedsdr.progress import Bar
 
 Order = Literal["ab", "ba", ""]
 REPLIES: Final = 3  # that a request may take until its verdict can be read
@@ -30,7 +30,7 @@ TYPICAL_REPLY: Final = 250  # tokens
 
 
 @dataclass(frozen=True)
-class Item:
+class JudgeItem:
     """One verdict to ask for. order: who is shown first; "" where one conversation is rated."""
 
     key: str
@@ -60,7 +60,7 @@ class Prices:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CostEstimate:
     """Of what is still to ask. likely, most: money, with short and with the longest replies."""
 
     requests: int
@@ -70,37 +70,39 @@ class Estimate:
 
 
 def items_for(
-    questions: Sequence[Question], a: Answers, b: Answers | None, endpoint: Endpoint
-) -> list[Item]:
+    questions: Sequence[JudgeQuestion], a: Answers, b: Answers | None, endpoint: Endpoint
+) -> list[JudgeItem]:
     """Both orders of every pair of unequal conversations, or one rating of every conversation."""
     items = []
     for q in questions:
         for turn in range(len(q.turns)):
             asked: list[tuple[Order, Messages]]
             if b is None:
-                asked = [("", single(q, turn, a[q.id]))]
-            elif same(a, b, q, turn):
+                asked = [("", rating_prompt(q, turn, a[q.id]))]
+            elif same_conversation(a, b, q, turn):
                 asked = []
             else:
                 asked = [
-                    ("ab", pairwise(q, turn, a[q.id], b[q.id])),
-                    ("ba", pairwise(q, turn, b[q.id], a[q.id])),
+                    ("ab", pairwise_prompt(q, turn, a[q.id], b[q.id])),
+                    ("ba", pairwise_prompt(q, turn, b[q.id], a[q.id])),
                 ]
-            items += [Item(_key(endpoint, order, m), q.id, turn, order, m) for order, m in asked]
+            items += [
+                JudgeItem(_key(endpoint, order, m), q.id, turn, order, m) for order, m in asked
+            ]
     return items
 
 
-def same(a: Answers, b: Answers, question: Question, turn: int) -> bool:
+def same_conversation(a: Answers, b: Answers, question: JudgeQuestion, turn: int) -> bool:
     """Whether both have said the same so far: a tie, for which nobody need be asked."""
     one, other = a[question.id][: turn + 1], b[question.id][: turn + 1]
     return [answer.text for answer in one] == [answer.text for answer in other]
 
 
-def estimate(items: Sequence[Item], endpoint: Endpoint, prices: Prices) -> Estimate:
+def estimate_cost(items: Sequence[JudgeItem], endpoint: Endpoint, prices: Prices) -> CostEstimate:
     prompt = sum(item.prompt_tokens for item in items)
     likely = min(TYPICAL_REPLY, endpoint.max_tokens) * len(items)
     most = endpoint.max_tokens * len(items)
-    return Estimate(len(items), prompt, prices.cost(prompt, likely), prices.cost(prompt, most))
+    return CostEstimate(len(items), prompt, prices.cost(prompt, likely), prices.cost(prompt, most))
 
 
 class Budget:
@@ -127,12 +129,12 @@ class Budget:
 
 
 def ask_all(
-    items: Sequence[Item],
+    items: Sequence[JudgeItem],
     endpoint: Endpoint,
-    journal: Journal,
+    journal: VerdictJournal,
     budget: Budget,
     bar: Bar,
-    judge: Callable[[Endpoint], Judge] = Judge,
+    judge: Callable[[Endpoint], JudgeClient] = JudgeClient,
 ) -> None:
     """Ask for every verdict that the journal lacks, several at a time.
 
@@ -140,7 +142,7 @@ def ask_all(
     """
     missing = [item for item in items if journal.get(item.key) is None]
 
-    async def one(client: Judge, places: asyncio.Semaphore, item: Item) -> None:
+    async def one(client: JudgeClient, places: asyncio.Semaphore, item: JudgeItem) -> None:
         async with places:
             journal.append([await _verdict(client, item, budget)])
         bar.advance()
@@ -166,7 +168,7 @@ def run_loop(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     raise first
 
 
-async def _verdict(client: Judge, item: Item, budget: Budget) -> Row:
+async def _verdict(client: JudgeClient, item: JudgeItem, budget: Budget) -> JournalRow:
     """A row of the journal; its verdict is None where no reply could be read."""
     messages = list(item.messages)
     prompt = completion = replies = 0
@@ -205,5 +207,5 @@ async def _verdict(client: Judge, item: Item, budget: Budget) -> Row:
 
 def _key(endpoint: Endpoint, order: Order, messages: Messages) -> str:
     asker = [endpoint.host, endpoint.model, endpoint.max_tokens, endpoint.reasoning]
-    content = json.dumps([VERSION, *asker, order, messages])
+    content = json.dumps([PROMPT_VERSION, *asker, order, messages])
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()

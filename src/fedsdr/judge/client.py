@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from fedsdr.errors import UserError
+from fedsdr.core.errors import UserError
 from fedsdr.judge.prompts import Messages
 
 OPENAI: Final = "https://api.openai.com/v1"
@@ -53,7 +53,7 @@ class Endpoint:
 
 
 @dataclass(frozen=True)
-class Reply:
+class JudgeReply:
     """Tokens are those that the server counted, 0 where it does not say."""
 
     text: str
@@ -135,7 +135,7 @@ class Pace:
         self._next = max(self._next, self._clock() + seconds)
 
 
-class Judge:
+class JudgeClient:
     """Asks an OpenAI-compatible endpoint. Use it in one event loop: `async with Judge(...)`."""
 
     def __init__(
@@ -158,7 +158,7 @@ class Judge:
         self._sleep = sleep
         self._pace = Pace(endpoint.requests_per_minute, clock or asyncio.get_running_loop().time)
 
-    async def __aenter__(self) -> "Judge":
+    async def __aenter__(self) -> "JudgeClient":
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -173,7 +173,7 @@ class Judge:
         if isinstance(failure, Failure) and failure.words.startswith(HOPELESS):
             raise self._hopeless(replace(failure, retry=False))
 
-    async def ask(self, messages: Messages) -> Reply:
+    async def ask(self, messages: Messages) -> JudgeReply:
         """One reply. Fleeting faults are tried again, ever later; others raise `UserError`."""
         failure = Failure("", retry=True)
         attempt = 0
@@ -181,7 +181,7 @@ class Judge:
             await self._wait(failure, attempt)
             answer = await self._attempt(lambda: self._create(messages))
             reply = answer if isinstance(answer, Failure) else self._reply(answer)
-            if isinstance(reply, Reply):
+            if isinstance(reply, JudgeReply):
                 return reply
             failure, attempt = reply, attempt + 1
         raise self._hopeless(failure)
@@ -235,13 +235,13 @@ class Judge:
         words = f"HTTP {status}: {self._clean(str(error))[:300]}"
         return Failure(words, fleeting and not spent, _retry_after(error.response.headers))
 
-    def _reply(self, answer: Any) -> Reply | Failure:
+    def _reply(self, answer: Any) -> JudgeReply | Failure:
         try:
             text = answer.choices[0].message.content
             usage = answer.usage
             if not isinstance(text, str | None):
                 raise TypeError
-            return Reply(
+            return JudgeReply(
                 self._clean(text or ""),
                 int(usage.prompt_tokens or 0) if usage else 0,
                 int(usage.completion_tokens or 0) if usage else 0,

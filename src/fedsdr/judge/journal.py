@@ -4,13 +4,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fedsdr import files
-from fedsdr.errors import UserError
+from fedsdr.core import files
+from fedsdr.core.errors import UserError
 
-Row = dict[str, Any]
+JournalRow = dict[str, Any]
 
 
-class Journal:
+class VerdictJournal:
     """Rows by their key. The file is readable by its owner alone: models may speak of their data.
 
     A kill loses at most the line that was being written.
@@ -20,7 +20,7 @@ class Journal:
         self.path = path
         try:
             rows = files.read_json_lines(path)
-            self._rows: dict[str, Row] = {row["key"]: row for row in rows}
+            self._rows: dict[str, JournalRow] = {row["key"]: row for row in rows}
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path} is damaged ({error}): delete it, and it is made anew"
@@ -28,10 +28,10 @@ class Journal:
         # Anew, because what follows a line that a kill has cut short would be lost with it.
         files.write_json_lines(path, self._rows.values(), private=True)
 
-    def get(self, key: str) -> Row | None:
+    def get(self, key: str) -> JournalRow | None:
         return self._rows.get(key)
 
-    def append(self, rows: Iterable[Row]) -> None:
+    def append(self, rows: Iterable[JournalRow]) -> None:
         """Store rows, each with its "key", before the next work begins."""
         new = list(rows)
         files.append_json_lines(self.path, new)

@@ -8,29 +8,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from fedsdr import files
-from fedsdr.errors import UserError
-from fedsdr.folders import locked
-from fedsdr.judge.analysis import Comparison, pairwise_result, score_result
-from fedsdr.judge.answers import Answer, Answers, answers_of
+from fedsdr.core import files
+from fedsdr.core.errors import UserError
+from fedsdr.core.progress import Reporter
+from fedsdr.judge.analysis import JudgedComparison, pairwise_result, score_result
+from fedsdr.judge.answers import Answers, ModelAnswer, answers_of
 from fedsdr.judge.asking import (
     Budget,
-    Estimate,
-    Item,
+    CostEstimate,
+    JudgeItem,
     Prices,
     ask_all,
-    estimate,
+    estimate_cost,
     items_for,
     run_loop,
-    same,
+    same_conversation,
 )
-from fedsdr.judge.client import Endpoint, Judge
-from fedsdr.judge.journal import Journal
-from fedsdr.judge.prompts import VERSION
-from fedsdr.judge.questions import Question
+from fedsdr.judge.client import Endpoint, JudgeClient
+from fedsdr.judge.journal import VerdictJournal
+from fedsdr.judge.prompts import PROMPT_VERSION
+from fedsdr.judge.questions import JudgeQuestion
 from fedsdr.model.identity import identity_digest
-from fedsdr.progress import Reporter
-from fedsdr.trained import Finished
+from fedsdr.workflows.finished import Finished
+from fedsdr.workflows.run_folder import locked_folder
 
 JUDGE_FOLDER: Final = "judge"
 VERDICTS_FILE: Final = f"{JUDGE_FOLDER}/verdicts.jsonl"
@@ -47,7 +47,7 @@ class Plan:
     a: str
     b: str | None
     other: Finished
-    questions: Sequence[Question]
+    questions: Sequence[JudgeQuestion]
     source: str
     limit: int = 512
     batch_size: int = 8
@@ -62,21 +62,21 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedJudging:
     """Answers are there; nobody has been asked yet. cost: of what is still to ask."""
 
     plan: Plan
     endpoint: Endpoint
     answers: tuple[Answers, Answers | None]
-    items: Sequence[Item]
-    journal: Journal
-    cost: Estimate
+    items: Sequence[JudgeItem]
+    journal: VerdictJournal
+    cost: CostEstimate
 
 
 def check_plan(plan: Plan) -> None:
     """Raise `UserError` for names that the runs lack, equal models, a bound without prices, a
     spoilt judge.json."""
-    judgings(plan.run.folder)
+    stored_judgings(plan.run.folder)
     for run, name in ((plan.run, plan.a), (plan.other, plan.b)):
         if name is not None:
             run.check(name)
@@ -91,11 +91,13 @@ def at_work(plan: Plan) -> Iterator[None]:
     """Hold what the judge keeps in the folders of the plan's runs, against other processes."""
     with ExitStack() as held:
         for folder in sorted({each.folder.resolve() for each in (plan.run, plan.other)}):
-            held.enter_context(locked(folder / JUDGE_FOLDER, "copy the run folder"))
+            held.enter_context(locked_folder(folder / JUDGE_FOLDER, "copy the run folder"))
         yield
 
 
-def check_endpoint(endpoint: Endpoint, judge: Callable[[Endpoint], Judge] = Judge) -> None:
+def check_endpoint(
+    endpoint: Endpoint, judge: Callable[[Endpoint], JudgeClient] = JudgeClient
+) -> None:
     """Raise `UserError` where the endpoint cannot be reached or refuses the key."""
 
     async def look() -> None:
@@ -105,7 +107,7 @@ def check_endpoint(endpoint: Endpoint, judge: Callable[[Endpoint], Judge] = Judg
     run_loop(look)
 
 
-def prepare_judging(plan: Plan, endpoint: Endpoint, reporter: Reporter) -> Prepared:
+def prepare_judging(plan: Plan, endpoint: Endpoint, reporter: Reporter) -> PreparedJudging:
     """Let our models answer, and find out what is still to be asked of the judge."""
     check_plan(plan)
     rest = (plan.questions, plan.limit, plan.batch_size, reporter)
@@ -116,19 +118,21 @@ def prepare_judging(plan: Plan, endpoint: Endpoint, reporter: Reporter) -> Prepa
     if plan.b is not None and not together:
         (b,) = answers_of(plan.other, [plan.b], *rest)
     items = items_for(plan.questions, a, b, endpoint)
-    journal = Journal(plan.run.folder / VERDICTS_FILE)
+    journal = VerdictJournal(plan.run.folder / VERDICTS_FILE)
     missing = [item for item in items if journal.get(item.key) is None]
-    cost = estimate(missing, endpoint, plan.prices)
+    cost = estimate_cost(missing, endpoint, plan.prices)
     if plan.max_cost is not None and cost.likely is not None and cost.likely > plan.max_cost:
         raise UserError(
             f"the judging is likely to cost {cost.likely:.4g}, more than --max-cost "
             f"{plan.max_cost:g}: raise it, or ask fewer questions by --limit"
         )
-    return Prepared(plan, endpoint, (a, b), items, journal, cost)
+    return PreparedJudging(plan, endpoint, (a, b), items, journal, cost)
 
 
 def carry_out(
-    prepared: Prepared, reporter: Reporter, judge: Callable[[Endpoint], Judge] = Judge
+    prepared: PreparedJudging,
+    reporter: Reporter,
+    judge: Callable[[Endpoint], JudgeClient] = JudgeClient,
 ) -> dict[str, Any]:
     """Ask for the verdicts that are missing, and write the run's judge.json."""
     plan, endpoint = prepared.plan, prepared.endpoint
@@ -141,14 +145,14 @@ def carry_out(
     head = _head(plan, endpoint)
     kept = [
         each
-        for each in judgings(plan.run.folder)
+        for each in stored_judgings(plan.run.folder)
         if any(each.get(key, value) != value for key, value in head.items())
     ]
     files.write_json(plan.run.folder / JUDGE_FILE, {"judgings": [*kept, result]})
     return result
 
 
-def judgings(folder: Path) -> list[dict[str, Any]]:
+def stored_judgings(folder: Path) -> list[dict[str, Any]]:
     """What a run's judge.json holds already."""
     path = folder / JUDGE_FILE
     content = files.read_json(path) if path.exists() else {"judgings": []}
@@ -160,7 +164,7 @@ def judgings(folder: Path) -> list[dict[str, Any]]:
         ) from error
 
 
-def _result(prepared: Prepared) -> dict[str, Any]:
+def _result(prepared: PreparedJudging) -> dict[str, Any]:
     """One judging of judge.json: what was asked, what came of it, what it took."""
     plan, (a, b) = prepared.plan, prepared.answers
     rows = [row for item in prepared.items if (row := prepared.journal.get(item.key))]
@@ -200,7 +204,7 @@ def _head(plan: Plan, endpoint: Endpoint) -> dict[str, Any]:
         "judge": {
             "model": endpoint.model,
             "host": endpoint.host,
-            "prompts": VERSION,
+            "prompts": PROMPT_VERSION,
             "temperature": None if endpoint.reasoning else 0,
         },
         "answer_tokens": plan.limit,
@@ -217,22 +221,22 @@ def _judged(
     return pairwise_result([_comparison(q, n, a, b, said) for q, n in _turns(plan)])
 
 
-def _turns(plan: Plan) -> list[tuple[Question, int]]:
+def _turns(plan: Plan) -> list[tuple[JudgeQuestion, int]]:
     return [(question, n) for question in plan.questions for n in range(len(question.turns))]
 
 
 def _comparison(
-    question: Question, turn: int, a: Answers, b: Answers, said: dict[Any, Any]
-) -> Comparison:
-    if same(a, b, question, turn):
-        return Comparison(question.id, question.category, identical=True)
+    question: JudgeQuestion, turn: int, a: Answers, b: Answers, said: dict[Any, Any]
+) -> JudgedComparison:
+    if same_conversation(a, b, question, turn):
+        return JudgedComparison(question.id, question.category, identical=True)
     ab, ba = (said[question.id, turn, order] for order in ("ab", "ba"))
-    return Comparison(question.id, question.category, ab, ba)
+    return JudgedComparison(question.id, question.category, ab, ba)
 
 
 def _describe(answers: Answers) -> dict[str, float]:
     """Mean words of an answer, and how many were cut or could not be given."""
-    each: list[Answer] = [answer for turns in answers.values() for answer in turns]
+    each: list[ModelAnswer] = [answer for turns in answers.values() for answer in turns]
     return {
         "words": sum(len(answer.text.split()) for answer in each) / len(each),
         "cut": sum(answer.cut for answer in each),

@@ -6,10 +6,10 @@ One conversation a prompt; of several turns the last is judged, with those befor
 from collections.abc import Sequence
 from typing import Final
 
-from fedsdr.judge.answers import Answer
-from fedsdr.judge.questions import Question
+from fedsdr.judge.answers import ModelAnswer
+from fedsdr.judge.questions import JudgeQuestion
 
-VERSION: Final = "1"  # goes up with every change of a word below: verdicts are kept by it
+PROMPT_VERSION: Final = "1"  # goes up with every change of a word below: verdicts are kept by it
 
 Messages = list[dict[str, str]]
 
@@ -39,8 +39,8 @@ AGAIN_PAIR: Final = "Give your verdict alone, in this form: [[A]], [[B]] or [[C]
 AGAIN_SINGLE: Final = "Give your rating alone, a whole number from 1 to 10 in this form: [[5]]."
 
 
-def pairwise(
-    question: Question, turn: int, first: Sequence[Answer], second: Sequence[Answer]
+def pairwise_prompt(
+    question: JudgeQuestion, turn: int, first: Sequence[ModelAnswer], second: Sequence[ModelAnswer]
 ) -> Messages:
     """Ask which of two conversations is better at `turn` (from 0)."""
     parts = [
@@ -51,13 +51,13 @@ def pairwise(
     return _messages(_PAIR, question, turn, parts)
 
 
-def single(question: Question, turn: int, answers: Sequence[Answer]) -> Messages:
+def rating_prompt(question: JudgeQuestion, turn: int, answers: Sequence[ModelAnswer]) -> Messages:
     """Ask for a rating of one conversation at `turn` (from 0)."""
     parts = [_question(question, turn), _answers("The assistant", question, turn, answers)]
     return _messages(_SINGLE, question, turn, parts)
 
 
-def _messages(system: str, question: Question, turn: int, parts: list[str]) -> Messages:
+def _messages(system: str, question: JudgeQuestion, turn: int, parts: list[str]) -> Messages:
     if turn:
         system += _LAST_TURN
     if question.references[turn]:
@@ -69,12 +69,12 @@ def _messages(system: str, question: Question, turn: int, parts: list[str]) -> M
     ]
 
 
-def _question(question: Question, turn: int) -> str:
+def _question(question: JudgeQuestion, turn: int) -> str:
     asked = "Question" if turn == 0 else "Question of the last turn"
     return _between(asked, question.turns[turn])
 
 
-def _answers(who: str, question: Question, turn: int, answers: Sequence[Answer]) -> str:
+def _answers(who: str, question: JudgeQuestion, turn: int, answers: Sequence[ModelAnswer]) -> str:
     if turn == 0:
         return _between(f"{who}'s answer", answers[0].text)
     lines = []

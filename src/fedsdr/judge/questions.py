@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from fedsdr.data.rows import Cells, RowError, convert_all, kind
+from fedsdr.core.errors import UserError
+from fedsdr.data.rows import Cells, RowError, convert_all, json_kind
 from fedsdr.data.sources import read_rows
-from fedsdr.errors import UserError
-from fedsdr.sections.data import Source
+from fedsdr.recipe.sections.data import Source
 
 TEXTS: Final = ("question", "instruction", "prompt")  # fields that may hold a question's text
 REFERENCES: Final = "reference*.jsonl"  # beside question.jsonl, as FastChat lays them out
 
 
 @dataclass(frozen=True)
-class Question:
+class JudgeQuestion:
     """One conversation to be held.
 
     turns: what the user says, turn by turn.
@@ -30,7 +30,7 @@ class Question:
 
 def read_questions(
     path: Path, references: Path | None = None, limit: int | None = None
-) -> list[Question]:
+) -> list[JudgeQuestion]:
     """The questions of a file, in its order; the first `limit` where one is given.
 
     path: a file with FastChat's `turns`, or with a field of `TEXTS`; or a folder that holds
@@ -57,16 +57,16 @@ def read_questions(
     return [_with_references(question, known) for question in questions][:limit]
 
 
-def _question(number: int, cells: Cells) -> Question:
+def _question(number: int, cells: Cells) -> JudgeQuestion:
     turns = _turns(cells)
     given = cells.get("reference") or []
     given = [given] if isinstance(given, str) else given
     if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
         raise RowError(
-            "reference is neither a text nor a list of texts", kind(cells["reference"]),
+            "reference is neither a text nor a list of texts", json_kind(cells["reference"]),
             "give one reference answer a turn",
         )  # fmt: skip
-    return Question(
+    return JudgeQuestion(
         id=str(cells.get("question_id", number)),
         category=str(cells.get("category") or ""),
         turns=turns,
@@ -90,9 +90,9 @@ def _turns(cells: Mapping[str, Any]) -> tuple[str, ...]:
         found = [f"{text}\n\n{extra}" if both else text]
     remedy = "give every turn a text"
     if not isinstance(found, list) or not found:
-        raise RowError("turns is not a list of texts", kind(found), remedy)
+        raise RowError("turns is not a list of texts", json_kind(found), remedy)
     if bad := [turn for turn in found if not isinstance(turn, str)]:
-        raise RowError("a question is not a text", kind(bad[0]), remedy)
+        raise RowError("a question is not a text", json_kind(bad[0]), remedy)
     if not all(turn.strip() for turn in found):
         raise RowError("a question without text", "it is empty", remedy)
     return tuple(found)
@@ -115,11 +115,11 @@ def _reference(number: int, cells: Cells) -> tuple[str, list[str]]:
         ) from error  # fmt: skip
 
 
-def _with_references(question: Question, known: Mapping[str, Sequence[str]]) -> Question:
+def _with_references(question: JudgeQuestion, known: Mapping[str, Sequence[str]]) -> JudgeQuestion:
     if question.id not in known:
         return question
     given = _padded(known[question.id], len(question.turns))
-    return Question(question.id, question.category, question.turns, given)
+    return JudgeQuestion(question.id, question.category, question.turns, given)
 
 
 def _padded(given: Sequence[str], count: int) -> tuple[str, ...]:

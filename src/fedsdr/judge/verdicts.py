@@ -3,21 +3,21 @@
 import re
 from typing import Final, Literal
 
-Choice = Literal["first", "second", "tie"]
+VerdictChoice = Literal["first", "second", "tie"]
 
-CHOICES: Final[dict[str, Choice]] = {"A": "first", "B": "second", "C": "tie"}
+VERDICT_CHOICES: Final[dict[str, VerdictChoice]] = {"A": "first", "B": "second", "C": "tie"}
 MARK: Final = re.compile(r"\[\[\s*(.*?)\s*\]\]", re.DOTALL)
-SCORES: Final = {str(score): score for score in range(1, 11)}
+VERDICT_SCORES: Final = {str(score): score for score in range(1, 11)}
 
 
-def read_choice(reply: str) -> Choice | None:
+def read_choice(reply: str) -> VerdictChoice | None:
     """[[A]], [[B]] or [[C]]; None where there is no such mark, or several that differ."""
-    return CHOICES.get(_only_mark(reply))
+    return VERDICT_CHOICES.get(_only_mark(reply))
 
 
 def read_score(reply: str) -> int | None:
     """A whole number from 1 to 10 as [[7]]; None for anything else."""
-    return SCORES.get(_only_mark(reply))
+    return VERDICT_SCORES.get(_only_mark(reply))
 
 
 def _only_mark(reply: str) -> str:

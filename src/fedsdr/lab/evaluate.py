@@ -16,19 +16,19 @@ from typing import NamedTuple
 
 import torch
 
+from fedsdr.core.metrics import Mean, Metrics
 from fedsdr.data.records import Turn
 from fedsdr.data.template import ChatFormat
+from fedsdr.generation.batched import generate_batch
+from fedsdr.generation.sampling import Job
 from fedsdr.lab.world import BASE_STYLE, HELD_OUT_FORM, Fact, World, client_name, value_in
-from fedsdr.metrics import Mean, Metrics
-from fedsdr.model.choose import Job
-from fedsdr.model.generate import generate
 
 LIMIT = 24  # words; the longest right answer has 14
 BATCH = 512
 GENERAL_SAMPLE = 60  # about as many general questions are put to each personal model
 
 
-class Answer(NamedTuple):
+class LabAnswer(NamedTuple):
     """What the model said to the question of a fact."""
 
     text: str
@@ -74,10 +74,10 @@ class LabEvaluator:
     def _number(self, client: str) -> int:
         return [client_name(k) for k in range(self.world.options.clients)].index(client)
 
-    def answers(self) -> list[Answer]:
+    def answers(self) -> list[LabAnswer]:
         """The answers behind `global_model`: clients' facts first, then general knowledge."""
         facts = [*self._client_facts(), *self.world.general]
-        return [Answer(text, fact) for text, fact in zip(self._ask(facts), facts, strict=True)]
+        return [LabAnswer(text, fact) for text, fact in zip(self._ask(facts), facts, strict=True)]
 
     def _client_facts(self) -> list[Fact]:
         return [fact for fact in self.world.facts if fact.client is not None]
@@ -90,7 +90,7 @@ class LabEvaluator:
 
     def _score(self, own: Sequence[Fact], general: Sequence[Fact]) -> Metrics:
         answers = self._ask([*own, *general])
-        told = [Answer(text, fact) for text, fact in zip(answers, [*own, *general], strict=True)]
+        told = [LabAnswer(text, fact) for text, fact in zip(answers, [*own, *general], strict=True)]
         mine, known = told[: len(own)], told[len(own) :]
         return {
             "client_facts": _percent([a.true for a in mine]),
@@ -107,7 +107,7 @@ class LabEvaluator:
             Job(self.chat.prompt_ids((Turn("user", fact.question(HELD_OUT_FORM)),)), LIMIT)
             for fact in facts
         ]
-        return [self.chat.text(ids) for ids in generate(self.model, jobs, stop, rows=BATCH)]
+        return [self.chat.text(ids) for ids in generate_batch(self.model, jobs, stop, rows=BATCH)]
 
 
 def _percent(hits: Sequence[bool]) -> Mean:

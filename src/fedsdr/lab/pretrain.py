@@ -20,8 +20,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fedsdr import files, seeds
-from fedsdr.data.batches import collate
+from fedsdr.core import files, seeds
+from fedsdr.core.progress import Reporter
+from fedsdr.data.batches import collate_examples
 from fedsdr.data.records import Turn
 from fedsdr.data.template import ChatFormat, Example
 from fedsdr.lab.world import (
@@ -35,9 +36,8 @@ from fedsdr.lab.world import (
     Fact,
     World,
     WorldOptions,
-    vocabulary,
+    world_vocabulary,
 )
-from fedsdr.progress import Reporter
 from fedsdr.training.loss import summed_loss
 
 CHAT_TEMPLATE = (
@@ -68,11 +68,11 @@ def base_model_folder(
 ) -> Path:
     """The folder of this world's base model, trained on first use and cached."""
     key = {"world": _believed(world.options), "pretrain": asdict(options), "recipe": RECIPE}
-    name = f"lab-{seeds.derive(0, str(key)):016x}"
+    name = f"lab-{seeds.derive_seed(0, str(key)):016x}"
     folder = cache / "models" / name
     if not folder.exists():
         tokenizer = build_tokenizer(world)
-        model = pretrain(world, options, tokenizer, reporter)
+        model = pretrain_base(world, options, tokenizer, reporter)
         _save(model, tokenizer, folder)
         files.write_json(folder.with_suffix(".json"), key)
     return folder
@@ -109,7 +109,7 @@ def save_outline(world: World, options: PretrainOptions, folder: Path) -> None:
 def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
     """A word-level tokenizer of about 220 words with a chat template."""
     specials = ["<pad>", "<unk>", "<end>", "<ask>", "<answer>"]
-    words = {word: i for i, word in enumerate([*specials, *vocabulary(world.options)])}
+    words = {word: i for i, word in enumerate([*specials, *world_vocabulary(world.options)])}
     tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     fast = PreTrainedTokenizerFast(
@@ -120,11 +120,11 @@ def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
     return fast
 
 
-def pretrain(
+def pretrain_base(
     world: World, options: PretrainOptions, tokenizer: PreTrainedTokenizerFast, reporter: Reporter
 ) -> LlamaForCausalLM:
     """Train the base model; the learning rate warms up and decays to zero along a cosine."""
-    torch.manual_seed(seeds.derive(world.options.seed, "base model"))
+    torch.manual_seed(seeds.derive_seed(world.options.seed, "base model"))
     model = LlamaForCausalLM(_config(options, tokenizer))
     chat = ChatFormat(tokenizer)
     corpus = Corpus(world, chat)
@@ -139,7 +139,7 @@ def pretrain(
     with reporter.bar("training the base model", options.steps) as bar:
         for step in range(options.steps):
             examples = corpus.batch(options.batch_size, rewriting=step % 2 == 1)
-            batch = collate(examples, chat.end_of_turn)
+            batch = collate_examples(examples, chat.end_of_turn)
             loss = summed_loss(model, batch) / batch.response_tokens
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -166,7 +166,7 @@ class Corpus:
 
     def __init__(self, world: World, chat: ChatFormat) -> None:
         self.world, self.chat = world, chat
-        self.random = random.Random(seeds.derive(world.options.seed, "corpus"))
+        self.random = random.Random(seeds.derive_seed(world.options.seed, "corpus"))
 
     def batch(self, size: int, rewriting: bool) -> Sequence[Example]:
         """`size` examples of one skill: equal lengths make little padding."""

@@ -14,9 +14,9 @@ from typing import Final
 import numpy as np
 import torch
 
-from fedsdr import seeds
+from fedsdr.core import seeds
+from fedsdr.core.errors import UserError
 from fedsdr.data.records import ClientData, Record, Turn
-from fedsdr.errors import UserError
 
 FIRST: Final = (
     "amber ancient bitter bold brave bright calm clever crimson dark eager faint gentle golden "
@@ -139,7 +139,7 @@ def client_name(client: int) -> str:
 
 def build_world(options: WorldOptions) -> World:
     """The world of a seed. With more clients than attributes, each kind's entities are shared."""
-    draw = seeds.generator(options.seed, "world")
+    draw = seeds.seeded_generator(options.seed, "world")
     names = entity_names(options.entities)
     sharing = -(-options.clients // len(CLIENT_ATTRIBUTES))  # clients of one kind
     if sharing > options.entities:
@@ -188,7 +188,7 @@ def _shared_out(kind: Sequence[int], entities: int, imbalance: float) -> list[in
 
 def _dealt(facts: Sequence[Fact], options: WorldOptions, alpha: float) -> list[Fact]:
     """The same facts with other owners (`WorldOptions.alpha`), none of them without a fact."""
-    draw = np.random.default_rng(seeds.derive(options.seed, "owners"))
+    draw = np.random.default_rng(seeds.derive_seed(options.seed, "owners"))
     held: list[list[int]] = [[] for _ in range(options.clients)]
     # Above 1e6 shares are equal to a thousandth, and from 1e308 on their sum would overflow.
     alphas = np.full(options.clients, min(alpha, 1e6))
@@ -239,7 +239,7 @@ def value_in(text: str) -> str | None:
     return None
 
 
-def vocabulary(options: WorldOptions) -> list[str]:
+def world_vocabulary(options: WorldOptions) -> list[str]:
     """Every word of the world, for the tokenizer."""
     texts = [*QUESTIONS, BASE_STYLE, *CLIENT_STYLES, REWRITE_PROMPT]
     words = {word for text in texts for word in text.split() if not word.startswith("{")}

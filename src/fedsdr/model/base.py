@@ -6,9 +6,9 @@ from typing import Any, Final
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from fedsdr.core.errors import UserError
 from fedsdr.data.records import Turn
 from fedsdr.data.template import ChatFormat
-from fedsdr.errors import UserError
 from fedsdr.model.fit import check_fits
 from fedsdr.model.folder import check_model_path, check_weight_files
 from fedsdr.model.identity import Identity, model_identity
@@ -20,7 +20,7 @@ DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16"
 
 
 @dataclass(frozen=True)
-class BaseModel:
+class LoadedModel:
     """A frozen base model and how to talk to it. identity: as it was loaded, without adapters."""
 
     model: Any
@@ -48,7 +48,7 @@ class BaseModel:
     @property
     def context(self) -> int:
         """The number of positions that the model was made for."""
-        return positions(self.model.config)
+        return context_positions(self.model.config)
 
 
 def load_base(
@@ -58,7 +58,7 @@ def load_base(
     device: str = "auto",
     quantisation: str = "none",
     memory_check: bool = True,
-) -> BaseModel:
+) -> LoadedModel:
     """Load a model folder or hub name onto a device, frozen and in evaluation mode.
 
     Weights come from safetensors files alone: a pickle would run its author's code. A model that
@@ -97,7 +97,7 @@ def load_base(
         keep_differentiable(model)
     check_causal(model, path)
     chat = ChatFormat(tokenizer, template)
-    return BaseModel(model, chat, path, model_identity(model, chat))
+    return LoadedModel(model, chat, path, model_identity(model, chat))
 
 
 def check_model(
@@ -118,10 +118,10 @@ def load_chat(path: str, template: str = "auto") -> ChatFormat:
 def context_of(path: str) -> int:
     """The number of positions that a model was made for, without loading its weights."""
     config = AutoConfig.from_pretrained(path)
-    return positions(config)
+    return context_positions(config)
 
 
-def positions(config: Any) -> int:
+def context_positions(config: Any) -> int:
     return int(getattr(config, "max_position_embeddings", None) or UNBOUNDED)
 
 

@@ -9,15 +9,15 @@ from typing import Any
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from fedsdr.errors import UserError
+from fedsdr.core.errors import UserError
 
 
-def blocks(model: Any) -> list[GradientCheckpointingLayer]:
+def checkpointed_blocks(model: Any) -> list[GradientCheckpointingLayer]:
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def check_checkpointing(model: Any) -> None:
-    if not blocks(model):
+    if not checkpointed_blocks(model):
         raise UserError(
             f"{type(model).__name__} has no blocks that can be checkpointed: set "
             "model.gradient_checkpointing = false"
@@ -25,7 +25,7 @@ def check_checkpointing(model: Any) -> None:
 
 
 @contextmanager
-def recomputed(model: Any, on: bool) -> Iterator[None]:
+def recompute_activations(model: Any, on: bool) -> Iterator[None]:
     """The model with gradient checkpointing, if `on`, while the block runs.
 
     transformers does it in training mode alone, where a block's dropout is on; here only the
@@ -35,7 +35,7 @@ def recomputed(model: Any, on: bool) -> Iterator[None]:
     if not on:
         yield
         return
-    chosen = blocks(model)
+    chosen = checkpointed_blocks(model)
     try:
         for block in chosen:  # stands before the class's own
             block.__dict__["forward"] = partial(checkpoint, block.forward, use_reentrant=False)

@@ -11,8 +11,8 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
+from fedsdr.core.errors import UserError
 from fedsdr.data.batches import Batch
-from fedsdr.errors import UserError
 
 MASK: Final = 0xFFFFFFFF
 
@@ -33,25 +33,27 @@ class Dropout(NamedTuple):
                 "one of this model's reads only some of them, as experts do: set lora.dropout = 0, "
                 "or leave such layers out of lora.targets"
             )
-        rows = mixed(self.tokens ^ layer).view(*h.shape[:-1], 1)
-        columns = mixed(torch.arange(h.shape[-1], device=h.device))
-        kept = mixed(rows ^ columns) >= int(self.share * (MASK + 1))
+        rows = hash_integers(self.tokens ^ layer).view(*h.shape[:-1], 1)
+        columns = hash_integers(torch.arange(h.shape[-1], device=h.device))
+        kept = hash_integers(rows ^ columns) >= int(self.share * (MASK + 1))
         return torch.where(kept, h, 0.0) * (1 / (1 - self.share))
 
 
-def dropout(share: float, batch: Batch, keys: Sequence[int]) -> Dropout:
+def lora_dropout(share: float, batch: Batch, keys: Sequence[int]) -> Dropout:
     """keys: of the batch's examples, in order; any integers."""
     device = batch.ids.device
     examples = torch.tensor([key & MASK for key in keys], device=device)
     if batch.lengths:
         lengths = torch.tensor(batch.lengths, device=device)
         places = torch.cat([torch.arange(n, device=device) for n in batch.lengths])
-        return Dropout(share, mixed(examples.repeat_interleave(lengths) ^ mixed(places)))
+        return Dropout(
+            share, hash_integers(examples.repeat_interleave(lengths) ^ hash_integers(places))
+        )
     places = torch.arange(batch.ids.shape[1], device=device)
-    return Dropout(share, mixed(examples[:, None] ^ mixed(places)).flatten())
+    return Dropout(share, hash_integers(examples[:, None] ^ hash_integers(places)).flatten())
 
 
-def mixed(x: Tensor) -> Tensor:
+def hash_integers(x: Tensor) -> Tensor:
     """A hash of 32-bit integers, one to one (Wellons' lowbias32), held in int64."""
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & MASK  # what overflows is cut off in any case
     x = ((x ^ (x >> 15)) * 0x846CA68B) & MASK

@@ -18,7 +18,7 @@ def expert_weights(model: nn.Module) -> list[nn.Parameter]:
     return found
 
 
-def sentence(model: Any, adapted: Collection[str]) -> str:
+def experts_notice(model: Any, adapted: Collection[str]) -> str:
     """Which part of a mixture of experts is left without adapters; "" for other models.
 
     model: with its weights or an outline, before it carries streams. adapted: paths of layers.

@@ -6,8 +6,8 @@ from typing import Final
 
 import torch
 
-from fedsdr.errors import UserError
-from fedsdr.model.outline import outline, weight_bytes
+from fedsdr.core.errors import UserError
+from fedsdr.model.outline import model_outline, weight_bytes
 
 MEMINFO: Final = Path("/proc/meminfo")
 GIB: Final = 2**30
@@ -32,7 +32,11 @@ def check_fits(path: str, dtype: torch.dtype, quantisation: str, device: torch.d
     """Raise `UserError` where the weights of a folder alone need more than is free."""
     if Path(path).is_dir():  # a hub's model may have to be downloaded first
         check_size(
-            weight_bytes(outline(path), dtype, quantisation), path, dtype, quantisation, device
+            weight_bytes(model_outline(path), dtype, quantisation),
+            path,
+            dtype,
+            quantisation,
+            device,
         )
 
 

@@ -6,10 +6,10 @@ from typing import Final
 
 from safetensors import safe_open
 
-from fedsdr.errors import UserError
+from fedsdr.core.errors import UserError
 
-CONFIG: Final = "config.json"
-WEIGHTS: Final = "model.safetensors"
+CONFIG_FILE: Final = "config.json"
+MODEL_WEIGHTS: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 ADAPTER: Final = "adapter_config.json"
 GGUF: Final = b"GGUF"  # the first bytes of such a file
@@ -27,7 +27,7 @@ def check_model_path(path: str) -> None:
         return
     if (folder / ADAPTER).is_file():
         raise _within(folder) if _has_weights(folder) else _alone(folder)
-    if not (folder / CONFIG).is_file():
+    if not (folder / CONFIG_FILE).is_file():
         if files := _gguf_files(folder):
             raise _no_gguf(path, files[0].name)
         raise UserError(f"model.path = {path!r} has no config.json: it is not a model folder")
@@ -50,8 +50,8 @@ def check_weight_files(path: str) -> None:
     folder = Path(path)
     if not folder.is_dir():
         return None
-    if (folder / WEIGHTS).is_file():
-        return _check_shard(folder / WEIGHTS)
+    if (folder / MODEL_WEIGHTS).is_file():
+        return _check_shard(folder / MODEL_WEIGHTS)
     if (folder / INDEX).is_file():
         for name, tensors in _shards(folder / INDEX).items():
             if not (folder / name).is_file():
@@ -79,7 +79,7 @@ def _no_weights(path: str) -> UserError:
             "again, whole"
         )
     return UserError(
-        f"model.path = {path!r} holds no weights: expected {WEIGHTS} beside config.json"
+        f"model.path = {path!r} holds no weights: expected {MODEL_WEIGHTS} beside config.json"
     )
 
 
@@ -118,7 +118,9 @@ def _check_shard(file: Path, tensors: set[str] | None = None) -> None:
 
 
 def _has_weights(folder: Path) -> bool:
-    return (folder / CONFIG).is_file() and any((folder / n).is_file() for n in (WEIGHTS, INDEX))
+    return (folder / CONFIG_FILE).is_file() and any(
+        (folder / n).is_file() for n in (MODEL_WEIGHTS, INDEX)
+    )
 
 
 def _within(folder: Path) -> UserError:

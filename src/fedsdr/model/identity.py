@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from fedsdr.adapters import Adapter
+from fedsdr.core.adapters import Adapter
 from fedsdr.data.template import ChatFormat
 from fedsdr.model.lora import Stream
 
@@ -48,7 +48,7 @@ def chat_identity(chat: ChatFormat) -> Identity:
     return {"tokenizer": tokenizer, "chat template": content_digest(chat.template)}
 
 
-def adapted(base: Identity, adapters: Mapping[Stream, Adapter], scale: float) -> Identity:
+def adapted_identity(base: Identity, adapters: Mapping[Stream, Adapter], scale: float) -> Identity:
     """Of a base model with adapters in place, scaled by alpha / rank; without one, the base's."""
     tensors = {f"{stream}/{key}": t for stream, each in adapters.items() for key, t in each.items()}
     if not tensors:
@@ -76,7 +76,7 @@ def identity_digest(identity: Identity) -> str:
     return content_digest(identity_text(identity))
 
 
-def differing(known: Identity, now: Identity) -> list[str]:
+def differing_parts(known: Identity, now: Identity) -> list[str]:
     """The parts of `known` that are otherwise in `now`, or not in it."""
     return [part for part in known if now.get(part) != known[part]]
 

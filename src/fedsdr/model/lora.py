@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from fedsdr import seeds
-from fedsdr.adapters import A_SUFFIX, B_SUFFIX, Adapter, beside, check_same_keys
+from fedsdr.core import seeds
+from fedsdr.core.adapters import A_SUFFIX, B_SUFFIX, Adapter, check_same_keys, stack_clients
+from fedsdr.core.errors import UserError
 from fedsdr.data.batches import Batch
-from fedsdr.errors import UserError
-from fedsdr.model.dropout import MASK, Dropout, dropout
-from fedsdr.model.low_rank import Factors, add_low_rank
+from fedsdr.model.dropout import MASK, Dropout, lora_dropout
+from fedsdr.model.low_rank import FactorPair, add_low_rank
 from fedsdr.model.packing import Packing
 
 ALL_LINEAR: Final = "all-linear"
@@ -116,7 +116,7 @@ class TwoStreamLinear(nn.Module):
         whole = add_low_rank(base, flat, self.scaling, trained, frozen)
         return whole.to(out.dtype).view(out.shape)
 
-    def _factors(self) -> list[Factors]:
+    def _factors(self) -> list[FactorPair]:
         """Of the active streams, one that is trained first."""
         pairs = [(self.A[stream], self.B[stream]) for stream in self.active]
         return sorted(pairs, key=lambda pair: not (pair[0].requires_grad or pair[1].requires_grad))
@@ -140,7 +140,7 @@ class TwoStreamModel:
         self._layers: dict[str, TwoStreamLinear] = {}
         for path in select_layers(model, targets):
             layer = TwoStreamLinear(model.get_submodule(path), rank, alpha)
-            layer.key = seeds.derive(0, "layer", path) & MASK
+            layer.key = seeds.derive_seed(0, "layer", path) & MASK
             model.set_submodule(path, layer)
             self._layers[path] = layer
         self.packing = Packing(model)
@@ -182,7 +182,7 @@ class TwoStreamModel:
     def check_dropout(self, share: float) -> None:
         """Raise `UserError` where an adapted layer reads other rows than a batch has tokens."""
         ids = torch.ones(PROBE, dtype=torch.long, device=self.device)
-        drop = dropout(share, Batch(ids, ids, ids), range(PROBE[0]))
+        drop = lora_dropout(share, Batch(ids, ids, ids), range(PROBE[0]))
         self.activate(Stream.RECTIFY)
         self.train_only(Stream.RECTIFY)
         try:
@@ -220,7 +220,7 @@ class TwoStreamModel:
 
         Zeros stay zeros in training: the gradient of either factor's is a product with the other's.
         """
-        whole = beside(adapters)
+        whole = stack_clients(adapters)
         assert whole.keys() == self._tensors(stream).keys()
         for path, layer in self._layers.items():
             for factors, key in ((layer.A, path + A_SUFFIX), (layer.B, path + B_SUFFIX)):

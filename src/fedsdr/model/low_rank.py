@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-Factors = tuple[Tensor, Tensor]  # A (r, in) and B (out, r), or (K, r, in) and (K, out, r)
+FactorPair = tuple[Tensor, Tensor]  # A (r, in) and B (out, r), or (K, r, in) and (K, out, r)
 
 
 def add_low_rank(
-    out: Tensor, h: Tensor, scaling: float, trained: Factors, frozen: list[Factors]
+    out: Tensor, h: Tensor, scaling: float, trained: FactorPair, frozen: list[FactorPair]
 ) -> Tensor:
     """out + scaling B A h over all factors: h (n, in), out (n, out).
 
@@ -34,7 +34,7 @@ class _AddLowRank(Function):
         scaling: float,
         a: Tensor,
         b: Tensor,
-        frozen: list[Factors],
+        frozen: list[FactorPair],
     ) -> Tensor:
         ctx.dtypes = a.dtype, b.dtype
         all_a = torch.cat([a, *(each for each, _ in frozen)], dim=-2).to(h.dtype)

@@ -6,14 +6,14 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fedsdr.errors import UserError
+from fedsdr.core.errors import UserError
 from fedsdr.model.lora import layer_shape, linear_layers
 
 BLOCK = 64  # weights of nf4 that share a scale (bitsandbytes' default)
 NF4_TABLE = 16 * 4  # bytes of a layer's table of values
 
 
-def outline(path: str, download: bool = False) -> Any:
+def model_outline(path: str, download: bool = False) -> Any:
     """The model of a folder or hub name, with shapes alone.
 
     download: whether the hub may be asked for a config.json that is not cached.

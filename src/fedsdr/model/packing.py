@@ -16,14 +16,14 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-from fedsdr.model.trials import TEXTS, able, alike, plain
+from fedsdr.model.trials import TRIAL_TEXTS, passes_trial, plain_logits, same_logits
 
 NAME: Final = "fedsdr_packed"
 CALL: Final = {"cpu": 6e6}  # operations that could be done while a small attention starts, measured
 CALL_ELSEWHERE: Final = 2e10  # an estimate for GPUs: 60 microseconds at 300 TFLOP/s
 
 
-def attention(
+def segment_attention(
     module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
@@ -62,12 +62,12 @@ def _no_mask(*_: Any, **__: Any) -> None:
     """Where texts end says what a mask would."""
 
 
-AttentionInterface.register(NAME, attention)
+AttentionInterface.register(NAME, segment_attention)
 AttentionMaskInterface.register(NAME, _no_mask)
 
 
 @contextmanager
-def packed(model: Any, on: bool) -> Iterator[None]:
+def packed_attention(model: Any, on: bool) -> Iterator[None]:
     """The model with attention by texts, if `on`, while the block runs, backward pass included."""
     config = model.config
     usual = config._attn_implementation
@@ -111,18 +111,18 @@ class Packing:
         windowed = getattr(config, "sliding_window", None) and "layer_types" not in config.to_dict()
         if config._attn_implementation != "sdpa" or kinds != {"full_attention"} or windowed:
             return False
-        return able(self.model, _packs)
+        return passes_trial(self.model, _packs)
 
 
 def _packs(model: Any) -> bool:
-    lengths, device = [len(text) for text in TEXTS], model.device
-    ids = torch.tensor([[i for text in TEXTS for i in text]], device=device)
-    with packed(model, True):
-        logits = model(input_ids=ids, use_cache=False, **whereabouts(lengths, device)).logits[0]
-    return alike(logits, torch.cat([plain(model, text) for text in TEXTS]))
+    lengths, device = [len(text) for text in TRIAL_TEXTS], model.device
+    ids = torch.tensor([[i for text in TRIAL_TEXTS for i in text]], device=device)
+    with packed_attention(model, True):
+        logits = model(input_ids=ids, use_cache=False, **segment_inputs(lengths, device)).logits[0]
+    return same_logits(logits, torch.cat([plain_logits(model, text) for text in TRIAL_TEXTS]))
 
 
-def whereabouts(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
+def segment_inputs(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
     """What a model must be told of texts laid end to end."""
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
     ends = torch.tensor(lengths).cumsum(0).tolist()

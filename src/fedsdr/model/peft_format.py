@@ -15,9 +15,9 @@ from peft import LoraConfig
 from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
-from fedsdr import files
-from fedsdr.adapters import A_SUFFIX, B_SUFFIX, Adapter, layers
-from fedsdr.errors import UserError
+from fedsdr.core import files
+from fedsdr.core.adapters import A_SUFFIX, B_SUFFIX, Adapter, layer_paths
+from fedsdr.core.errors import UserError
 from fedsdr.model.lora import TwoStreamModel
 
 PREFIX: Final = "base_model.model."
@@ -99,7 +99,7 @@ def write_adapter(
     Layers may have ranks of their own (an exact aggregation's have): the scale alpha / rank of
     `settings` is everybody's.
     """
-    ranks = {path: adapter[path + A_SUFFIX].shape[0] for path in layers(adapter)}
+    ranks = {path: adapter[path + A_SUFFIX].shape[0] for path in layer_paths(adapter)}
     scale = settings.alpha / settings.rank
     named = {"target_parameters": list(settings.parameters)} if settings.parameters else {}
     # As many layers as possible by one number, the others by name.

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from fedsdr.model.fit import free_memory
 
 ROWS: Final = 16  # that oneDNN chooses the order for; others are served as well
-DTYPES: Final = (torch.float32, torch.bfloat16)
-SPARE: Final = 4  # how often the copy must fit into free memory: somebody else may need some
+PACKABLE_DTYPES: Final = (torch.float32, torch.bfloat16)
+SPARE_MEMORY: Final = 4  # how often the copy must fit into free memory: somebody else may need some
 
 
 @contextmanager
-def prepacked(model: Any) -> Iterator[None]:
+def prepacked_weights(model: Any) -> Iterator[None]:
     """Within it the model's linear layers compute with packed weights; without gradients alone.
 
     Does nothing on other devices, processors and dtypes, and to layers that are not plain.
@@ -29,7 +29,7 @@ def prepacked(model: Any) -> Iterator[None]:
     layers = [layer for layer in model.modules() if type(layer) is nn.Linear and _packs(layer)]
     size = sum(layer.weight.nbytes for layer in layers)
     free = free_memory(torch.device("cpu"))
-    if free is None or SPARE * size > free:
+    if free is None or SPARE_MEMORY * size > free:
         layers = []
     try:
         for layer in layers:
@@ -44,7 +44,7 @@ def _packs(layer: nn.Linear) -> bool:
     weight = layer.weight
     return (
         weight.device.type == "cpu"
-        and weight.dtype in DTYPES
+        and weight.dtype in PACKABLE_DTYPES
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and torch.backends.cpu.get_cpu_capability().startswith("AVX")
         and (weight.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedsdr.errors import UserError
+from fedsdr.core.errors import UserError
 
 
 def check_quantisation(quantisation: str) -> None:

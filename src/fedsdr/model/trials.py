@@ -12,10 +12,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from fedsdr.errors import UserError
+from fedsdr.core.errors import UserError
 
 # Ids that every vocabulary has; longer than what convolutions look back at.
-TEXTS: Final = ((1, 2, 3, 4, 5, 6, 7, 8, 9, 3), (8, 9, 1, 5, 2, 7, 3))
+TRIAL_TEXTS: Final = ((1, 2, 3, 4, 5, 6, 7, 8, 9, 3), (8, 9, 1, 5, 2, 7, 3))
 STEPS: Final = 2  # of a text's last ids, fed one by one where a cache is tried
 TOLERANCE: Final = {torch.float64: 1e-9, torch.float32: 1e-3}  # of the largest logit
 COARSE: Final = 5e-2  # for the short mantissas of the other types
@@ -23,7 +23,7 @@ COARSE: Final = 5e-2  # for the short mantissas of the other types
 _KNOWN: Final[WeakKeyDictionary[Any, dict[str, bool]]] = WeakKeyDictionary()
 
 
-def able(model: Any, trial: Callable[[Any], bool]) -> bool:
+def passes_trial(model: Any, trial: Callable[[Any], bool]) -> bool:
     """Whether a trial says yes; one that raises says no. It is made once for each model."""
     known = _KNOWN.setdefault(model, {})
     name = f"{trial.__module__}.{trial.__qualname__}"
@@ -40,7 +40,7 @@ def _succeeds(model: Any, trial: Callable[[Any], bool]) -> bool:
         return False
 
 
-def alike(found: Tensor, wanted: Tensor, dtype: torch.dtype | None = None) -> bool:
+def same_logits(found: Tensor, wanted: Tensor, dtype: torch.dtype | None = None) -> bool:
     """Whether logits are the same but for rounding; NaN is like nothing.
 
     dtype: what they were computed in, where it is not their own.
@@ -51,14 +51,14 @@ def alike(found: Tensor, wanted: Tensor, dtype: torch.dtype | None = None) -> bo
     return bool((found - wanted).abs().max() <= allowed)
 
 
-def precision(model: Any) -> torch.dtype:
+def compute_precision(model: Any) -> torch.dtype:
     """What a model computes in; 8 bits round each token by what is around it."""
     quantised = getattr(model.config, "quantization_config", None) is not None
     dtype: torch.dtype = torch.bfloat16 if quantised else model.dtype
     return dtype
 
 
-def plain(model: Any, text: Sequence[int]) -> Tensor:
+def plain_logits(model: Any, text: Sequence[int]) -> Tensor:
     """The logits of one text alone, without padding or cache: (T, V)."""
     ids = torch.tensor([list(text)], device=model.device)
     logits: Tensor = model(input_ids=ids, use_cache=False).logits[0]
@@ -68,10 +68,10 @@ def plain(model: Any, text: Sequence[int]) -> Tensor:
 @torch.no_grad()
 def check_causal(model: Any, path: str) -> None:
     """Raise `UserError` where a model cannot be run on plain text, or looks ahead in it."""
-    text, short = TEXTS[0], len(TEXTS[0]) // 2
+    text, short = TRIAL_TEXTS[0], len(TRIAL_TEXTS[0]) // 2
     kind = type(model).__name__
     try:
-        whole, beginning = plain(model, text), plain(model, text[:short])
+        whole, beginning = plain_logits(model, text), plain_logits(model, text[:short])
     except Exception as error:  # whatever an architecture raises
         raise UserError(
             f"model.path = {path!r}: {kind} cannot be run on plain text "
@@ -80,7 +80,7 @@ def check_causal(model: Any, path: str) -> None:
         ) from error
     # Rounding may lead a token or two to other experts; what looks ahead differs everywhere.
     apart = (beginning - whole[:short]).abs().amax(-1).median()
-    if not apart <= TOLERANCE.get(precision(model), COARSE) * whole.abs().max():
+    if not apart <= TOLERANCE.get(compute_precision(model), COARSE) * whole.abs().max():
         decodes = getattr(model.config, "is_decoder", True)
         remedy = "" if decodes else ", or set is_decoder = true in its config.json"
         raise UserError(
@@ -89,22 +89,22 @@ def check_causal(model: Any, path: str) -> None:
         )
 
 
-def pads(model: Any) -> bool:
+def pads_rightly(model: Any) -> bool:
     """Whether texts filled up on the right to one length have the logits that each has alone."""
-    longest = max(map(len, TEXTS))
-    ids = torch.zeros(len(TEXTS), longest, dtype=torch.long)
+    longest = max(map(len, TRIAL_TEXTS))
+    ids = torch.zeros(len(TRIAL_TEXTS), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
-    for row, text in enumerate(TEXTS):
+    for row, text in enumerate(TRIAL_TEXTS):
         ids[row, : len(text)] = torch.tensor(text)
         mask[row, : len(text)] = 1
     device = model.device
     logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
     return all(
-        alike(logits[row, : len(text)], plain(model, text), precision(model))
-        for row, text in enumerate(TEXTS)
+        same_logits(logits[row, : len(text)], plain_logits(model, text), compute_precision(model))
+        for row, text in enumerate(TRIAL_TEXTS)
     )
 
 
 def rows_at_once(model: Any, size: int) -> int:
     """How many texts of unequal length one pass may take: `size`, or 1 where padding leaks."""
-    return size if size == 1 or able(model, pads) else 1
+    return size if size == 1 or passes_trial(model, pads_rightly) else 1

@@ -5,51 +5,53 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedsdr.report import labels, text
-from fedsdr.report.load import Benchmarks
-from fedsdr.report.tables import Cell
+from fedsdr.report.load import BenchmarkScores
+from fedsdr.report.tables import TableCell
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoreRow:
     """A model's score on one metric of a benchmark."""
 
     model: str
     benchmark: str
     metric: str
     questions: str
-    score: Cell
-    difference: Cell
+    score: TableCell
+    difference: TableCell
 
 
 @dataclass(frozen=True)
-class Table:
+class BenchmarkTable:
     """notes: which prompts were made shorter. against: the same models of another run."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[ScoreRow, ...]
     notes: tuple[str, ...]
     interval: str
     other: str
-    against: tuple[Row, ...]
+    against: tuple[ScoreRow, ...]
 
 
-def table(found: Benchmarks) -> Table | None:
+def benchmark_table(found: BenchmarkScores) -> BenchmarkTable | None:
     """None where nothing was evaluated."""
     if not found.results:
         return None
-    return Table(
+    return BenchmarkTable(
         tuple(row for each in found.results for row in _rows(each, each.get("to_base"))),
-        tuple(shortened(found.results)),
+        tuple(shortened_prompts(found.results)),
         found.interval,
         found.other,
         tuple(
-            Row(each["model"], _name(each["task"]), metric, "", Cell(""), _points(estimate))
+            ScoreRow(
+                each["model"], _name(each["task"]), metric, "", TableCell(""), _points(estimate)
+            )
             for each in found.against
             for metric, estimate in each["differences"].items()
         ),
     )
 
 
-def shortened(results: Sequence[Mapping[str, Any]]) -> list[str]:
+def shortened_prompts(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """How many prompts were made shorter, in words; models with the same numbers in one line."""
     models: dict[str, list[str]] = {}
     for row in results:
@@ -65,14 +67,14 @@ def shortened(results: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"{words} ({', '.join(names)})." for words, names in models.items()]
 
 
-def _rows(found: Mapping[str, Any], to_base: Any) -> list[Row]:
+def _rows(found: Mapping[str, Any], to_base: Any) -> list[ScoreRow]:
     return [
-        Row(
+        ScoreRow(
             found["model"],
             _name(found["task"]),
             metric,
-            text.fixed(found["questions"], 0),
-            Cell(text.fixed(100 * score["mean"]), _error(score["stderr"])),
+            text.format_fixed(found["questions"], 0),
+            TableCell(text.format_fixed(100 * score["mean"]), _error(score["stderr"])),
             _points(to_base[metric] if isinstance(to_base, Mapping) else None),
         )
         for metric, score in found["metrics"].items()
@@ -80,17 +82,17 @@ def _rows(found: Mapping[str, Any], to_base: Any) -> list[Row]:
 
 
 def _name(task: str) -> str:
-    return labels.BENCHMARKS.get(task, task)
+    return labels.BENCHMARK_LABELS.get(task, task)
 
 
 def _error(error: float | None) -> str:
-    return "" if error is None else f"\N{PLUS-MINUS SIGN} {text.fixed(100 * error)}"
+    return "" if error is None else f"\N{PLUS-MINUS SIGN} {text.format_fixed(100 * error)}"
 
 
-def _points(estimate: Mapping[str, Any] | None) -> Cell:
+def _points(estimate: Mapping[str, Any] | None) -> TableCell:
     """A difference in percentage points; below it its interval."""
     if estimate is None:
-        return Cell(text.EN_DASH)
+        return TableCell(text.EN_DASH)
     low, high = estimate["low"], estimate["high"]
-    span = "" if low is None else text.span(100 * low, 100 * high)
-    return Cell(text.signed(100 * estimate["mean"]), span)
+    span = "" if low is None else text.format_span(100 * low, 100 * high)
+    return TableCell(text.format_signed(100 * estimate["mean"]), span)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from markupsafe import Markup
 
 from fedsdr.report import figures, labels, series, tables, text
-from fedsdr.report.load import Material, Method
+from fedsdr.report.load import Material, MethodRuns
 from fedsdr.report.palette import Style
 
 Styles = Mapping[str, Style]
@@ -29,7 +29,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Key:
+class ChartKey:
     """One entry of a legend."""
 
     label: str
@@ -41,13 +41,13 @@ class Key:
 class Chart:
     """Panels with one legend; seeds: of the method that has most; note: what is not drawn."""
 
-    keys: tuple[Key, ...]
+    keys: tuple[ChartKey, ...]
     panels: tuple[Panel, ...]
     seeds: int
     note: str = ""
 
 
-def plane(material: Material, styles: Styles) -> Chart | None:
+def facts_plane(material: Material, styles: Styles) -> Chart | None:
     """Facts learnt against knowledge kept; only the lab knows both."""
     found = [path for method in material.methods if (path := _path(method))]
     if not found:
@@ -55,11 +55,11 @@ def plane(material: Material, styles: Styles) -> Chart | None:
     paths = _moving(found)
     title = "Facts learnt against general knowledge kept"
     axes = ("facts learnt, %", "general knowledge kept, %")
-    svg = figures.plane("plane", title, paths, styles, axes, material.own)
+    svg = figures.plane_figure("plane", title, paths, styles, axes, material.own)
     methods = frozenset(path.method for path in paths)
     seeds = max(len(path.ends) for path in paths)
     chart = _chart(material, styles, [Panel(title, "%", "", svg, (), [], methods, seeds)])
-    still = [labels.method(path.method).label for path in found if path not in paths]
+    still = [labels.method_label(path.method).label for path in found if path not in paths]
     return replace(chart, note=_stays(still)) if chart and still else chart
 
 
@@ -72,11 +72,11 @@ def _moving(paths: list[figures.Path]) -> list[figures.Path]:
 
 def _stays(names: Sequence[str]) -> str:
     verbs = "stays at the start and has" if len(names) == 1 else "stay at the start and have"
-    return f"{text.listing(names)} {verbs} no line."
+    return f"{text.join_words(names)} {verbs} no line."
 
 
-def _path(method: Method) -> figures.Path | None:
-    facts, kept = (series.curve(method, "eval", name) for name in (FACTS, KEPT))
+def _path(method: MethodRuns) -> figures.Path | None:
+    facts, kept = (series.mean_curve(method, "eval", name) for name in (FACTS, KEPT))
     if facts is None or kept is None:
         return None
     x, y = (dict(zip(each.rounds, each.mean, strict=True)) for each in (facts, kept))
@@ -91,24 +91,24 @@ def _path(method: Method) -> figures.Path | None:
     return figures.Path(method.name, points, ends) if points else None
 
 
-def curves(material: Material, styles: Styles) -> Chart | None:
+def metric_charts(material: Material, styles: Styles) -> Chart | None:
     """A panel a metric of the global model; those without a known meaning come last."""
-    names = series.names(
+    names = series.metric_names(
         material,
         "eval",
         lambda name: not labels.is_personal(name) and "/" not in name and name not in NOT_DRAWN,
     )
     base = next((method for method in material.methods if method.name == "base"), None)
     panels = []
-    for index, name in enumerate(labels.ordered(names, labels.METRICS)):
-        metric = labels.metric(name)
+    for index, name in enumerate(labels.ordered_names(names, labels.METRIC_LABELS)):
+        metric = labels.metric_label(name)
         level = None
         if base and name in base.scores:
             level = figures.Level(base.scores[name].mean, styles["base"])
         panel = _panel(
             f"eval-{index}",
             metric.label,
-            _lines(series.curves(material, "eval", name), styles),
+            _lines(series.method_curves(material, "eval", name), styles),
             unit=metric.unit,
             level=level,
             digits=metric.digits,
@@ -119,24 +119,24 @@ def curves(material: Material, styles: Styles) -> Chart | None:
     return _chart(material, styles, panels)
 
 
-def losses(material: Material, styles: Styles) -> Chart | None:
-    names = series.names(material, "train", lambda name: name.startswith("loss"))
+def loss_charts(material: Material, styles: Styles) -> Chart | None:
+    names = series.metric_names(material, "train", lambda name: name.startswith("loss"))
     panels = [
         _panel(
             f"train-{index}",
-            labels.loss(name),
-            _lines(series.curves(material, "train", name), styles),
+            labels.loss_label(name),
+            _lines(series.method_curves(material, "train", name), styles),
             unit="nats per token",
         )
-        for index, name in enumerate(labels.ordered(names, labels.LOSSES))
+        for index, name in enumerate(labels.ordered_names(names, labels.LOSSES))
     ]
     return _chart(material, styles, panels)
 
 
-def conflict(material: Material, styles: Styles) -> Chart | None:
+def conflict_chart(material: Material, styles: Styles) -> Chart | None:
     """Whether the two streams pull against each other."""
     panels = []
-    cosine = _lines(series.curves(material, "train", "conflict/cosine"), styles)
+    cosine = _lines(series.method_curves(material, "train", "conflict/cosine"), styles)
     if cosine:
         title = "Cosine between the updates of R and S"
         panels.append(_panel("cosine", title, cosine, zero=True))
@@ -149,7 +149,7 @@ def conflict(material: Material, styles: Styles) -> Chart | None:
 def _norms(material: Material, styles: Styles) -> list[figures.Line]:
     """Both norms of the methods that have both: the norm of R alone says nothing of conflict. The
     dash tells the streams apart, the colour the methods."""
-    found = {stream: series.curves(material, "train", f"norm/{stream}") for stream in "RS"}
+    found = {stream: series.method_curves(material, "train", f"norm/{stream}") for stream in "RS"}
     both = {curve.method for curve in found["S"]}
     lines = []
     for stream, curves_of_stream in found.items():
@@ -161,7 +161,7 @@ def _norms(material: Material, styles: Styles) -> list[figures.Line]:
     return lines
 
 
-def _lines(found: Sequence[series.Curve], styles: Styles) -> list[figures.Line]:
+def _lines(found: Sequence[series.MeanCurve], styles: Styles) -> list[figures.Line]:
     return [figures.Line(curve, styles[curve.method]) for curve in found]
 
 
@@ -176,14 +176,16 @@ def _panel(
     digits: int = 3,
 ) -> Panel:
     found = [line.curve for line in lines]
-    heads = tuple(f"{labels.method(line.curve.method).short} {line.tag}".strip() for line in lines)
+    heads = tuple(
+        f"{labels.method_label(line.curve.method).short} {line.tag}".strip() for line in lines
+    )
     return Panel(
         title,
         unit,
         "",
-        figures.panel(name, title, lines, unit=unit, level=level, zero=zero),
+        figures.curve_panel(name, title, lines, unit=unit, level=level, zero=zero),
         heads,
-        tables.numbers(found, digits),
+        tables.curve_numbers(found, digits),
         frozenset(curve.method for curve in found),
         max((curve.n for curve in found), default=0),
     )
@@ -194,7 +196,11 @@ def _chart(material: Material, styles: Styles, panels: Sequence[Panel]) -> Chart
         return None
     shown: set[str] = set().union(*(panel.methods for panel in panels))
     keys = tuple(
-        Key(labels.method(each.name).label, styles[each.name].swatch, each.name == material.own)
+        ChartKey(
+            labels.method_label(each.name).label,
+            styles[each.name].swatch,
+            each.name == material.own,
+        )
         for each in material.methods
         if each.name in shown
     )

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from fedsdr.report import labels, text
-from fedsdr.report.load import Material, Method
+from fedsdr.report.load import Material, MethodRuns
 from fedsdr.report.palette import Style
-from fedsdr.report.tables import Cell
+from fedsdr.report.tables import TableCell
 
 LOSS = "loss"
 HIDDEN = ("base_style",)
@@ -19,11 +19,11 @@ class Column:
     """cell: of a client."""
 
     metric: labels.Metric
-    cell: Callable[[str], Cell]
+    cell: Callable[[str], TableCell]
 
 
 @dataclass(frozen=True)
-class Group:
+class ClientGroup:
     """One method's columns, under its name."""
 
     label: str
@@ -32,54 +32,54 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Clients:
+class ClientScores:
     """A row a client: its name and a cell for each column of each group."""
 
-    groups: tuple[Group, ...]
-    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+    groups: tuple[ClientGroup, ...]
+    rows: tuple[tuple[str, tuple[TableCell, ...]], ...]
     note: str
 
 
-def table(material: Material, styles: Mapping[str, Style]) -> Clients | None:
+def client_table(material: Material, styles: Mapping[str, Style]) -> ClientScores | None:
     """The own method's clients, beside those of local training; None where they are unknown."""
     methods = {method.name: method for method in material.methods}
     own, rival = methods.get(material.own), methods.get(RIVAL)
     names = _names(own) if own else []
     if not own or not names:
         return None
-    groups = [Group(labels.method(own.name).label, styles[own.name], _columns(own))]
+    groups = [ClientGroup(labels.method_label(own.name).label, styles[own.name], _columns(own))]
     if rival and rival is not own and (columns := _compared(rival)):
-        groups.append(Group(labels.method(RIVAL).label, styles[RIVAL], columns))
+        groups.append(ClientGroup(labels.method_label(RIVAL).label, styles[RIVAL], columns))
     columns = tuple(column for group in groups for column in group.columns)
     rows = tuple((name, tuple(column.cell(name) for column in columns)) for name in names)
-    return Clients(tuple(groups), rows, _note(own, names))
+    return ClientScores(tuple(groups), rows, _note(own, names))
 
 
-def _names(method: Method) -> list[str]:
+def _names(method: MethodRuns) -> list[str]:
     """The clients in the order of the files."""
     return list(dict.fromkeys(name for run in method.runs for name in run.personal))
 
 
-def _metrics(method: Method) -> list[str]:
+def _metrics(method: MethodRuns) -> list[str]:
     rows = (row for run in method.runs for row in run.personal.values())
     found = {name for row in rows for name in row if "/" not in name and name not in HIDDEN}
-    return labels.ordered(found, labels.METRICS)
+    return labels.ordered_names(found, labels.METRIC_LABELS)
 
 
-def _columns(own: Method) -> tuple[Column, ...]:
+def _columns(own: MethodRuns) -> tuple[Column, ...]:
     plain = [_column(own, name) for name in _metrics(own) if name != LOSS]
     return (*plain, *(_losses(own) if LOSS in _metrics(own) else ()))
 
 
-def _compared(rival: Method) -> tuple[Column, ...]:
+def _compared(rival: MethodRuns) -> tuple[Column, ...]:
     return tuple(_column(rival, name) for name in _metrics(rival) if name in COMPARED)
 
 
-def _column(method: Method, name: str) -> Column:
-    return Column(labels.metric(name), partial(_seeds, method, name))
+def _column(method: MethodRuns, name: str) -> Column:
+    return Column(labels.metric_label(name), partial(_seeds, method, name))
 
 
-def _losses(own: Method) -> list[Column]:
+def _losses(own: MethodRuns) -> list[Column]:
     """The loss of a client's own model beside the global model's, where that one is known."""
     column = _column(own, LOSS)
     if not any(f"{LOSS}/{client}" in own.scores for client in _names(own)):
@@ -90,46 +90,51 @@ def _losses(own: Method) -> list[Column]:
     return [
         Column(shared, partial(_global, own)),
         replace(column, metric=mine),
-        Column(gain, lambda client: Cell(text.signed(_difference(own, client), gain.digits))),
+        Column(
+            gain,
+            lambda client: TableCell(text.format_signed(_difference(own, client), gain.digits)),
+        ),
     ]
 
 
-def _values(method: Method, name: str, client: str) -> list[float]:
+def _values(method: MethodRuns, name: str, client: str) -> list[float]:
     """One value a seed."""
     rows = [run.personal.get(client, {}) for run in method.runs]
     return [row[name] for row in rows if name in row]
 
 
-def _seeds(method: Method, name: str, client: str) -> Cell:
+def _seeds(method: MethodRuns, name: str, client: str) -> TableCell:
     """The mean over the seeds, and their lowest and highest where there are several."""
-    values, digits = _values(method, name, client), labels.metric(name).digits
+    values, digits = _values(method, name, client), labels.metric_label(name).digits
     if not values:
-        return Cell(text.EN_DASH)
-    span = text.span(min(values), max(values), digits) if len(values) > 1 else ""
-    return Cell(text.fixed(sum(values) / len(values), digits), span)
+        return TableCell(text.EN_DASH)
+    span = text.format_span(min(values), max(values), digits) if len(values) > 1 else ""
+    return TableCell(text.format_fixed(sum(values) / len(values), digits), span)
 
 
-def _global(own: Method, client: str) -> Cell:
+def _global(own: MethodRuns, client: str) -> TableCell:
     score = own.scores.get(f"{LOSS}/{client}")
-    return Cell(text.fixed(score.mean if score else None, labels.metric(LOSS).digits))
+    return TableCell(
+        text.format_fixed(score.mean if score else None, labels.metric_label(LOSS).digits)
+    )
 
 
-def _difference(own: Method, client: str) -> float | None:
+def _difference(own: MethodRuns, client: str) -> float | None:
     """Own minus global, as far as shown digits tell; None where they are not of the same seeds."""
     score, values = own.scores.get(f"{LOSS}/{client}"), _values(own, LOSS, client)
     if not score or not values or score.n != len(values):
         return None
-    return round(sum(values) / len(values) - score.mean, labels.metric(LOSS).digits)
+    return round(sum(values) / len(values) - score.mean, labels.metric_label(LOSS).digits)
 
 
-def _note(own: Method, names: Sequence[str]) -> str:
+def _note(own: MethodRuns, names: Sequence[str]) -> str:
     seeds = sum(bool(run.personal) for run in own.runs)
     gains = [gain for name in names if (gain := _difference(own, name)) is not None]
     words = ["Each client's own model, judged on that client's own data."]
     if gains:
         helped = sum(gain < 0 for gain in gains)
         words.append(
-            f"For {helped} of {text.plural(len(gains), 'client')} its loss is lower than the"
+            f"For {helped} of {text.format_count(len(gains), 'client')} its loss is lower than the"
             " global model's: a negative difference."
         )
     if seeds > 1:

@@ -1,6 +1,7 @@
 """The page of a diagnosis: heat maps of clients, a map of responses, lengths, and the numbers.
 
-A pure function of what `fedsdr.diagnosis.diagnose` returns; every figure has its data as CSV.
+A pure function of what `fedsdr.workflows.diagnose.run_diagnosis` returns; every figure has its data
+as CSV.
 """
 
 import csv
@@ -12,42 +13,45 @@ from typing import Any, Final
 from markupsafe import Markup
 from matplotlib.patches import Rectangle
 
-from fedsdr import files
+from fedsdr.core import files
 from fedsdr.report import palette, text
-from fedsdr.report.html import environment
+from fedsdr.report.html import template_environment
 from fedsdr.report.palette import INK, PAPER, Style
-from fedsdr.report.svg import canvas, settings, to_svg
+from fedsdr.report.svg import svg_canvas, svg_settings, to_svg
 
-Found = Mapping[str, Any]
+DiagnosisData = Mapping[str, Any]
 Rows = list[list[Any]]
-CELL: Final = 105.0  # at most; a figure is as wide as its column, and so are its letters
-SHOWN_CATEGORIES: Final = 4  # of a client, in the table
+HEAT_CELL: Final = 105.0  # at most; a figure is as wide as its column, and so are its letters
+DIAGNOSIS_CATEGORIES: Final = 4  # of a client, in the table
 NUMBERED: Final = 12  # clients on a heat map that has room for numbers
-POSITIVE, NEGATIVE = palette.styles(["fedsd"])["fedsd"], palette.styles(["fedavg"])["fedavg"]
+POSITIVE, NEGATIVE = (
+    palette.method_styles(["fedsd"])["fedsd"],
+    palette.method_styles(["fedavg"])["fedavg"],
+)
 
 
-def write_diagnosis(folder: Path, found: Found) -> Path:
+def write_diagnosis(folder: Path, found: DiagnosisData) -> Path:
     """Write diagnosis.json, the figures' CSV files and diagnosis.html, readable by the owner
     alone: positions and counts are made from clients' texts."""
     files.write_json(folder / "diagnosis.json", found, private=True)
-    for name, rows in data(found).items():
+    for name, rows in figure_data(found).items():
         files.write_text(folder / f"{name}.csv", _csv(rows), private=True)
     page = folder / "diagnosis.html"
-    files.write_text(page, render(found), private=True)
+    files.write_text(page, render_diagnosis(found), private=True)
     return page
 
 
-def render(found: Found) -> str:
+def render_diagnosis(found: DiagnosisData) -> str:
     return (
-        environment()
+        template_environment()
         .get_template("diagnosis.html.jinja")
         .render(
             found=found,
-            heats=heats(found),
-            scatters=scatters(found),
-            lengths=lengths(found),
-            shown_categories=SHOWN_CATEGORIES,
-            changes=changes(found),
+            heats=heat_maps(found),
+            scatters=scatter_maps(found),
+            lengths=length_chart(found),
+            shown_categories=DIAGNOSIS_CATEGORIES,
+            changes=change_rows(found),
             client_styles=client_styles([client["name"] for client in found["clients"]]),
             text=text,
             palette=palette,
@@ -62,9 +66,9 @@ MATRICES: Final = {
 }
 
 
-def matrices(found: Found) -> list[tuple[str, str, Found]]:
+def diagnosis_matrices(found: DiagnosisData) -> list[tuple[str, str, DiagnosisData]]:
     """(measure, side, matrix) of all that is there."""
-    rows: list[tuple[str, str, Found]] = []
+    rows: list[tuple[str, str, DiagnosisData]] = []
     if "apart" in found:
         rows += [(name, "raw, all records", found["apart"][name]) for name in ("js", "tfidf")]
     if "gradients" in found:
@@ -77,21 +81,21 @@ def matrices(found: Found) -> list[tuple[str, str, Found]]:
     return sorted(rows, key=lambda row: list(MATRICES).index(row[0]))
 
 
-def heats(found: Found) -> list[tuple[str, Markup]]:
+def heat_maps(found: DiagnosisData) -> list[tuple[str, Markup]]:
     """(caption, figure) of each matrix."""
     return [
-        (f"{MATRICES[name]} ({side})", heat(f"heat-{index}", MATRICES[name], matrix))
-        for index, (name, side, matrix) in enumerate(matrices(found))
+        (f"{MATRICES[name]} ({side})", heat_map(f"heat-{index}", MATRICES[name], matrix))
+        for index, (name, side, matrix) in enumerate(diagnosis_matrices(found))
     ]
 
 
-def heat(name: str, title: str, matrix: Found) -> Markup:
+def heat_map(name: str, title: str, matrix: DiagnosisData) -> Markup:
     """Client by client; the darker, the further from zero, in two colours for the two signs."""
     names, values = matrix["names"], matrix["matrix"]
-    size = min(CELL, 420 / len(names))
+    size = min(HEAT_CELL, 420 / len(names))
     side = size * len(names)
-    with settings():
-        figure, axes = canvas(side + 90, side + 30, margins=(84, 6, 24, 6))
+    with svg_settings():
+        figure, axes = svg_canvas(side + 90, side + 30, margins=(84, 6, 24, 6))
         for row, line in enumerate(values):
             for column, value in enumerate(line):
                 style = POSITIVE if value >= 0 else NEGATIVE
@@ -102,7 +106,7 @@ def heat(name: str, title: str, matrix: Found) -> Markup:
                     )
                 )  # fmt: skip
                 if len(names) <= NUMBERED:
-                    axes.text(column, row, text.fixed(value, 2), ha="center", va="center",
+                    axes.text(column, row, text.format_fixed(value, 2), ha="center", va="center",
                               fontsize=9.5)  # fmt: skip
         axes.set_xlim(-0.5, len(names) - 0.5)
         axes.set_ylim(len(names) - 0.5, -0.5)
@@ -122,7 +126,7 @@ def _short(name: str, size: float) -> str:
     return name if len(name) <= room else name[-room:] if name[-1].isdigit() else name[:room]
 
 
-def scatters(found: Found) -> list[tuple[str, Markup]]:
+def scatter_maps(found: DiagnosisData) -> list[tuple[str, Markup]]:
     """A map a side, on the same axes."""
     points = found.get("map") or []
     names = [client["name"] for client in found["clients"]]
@@ -135,11 +139,15 @@ def scatters(found: Found) -> list[tuple[str, Markup]]:
 
 
 def _scatter(
-    name: str, side: str, mine: Sequence[Found], points: Sequence[Found], names: Sequence[str]
+    name: str,
+    side: str,
+    mine: Sequence[DiagnosisData],
+    points: Sequence[DiagnosisData],
+    names: Sequence[str],
 ) -> Markup:
     styles = client_styles(names)
-    with settings():
-        figure, axes = canvas(400, 330, margins=(8, 8, 8, 8))
+    with svg_settings():
+        figure, axes = svg_canvas(400, 330, margins=(8, 8, 8, 8))
         for client in names:
             places = [(p["x"], p["y"]) for p in mine if p["client"] == client]
             if places:
@@ -158,11 +166,11 @@ def _scatter(
 
 def client_styles(names: Sequence[str]) -> dict[str, Style]:
     """One for each client, whatever it is called: a client may have the name of a method."""
-    found = palette.styles(f"client {name}" for name in names)
+    found = palette.method_styles(f"client {name}" for name in names)
     return {name: found[f"client {name}"] for name in names}
 
 
-def lengths(found: Found) -> list[tuple[str, Markup]]:
+def length_chart(found: DiagnosisData) -> list[tuple[str, Markup]]:
     """Prompt and response tokens: from 5 to 95 %, with the middle half and the median."""
     return [
         (f"Tokens of a {kind}", _lengths(f"lengths-{kind}", found, f"{kind}_tokens"))
@@ -170,12 +178,12 @@ def lengths(found: Found) -> list[tuple[str, Markup]]:
     ]
 
 
-def _lengths(name: str, found: Found, key: str) -> Markup:
+def _lengths(name: str, found: DiagnosisData, key: str) -> Markup:
     clients = found["clients"]
     names = [client["name"] for client in clients]
-    with settings():
+    with svg_settings():
         height = 22.0 * len(clients)
-        figure, axes = canvas(400, height + 36, margins=(84, 14, 30, 6))
+        figure, axes = svg_canvas(400, height + 36, margins=(84, 14, 30, 6))
         for row, client in enumerate(clients):
             q5, q25, q50, q75, q95, _ = client[key]["quantiles"]
             colour = POSITIVE.placeholder
@@ -193,7 +201,7 @@ def _lengths(name: str, found: Found, key: str) -> Markup:
         return to_svg(figure, name, key.replace("_", " "), words)
 
 
-def changes(found: Found) -> list[tuple[str, str, str, str]]:
+def change_rows(found: DiagnosisData) -> list[tuple[str, str, str, str]]:
     """(measure, raw, rewritten, difference with its interval) of the rewritten sample."""
     if "rewriting" not in found:
         return []
@@ -206,9 +214,9 @@ def changes(found: Found) -> list[tuple[str, str, str, str]]:
     if "gradient_change" in each:
         sides = (each[f"{side}_gradients"]["mean"] for side in ("raw", "rewritten"))
         rows.append(("Cosine of gradients", *sides, each["gradient_change"]))
-    full = [(name, _fixed(a), _fixed(b), shown(c, sign=True)) for name, a, b, c in rows]
+    full = [(name, _fixed(a), _fixed(b), interval_text(c, sign=True)) for name, a, b, c in rows]
     even = [
-        (label, f"{raw[key]:.3f}", f"{new[key]:.3f}", text.signed(new[key] - raw[key], 3))
+        (label, f"{raw[key]:.3f}", f"{new[key]:.3f}", text.format_signed(new[key] - raw[key], 3))
         for label, key in (
             ("JS at equal word counts", "even_js"),
             ("the same, dealt by chance", "chance_js"),
@@ -219,21 +227,21 @@ def changes(found: Found) -> list[tuple[str, str, str, str]]:
     return [*full, *even]
 
 
-def _fixed(interval: Found) -> str:
-    return text.fixed(interval["mean"], 3)
+def _fixed(interval: DiagnosisData) -> str:
+    return text.format_fixed(interval["mean"], 3)
 
 
-def shown(interval: Found, sign: bool = False) -> str:
+def interval_text(interval: DiagnosisData, sign: bool = False) -> str:
     """The mean with its 95 % interval, where there is one."""
-    write = text.signed if sign else text.fixed
-    span = text.span(interval["low"], interval["high"], 3)
+    write = text.format_signed if sign else text.format_fixed
+    span = text.format_span(interval["low"], interval["high"], 3)
     return write(interval["mean"], 3) + (f" ({span})" if span else "")
 
 
-def data(found: Found) -> dict[str, Rows]:
+def figure_data(found: DiagnosisData) -> dict[str, Rows]:
     """What each figure shows, as tables with a header."""
     pairs: dict[str, Rows] = {}
-    for name, side, matrix in matrices(found):
+    for name, side, matrix in diagnosis_matrices(found):
         rows = pairs.setdefault(name, [["side", "client", "other", "value"]])
         names = matrix["names"]
         rows += [

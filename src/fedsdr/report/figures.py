@@ -9,8 +9,8 @@ from matplotlib.ticker import MaxNLocator
 
 from fedsdr.report import labels
 from fedsdr.report.palette import INK, PAPER, Style
-from fedsdr.report.series import Curve
-from fedsdr.report.svg import canvas, settings, to_svg
+from fedsdr.report.series import MeanCurve
+from fedsdr.report.svg import svg_canvas, svg_settings, to_svg
 
 PANEL = (400.0, 230.0)
 PLANE = (460.0, 350.0)
@@ -32,13 +32,13 @@ class Level:
 class Line:
     """A curve as it is drawn; `tag` stands at its end."""
 
-    curve: Curve
+    curve: MeanCurve
     style: Style
     tag: str = ""
     hollow: bool = False
 
 
-def panel(
+def curve_panel(
     name: str,
     title: str,
     lines: Sequence[Line],
@@ -48,9 +48,9 @@ def panel(
     zero: bool = False,
 ) -> Markup:
     """Curves over rounds, with a band from the lowest to the highest seed."""
-    with settings():
+    with svg_settings():
         tagged = any(line.tag for line in lines)
-        figure, axes = canvas(*PANEL, margins=(34, 24 if tagged else 8, 32, 8))
+        figure, axes = svg_canvas(*PANEL, margins=(34, 24 if tagged else 8, 32, 8))
         if level:
             _level(axes, level)
         if zero:
@@ -66,7 +66,7 @@ def panel(
         if unit == "%":
             _within_percent(axes)
         _name_ends(axes, [_end(line) for line in lines if line.tag])
-        return to_svg(figure, name, title, describe([line.curve for line in lines], unit))
+        return to_svg(figure, name, title, describe_figure([line.curve for line in lines], unit))
 
 
 def _draw(axes: Axes, line: Line) -> None:
@@ -117,7 +117,7 @@ class Path:
     ends: tuple[tuple[float, float], ...]
 
 
-def plane(
+def plane_figure(
     name: str,
     title: str,
     paths: Sequence[Path],
@@ -126,8 +126,8 @@ def plane(
     own: str,
 ) -> Markup:
     """Two metrics against each other over the rounds, a line a method, up and right better."""
-    with settings():
-        figure, axes = canvas(*PLANE, margins=(34, 8, 36, 26))
+    with svg_settings():
+        figure, axes = svg_canvas(*PLANE, margins=(34, 8, 36, 26))
         for path in paths:
             style = styles[path.method]
             x, y = zip(*path.points, strict=True)
@@ -151,7 +151,7 @@ def plane(
         return to_svg(figure, name, title, _ways(paths))
 
 
-_NO_CURVE = Curve("", (), (), (), (), 0)
+_NO_CURVE = MeanCurve("", (), (), (), (), 0)
 
 
 def _mark_start(axes: Axes, paths: Sequence[Path]) -> None:
@@ -189,7 +189,7 @@ def _end(line: Line) -> End:
 
 
 def _end_of_path(path: Path, styles: Mapping[str, Style], own: bool) -> End:
-    return End(path.points[-1], labels.method(path.method).short, styles[path.method], own)
+    return End(path.points[-1], labels.method_label(path.method).short, styles[path.method], own)
 
 
 def _name_ends(axes: Axes, ends: Sequence[End]) -> None:
@@ -200,7 +200,7 @@ def _name_ends(axes: Axes, ends: Sequence[End]) -> None:
     assert axes.figure is not None
     scale = 72 / axes.figure.dpi  # from pixels to the SVG's units
     places = [(x * scale, y * scale) for x, y in axes.transData.transform([e.at for e in ends])]
-    for end, (_, y), height in zip(ends, places, apart(places), strict=True):
+    for end, (_, y), height in zip(ends, places, label_heights(places), strict=True):
         if height - y > _FAR:
             continue
         axes.annotate(
@@ -215,7 +215,7 @@ def _name_ends(axes: Axes, ends: Sequence[End]) -> None:
         )
 
 
-def apart(points: Sequence[tuple[float, float]], reach: float = 110.0) -> list[float]:
+def label_heights(points: Sequence[tuple[float, float]], reach: float = 110.0) -> list[float]:
     """Heights for labels at the points: from the lowest up, each at least a gap above those
     that lie less than `reach` to its side."""
     order = sorted(range(len(points)), key=lambda index: points[index][1])
@@ -228,19 +228,21 @@ def apart(points: Sequence[tuple[float, float]], reach: float = 110.0) -> list[f
     return heights
 
 
-def describe(found: Sequence[Curve], unit: str) -> str:
+def describe_figure(found: Sequence[MeanCurve], unit: str) -> str:
     """The figure in words: where each curve starts and ends."""
     mark = "%" if unit == "%" else (f" {unit}" if unit else "")
     sentences = []
     for curve in found:
         start = f"from {curve.mean[0]:.4g}{mark} at round {curve.rounds[0]} "
         end = f"to {curve.mean[-1]:.4g}{mark} at round {curve.rounds[-1]}"
-        sentences.append(f"{labels.method(curve.method).label}: {start}{end}.")
+        sentences.append(f"{labels.method_label(curve.method).label}: {start}{end}.")
     return " ".join(sentences)
 
 
 def _ways(paths: Sequence[Path]) -> str:
-    rows = ((labels.method(path.method).label, path.points[0], path.points[-1]) for path in paths)
+    rows = (
+        (labels.method_label(path.method).label, path.points[0], path.points[-1]) for path in paths
+    )
     return " ".join(
         f"{label}: from ({start[0]:.1f}, {start[1]:.1f}) to ({end[0]:.1f}, {end[1]:.1f})."
         for label, start, end in rows

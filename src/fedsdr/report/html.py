@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from fedsdr.files import write_text
+from fedsdr.core.files import write_text
 from fedsdr.report import (
     benchmarks,
     charts,
@@ -15,7 +15,7 @@ from fedsdr.report import (
     sections,
     tables,
 )
-from fedsdr.report.load import Material, load
+from fedsdr.report.load import Material, load_run
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -28,11 +28,11 @@ def write_report(folder: Path) -> Path:
     cannot be written into.
     """
     path = folder / "report.html"
-    write_text(path, render(load(folder)))
+    write_text(path, render_report(load_run(folder)))
     return path
 
 
-def environment() -> Environment:
+def template_environment() -> Environment:
     """Where the pages' templates are, and how they are filled in."""
     return Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -44,25 +44,25 @@ def environment() -> Environment:
     )
 
 
-def render(material: Material) -> str:
-    template = environment().get_template("report.html.jinja")
-    styles = palette.styles(method.name for method in material.methods)
+def render_report(material: Material) -> str:
+    template = template_environment().get_template("report.html.jinja")
+    styles = palette.method_styles(method.name for method in material.methods)
     return template.render(
-        head=sections.head(material),
-        claims=sections.claims(material),
-        scores=sections.scores(material, styles),
-        clients=clients.table(material, styles),
-        benchmarks=benchmarks.table(material.benchmarks),
-        plane=charts.plane(material, styles),
-        curves=charts.curves(material, styles),
-        losses=charts.losses(material, styles),
-        conflict=charts.conflict(material, styles),
-        aggregation=tables.aggregation(material, styles),
-        judgements=judgements.views(material.judgings),
-        rewrites=rewrites.groups(material),
-        holdings=tables.holdings(material.partition),
+        head=sections.head_section(material),
+        claims=sections.claims_section(material),
+        scores=sections.scores_section(material, styles),
+        clients=clients.client_table(material, styles),
+        benchmarks=benchmarks.benchmark_table(material.benchmarks),
+        plane=charts.facts_plane(material, styles),
+        curves=charts.metric_charts(material, styles),
+        losses=charts.loss_charts(material, styles),
+        conflict=charts.conflict_chart(material, styles),
+        aggregation=tables.aggregation_table(material, styles),
+        judgements=judgements.judging_views(material.judgings),
+        rewrites=rewrites.rewrite_groups(material),
+        holdings=tables.holdings_table(material.partition),
         notices=material.notices,
-        traffic=tables.traffic(material, styles),
+        traffic=tables.traffic_table(material, styles),
         recipe=material.recipe,
         environment=material.environment,
         palette=palette,

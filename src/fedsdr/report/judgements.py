@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsdr.errors import UserError
-from fedsdr.files import read_json
+from fedsdr.core.errors import UserError
+from fedsdr.core.files import read_json
 from fedsdr.report import text
 
 
 @dataclass(frozen=True)
-class Row:
+class JudgementRow:
     label: str
     n: str
     value: str
@@ -24,12 +24,12 @@ class View:
 
     title: str
     measure: str
-    rows: tuple[Row, ...]
+    rows: tuple[JudgementRow, ...]
     facts: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
-def load(folder: Path) -> tuple[Mapping[str, Any], ...]:
+def load_judgings(folder: Path) -> tuple[Mapping[str, Any], ...]:
     """The judgings of a run folder; none where nothing has been judged."""
     path = folder / "judge.json"
     if not path.exists():
@@ -40,11 +40,11 @@ def load(folder: Path) -> tuple[Mapping[str, Any], ...]:
     return tuple(content["judgings"])
 
 
-def views(judgings: Sequence[Mapping[str, Any]]) -> list[View]:
-    return [view(judging) for judging in judgings]
+def judging_views(judgings: Sequence[Mapping[str, Any]]) -> list[View]:
+    return [judging_view(judging) for judging in judgings]
 
 
-def view(judging: Mapping[str, Any]) -> View:
+def judging_view(judging: Mapping[str, Any]) -> View:
     pair = judging["kind"] == "pairwise"
     scale = 100 if pair else 1
     whole = judging["win_rate" if pair else "score"]
@@ -59,17 +59,17 @@ def view(judging: Mapping[str, Any]) -> View:
     )
 
 
-def _row(label: str, part: Mapping[str, Any] | None, scale: float) -> Row:
+def _row(label: str, part: Mapping[str, Any] | None, scale: float) -> JudgementRow:
     if part is None:
-        return Row(label, "0", text.EN_DASH, "")
+        return JudgementRow(label, "0", text.EN_DASH, "")
     digits = 1 if scale > 1 else 2
-    value = text.fixed(scale * part["mean"], digits)
-    return Row(label, str(part["n"]), value, _span(part, scale, digits))
+    value = text.format_fixed(scale * part["mean"], digits)
+    return JudgementRow(label, str(part["n"]), value, _span(part, scale, digits))
 
 
 def _span(part: Mapping[str, Any], scale: float, digits: int) -> str:
     low, high = (None if part[k] is None else scale * part[k] for k in ("low", "high"))
-    return text.span(low, high, digits)
+    return text.format_span(low, high, digits)
 
 
 def _pair_facts(judging: Mapping[str, Any]) -> list[str]:
@@ -80,13 +80,13 @@ def _pair_facts(judging: Mapping[str, Any]) -> list[str]:
         "answers)."
     ]
     if agreement["share"] is not None:
-        facts.append(f"The two orders agree in {text.share(agreement['share'])} of pairs.")
+        facts.append(f"The two orders agree in {text.format_share(agreement['share'])} of pairs.")
     if place["rate"] is not None:
         span = _span(place, 100, 1)
         p = f", sign test p = {place['p']:.2g}" if place["p"] is not None else ""
         facts.append(
-            f"The answer shown first wins {text.share(place['rate'])} of the decided verdicts"
-            f"{f' ({span})' if span else ''}{p}."
+            f"The answer shown first wins {text.format_share(place['rate'])} of the decided "
+            f"verdicts{f' ({span})' if span else ''}{p}."
         )
     return facts
 
@@ -97,15 +97,17 @@ def _who(judging: Mapping[str, Any]) -> str:
     tokens = sum(judging["tokens"].values())
     return (
         f"Judge {judge['model']} at {judge['host']}, prompts {judge['prompts']}; "
-        f"{text.plural(questions['count'], 'question')} of {questions['file']}; "
-        f"{text.plural(tokens, 'token')}{cost}."
+        f"{text.format_count(questions['count'], 'question')} of {questions['file']}; "
+        f"{text.format_count(tokens, 'token')}{cost}."
     )
 
 
 def _lengths(judging: Mapping[str, Any]) -> list[str]:
     answers = judging["answers"]
-    words = [f"{judging[k]} {text.fixed(each['words'])} words" for k, each in answers.items()]
-    return [f"Mean length of an answer: {text.listing(words)}."]
+    words = [
+        f"{judging[k]} {text.format_fixed(each['words'])} words" for k, each in answers.items()
+    ]
+    return [f"Mean length of an answer: {text.join_words(words)}."]
 
 
 def _warnings(judging: Mapping[str, Any]) -> list[str]:
@@ -116,19 +118,22 @@ def _warnings(judging: Mapping[str, Any]) -> list[str]:
         share = place["rate"] if first else 1 - place["rate"]
         words.append(
             f"Position bias: this judge prefers the answer shown {'first' if first else 'second'} "
-            f"({text.share(share)} of the decided verdicts, p = {place['p']:.2g}). Both orders "
-            "were asked, so it makes ties and not winners, but the win rate is drawn to 50 %."
+            f"({text.format_share(share)} of the decided verdicts, p = {place['p']:.2g}). Both "
+            "orders were asked, so it makes ties and not winners, but the win rate is drawn to "
+            "50 %."
         )
     if malformed := judging["verdicts"]["malformed"]:
-        words.append(f"{text.plural(malformed, 'verdict')} could not be read and count for nobody.")
+        words.append(
+            f"{text.format_count(malformed, 'verdict')} could not be read and count for nobody."
+        )
     for name, each in judging["answers"].items():
         if each["too_long"]:
-            count = text.plural(int(each["too_long"]), "answer")
+            count = text.format_count(int(each["too_long"]), "answer")
             words.append(
                 f"{judging[name]}: {count} could not be given, since the conversation "
                 "fills the model's context; judged as empty."
             )
         if each["cut"]:
-            count = text.plural(int(each["cut"]), "answer")
+            count = text.format_count(int(each["cut"]), "answer")
             words.append(f"{judging[name]}: {count} cut at {judging['answer_tokens']} tokens.")
     return words

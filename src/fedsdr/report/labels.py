@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-PERSONAL = "personal_"
+PERSONAL_LABELS = "personal_"
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Method:
+class MethodLabel:
     """short: for the ends of lines in figures."""
 
     label: str
@@ -27,7 +27,7 @@ class Method:
     words: str = ""
 
 
-METRICS: dict[str, Metric] = {
+METRIC_LABELS: dict[str, Metric] = {
     "client_facts": Metric(
         "Facts learnt",
         "%",
@@ -82,7 +82,7 @@ METRICS: dict[str, Metric] = {
     ),
 }
 
-BENCHMARKS: dict[str, str] = {
+BENCHMARK_LABELS: dict[str, str] = {
     "mmlu": "MMLU",
     "bbh": "BBH",
     "drop": "DROP",
@@ -90,31 +90,33 @@ BENCHMARKS: dict[str, str] = {
     "gsm8k": "GSM8K",
     "truthfulqa": "TruthfulQA",
 }
-METRICS |= {
+METRIC_LABELS |= {
     name: Metric(label, "%", "higher", f"Score on {label}, a public benchmark.")
-    for name, label in BENCHMARKS.items()
+    for name, label in BENCHMARK_LABELS.items()
 }
 
-METHODS: dict[str, Method] = {
-    "base": Method("Base model", "base", "The model before any training."),
-    "fedavg": Method("FedAvg on raw data", "FedAvg", "Averages adapters trained on raw responses."),
-    "fedsd": Method(
+METHOD_LABELS: dict[str, MethodLabel] = {
+    "base": MethodLabel("Base model", "base", "The model before any training."),
+    "fedavg": MethodLabel(
+        "FedAvg on raw data", "FedAvg", "Averages adapters trained on raw responses."
+    ),
+    "fedsd": MethodLabel(
         "FedSD (FedAvg on rewrites)",
         "FedSD",
         "Clients first rewrite their responses with the base model, then train on the rewrites.",
     ),
-    "fedsd_verified": Method(
+    "fedsd_verified": MethodLabel(
         "FedSD, verified rewrites",
         "FedSD verified",
         "FedSD that keeps only rewrites that agree with the record's known answer.",
     ),
-    "fedsdr": Method(
+    "fedsdr": MethodLabel(
         "FedSDR",
         "FedSDR",
         "Two streams: S (private) learns the rewrites, R (shared) learns the raw responses.",
     ),
-    "local": Method("Local only", "local", "Each client trains alone; nothing is shared."),
-    "central": Method(
+    "local": MethodLabel("Local only", "local", "Each client trains alone; nothing is shared."),
+    "central": MethodLabel(
         "Centralised", "central", "One training on everybody's data together, as if it were pooled."
     ),
 }
@@ -185,11 +187,11 @@ MEASURES: dict[str, str] = {
 VERDICTS: dict[str, str] = {"holds": "Holds", "fails": "Does not hold", "open": "Open"}
 
 
-def metric(name: str) -> Metric:
+def metric_label(name: str) -> Metric:
     """The metric's label; `personal_NAME` and `NAME/CLIENT` derive theirs from NAME's."""
     base, slash, client = name.partition("/")
-    plain = base.removeprefix(PERSONAL)
-    found = METRICS.get(plain) or Metric(readable(plain), "", "", "", 3)
+    plain = base.removeprefix(PERSONAL_LABELS)
+    found = METRIC_LABELS.get(plain) or Metric(readable_name(plain), "", "", "", 3)
     if plain != base:
         found = replace(found, words=f"{found.words} Each client's own model, own data.".strip())
     whose = client if plain == base else f"{client}, own model"
@@ -197,40 +199,40 @@ def metric(name: str) -> Metric:
 
 
 def is_personal(name: str) -> bool:
-    return name.startswith(PERSONAL)
+    return name.startswith(PERSONAL_LABELS)
 
 
-def method(name: str) -> Method:
+def method_label(name: str) -> MethodLabel:
     """A name of its own, or put together from parts."""
     parts = [PARTS.get(part, part) for part in name.split("+")]
-    label = " + ".join(parts) if len(parts) > 1 or name in PARTS else readable(name)
-    return METHODS.get(name) or Method(label, label)
+    label = " + ".join(parts) if len(parts) > 1 or name in PARTS else readable_name(name)
+    return METHOD_LABELS.get(name) or MethodLabel(label, label)
 
 
-def ordered(names: Iterable[str], known: Iterable[str]) -> list[str]:
+def ordered_names(names: Iterable[str], known: Iterable[str]) -> list[str]:
     """Known names in the table's order, then the others by name. A client's own model counts as
     its metric; clients of a metric follow it by name."""
     rank = {name: index for index, name in enumerate(known)}
 
     def place(name: str) -> tuple[int, str]:
-        plain = name if name in rank else name.partition("/")[0].removeprefix(PERSONAL)
+        plain = name if name in rank else name.partition("/")[0].removeprefix(PERSONAL_LABELS)
         return rank.get(plain, len(rank)), name
 
     return sorted(names, key=place)
 
 
-def loss(name: str) -> str:
-    return LOSSES.get(name) or readable(name)
+def loss_label(name: str) -> str:
+    return LOSSES.get(name) or readable_name(name)
 
 
-def reason(name: str) -> str:
-    return REASONS.get(name) or readable(name).lower()
+def reason_label(name: str) -> str:
+    return REASONS.get(name) or readable_name(name).lower()
 
 
-def measure(name: str) -> str:
-    return MEASURES.get(name) or readable(name).lower()
+def measure_label(name: str) -> str:
+    return MEASURES.get(name) or readable_name(name).lower()
 
 
-def readable(name: str) -> str:
+def readable_name(name: str) -> str:
     text = name.replace("_", " ").replace("/", ": ").strip()
     return text[:1].upper() + text[1:]

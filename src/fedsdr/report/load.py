@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsdr.errors import UserError
-from fedsdr.files import read_json, read_json_lines
+from fedsdr.core.errors import UserError
+from fedsdr.core.files import read_json, read_json_lines
 from fedsdr.report import judgements, labels
 
 
 @dataclass(frozen=True)
-class Score:
+class ScoreEstimate:
     """Mean over n runs; low and high bound its 95 % interval, where n allows one."""
 
     mean: float
@@ -22,7 +22,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Round:
+class RoundRow:
     """What one round measured: `train` from clients' training, `eval` on held-out questions."""
 
     index: int
@@ -35,27 +35,27 @@ class Round:
 class Run:
     """One method with one seed; personal: client -> metrics of its own model on its own data."""
 
-    rounds: tuple[Round, ...]
+    rounds: tuple[RoundRow, ...]
     distillation: Mapping[str, Any]
     personal: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
-class Method:
+class MethodRuns:
     name: str
-    scores: Mapping[str, Score]
+    scores: Mapping[str, ScoreEstimate]
     runs: tuple[Run, ...]
 
 
 @dataclass(frozen=True)
-class Claim:
+class ClaimRow:
     claim: str
     verdict: str
     words: str
 
 
 @dataclass(frozen=True)
-class Benchmarks:
+class BenchmarkScores:
     """What `fedsdr eval` wrote; other: the run that `against` compares with."""
 
     results: tuple[Mapping[str, Any], ...] = ()
@@ -78,18 +78,18 @@ class Material:
     seeds: tuple[int, ...]
     seconds: float | None
     resumed: bool
-    methods: tuple[Method, ...]
-    claims: tuple[Claim, ...]
+    methods: tuple[MethodRuns, ...]
+    claims: tuple[ClaimRow, ...]
     partition: tuple[Mapping[str, Any], ...]
     recipe: str
     environment: Mapping[str, Any]
     judgings: tuple[Mapping[str, Any], ...] = ()
-    benchmarks: Benchmarks = Benchmarks()
+    benchmarks: BenchmarkScores = BenchmarkScores()
     notices: tuple[Mapping[str, Any], ...] = ()
     privacy: str = ""
 
 
-def load(folder: Path) -> Material:
+def load_run(folder: Path) -> Material:
     """Read `folder`; only summary.json must be there. Raises `UserError` where it is unreadable."""
     path = folder / "summary.json"
     if not path.exists():
@@ -107,17 +107,17 @@ def load(folder: Path) -> Material:
         name=str(summary.get("name", "")),
         own=str(summary.get("own", "")),
         seeds=tuple(summary.get("seeds") or ()),
-        seconds=number(summary.get("seconds")),
+        seconds=finite_number(summary.get("seconds")),
         resumed=bool(summary.get("resumed")),
         methods=tuple(
-            Method(name, _scores(scores.get(name) or {}), _runs(folder, runs.get(name) or ()))
-            for name in labels.ordered({*scores, *runs}, labels.METHODS)
+            MethodRuns(name, _scores(scores.get(name) or {}), _runs(folder, runs.get(name) or ()))
+            for name in labels.ordered_names({*scores, *runs}, labels.METHOD_LABELS)
         ),
         claims=tuple(map(_claim, summary.get("claims") or ())),
         partition=tuple(_first_json(places, "partition.json") or ()),
         recipe=_first_text(places, "recipe.toml"),
         environment=_first_json(places, "environment.json") or {},
-        judgings=judgements.load(folder),
+        judgings=judgements.load_judgings(folder),
         benchmarks=_benchmarks(folder / "benchmarks"),
         notices=tuple(_first_json(places, "notices.json") or ()),
         privacy=_privacy(summary.get("privacy")),
@@ -128,12 +128,12 @@ def _privacy(found: Any) -> str:
     return str(found.get("words", "")) if isinstance(found, Mapping) else ""
 
 
-def _benchmarks(folder: Path) -> Benchmarks:
+def _benchmarks(folder: Path) -> BenchmarkScores:
     found, against = (
         read_json(path) if (path := folder / name).exists() else {}
         for name in ("summary.json", "against.json")
     )
-    return Benchmarks(
+    return BenchmarkScores(
         tuple(found.get("results") or ()),
         str(found.get("interval", "")),
         str(against.get("name", "")),
@@ -157,23 +157,25 @@ def _first_text(places: list[Path], name: str) -> str:
     return found[0].read_text(encoding="utf-8", errors="replace") if found else ""
 
 
-def _claim(row: Mapping[str, Any]) -> Claim:
+def _claim(row: Mapping[str, Any]) -> ClaimRow:
     verdict = str(row.get("verdict", ""))
-    return Claim(
+    return ClaimRow(
         str(row.get("claim", "")),
         verdict if verdict in labels.VERDICTS else "open",
         str(row.get("words", "")),
     )
 
 
-def _scores(rows: Mapping[str, Any]) -> dict[str, Score]:
+def _scores(rows: Mapping[str, Any]) -> dict[str, ScoreEstimate]:
     """Metrics without a finite mean are left out."""
     scores = {}
     for name, row in rows.items():
-        mean = number(row.get("mean")) if isinstance(row, Mapping) else None
+        mean = finite_number(row.get("mean")) if isinstance(row, Mapping) else None
         if mean is not None:
             n = int(row.get("n") or 1)
-            scores[name] = Score(mean, n, number(row.get("low")), number(row.get("high")))
+            scores[name] = ScoreEstimate(
+                mean, n, finite_number(row.get("low")), finite_number(row.get("high"))
+            )
     return scores
 
 
@@ -196,17 +198,17 @@ def _personal(path: Path) -> dict[str, dict[str, float]]:
     return {client: row for client, row in found.items() if row}
 
 
-def _rounds(path: Path) -> tuple[Round, ...]:
+def _rounds(path: Path) -> tuple[RoundRow, ...]:
     """Rounds in order; what a resumed run wrote again replaces what it wrote before."""
     try:
         rows = read_json_lines(path)
     except ValueError as error:
         raise UserError(f"cannot read {path}: {error}") from error
-    rounds: dict[int, Round] = {}
+    rounds: dict[int, RoundRow] = {}
     for row in rows:
         index = int(row["round"])
-        old = rounds.get(index, Round(index, (), {}, {}))
-        rounds[index] = Round(
+        old = rounds.get(index, RoundRow(index, (), {}, {}))
+        rounds[index] = RoundRow(
             index,
             tuple(map(str, row.get("clients") or old.clients)),
             {**old.train, **_numbers(row.get("train"))},
@@ -216,11 +218,11 @@ def _rounds(path: Path) -> tuple[Round, ...]:
 
 
 def _numbers(row: Any) -> dict[str, float]:
-    found = {name: number(value) for name, value in (row or {}).items()}
+    found = {name: finite_number(value) for name, value in (row or {}).items()}
     return {name: value for name, value in found.items() if value is not None}
 
 
-def number(value: Any) -> float | None:
+def finite_number(value: Any) -> float | None:
     """The value as a finite float; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None

@@ -75,7 +75,7 @@ _OTHERS = (
 )
 
 
-def styles(methods: Iterable[str]) -> dict[str, Style]:
+def method_styles(methods: Iterable[str]) -> dict[str, Style]:
     """Known methods keep their style whatever else is shown; others take the spare ones in turn,
     with another marker and dash each time round."""
     names = list(methods)
@@ -92,14 +92,14 @@ def _spare(index: int) -> Style:
     return replace(_OTHERS[place], marker=shape.marker, dash=shape.dash or (5, 1))
 
 
-def css(theme: str) -> str:
+def palette_css(theme: str) -> str:
     """The variables of all slots, for the "light" or the "dark" theme."""
     slots = [*_KNOWN.values(), *_OTHERS]
     pairs = ((style.slot, style.dark if theme == "dark" else style.light) for style in slots)
     return " ".join(f"--c{slot}: {colour};" for slot, colour in pairs)
 
 
-def placeholders() -> dict[str, str]:
+def colour_placeholders() -> dict[str, str]:
     """Each placeholder colour and the CSS that takes its place."""
     slots = [*_KNOWN.values(), *_OTHERS]
     return {style.placeholder: style.variable for style in slots} | {

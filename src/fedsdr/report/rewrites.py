@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedsdr.report import labels, text
-from fedsdr.report.load import Material, Method, number
+from fedsdr.report.load import Material, MethodRuns, finite_number
 
 SHOWN_PAIRS = 12
 SHOWN_WRONG = 8  # of them at most, where there are others: the page must not look worse than it is
 
 
 @dataclass(frozen=True)
-class Group:
+class RewriteGroup:
     """One set of rewrites and the methods that train on it."""
 
     methods: tuple[str, ...]
@@ -21,24 +21,24 @@ class Group:
     pairs: tuple[Mapping[str, Any], ...]
 
 
-def groups(material: Material) -> list[Group]:
+def rewrite_groups(material: Material) -> list[RewriteGroup]:
     """Methods whose rewrites are the same share a group; the own method's group is first."""
-    found: list[Group] = []
+    found: list[RewriteGroup] = []
     for method in sorted(material.methods, key=lambda each: each.name != material.own):
         clients, pairs = tuple(_clients(method)), tuple(_pairs(method))
         if not clients and not pairs:
             continue
-        label = labels.method(method.name).short
+        label = labels.method_label(method.name).short
         same = [i for i, old in enumerate(found) if (old.clients, old.pairs) == (clients, pairs)]
         if same:
             old = found[same[0]]
-            found[same[0]] = Group((*old.methods, label), clients, pairs)
+            found[same[0]] = RewriteGroup((*old.methods, label), clients, pairs)
         else:
-            found.append(Group((label,), clients, pairs))
+            found.append(RewriteGroup((label,), clients, pairs))
     return found
 
 
-def _clients(method: Method) -> list[dict[str, Any]]:
+def _clients(method: MethodRuns) -> list[dict[str, Any]]:
     """A row a client, then all together where there is more than one."""
     reports: dict[str, list[Mapping[str, Any]]] = {}
     for run in method.runs:
@@ -59,13 +59,13 @@ def _row(name: str, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "name": name,
         "all": False,
-        "records": text.fixed(records, 0),
-        "rewritten": text.share(rewritten / records if records else None),
+        "records": text.format_fixed(records, 0),
+        "rewritten": text.format_share(rewritten / records if records else None),
         "fallbacks": _reasons(fallbacks),
-        "attempts": text.fixed(_sum(reports, "attempts") / records if records else None, 2),
-        "raw_words": text.fixed(_mean(reports, "raw_words", "records")),
-        "rewrite_words": text.fixed(_mean(reports, "rewrite_words", "records")),
-        "wrong": text.share(wrong),
+        "attempts": text.format_fixed(_sum(reports, "attempts") / records if records else None, 2),
+        "raw_words": text.format_fixed(_mean(reports, "raw_words", "records")),
+        "rewrite_words": text.format_fixed(_mean(reports, "rewrite_words", "records")),
+        "wrong": text.format_share(wrong),
         "wrong_width": round(100 * wrong, 1) if wrong is not None else None,
     }
 
@@ -73,22 +73,26 @@ def _row(name: str, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _reasons(counts: Mapping[str, int]) -> str:
     """Most frequent first: "cut off 6, repeats itself 4"."""
     order = sorted(counts, key=lambda name: (-counts[name], name))
-    return ", ".join(f"{labels.reason(name)} {counts[name]}" for name in order if counts[name])
+    return ", ".join(
+        f"{labels.reason_label(name)} {counts[name]}" for name in order if counts[name]
+    )
 
 
 def _sum(reports: Iterable[Mapping[str, Any]], key: str) -> float:
-    return sum(number(report.get(key)) or 0.0 for report in reports)
+    return sum(finite_number(report.get(key)) or 0.0 for report in reports)
 
 
 def _mean(reports: Iterable[Mapping[str, Any]], key: str, weight: str) -> float | None:
     """The mean of `key` weighted by `weight`, over the reports that know both."""
-    found = [(number(report.get(key)), number(report.get(weight))) for report in reports]
+    found = [
+        (finite_number(report.get(key)), finite_number(report.get(weight))) for report in reports
+    ]
     known = [(value, count) for value, count in found if value is not None and count]
     total = sum(count for _, count in known)
     return sum(value * count for value, count in known) / total if total else None
 
 
-def _pairs(method: Method) -> list[Mapping[str, Any]]:
+def _pairs(method: MethodRuns) -> list[Mapping[str, Any]]:
     """Examples from the first run that has some: wrong rewrites first, then the clients in turn."""
     runs = [list(run.distillation.get("pairs") or ()) for run in method.runs]
     pairs = next(filter(None, runs), [])
@@ -109,7 +113,7 @@ def _pairs(method: Method) -> list[Mapping[str, Any]]:
 def _pair(pair: Mapping[str, Any]) -> dict[str, Any]:
     kept_raw = pair.get("source") == "raw"
     text_gone = kept_raw and pair.get("rewrite") == pair.get("raw")  # only the target was stored
-    why = labels.reason(str(pair.get("reason") or ""))
+    why = labels.reason_label(str(pair.get("reason") or ""))
     return {
         "client": str(pair.get("client", "")),
         "instruction": str(pair.get("instruction", "")),

@@ -13,7 +13,7 @@ from fedsdr.report.load import Material
 from fedsdr.report.palette import Style
 
 
-def head(material: Material) -> dict[str, Any]:
+def head_section(material: Material) -> dict[str, Any]:
     """What ran."""
     runs = [run.rounds for method in material.methods for run in method.runs]
     last = max((row.index for run in runs for row in run), default=0)
@@ -24,12 +24,13 @@ def head(material: Material) -> dict[str, Any]:
         "Rounds": str(last or ""),
         "Clients": str(clients or ""),
         "Seed" if len(material.seeds) == 1 else "Seeds": ", ".join(map(str, material.seeds)),
-        duration: "" if material.seconds is None else text.duration(material.seconds),
+        duration: "" if material.seconds is None else text.format_duration(material.seconds),
     }
-    own = labels.method(material.own)
-    seeds = text.plural(len(material.seeds), "seed")
+    own = labels.method_label(material.own)
+    seeds = text.format_count(len(material.seeds), "seed")
+    methods = text.format_count(len(material.methods), "method")
     what = {
-        "compare": f"Comparison of {text.plural(len(material.methods), 'method')} over {seeds}",
+        "compare": f"Comparison of {methods} over {seeds}",
         "run": f"One run of {own.label}",
     }
     return {
@@ -41,7 +42,7 @@ def head(material: Material) -> dict[str, Any]:
     }
 
 
-def claims(material: Material) -> dict[str, Any] | None:
+def claims_section(material: Material) -> dict[str, Any] | None:
     if not material.claims:
         return None
     counts = Counter(claim.verdict for claim in material.claims)
@@ -51,29 +52,34 @@ def claims(material: Material) -> dict[str, Any] | None:
         if count := counts[verdict]:
             verb = one if count == 1 else many
             words.append(f"{count} {verb} open" if verdict == "open" else f"{count} {verb}")
+    asked = text.format_count(len(material.claims), "claim")
     return {
         "claims": material.claims,
         "verdicts": labels.VERDICTS,
-        "summary": f"Of {text.plural(len(material.claims), 'claim')}, {text.listing(words)}.",
+        "summary": f"Of {asked}, {text.join_words(words)}.",
     }
 
 
-def scores(material: Material, styles: Mapping[str, Style]) -> dict[str, Any] | None:
+def scores_section(material: Material, styles: Mapping[str, Style]) -> dict[str, Any] | None:
     found = {name for method in material.methods for name in method.scores}
     if not found:
         return None
-    names = labels.ordered(found, labels.METRICS)
+    names = labels.ordered_names(found, labels.METRIC_LABELS)
     plain = [name for name in names if "/" not in name]
     own = [name for name in plain if labels.is_personal(name)]
     per_client = [name for name in names if "/" in name]
     shared = [name for name in plain if name not in own]
     groups = (("The shared global model", shared), ("The clients' own models", own))
-    shown = [(title, tables.scores(material, group, styles)) for title, group in groups if group]
+    shown = [
+        (title, tables.score_table(material, group, styles)) for title, group in groups if group
+    ]
     return {
         "tables": shown,
         "marked": any(cell.best for _, table in shown for row in table.rows for cell in row.cells),
-        "per_client": tables.scores(material, per_client, styles) if per_client else None,
-        "glossary": [labels.metric(name) for name in plain if not labels.is_personal(name)],
-        "methods": [(labels.method(each.name), styles[each.name]) for each in material.methods],
+        "per_client": tables.score_table(material, per_client, styles) if per_client else None,
+        "glossary": [labels.metric_label(name) for name in plain if not labels.is_personal(name)],
+        "methods": [
+            (labels.method_label(each.name), styles[each.name]) for each in material.methods
+        ],
         "trade_off": {FACTS, KEPT} <= found,
     }

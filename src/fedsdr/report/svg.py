@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedsdr.report.palette import INK, placeholders
+from fedsdr.report.palette import INK, colour_placeholders
 
 SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -40,7 +40,7 @@ _POINTS_PER_INCH = 72  # of matplotlib's SVG: figure sizes below are in its user
 
 
 @contextmanager
-def settings() -> Iterator[None]:
+def svg_settings() -> Iterator[None]:
     """Matplotlib's defaults with ours, whatever the user's own configuration says."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -48,7 +48,7 @@ def settings() -> Iterator[None]:
         yield
 
 
-def canvas(width: float, height: float, margins: tuple[float, ...]) -> tuple[Figure, Axes]:
+def svg_canvas(width: float, height: float, margins: tuple[float, ...]) -> tuple[Figure, Axes]:
     """An empty figure; sizes and margins (left, right, bottom, top) in the SVG's units."""
     left, right, bottom, top = margins
     figure = Figure(figsize=(width / _POINTS_PER_INCH, height / _POINTS_PER_INCH))
@@ -94,6 +94,6 @@ def _clean(body: str, name: str) -> str:
     body = body.replace("xlink:href=", "href=")
     body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", body)
     body = re.sub(r"\bfont: ([\d.]+px)[^;\"]*", r"font-size: \1", body)
-    for placeholder, css in placeholders().items():
+    for placeholder, css in colour_placeholders().items():
         body = body.replace(placeholder, css)
     return re.sub(r"\s*\n\s*", "\n", body)

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedsdr.report import labels, series, text
-from fedsdr.report.load import Material, Score
+from fedsdr.report.load import Material, ScoreEstimate
 from fedsdr.report.palette import Style
 
 SHOWN_CATEGORIES = 4
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     text: str
     span: str = ""
     best: bool = False
@@ -20,28 +20,28 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     label: str
     style: Style | None
     own: bool
-    cells: tuple[Cell, ...]
+    cells: tuple[TableCell, ...]
 
 
 @dataclass(frozen=True)
 class Table:
     columns: tuple[labels.Metric, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     note: str = ""
 
 
-def scores(material: Material, names: Sequence[str], styles: Mapping[str, Style]) -> Table:
+def score_table(material: Material, names: Sequence[str], styles: Mapping[str, Style]) -> Table:
     """Methods by metrics; a method with none of them has no row."""
-    winners = {name: best(material, name) for name in names}
+    winners = {name: best_methods(material, name) for name in names}
     shown = [method for method in material.methods if any(name in method.scores for name in names)]
     counts = {method.scores[n].n for method in shown for n in names if n in method.scores}
     rows = tuple(
-        Row(
-            labels.method(method.name).label,
+        TableRow(
+            labels.method_label(method.name).label,
             styles[method.name],
             method.name == material.own,
             tuple(
@@ -51,7 +51,7 @@ def scores(material: Material, names: Sequence[str], styles: Mapping[str, Style]
         )
         for method in shown
     )
-    return Table(tuple(labels.metric(name) for name in names), rows, _how_many(counts))
+    return Table(tuple(labels.metric_label(name) for name in names), rows, _how_many(counts))
 
 
 def _how_many(counts: set[int]) -> str:
@@ -64,22 +64,22 @@ def _how_many(counts: set[int]) -> str:
     return "Mean over n seeds; below it the 95 % interval."
 
 
-def _cell(score: Score | None, name: str, wins: bool, with_n: bool) -> Cell:
+def _cell(score: ScoreEstimate | None, name: str, wins: bool, with_n: bool) -> TableCell:
     if score is None:
-        return Cell(text.EN_DASH)
-    digits = labels.metric(name).digits
-    return Cell(
-        text.fixed(score.mean, digits),
-        text.span(score.low, score.high, digits),
+        return TableCell(text.EN_DASH)
+    digits = labels.metric_label(name).digits
+    return TableCell(
+        text.format_fixed(score.mean, digits),
+        text.format_span(score.low, score.high, digits),
         wins,
         f"n = {score.n}" if with_n else "",
     )
 
 
-def best(material: Material, name: str) -> set[str]:
+def best_methods(material: Material, name: str) -> set[str]:
     """The trained methods with the best mean, as far as shown digits tell; empty where the metric
     has no direction or there is nothing to compare."""
-    metric = labels.metric(name)
+    metric = labels.metric_label(name)
     means = {
         method.name: round(method.scores[name].mean, metric.digits)
         for method in material.methods
@@ -92,14 +92,16 @@ def best(material: Material, name: str) -> set[str]:
     return winners if len(winners) < len(means) else set()
 
 
-def numbers(curves: Sequence[series.Curve], digits: int) -> list[tuple[int, list[str]]]:
+def curve_numbers(curves: Sequence[series.MeanCurve], digits: int) -> list[tuple[int, list[str]]]:
     """The means of several curves, a row a round: what the figure shows, to be read exactly."""
     lookup = [dict(zip(curve.rounds, curve.mean, strict=True)) for curve in curves]
     rounds = sorted({index for row in lookup for index in row})
-    return [(index, [text.fixed(row.get(index), digits) for row in lookup]) for index in rounds]
+    return [
+        (index, [text.format_fixed(row.get(index), digits) for row in lookup]) for index in rounds
+    ]
 
 
-def traffic(material: Material, styles: Mapping[str, Style]) -> list[dict[str, Any]]:
+def traffic_table(material: Material, styles: Mapping[str, Style]) -> list[dict[str, Any]]:
     """What all clients together send and get; methods that sent nothing measurable are left out."""
     rows = []
     for method in material.methods:
@@ -110,20 +112,20 @@ def traffic(material: Material, styles: Mapping[str, Style]) -> list[dict[str, A
         seconds = series.mean_of(method, "seconds")
         rows.append(
             {
-                "label": labels.method(method.name).label,
+                "label": labels.method_label(method.name).label,
                 "style": styles[method.name],
                 "own": method.name == material.own,
                 "amount": total,
-                "up": text.size(up),
-                "down": text.size(down),
-                "total": text.size(total),
-                "seconds": text.EN_DASH if seconds is None else f"{text.fixed(seconds)} s",
+                "up": text.format_size(up),
+                "down": text.format_size(down),
+                "total": text.format_size(total),
+                "seconds": text.EN_DASH if seconds is None else f"{text.format_fixed(seconds)} s",
             }
         )
     return _with_widths(rows)
 
 
-def aggregation(material: Material, styles: Mapping[str, Style]) -> list[dict[str, Any]]:
+def aggregation_table(material: Material, styles: Mapping[str, Style]) -> list[dict[str, Any]]:
     """How far each method's deployed model is from the ideal mean of its clients' products."""
     rows = []
     for method in material.methods:
@@ -132,27 +134,27 @@ def aggregation(material: Material, styles: Mapping[str, Style]) -> list[dict[st
             continue
         rows.append(
             {
-                "label": labels.method(method.name).label,
+                "label": labels.method_label(method.name).label,
                 "style": styles[method.name],
                 "own": method.name == material.own,
                 "amount": lost,
-                "lost": f"{text.fixed(100 * lost)} %",
-                "error": text.fixed(series.mean_of(method, "aggregation/error"), 3),
+                "lost": f"{text.format_fixed(100 * lost)} %",
+                "error": text.format_fixed(series.mean_of(method, "aggregation/error"), 3),
             }
         )
     return _with_widths(rows)
 
 
-def holdings(partition: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def holdings_table(partition: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Who holds which data."""
     rows = [
         {
             "name": str(client.get("name", "")),
             "amount": float(client.get("records") or 0),
-            "records": text.fixed(client.get("records"), 0),
-            "held_out": text.fixed(client.get("held_out"), 0),
-            "prompt": text.fixed(client.get("mean_prompt_words")),
-            "response": text.fixed(client.get("mean_response_words")),
+            "records": text.format_fixed(client.get("records"), 0),
+            "held_out": text.format_fixed(client.get("held_out"), 0),
+            "prompt": text.format_fixed(client.get("mean_prompt_words")),
+            "response": text.format_fixed(client.get("mean_response_words")),
             "categories": _categories(client.get("categories") or {}),
         }
         for client in partition
@@ -170,4 +172,6 @@ def _categories(counts: Mapping[str, Any]) -> str:
     """The largest categories with their shares."""
     named = {name or "none": float(count) for name, count in counts.items()}
     total = sum(named.values()) or 1
-    return text.largest(named, SHOWN_CATEGORIES, lambda count: f"{100 * count / total:.0f} %")
+    return text.largest_counts(
+        named, SHOWN_CATEGORIES, lambda count: f"{100 * count / total:.0f} %"
+    )

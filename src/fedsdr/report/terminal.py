@@ -5,10 +5,10 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from fedsdr.console import Grid, print_grid
+from fedsdr.core.console import Grid, print_grid
 from fedsdr.report import benchmarks, judgements
 
-COLUMNS: Final = {
+TERMINAL_COLUMNS: Final = {
     "client_facts": "facts",
     "changed_facts": "changed",
     "general": "general",
@@ -27,13 +27,13 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     under differential privacy, what the run as a whole has told."""
     console = console or Console()
     methods = summary["methods"]
-    columns = [c for c in COLUMNS if any(c in metrics for metrics in methods.values())]
+    columns = [c for c in TERMINAL_COLUMNS if any(c in metrics for metrics in methods.values())]
     intervals = console.width >= WIDE
     rows = [
         [name, *(_cell(metrics.get(column), intervals) for column in columns)]
         for name, metrics in methods.items()
     ]
-    print_grid(Grid(("method", *(COLUMNS[column] for column in columns)), rows), console)
+    print_grid(Grid(("method", *(TERMINAL_COLUMNS[column] for column in columns)), rows), console)
     for claim in summary["claims"]:
         console.print(
             f"{claim['verdict'].upper()}: {claim['claim']}. {claim['words']}",
@@ -47,7 +47,7 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
 def print_judging(judging: Mapping[str, Any], console: Console | None = None) -> None:
     """One judging of judge.json: the result over all questions and by category, and warnings."""
     console = console or Console()
-    view = judgements.view(judging)
+    view = judgements.judging_view(judging)
     heads = ("questions", "number", view.measure, "95 % interval")
     rows = [(row.label, row.n, row.value, row.span) for row in view.rows]
     print_grid(Grid(heads, rows, title=view.title), console)
@@ -79,7 +79,7 @@ def print_benchmarks(summary: Mapping[str, Any], console: Console | None = None)
                 ]
             )  # fmt: skip
     print_grid(Grid(heads, rows, wraps=True), console)
-    for note in benchmarks.shortened(summary["results"]):
+    for note in benchmarks.shortened_prompts(summary["results"]):
         console.print(note, highlight=False, markup=False)
     against = summary.get("against", {"results": []})
     for row in against["results"]:

@@ -7,7 +7,7 @@ EN_DASH = "\N{EN DASH}"
 THIN_SPACE = "\N{THIN SPACE}"
 
 
-def fixed(value: float | None, digits: int = 1) -> str:
+def format_fixed(value: float | None, digits: int = 1) -> str:
     """The value with so many decimals; a dash where there is none."""
     if value is None:
         return EN_DASH
@@ -17,34 +17,34 @@ def fixed(value: float | None, digits: int = 1) -> str:
     return text.replace("-", MINUS).replace(",", THIN_SPACE)
 
 
-def signed(value: float | None, digits: int = 1) -> str:
+def format_signed(value: float | None, digits: int = 1) -> str:
     """A difference: what is above zero has its sign too."""
     plus = "+" if value is not None and round(value, digits) > 0 else ""
-    return plus + fixed(value, digits)
+    return plus + format_fixed(value, digits)
 
 
-def span(low: float | None, high: float | None, digits: int = 1) -> str:
+def format_span(low: float | None, high: float | None, digits: int = 1) -> str:
     if low is None or high is None:
         return ""
     gap = " " if low < 0 or high < 0 else ""
-    return f"{fixed(low, digits)}{gap}{EN_DASH}{gap}{fixed(high, digits)}"
+    return f"{format_fixed(low, digits)}{gap}{EN_DASH}{gap}{format_fixed(high, digits)}"
 
 
-def share(value: float | None) -> str:
-    return EN_DASH if value is None else f"{fixed(100 * value)} %"
+def format_share(value: float | None) -> str:
+    return EN_DASH if value is None else f"{format_fixed(100 * value)} %"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
         return f"{hours} h {minutes} min"
     if minutes:
         return f"{minutes} min {rest} s"
-    return f"{fixed(seconds)} s" if seconds < 10 else f"{rest} s"
+    return f"{format_fixed(seconds)} s" if seconds < 10 else f"{rest} s"
 
 
-def size(count: float | None) -> str:
+def format_size(count: float | None) -> str:
     """Bytes with a binary unit, three digits."""
     if count is None:
         return EN_DASH
@@ -55,18 +55,20 @@ def size(count: float | None) -> str:
     return f"{count:.3g} PiB"
 
 
-def plural(count: int, noun: str) -> str:
+def format_count(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def listing(items: Sequence[str]) -> str:
+def join_words(items: Sequence[str]) -> str:
     """a, b and c"""
     if len(items) < 2:
         return "".join(items)
     return f"{', '.join(items[:-1])} and {items[-1]}"
 
 
-def largest(counts: Mapping[str, float], shown: int, written: Callable[[float], str] = str) -> str:
+def largest_counts(
+    counts: Mapping[str, float], shown: int, written: Callable[[float], str] = str
+) -> str:
     """The names with the largest counts, each with its own, and how many more there are."""
     order = sorted(counts, key=lambda name: (-counts[name], name))
     named = [f"{name} {written(counts[name])}" for name in order[:shown]]

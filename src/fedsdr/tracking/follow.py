@@ -10,9 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from fedsdr.progress import Reporter
-from fedsdr.recipe import flat
-from fedsdr.sections.recipe import Recipe
+from fedsdr.core.progress import Reporter
+from fedsdr.recipe.load import flatten_tables
+from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.tracking.contract import Tracked, Tracker
 from fedsdr.tracking.table import Backend
 
@@ -72,15 +72,17 @@ class Follower:
             )
 
 
-def tracked(recipe: Recipe, run: str, method: str, out: Path, folder: Path) -> Tracked:
+def tracked_method(recipe: Recipe, run: str, method: str, out: Path, folder: Path) -> Tracked:
     """What backends are told of a method."""
     options = recipe.tracking
-    return Tracked(options.project, options.name or run, method, out, folder, parameters(recipe))
+    return Tracked(
+        options.project, options.name or run, method, out, folder, tracked_parameters(recipe)
+    )
 
 
-def parameters(recipe: Recipe) -> dict[str, str | float]:
+def tracked_parameters(recipe: Recipe) -> dict[str, str | float]:
     """The resolved recipe as "a.b" -> number or text; of a model's folder, its name alone."""
-    leaves = flat(recipe.model_dump(mode="json"))
+    leaves = flatten_tables(recipe.model_dump(mode="json"))
     kept = {key: value for key, value in leaves.items() if not key.startswith(WITHHELD)}
     for key in ("model.path", "model.template"):
         if Path(kept[key]).is_absolute():

@@ -6,11 +6,11 @@ import re
 import time
 from collections.abc import Mapping
 
-from fedsdr import files
+from fedsdr.core import files
 from fedsdr.tracking.contract import Tracked, Tracker
 
 ID_FILE = "mlflow.json"  # in the method's folder: the id of its run, for a resumed one
-BATCH = 100  # of what the REST interface takes at a time
+MLFLOW_BATCH = 100  # of what the REST interface takes at a time
 
 
 class MLflow:
@@ -38,11 +38,11 @@ class MLflow:
         experiment = (
             found.experiment_id if found else self._client.create_experiment(tracked.project)
         )
-        tags = {"fedsdr.run": tracked.run, "fedsdr.method": tracked.method}
+        tags = {"fedsdr.workflows.run": tracked.run, "fedsdr.method": tracked.method}
         run = self._client.create_run(experiment, tags=tags, run_name=tracked.title)
         params = [Param(name, str(value)) for name, value in tracked.parameters.items()]
-        for start in range(0, len(params), BATCH):
-            self._client.log_batch(run.info.run_id, params=params[start : start + BATCH])
+        for start in range(0, len(params), MLFLOW_BATCH):
+            self._client.log_batch(run.info.run_id, params=params[start : start + MLFLOW_BATCH])
         return str(run.info.run_id)
 
     def log(self, round: int, metrics: Mapping[str, float]) -> None:
@@ -59,21 +59,21 @@ class MLflow:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        rows = [Metric(allowed(name), value, now, step) for name, value in metrics.items()]
-        for start in range(0, len(rows), BATCH):
-            self._client.log_batch(self._id, metrics=rows[start : start + BATCH])
+        rows = [Metric(allowed_name(name), value, now, step) for name, value in metrics.items()]
+        for start in range(0, len(rows), MLFLOW_BATCH):
+            self._client.log_batch(self._id, metrics=rows[start : start + MLFLOW_BATCH])
 
 
-def allowed(name: str) -> str:
+def allowed_name(name: str) -> str:
     """MLflow's names are letters, digits and _ - . : / and spaces."""
     return re.sub(r"[^\w\-.:/ ]", "_", name)
 
 
-def start(tracked: Tracked) -> Tracker:
+def start_mlflow(tracked: Tracked) -> Tracker:
     return MLflow(tracked)
 
 
-def check() -> None:
+def check_mlflow() -> None:
     _quiet()
 
 

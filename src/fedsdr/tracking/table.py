@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Final, NamedTuple
 
-from fedsdr.errors import UserError
+from fedsdr.core.errors import UserError
 from fedsdr.tracking import mlflow, tensorboard, wandb
 from fedsdr.tracking.contract import Tracked, Tracker
 
@@ -18,14 +18,16 @@ class Backend(NamedTuple):
 
 
 BACKENDS: Final[dict[str, Backend]] = {
-    "tensorboard": Backend("tensorboard", tensorboard.check, tensorboard.start),
-    "mlflow": Backend("mlflow", mlflow.check, mlflow.start),
-    "wandb": Backend("wandb", wandb.check, wandb.start),
+    "tensorboard": Backend(
+        "tensorboard", tensorboard.check_tensorboard, tensorboard.start_tensorboard
+    ),
+    "mlflow": Backend("mlflow", mlflow.check_mlflow, mlflow.start_mlflow),
+    "wandb": Backend("wandb", wandb.check_wandb, wandb.start_wandb),
 }
 AUTO, NONE = "auto", "none"  # TensorBoard where it is installed; nothing
 
 
-def choose(names: Sequence[str]) -> dict[str, Backend]:
+def choose_backends(names: Sequence[str]) -> dict[str, Backend]:
     """The backends called `names`; raises `UserError` before any of them is started."""
     if unknown := [name for name in names if name not in (AUTO, NONE, *BACKENDS)]:
         known = ", ".join([AUTO, NONE, *BACKENDS])

@@ -36,9 +36,9 @@ class TensorBoard:
         self._writer.close()
 
 
-def start(tracked: Tracked) -> Tracker:
+def start_tensorboard(tracked: Tracked) -> Tracker:
     return TensorBoard(tracked)
 
 
-def check() -> None:
+def check_tensorboard() -> None:
     """It needs nothing but to be installed."""

@@ -4,8 +4,8 @@ import os
 import secrets
 from collections.abc import Mapping
 
-from fedsdr import files
-from fedsdr.errors import UserError
+from fedsdr.core import files
+from fedsdr.core.errors import UserError
 from fedsdr.tracking.contract import Tracked, Tracker
 
 STATE_FILE = "wandb.json"  # in the method's folder: {"id", "logged"}, for a resumed one
@@ -46,11 +46,11 @@ class WandB:
         self._run.finish(exit_code=1 if final is None else 0)
 
 
-def start(tracked: Tracked) -> Tracker:
+def start_wandb(tracked: Tracked) -> Tracker:
     return WandB(tracked)
 
 
-def check() -> None:
+def check_wandb() -> None:
     """Raises `UserError` where W&B would ask for a login in the middle of a run."""
     _quiet()
     import wandb

@@ -14,18 +14,18 @@ from typing import Any, Final, TypeVar
 import torch
 from torch import Tensor
 
-from fedsdr import adapters
-from fedsdr.adapters import Adapter
 from fedsdr.algorithms.contract import Fitted, Pull, Stage
-from fedsdr.data.batches import Batch, collate
+from fedsdr.core import adapters
+from fedsdr.core.adapters import Adapter
+from fedsdr.core.metrics import Mean
+from fedsdr.data.batches import Batch, collate_examples
 from fedsdr.data.template import Example
-from fedsdr.metrics import Mean
-from fedsdr.model.checkpointing import recomputed
+from fedsdr.model.checkpointing import recompute_activations
 from fedsdr.model.lora import Stream
 from fedsdr.training.correction import Correction
-from fedsdr.training.local import TRAINS, LocalTrainer, present
-from fedsdr.training.loss import losses
-from fedsdr.training.teacher import Teacher
+from fedsdr.training.local import TRAINS, LocalTrainer, active_streams
+from fedsdr.training.loss import token_losses
+from fedsdr.training.teacher import ConsolidationTeacher
 
 T = TypeVar("T")
 NOBODY: Final = Example((0,), ())  # a row that nothing is learnt from
@@ -36,7 +36,7 @@ def train_cohort(trainers: Sequence[LocalTrainer], stages: Sequence[Stage]) -> l
     starts = [t.streams(s) for t, s in zip(trainers, stages, strict=True)]
     groups: dict[Any, list[int]] = {}
     for k, stage in enumerate(stages):
-        groups.setdefault(likeness(stage, starts[k]), []).append(k)
+        groups.setdefault(stage_likeness(stage, starts[k]), []).append(k)
     fitted: dict[int, Fitted] = {}
     for group in groups.values():
         if len(group) == 1:
@@ -48,7 +48,7 @@ def train_cohort(trainers: Sequence[LocalTrainer], stages: Sequence[Stage]) -> l
     return [fitted[k] for k in range(len(trainers))]
 
 
-def likeness(stage: Stage, streams: Mapping[Stream, Adapter]) -> Any:
+def stage_likeness(stage: Stage, streams: Mapping[Stream, Adapter]) -> Any:
     """What stages must have in common to be trained at once; ranks and records may differ."""
     pull = (stage.pull.strength, frozenset(stage.pull.towards)) if stage.pull else None
     shift = None if stage.shift is None else frozenset(stage.shift)
@@ -71,13 +71,13 @@ class Together:
         try:
             for each in company:
                 self.model.load_side_by_side(each, [start[each] for start in starts])
-            before = adapters.taken_apart(self.model.read(stream), shapes)
+            before = adapters.unstack_clients(self.model.read(stream), shapes)
             totals, gradient = self._steps(stream, company)
-            after = adapters.taken_apart(self.model.read(stream), shapes)
+            after = adapters.unstack_clients(self.model.read(stream), shapes)
         finally:
             for each in company:
                 self.model.load(each, self.model.blank())
-        slopes = adapters.taken_apart(gradient, shapes) if gradient else [{}] * len(shapes)
+        slopes = adapters.unstack_clients(gradient, shapes) if gradient else [{}] * len(shapes)
         parts = zip(self.trainers, self.stages, totals, before, after, slopes, strict=True)
         return [trainer.fitted(stage, *rest) for trainer, stage, *rest in parts]
 
@@ -89,7 +89,7 @@ class Together:
         batches = [t.batches(s) for t, s in zip(self.trainers, self.stages, strict=True)]
         totals = [Mean(0.0, 0.0) for _ in self.trainers]
         for step in range(stage.schedule.steps):
-            self.model.activate(*present(company, stage, step))
+            self.model.activate(*active_streams(company, stage, step))
             found = self._backward([next(each) for each in batches], step, by_token)
             correction.apply()
             norms = clip_each([p.grad for p in parameters.values()], first.clip)
@@ -102,8 +102,8 @@ class Together:
 
     def _losses(self, company: tuple[Stream, ...]) -> Callable[[Batch], Tensor]:
         if self.stage.distil:
-            return Teacher(self.model, Stream.FOLDED in company).losses
-        return lambda batch: losses(self.model.model, batch)
+            return ConsolidationTeacher(self.model, Stream.FOLDED in company).losses
+        return lambda batch: token_losses(self.model.model, batch)
 
     def _corrections(self) -> Stage:
         """The first stage, with what corrects the gradients of all."""
@@ -111,9 +111,9 @@ class Together:
         shifts = [stage.shift for stage in self.stages if stage.shift is not None]
         pull, shift = self.stage.pull, self.stage.shift
         if pull is not None:
-            pull = Pull(adapters.beside(pulls), pull.strength)
+            pull = Pull(adapters.stack_clients(pulls), pull.strength)
         if shift is not None:
-            shift = adapters.beside(shifts)
+            shift = adapters.stack_clients(shifts)
         return replace(self.stage, pull=pull, shift=shift)
 
     def _backward(
@@ -126,12 +126,12 @@ class Together:
         clients = zip(self.trainers, self.stages, chosen, strict=True)
         keys = [trainer.keys(stage, step, len(each)) for trainer, stage, each in clients]
         for part, own in zip(self._parts(chosen, NOBODY), self._parts(keys, 0), strict=True):
-            batch = collate(list(chain(*part)), self.first.pad).to(self.device)
+            batch = collate_examples(list(chain(*part)), self.first.pad).to(self.device)
             drop = self.first.dropped(batch, list(chain(*own)))
             rows = batch.predicting.nonzero()[:, 0]
             owners = (rows // len(part[0])).to(self.device)
             with (
-                recomputed(self.model.model, self.first.checkpointing),
+                recompute_activations(self.model.model, self.first.checkpointing),
                 self.model.dropping(drop),
             ):
                 lost = by_token(batch)

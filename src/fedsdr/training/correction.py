@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedsdr.adapters import Adapter
 from fedsdr.algorithms.contract import Stage
+from fedsdr.core.adapters import Adapter
 
 
 class Correction:

@@ -8,22 +8,22 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from fedsdr import adapters, seeds
-from fedsdr.adapters import Adapter, Private
 from fedsdr.algorithms.contract import Fitted, Stage, Targets
-from fedsdr.data.batches import Batch, collate, end_to_end, shuffled
+from fedsdr.core import adapters, seeds
+from fedsdr.core.adapters import Adapter, Private
+from fedsdr.core.errors import UserError
+from fedsdr.core.metrics import Mean
+from fedsdr.data.batches import Batch, collate_examples, end_to_end, shuffled_batches
 from fedsdr.data.template import Example
-from fedsdr.errors import UserError
-from fedsdr.metrics import Mean
-from fedsdr.model.checkpointing import recomputed
-from fedsdr.model.dropout import Dropout, dropout
+from fedsdr.model.checkpointing import recompute_activations
+from fedsdr.model.dropout import Dropout, lora_dropout
 from fedsdr.model.lora import Stream, TwoStreamModel
-from fedsdr.model.packing import packed
+from fedsdr.model.packing import packed_attention
 from fedsdr.model.trials import rows_at_once
 from fedsdr.training.annealing import CONSTANT, Annealing
 from fedsdr.training.correction import Correction
 from fedsdr.training.loss import summed_loss
-from fedsdr.training.teacher import Teacher, taught
+from fedsdr.training.teacher import ConsolidationTeacher, teacher_stream
 
 TRAINS: Final = {"R": Stream.RECTIFY, "S": Stream.SMOOTH}
 
@@ -87,9 +87,9 @@ class LocalTrainer:
         sent = stage.shared or {}
         return replace(
             fitted,
-            shared=adapters.select(after, lambda key: key in sent),
-            own=Private(adapters.select(after, lambda key: key not in sent)),
-            gradient=adapters.select(gradient, lambda key: key in sent),
+            shared=adapters.select_tensors(after, lambda key: key in sent),
+            own=Private(adapters.select_tensors(after, lambda key: key not in sent)),
+            gradient=adapters.select_tensors(gradient, lambda key: key in sent),
         )
 
     def streams(self, stage: Stage) -> dict[Stream, Adapter]:
@@ -99,16 +99,18 @@ class LocalTrainer:
             streams[Stream.RECTIFY] = self._rectifying(stage)
         if stage.private is not None or stage.trains == "S":
             streams[Stream.SMOOTH] = self._smoothing(stage)
-        if folded := adapters.under(stage.shared or {}, adapters.FOLDED):
+        if folded := adapters.strip_prefix(stage.shared or {}, adapters.FOLDED):
             streams[Stream.FOLDED] = folded
         if stage.distil:
             assert stage.trains == "R", "it is R that learns from the client's own model"
-            streams[Stream.SMOOTH] = taught(streams[Stream.RECTIFY], adapters.unwrap(stage.private))
+            streams[Stream.SMOOTH] = teacher_stream(
+                streams[Stream.RECTIFY], adapters.unwrap_private(stage.private)
+            )
         return streams
 
     def _rectifying(self, stage: Stage) -> Adapter:
         """R, put together from what the server sent and what the client keeps."""
-        known = {**adapters.factors(stage.shared or {}), **adapters.unwrap(stage.own)}
+        known = {**adapters.plain_factors(stage.shared or {}), **adapters.unwrap_private(stage.own)}
         whole = len(known) == 2 * len(self.model.paths)
         return known if whole else {**self._fresh(stage), **known}
 
@@ -116,25 +118,25 @@ class LocalTrainer:
         """S as it was left, faded where it is to be trained, or a fresh one."""
         if stage.private is None:
             return self._fresh(stage, self.smoothing_rank)
-        s = adapters.unwrap(stage.private)
-        return adapters.faded(s, stage.fade) if stage.trains == "S" else s
+        s = adapters.unwrap_private(stage.private)
+        return adapters.scale_product(s, stage.fade) if stage.trains == "S" else s
 
     def _fresh(self, stage: Stage, rank: int | None = None) -> Adapter:
-        draw = seeds.generator(self.seed, "fresh", stage.name, self.round, self.client)
+        draw = seeds.seeded_generator(self.seed, "fresh", stage.name, self.round, self.client)
         like = self.model.blank()
-        return adapters.fresh(adapters.resized(like, rank) if rank else like, draw)
+        return adapters.fresh_adapter(adapters.resize_rank(like, rank) if rank else like, draw)
 
     def _steps(
         self, stage: Stage, stream: Stream, company: tuple[Stream, ...]
     ) -> tuple[Mean, Adapter]:
         parameters, optimiser = self.learning(stage, stream)
         correction = Correction(stage, parameters)
-        teacher = Teacher(self.model, Stream.FOLDED in company)
+        teacher = ConsolidationTeacher(self.model, Stream.FOLDED in company)
         summed = teacher.summed_loss if stage.distil else self._summed_loss
         batches = self.batches(stage)
         total = Mean(0.0, 0.0)
         for step in range(stage.schedule.steps):
-            self.model.activate(*present(company, stage, step))
+            self.model.activate(*active_streams(company, stage, step))
             chosen = next(batches)
             loss = self._backward(chosen, self.keys(stage, step, len(chosen)), summed)
             correction.apply()
@@ -181,8 +183,8 @@ class LocalTrainer:
             part = part.to(self.model.device)
             drop = self.dropped(part, keys[start : start + size])
             with (
-                recomputed(model, self.checkpointing),
-                packed(model, bool(part.lengths)),
+                recompute_activations(model, self.checkpointing),
+                packed_attention(model, bool(part.lengths)),
                 self.model.dropping(drop),
             ):
                 loss = summed(part)
@@ -195,16 +197,18 @@ class LocalTrainer:
         lengths = [len(example) for example in examples]
         if self.model.packing.pays(lengths):
             return end_to_end(examples)
-        return collate(examples, self.pad)
+        return collate_examples(examples, self.pad)
 
     def keys(self, stage: Stage, step: int, count: int) -> list[int]:
         """Of the examples of a step, for their dropout: a function of seed, stage, round, client
         and step."""
         place = ("dropout", stage.name, self.round, self.client, step)
-        return [seeds.derive(self.seed, *place, i) if self.dropout else 0 for i in range(count)]
+        return [
+            seeds.derive_seed(self.seed, *place, i) if self.dropout else 0 for i in range(count)
+        ]
 
     def dropped(self, part: Batch, keys: Sequence[int]) -> Dropout | None:
-        return dropout(self.dropout, part, keys) if self.dropout else None
+        return lora_dropout(self.dropout, part, keys) if self.dropout else None
 
     def rate(self, stage: Stage) -> float:
         return self.annealing.rate(stage.schedule.lr, self.round)
@@ -212,8 +216,8 @@ class LocalTrainer:
     def batches(self, stage: Stage) -> Iterator[list[Example]]:
         """The stage's batches, endlessly: a function of seed, stage, round and client."""
         examples = self.examples[stage.targets]
-        draw = seeds.generator(self.seed, "batches", stage.name, self.round, self.client)
-        for chosen in shuffled(len(examples), self.batch_size, draw):
+        draw = seeds.seeded_generator(self.seed, "batches", stage.name, self.round, self.client)
+        for chosen in shuffled_batches(len(examples), self.batch_size, draw):
             yield [examples[i] for i in chosen]
 
     def diverged(self, what: str, stage: Stage, step: int) -> UserError:
@@ -224,7 +228,7 @@ class LocalTrainer:
         )
 
 
-def present(company: Iterable[Stream], stage: Stage, step: int) -> list[Stream]:
+def active_streams(company: Iterable[Stream], stage: Stage, step: int) -> list[Stream]:
     """The streams that take part in a step."""
     alone = _falls_alone(step, stage.alone)
     return [stream for stream in company if not alone or stream != Stream.SMOOTH]

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fedsdr.core.metrics import Mean
 from fedsdr.data.batches import Batch
-from fedsdr.metrics import Mean
-from fedsdr.model.packing import whereabouts
+from fedsdr.model.packing import segment_inputs
 
 
 def response_loss(model: torch.nn.Module, batch: Batch) -> Mean:
@@ -31,7 +31,7 @@ def summed_loss(model: torch.nn.Module, batch: Batch) -> Tensor:
     return functional.cross_entropy(logits, batch.predicted, reduction="sum")
 
 
-def losses(model: torch.nn.Module, batch: Batch) -> Tensor:
+def token_losses(model: torch.nn.Module, batch: Batch) -> Tensor:
     """-log f(y_i | c_i, x_i) of each response token, row by row: (N,)."""
     logits = response_logits(model, batch)
     return functional.cross_entropy(logits, batch.predicted, reduction="none")
@@ -41,7 +41,7 @@ def response_logits(model: torch.nn.Module, batch: Batch) -> Tensor:
     """Logits that predict the response tokens, one after another: (N, V), at least float32."""
     place: dict[str, Any] = {"attention_mask": batch.mask}
     if batch.lengths:
-        place = whereabouts(batch.lengths, batch.ids.device)
+        place = segment_inputs(batch.lengths, batch.ids.device)
     with head_at(model, batch.predicting):
         logits: Tensor = model(input_ids=batch.ids, use_cache=False, **place).logits
     wide = torch.promote_types(logits.dtype, torch.float32)

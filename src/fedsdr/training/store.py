@@ -8,12 +8,12 @@ does the round again; later versions are then overwritten with the same bytes.
 import re
 from pathlib import Path
 
-from fedsdr import files
-from fedsdr.adapters import Adapter, Private, unwrap
 from fedsdr.algorithms.contract import ClientState
+from fedsdr.core import files
+from fedsdr.core.adapters import Adapter, Private, unwrap_private
 
 PRIVATE, MEMORY = "private", "memory"
-VERSION = re.compile(r"state-(\d{6})\.safetensors")
+STATE_VERSION = re.compile(r"state-(\d{6})\.safetensors")
 
 
 class ClientStore:
@@ -44,7 +44,7 @@ class ClientStore:
 
     def save(self, client: str, round: int, state: ClientState) -> None:
         """Write the state after `round`; the one before stays until `prune`."""
-        groups = {(PRIVATE, name): unwrap(each) for name, each in state.private.items()}
+        groups = {(PRIVATE, name): unwrap_private(each) for name, each in state.private.items()}
         groups |= {(MEMORY, name): each for name, each in state.memory.items()}
         tensors = {
             f"{kind}|{name}|{key}": tensor
@@ -70,7 +70,7 @@ class ClientStore:
 
     def _versions(self, client: str) -> list[int]:
         folder = self.folder / client
-        matches = (VERSION.fullmatch(path.name) for path in folder.glob("state-*"))
+        matches = (STATE_VERSION.fullmatch(path.name) for path in folder.glob("state-*"))
         return sorted(int(match[1]) for match in matches if match)
 
     def _path(self, client: str, round: int) -> Path:

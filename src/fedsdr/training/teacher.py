@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fedsdr.adapters import Adapter
+from fedsdr.core.adapters import Adapter
+from fedsdr.core.products import stack_components
 from fedsdr.data.batches import Batch
 from fedsdr.model.lora import Stream, TwoStreamModel
-from fedsdr.products import stack
 from fedsdr.training.loss import response_logits
 
 
-def taught(r: Adapter, s: Adapter) -> Adapter:
+def teacher_stream(r: Adapter, s: Adapter) -> Adapter:
     """R0 and S as one frozen adapter for the slot of S, so that R can move."""
-    return stack([(r, 1.0), (s, 1.0)])
+    return stack_components([(r, 1.0), (s, 1.0)])
 
 
-class Teacher:
+class ConsolidationTeacher:
     """W0 + R0 + S, beside a student W0 + R in one model, whose slot of S holds `taught`."""
 
     def __init__(self, model: TwoStreamModel, folded: bool) -> None:

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsdr import seeds
-from fedsdr.adapters import fresh
-from fedsdr.data.batches import Batch, collate
+from fedsdr.core import seeds
+from fedsdr.core.adapters import fresh_adapter
+from fedsdr.core.errors import UserError
+from fedsdr.data.batches import Batch, collate_examples
 from fedsdr.data.template import Example
-from fedsdr.errors import UserError
-from fedsdr.model.checkpointing import recomputed
+from fedsdr.model.checkpointing import recompute_activations
 from fedsdr.model.lora import Stream, TwoStreamModel
-from fedsdr.model.trials import TEXTS, alike, plain, precision
+from fedsdr.model.trials import TRIAL_TEXTS, compute_precision, plain_logits, same_logits
 from fedsdr.training.loss import response_logits, summed_loss
 
 
@@ -24,7 +24,7 @@ def check_learns(model: TwoStreamModel, checkpointing: bool) -> None:
     """
     kind = type(model.model).__name__
     parameters = list(model.train_only(Stream.RECTIFY).values())
-    model.load(Stream.RECTIFY, fresh(model.blank(), seeds.generator(0, "trial")))
+    model.load(Stream.RECTIFY, fresh_adapter(model.blank(), seeds.seeded_generator(0, "trial")))
     model.activate(Stream.RECTIFY)
     try:
         slopes = _gradient(model.model, parameters, False)
@@ -34,7 +34,7 @@ def check_learns(model: TwoStreamModel, checkpointing: bool) -> None:
             raise UserError(f"the adapters of {kind} get no gradient: choose other lora.targets")
         if checkpointing:
             again = _gradient(model.model, parameters, True)
-            if not alike(again, slopes, precision(model.model)):
+            if not same_logits(again, slopes, compute_precision(model.model)):
                 raise UserError(
                     f"{kind} has other gradients with gradient checkpointing: set "
                     "model.gradient_checkpointing = false"
@@ -51,17 +51,17 @@ def check_learns(model: TwoStreamModel, checkpointing: bool) -> None:
 def _head_is_last(model: Any) -> bool:
     """Whether logits at some places alone are those of the whole text there."""
     batch = _batch(model)
-    wanted = plain(model, TEXTS[0])[batch.predicting[0]]
-    return alike(response_logits(model, batch), wanted, precision(model))
+    wanted = plain_logits(model, TRIAL_TEXTS[0])[batch.predicting[0]]
+    return same_logits(response_logits(model, batch), wanted, compute_precision(model))
 
 
 def _batch(model: Any) -> Batch:
-    return collate([Example(TEXTS[0][:1], TEXTS[0][1:])], 0).to(model.device)
+    return collate_examples([Example(TRIAL_TEXTS[0][:1], TRIAL_TEXTS[0][1:])], 0).to(model.device)
 
 
 def _gradient(model: Any, parameters: Sequence[Tensor], again: bool) -> Tensor:
     """Of the loss of a text by the adapters, all in one, float32 at least."""
-    with torch.enable_grad(), recomputed(model, again):
+    with torch.enable_grad(), recompute_activations(model, again):
         loss = summed_loss(model, _batch(model))
         found = torch.autograd.grad(loss, parameters, materialize_grads=True)
     return torch.cat([each.flatten() for each in found])

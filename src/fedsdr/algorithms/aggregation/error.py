@@ -14,40 +14,40 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from fedsdr.adapters import FOLDED, Adapter, factors, norm, rank_of, subtract
-from fedsdr.algorithms.aggregation.folding import whole
+from fedsdr.algorithms.aggregation.folding import merge_folded
 from fedsdr.algorithms.aggregation.ranks import starting_point
 from fedsdr.algorithms.contract import Algorithm, Round, ServerState, Update
-from fedsdr.metrics import Mean
-from fedsdr.products import ProductSum, Weights, weights
+from fedsdr.core.adapters import FOLDED, Adapter, norm, plain_factors, rank_of, subtract
+from fedsdr.core.metrics import Mean
+from fedsdr.core.products import ProductSum, Weights, product_weights
 
 
-class Fold(NamedTuple):
+class ErrorFold(NamedTuple):
     state: ServerState
     products: ProductSum
     inner: Any
 
 
-def measured(inner: Algorithm) -> Algorithm:
+def with_aggregation_error(inner: Algorithm) -> Algorithm:
     """`inner`, with its aggregation error among the server's metrics.
 
     For algorithms that have a global model; costs a float64 copy of the adapted weights.
     """
 
-    def add(fold: Fold, update: Update) -> Fold:
-        change = factors(update.change)
+    def add(fold: ErrorFold, update: Update) -> ErrorFold:
+        change = plain_factors(update.change)
         start = starting_point(fold.state, rank_of(change))
         trained = {**start, **{key: start[key] + change[key] for key in change}}
         products = fold.products.plus(trained, update.weight)
-        return Fold(fold.state, products, inner.add(fold.inner, update))
+        return ErrorFold(fold.state, products, inner.add(fold.inner, update))
 
-    def finish(state: ServerState, fold: Fold, round: Round) -> ServerState:
+    def finish(state: ServerState, fold: ErrorFold, round: Round) -> ServerState:
         new = inner.finish(state, fold.inner, round)
         ideal = {p: w / fold.products.weight for p, w in fold.products.weights().items()}
         frozen = state.memory.get(FOLDED)
-        before, after = (whole(inner.deployed(each)) for each in (state, new))
-        error = norm(subtract(ideal, without(after, frozen)))
-        moved = norm(subtract(ideal, without(before, frozen)))
+        before, after = (merge_folded(inner.deployed(each)) for each in (state, new))
+        error = norm(subtract(ideal, subtract_frozen(after, frozen)))
+        moved = norm(subtract(ideal, subtract_frozen(before, frozen)))
         metrics = {
             "aggregation/error": Mean(error, 1),
             # Beside the weights themselves, a way of rounding errors is no way.
@@ -56,16 +56,16 @@ def measured(inner: Algorithm) -> Algorithm:
         return replace(new, metrics={**new.metrics, **metrics})
 
     return inner._replace(
-        start=lambda state, round: Fold(state, ProductSum(), inner.start(state, round)),
+        start=lambda state, round: ErrorFold(state, ProductSum(), inner.start(state, round)),
         add=add,
         finish=finish,
     )
 
 
-def without(deployed: Adapter, frozen: Mapping[str, Any] | None) -> Weights:
+def subtract_frozen(deployed: Adapter, frozen: Mapping[str, Any] | None) -> Weights:
     """The weights of an adapter less those of its frozen part."""
-    formed = weights(deployed)
+    formed = product_weights(deployed)
     if not frozen:
         return formed
-    part = weights(dict(frozen))
+    part = product_weights(dict(frozen))
     return {path: formed[path] - part[path] for path in formed}

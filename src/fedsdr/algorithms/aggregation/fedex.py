@@ -6,13 +6,13 @@ the mean factors, joins the frozen model. So the deployed model is the exact mea
 
 from typing import Any, NamedTuple
 
-from fedsdr.adapters import FOLDED, Adapter, WeightedSum, add, factors, no_sum
-from fedsdr.algorithms.aggregation.folding import fold_in, folding
+from fedsdr.algorithms.aggregation.folding import fold_in, with_folded_part
 from fedsdr.algorithms.contract import Algorithm, NoOptions, Round, ServerState, Update
-from fedsdr.products import ProductSum
+from fedsdr.core.adapters import FOLDED, Adapter, WeightedSum, add, no_sum, plain_factors
+from fedsdr.core.products import ProductSum
 
 
-class Fold(NamedTuple):
+class FedExFold(NamedTuple):
     before: Adapter
     changes: WeightedSum
     products: ProductSum
@@ -21,18 +21,18 @@ class Fold(NamedTuple):
 
 def fedex_lora(inner: Algorithm, options: NoOptions) -> Algorithm:
     """`inner` on the factors, exact in the products."""
-    beside = folding(inner)
+    beside = with_folded_part(inner)
 
-    def collect(fold: Fold, update: Update) -> Fold:
-        change = factors(update.change)
-        return Fold(
+    def collect(fold: FedExFold, update: Update) -> FedExFold:
+        change = plain_factors(update.change)
+        return FedExFold(
             fold.before,
             fold.changes.plus(change, update.weight),
             fold.products.plus(add(fold.before, change), update.weight),
             inner.add(fold.inner, update),
         )
 
-    def finish(state: ServerState, fold: Fold, round: Round) -> ServerState:
+    def finish(state: ServerState, fold: FedExFold, round: Round) -> ServerState:
         moved = inner.finish(state, fold.inner, round)
         mean = add(fold.before, fold.changes.mean(like=fold.before))
         exact = (fold.products.factors(), 1 / fold.products.weight)
@@ -40,7 +40,7 @@ def fedex_lora(inner: Algorithm, options: NoOptions) -> Algorithm:
         return ServerState(moved.adapter, {**moved.memory, FOLDED: folded}, moved.metrics)
 
     return beside._replace(
-        start=lambda state, round: Fold(
+        start=lambda state, round: FedExFold(
             state.adapter, no_sum(state.adapter), ProductSum(), inner.start(state, round)
         ),
         add=collect,

@@ -10,10 +10,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from fedsdr.adapters import Adapter, layers, select
 from fedsdr.algorithms.aggregation.partly_shared import partly_shared
 from fedsdr.algorithms.contract import Algorithm, Options
-from fedsdr.errors import UserError
+from fedsdr.core.adapters import Adapter, layer_paths, select_tensors
+from fedsdr.core.errors import UserError
 
 
 class FedPer(Options):
@@ -26,7 +26,7 @@ def fedper(inner: Algorithm, options: FedPer) -> Algorithm:
     """`inner` on the lower blocks; each client keeps its upper ones."""
 
     def lower(first: Adapter) -> Adapter:
-        blocks = sorted({block_of(path) for path in layers(first)})
+        blocks = sorted({block_of(path) for path in layer_paths(first)})
         kept = math.ceil(len(blocks) * options.share - 1e-9)  # 0.14 x 50 is a little over 7
         if kept == len(blocks):
             raise UserError(
@@ -34,7 +34,7 @@ def fedper(inner: Algorithm, options: FedPer) -> Algorithm:
                 "shared: lower options.fedper.share or adapt more blocks"
             )
         shared = set(blocks[: len(blocks) - kept])
-        return select(first, lambda key: block_of(key) in shared)
+        return select_tensors(first, lambda key: block_of(key) in shared)
 
     return partly_shared(inner, lower)
 

@@ -8,7 +8,6 @@ clients start from one A and B is zero: nothing to turn.
 
 from dataclasses import replace
 
-from fedsdr.adapters import A_SUFFIX, B_SUFFIX, Adapter, factors, layers
 from fedsdr.algorithms.contract import (
     Algorithm,
     ClientState,
@@ -19,7 +18,8 @@ from fedsdr.algorithms.contract import (
     Stage,
     Update,
 )
-from fedsdr.products import rotate, rotation
+from fedsdr.core.adapters import A_SUFFIX, B_SUFFIX, Adapter, layer_paths, plain_factors
+from fedsdr.core.products import procrustes_rotation, rotate_factors
 
 
 def fedrot_lora(inner: Algorithm, options: NoOptions) -> Algorithm:
@@ -32,7 +32,9 @@ def fedrot_lora(inner: Algorithm, options: NoOptions) -> Algorithm:
             fitted = fit(stage)
             if round.number == 1:
                 return fitted
-            turned = turn(fitted.shared, factors(sent), on="B" if round.number % 2 else "A")
+            turned = align_factors(
+                fitted.shared, plain_factors(sent), on="B" if round.number % 2 else "A"
+            )
             return replace(fitted, shared=turned)
 
         return inner.client(sent, state, fit_and_turn, round)
@@ -40,11 +42,11 @@ def fedrot_lora(inner: Algorithm, options: NoOptions) -> Algorithm:
     return inner._replace(client=client)
 
 
-def turn(a: Adapter, reference: Adapter, on: str) -> Adapter:
+def align_factors(a: Adapter, reference: Adapter, on: str) -> Adapter:
     """B Q, Q^T A with the Q that brings the factor `on` nearest to the reference's, by layer."""
     turns = {}
-    for path in layers(a):
+    for path in layer_paths(a):
         key = path + (A_SUFFIX if on == "A" else B_SUFFIX)
         mine, goal = a[key].double(), reference[key].double()
-        turns[path] = rotation(mine @ goal.T if on == "A" else mine.T @ goal)
-    return rotate(a, turns)
+        turns[path] = procrustes_rotation(mine @ goal.T if on == "A" else mine.T @ goal)
+    return rotate_factors(a, turns)

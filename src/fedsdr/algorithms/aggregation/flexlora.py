@@ -11,23 +11,7 @@ that a server's momentum, or a client's control variate, still means something.
 from collections.abc import Collection
 from typing import NamedTuple
 
-from fedsdr.adapters import (
-    A_SUFFIX,
-    B_SUFFIX,
-    Adapter,
-    WeightedSum,
-    add,
-    factors,
-    layers,
-    no_sum,
-    prefixed,
-    rank_of,
-    resized,
-    select,
-    subtract,
-    under,
-)
-from fedsdr.algorithms.aggregation.ranks import SMALLER, place, starting_point
+from fedsdr.algorithms.aggregation.ranks import SMALLER, rank_prefix, starting_point
 from fedsdr.algorithms.contract import (
     Algorithm,
     ClientState,
@@ -38,10 +22,32 @@ from fedsdr.algorithms.contract import (
     ServerState,
     Update,
 )
-from fedsdr.products import ProductSum, rotate, rotation, stack, truncate
+from fedsdr.core.adapters import (
+    A_SUFFIX,
+    B_SUFFIX,
+    Adapter,
+    WeightedSum,
+    add,
+    add_prefix,
+    layer_paths,
+    no_sum,
+    plain_factors,
+    rank_of,
+    resize_rank,
+    select_tensors,
+    strip_prefix,
+    subtract,
+)
+from fedsdr.core.products import (
+    ProductSum,
+    procrustes_rotation,
+    rotate_factors,
+    stack_components,
+    truncate_rank,
+)
 
 
-class Fold(NamedTuple):
+class FlexLoRAFold(NamedTuple):
     """products: sum of n_k B_k A_k; others: the means of whatever else is sent."""
 
     starts: dict[int, Adapter]
@@ -54,13 +60,13 @@ def flexlora(inner: Algorithm, options: NoOptions, ranks: Collection[int] = ()) 
 
     def with_starts(state: ServerState) -> ServerState:
         """Each smaller rank's own starting point: client and server must mean the same one."""
-        starts = {place(rank): smaller(state.adapter, rank) for rank in ranks}
+        starts = {rank_prefix(rank): reduce_rank(state.adapter, rank) for rank in ranks}
         return ServerState(state.adapter, {**state.memory, **starts}, state.metrics)
 
     def broadcast(state: ServerState) -> Adapter:
         sent = inner.broadcast(state)
         for rank in ranks:
-            sent = {**sent, **prefixed(state.memory[place(rank)], place(rank))}
+            sent = {**sent, **add_prefix(state.memory[rank_prefix(rank)], rank_prefix(rank))}
         return sent
 
     def client(
@@ -70,27 +76,27 @@ def flexlora(inner: Algorithm, options: NoOptions, ranks: Collection[int] = ()) 
 
     def received(sent: Adapter, state: ClientState) -> Adapter:
         if state.rank in ranks:
-            return under(sent, place(state.rank))
-        return select(sent, lambda key: not key.startswith(SMALLER))
+            return strip_prefix(sent, rank_prefix(state.rank))
+        return select_tensors(sent, lambda key: not key.startswith(SMALLER))
 
-    def start(state: ServerState, round: Round) -> Fold:
+    def start(state: ServerState, round: Round) -> FlexLoRAFold:
         starts = {r: starting_point(state, r) for r in (*ranks, rank_of(state.adapter))}
-        others = select(inner.uploads(state, round), lambda key: "/" in key)
-        return Fold(starts, ProductSum(), no_sum(others))
+        others = select_tensors(inner.uploads(state, round), lambda key: "/" in key)
+        return FlexLoRAFold(starts, ProductSum(), no_sum(others))
 
-    def collect(fold: Fold, update: Update) -> Fold:
-        change = factors(update.change)
+    def collect(fold: FlexLoRAFold, update: Update) -> FlexLoRAFold:
+        change = plain_factors(update.change)
         trained = add(fold.starts[rank_of(change)], change)
-        others = select(update.change, lambda key: "/" in key)
-        return Fold(
+        others = select_tensors(update.change, lambda key: "/" in key)
+        return FlexLoRAFold(
             fold.starts,
             fold.products.plus(trained, update.weight),
             fold.others.plus(others, update.weight),
         )
 
-    def finish(state: ServerState, fold: Fold, round: Round) -> ServerState:
+    def finish(state: ServerState, fold: FlexLoRAFold, round: Round) -> ServerState:
         others = fold.others.mean(like=inner.uploads(state, round))
-        change = subtract(nearest(fold.products, state.adapter), state.adapter)
+        change = subtract(nearest_factors(fold.products, state.adapter), state.adapter)
         mean = Update({**change, **others}, fold.products.weight)
         moved = inner.finish(state, inner.add(inner.start(state, round), mean), round)
         return with_starts(moved)
@@ -110,22 +116,24 @@ def flexlora(inner: Algorithm, options: NoOptions, ranks: Collection[int] = ()) 
     )
 
 
-def smaller(a: Adapter, rank: int) -> Adapter:
+def reduce_rank(a: Adapter, rank: int) -> Adapter:
     """The best adapter of a smaller rank; the first components while B is still zero."""
-    if not any(a[path + B_SUFFIX].any() for path in layers(a)):
-        return resized(a, rank)
-    return {key: tensor.to(a[key].dtype) for key, tensor in truncate(a, rank).items()}
+    if not any(a[path + B_SUFFIX].any() for path in layer_paths(a)):
+        return resize_rank(a, rank)
+    return {key: tensor.to(a[key].dtype) for key, tensor in truncate_rank(a, rank).items()}
 
 
-def nearest(products: ProductSum, current: Adapter) -> Adapter:
+def nearest_factors(products: ProductSum, current: Adapter) -> Adapter:
     """The mean of products at the rank of `current`, rotated as near to it as can be."""
     # Directions that no client used are filled up with the present ones, at B = 0.
     idle = {key: t if key.endswith(A_SUFFIX) else t * 0 for key, t in current.items()}
-    mean = stack([(products.factors(), 1 / products.weight), (idle, 1.0)])
-    best = truncate(mean, rank_of(current))
+    mean = stack_components([(products.factors(), 1 / products.weight), (idle, 1.0)])
+    best = truncate_rank(mean, rank_of(current))
     turns = {}
-    for path in layers(current):
+    for path in layer_paths(current):
         a, b = path + A_SUFFIX, path + B_SUFFIX
-        turns[path] = rotation(best[b].T @ current[b].double() + best[a] @ current[a].double().T)
-    turned = rotate(best, turns)
+        turns[path] = procrustes_rotation(
+            best[b].T @ current[b].double() + best[a] @ current[a].double().T
+        )
+    turned = rotate_factors(best, turns)
     return {key: turned[key].to(current[key].dtype) for key in current}

@@ -10,9 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from fedsdr import seeds
-from fedsdr.adapters import FOLDED, Adapter, add, fresh, rank_of, resized
-from fedsdr.algorithms.aggregation.folding import fold_in, folding, trained_part
+from fedsdr.algorithms.aggregation.folding import fold_in, trained_part, with_folded_part
 from fedsdr.algorithms.aggregation.ranks import starting_point
 from fedsdr.algorithms.contract import (
     Algorithm,
@@ -23,42 +21,44 @@ from fedsdr.algorithms.contract import (
     ServerState,
     Update,
 )
-from fedsdr.products import ProductSum
+from fedsdr.core import seeds
+from fedsdr.core.adapters import FOLDED, Adapter, add, fresh_adapter, rank_of, resize_rank
+from fedsdr.core.products import ProductSum
 
 
-class Fold(NamedTuple):
+class FLoRAFold(NamedTuple):
     state: ServerState
     products: ProductSum
 
 
 def flora(inner: Algorithm, options: NoOptions, ranks: Collection[int] = ()) -> Algorithm:
     """The client half of `inner`; `ranks`: those of clients that have smaller ones."""
-    beside = folding(inner)
+    beside = with_folded_part(inner)
 
     def client(
         sent: Adapter, state: ClientState, fit: Fit, round: Round
     ) -> tuple[Update, ClientState]:
         mine = sent
         if state.rank in ranks:
-            mine = {**sent, **resized(trained_part(sent), state.rank or 0)}
+            mine = {**sent, **resize_rank(trained_part(sent), state.rank or 0)}
         return beside.client(mine, state, fit, round)
 
-    def collect(fold: Fold, update: Update) -> Fold:
+    def collect(fold: FLoRAFold, update: Update) -> FLoRAFold:
         trained = add(starting_point(fold.state, rank_of(update.change)), update.change)
-        return Fold(fold.state, fold.products.plus(trained, update.weight))
+        return FLoRAFold(fold.state, fold.products.plus(trained, update.weight))
 
-    def finish(state: ServerState, fold: Fold, round: Round) -> ServerState:
+    def finish(state: ServerState, fold: FLoRAFold, round: Round) -> ServerState:
         if not fold.products.weight > 0:
             raise ValueError(
                 f"the weights of a mean must add up to more than 0, not {fold.products.weight}"
             )
         folded = fold_in(state, [(fold.products.factors(), 1 / fold.products.weight)])
-        draw: torch.Generator = seeds.generator(round.seed, "fresh adapter")
-        return ServerState(fresh(state.adapter, draw), {**state.memory, FOLDED: folded})
+        draw: torch.Generator = seeds.seeded_generator(round.seed, "fresh adapter")
+        return ServerState(fresh_adapter(state.adapter, draw), {**state.memory, FOLDED: folded})
 
     return beside._replace(
         client=client,
-        start=lambda state, round: Fold(state, ProductSum()),
+        start=lambda state, round: FLoRAFold(state, ProductSum()),
         add=collect,
         finish=finish,
         ranks=frozenset(ranks),

@@ -7,7 +7,6 @@ sent to clients each round, under the prefix `FOLDED`: exactness is paid for in 
 
 from dataclasses import replace
 
-from fedsdr.adapters import FOLDED, Adapter, prefixed, select, under
 from fedsdr.algorithms.contract import (
     Algorithm,
     ClientState,
@@ -19,22 +18,23 @@ from fedsdr.algorithms.contract import (
     Stage,
     Update,
 )
-from fedsdr.products import compact, stack
+from fedsdr.core.adapters import FOLDED, Adapter, add_prefix, select_tensors, strip_prefix
+from fedsdr.core.products import compact_rank, stack_components
 
 
-def folding(inner: Algorithm) -> Algorithm:
+def with_folded_part(inner: Algorithm) -> Algorithm:
     """`inner` beside the frozen part that `ServerState.memory[FOLDED]` holds, once there is one.
 
     Who puts it there is the server half of the algorithm around this.
     """
 
     def with_folded(state: ServerState, sent: Adapter) -> Adapter:
-        return {**sent, **prefixed(state.memory.get(FOLDED, {}), FOLDED)}
+        return {**sent, **add_prefix(state.memory.get(FOLDED, {}), FOLDED)}
 
     def client(
         sent: Adapter, state: ClientState, fit: Fit, round: Round
     ) -> tuple[Update, ClientState]:
-        frozen = select(sent, is_folded)
+        frozen = select_tensors(sent, is_folded)
 
         def fit_beside(stage: Stage) -> Fitted:
             return fit(replace(stage, shared={**(stage.shared or {}), **frozen}))
@@ -43,7 +43,7 @@ def folding(inner: Algorithm) -> Algorithm:
 
     def personal(sent: Adapter, state: ClientState) -> Personal:
         mine = inner.personal(trained_part(sent), state)
-        return mine._replace(shared={**(mine.shared or {}), **select(sent, is_folded)})
+        return mine._replace(shared={**(mine.shared or {}), **select_tensors(sent, is_folded)})
 
     return inner._replace(
         broadcast=lambda state: with_folded(state, inner.broadcast(state)),
@@ -59,21 +59,21 @@ def is_folded(key: str) -> bool:
 
 
 def trained_part(sent: Adapter) -> Adapter:
-    return select(sent, lambda key: not is_folded(key))
+    return select_tensors(sent, lambda key: not is_folded(key))
 
 
 def fold_in(state: ServerState, parts: list[tuple[Adapter, float]]) -> Adapter:
     """The frozen part with sum_i w_i B_i A_i added to it, exactly."""
     before = state.memory.get(FOLDED)
-    total = compact(stack([*([(before, 1.0)] if before else []), *parts]))
+    total = compact_rank(stack_components([*([(before, 1.0)] if before else []), *parts]))
     return {key: tensor.to(state.adapter[key].dtype) for key, tensor in total.items()}
 
 
-def whole(deployed: Adapter) -> Adapter:
+def merge_folded(deployed: Adapter) -> Adapter:
     """R with its folded part as one plain adapter, as files and other tools know them."""
-    folded = under(deployed, FOLDED)
+    folded = strip_prefix(deployed, FOLDED)
     plain = trained_part(deployed)
     if not folded:
         return plain
-    total = compact(stack([(plain, 1.0), (folded, 1.0)]))
+    total = compact_rank(stack_components([(plain, 1.0), (folded, 1.0)]))
     return {key: tensor.to(plain[key].dtype) for key, tensor in total.items()}

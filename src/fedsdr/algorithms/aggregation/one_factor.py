@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
-from fedsdr.adapters import Adapter, factor_of, factors, select
 from fedsdr.algorithms.contract import (
     Algorithm,
     ClientState,
@@ -19,6 +18,7 @@ from fedsdr.algorithms.contract import (
     Stage,
     Update,
 )
+from fedsdr.core.adapters import Adapter, factor_of, plain_factors, select_tensors
 
 Factor = Literal["A", "B"]
 
@@ -30,7 +30,7 @@ def one_factor(inner: Algorithm, choose: Callable[[int], Factor]) -> Algorithm:
     """
 
     def part(a: Adapter, round: Round) -> Adapter:
-        return select(a, lambda key: factor_of(key) == choose(round.number))
+        return select_tensors(a, lambda key: factor_of(key) == choose(round.number))
 
     def view(state: ServerState, round: Round) -> ServerState:
         memory = {name: part(tensors, round) for name, tensors in state.memory.items()}
@@ -40,7 +40,7 @@ def one_factor(inner: Algorithm, choose: Callable[[int], Factor]) -> Algorithm:
         sent: Adapter, state: ClientState, fit: Fit, round: Round
     ) -> tuple[Update, ClientState]:
         trained = part(sent, round)
-        frozen = select(factors(sent), lambda key: key not in trained)
+        frozen = select_tensors(plain_factors(sent), lambda key: key not in trained)
 
         def fit_one(stage: Stage) -> Fitted:
             whole = {**frozen, **(stage.shared or {})}

@@ -7,7 +7,6 @@ round, as private as LoRA-S; so there is no one global model, only the clients' 
 from collections.abc import Callable
 from dataclasses import replace
 
-from fedsdr.adapters import Adapter
 from fedsdr.algorithms.contract import (
     Algorithm,
     ClientState,
@@ -18,6 +17,7 @@ from fedsdr.algorithms.contract import (
     Stage,
     Update,
 )
+from fedsdr.core.adapters import Adapter
 
 OWN = "own"
 

@@ -10,7 +10,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from fedsdr.adapters import Adapter, factors
 from fedsdr.algorithms.contract import (
     Algorithm,
     ClientState,
@@ -24,6 +23,7 @@ from fedsdr.algorithms.contract import (
     Targets,
     Update,
 )
+from fedsdr.core.adapters import Adapter, plain_factors
 
 PERSONAL = "ditto"
 
@@ -47,7 +47,7 @@ def ditto(
     ) -> tuple[Update, ClientState]:
         update, state = inner.client(shared, state, fit, round)
         start = inner.personal(shared, state)
-        pull = Pull(factors(start.shared or {}), options.strength)
+        pull = Pull(plain_factors(start.shared or {}), options.strength)
         v = state.private.get(PERSONAL)
         first = v is None
         stage = Stage(

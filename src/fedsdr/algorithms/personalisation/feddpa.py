@@ -11,7 +11,6 @@ query to the training data; both are simply on.
 
 from dataclasses import replace
 
-from fedsdr.adapters import Adapter
 from fedsdr.algorithms.contract import (
     Algorithm,
     ClientState,
@@ -24,6 +23,7 @@ from fedsdr.algorithms.contract import (
     Targets,
     Update,
 )
+from fedsdr.core.adapters import Adapter
 
 PERSONAL = "feddpa"
 

@@ -11,9 +11,9 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from fedsdr.adapters import Adapter, norm, scale
 from fedsdr.algorithms.contract import Algorithm, Options, Round, ServerState, Update
-from fedsdr.metrics import Mean
+from fedsdr.core.adapters import Adapter, norm, scale
+from fedsdr.core.metrics import Mean
 
 
 class Clipping(Options):
@@ -23,7 +23,7 @@ class Clipping(Options):
     norm: Annotated[float, Field(gt=0)] = 10.0
 
 
-class Fold(NamedTuple):
+class ClippedFold(NamedTuple):
     """inner: the wrapped algorithm's fold; clipped: share of updates; length: mean norm."""
 
     inner: Any
@@ -31,28 +31,30 @@ class Fold(NamedTuple):
     length: Mean = Mean(0.0, 0)
 
 
-def clipped(inner: Algorithm, options: Clipping) -> Algorithm:
+def with_clipping(inner: Algorithm, options: Clipping) -> Algorithm:
     """`inner`, whose server scales each update down to norm `options.norm`, and weighs it 1.
 
     Metrics: `robust/clipped`, the share of updates that were scaled, and `robust/norm`, their mean
     norm as they came, by which to choose the bound.
     """
 
-    def collect(fold: Fold, update: Update) -> Fold:
+    def collect(fold: ClippedFold, update: Update) -> ClippedFold:
         change = clip_to_norm(update.change, options.norm)
-        return Fold(
+        return ClippedFold(
             inner.add(fold.inner, replace(update, change=change, weight=1.0)),
             fold.clipped.merge(Mean(int(change is not update.change), 1)),
             fold.length.merge(Mean(norm(update.change), 1)),
         )
 
-    def finish(state: ServerState, fold: Fold, round: Round) -> ServerState:
+    def finish(state: ServerState, fold: ClippedFold, round: Round) -> ServerState:
         moved = inner.finish(state, fold.inner, round)
         told = {"robust/clipped": fold.clipped, "robust/norm": fold.length}
         return replace(moved, metrics={**moved.metrics, **told})
 
     return inner._replace(
-        start=lambda state, round: Fold(inner.start(state, round)), add=collect, finish=finish
+        start=lambda state, round: ClippedFold(inner.start(state, round)),
+        add=collect,
+        finish=finish,
     )
 
 

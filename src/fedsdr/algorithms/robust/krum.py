@@ -15,10 +15,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from fedsdr.adapters import Adapter, norm, subtract, weighted_mean
 from fedsdr.algorithms.contract import Algorithm, Options, Round, ServerState, Update
-from fedsdr.errors import UserError
-from fedsdr.metrics import Mean
+from fedsdr.core.adapters import Adapter, norm, subtract, weighted_mean
+from fedsdr.core.errors import UserError
+from fedsdr.core.metrics import Mean
 
 
 class Krum(Options):
@@ -41,7 +41,7 @@ def krum(inner: Algorithm, options: Krum) -> Algorithm:
         begun = inner.start(state, round)
         if not fold:
             return inner.finish(state, begun, round)
-        best = ranked(fold, options.malicious)[: options.keep]
+        best = rank_by_score(fold, options.malicious)[: options.keep]
         change = weighted_mean((update.change, 1.0) for update in best)
         robust = Update(change, len(fold))
         moved = inner.finish(state, inner.add(begun, robust), round)
@@ -56,19 +56,19 @@ def krum(inner: Algorithm, options: Krum) -> Algorithm:
     )
 
 
-def ranked(updates: Sequence[Update], malicious: int) -> list[Update]:
+def rank_by_score(updates: Sequence[Update], malicious: int) -> list[Update]:
     """The updates, the lowest score first.
 
     Two that are nearest to each other often score the same; then the shorter comes first, so
     that the order of arrival decides between equal scores and norms alone.
     """
     changes = [update.change for update in updates]
-    found = scores(changes, malicious)
+    found = krum_scores(changes, malicious)
     order = sorted(range(len(updates)), key=lambda i: (found[i], norm(changes[i])))
     return [updates[i] for i in order]
 
 
-def scores(changes: Sequence[Adapter], malicious: int) -> list[float]:
+def krum_scores(changes: Sequence[Adapter], malicious: int) -> list[float]:
     """Krum's score of each: squared distances to its K - f - 2 nearest others, summed."""
     count = len(changes)
     neighbours = count - malicious - 2

@@ -15,8 +15,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsdr.adapters import Adapter, check_same_keys
 from fedsdr.algorithms.contract import Algorithm, Options, Round, ServerState, Update
+from fedsdr.core.adapters import Adapter, check_same_keys
 
 
 class TrimmedMean(Options):
@@ -41,7 +41,7 @@ def of_sorted(inner: Algorithm, cut: Callable[[int], int]) -> Algorithm:
         begun = inner.start(state, round)
         if not fold:
             return inner.finish(state, begun, round)
-        change = middle([update.change for update in fold], cut(len(fold)))
+        change = mean_of_middle([update.change for update in fold], cut(len(fold)))
         return inner.finish(state, inner.add(begun, Update(change, len(fold))), round)
 
     return inner._replace(
@@ -52,7 +52,7 @@ def of_sorted(inner: Algorithm, cut: Callable[[int], int]) -> Algorithm:
     )
 
 
-def middle(adapters: Sequence[Adapter], cut: int) -> Adapter:
+def mean_of_middle(adapters: Sequence[Adapter], cut: int) -> Adapter:
     """Coordinate by coordinate, the mean of all but the `cut` smallest and largest values."""
     for adapter in adapters:
         check_same_keys(adapters[0], adapter)

@@ -4,18 +4,18 @@ import json
 from pathlib import Path
 from typing import Final
 
-from fedsdr.errors import UserError
-from fedsdr.evaluate.benchmarks.folder import checked, enough, find
-from fedsdr.evaluate.benchmarks.subject import Benchmark, Row, Scores, Subject
+from fedsdr.core.errors import UserError
+from fedsdr.evaluate.benchmarks.folder import check_rows, find_file, split_shots
+from fedsdr.evaluate.benchmarks.subject import Benchmark, BenchmarkRow, Scores, Subject
 
-LAYOUT: Final = 'bbh/TASK.json, each {"examples": [{"input": ..., "target": ...}, ...]}'
+BBH_LAYOUT: Final = 'bbh/TASK.json, each {"examples": [{"input": ..., "target": ...}, ...]}'
 
 
-def read(data: Path, shots: int) -> list[Subject]:
+def read_bbh(data: Path, shots: int) -> list[Subject]:
     """The first `shots` examples of a task are its shots, and are not asked."""
-    paths = sorted(find(data, ["bbh"], LAYOUT).glob("*.json"))
+    paths = sorted(find_file(data, ["bbh"], BBH_LAYOUT).glob("*.json"))
     if not paths:
-        raise UserError(f"{data / 'bbh'} holds no *.json: expected {LAYOUT}")
+        raise UserError(f"{data / 'bbh'} holds no *.json: expected {BBH_LAYOUT}")
     return [_subject(path, shots) for path in paths]
 
 
@@ -27,12 +27,12 @@ def _subject(path: Path, shots: int) -> Subject:
     rows = content.get("examples") if isinstance(content, dict) else None
     examples = [
         {"input": str(row["input"]), "target": str(row["target"])}
-        for row in checked(path, rows, ("input", "target"))
+        for row in check_rows(path, rows, ("input", "target"))
     ]
-    return Subject(path.stem, *enough(path, examples, shots))
+    return Subject(path.stem, *split_shots(path, examples, shots))
 
 
-def score(row: Row, said: str) -> Scores:
+def score_bbh(row: BenchmarkRow, said: str) -> Scores:
     """exact: the first line is the target. prefix: it begins with it, as instruct-eval counts."""
     answer, target = said.strip(), row["target"].strip()
     return {"exact": float(answer == target), "prefix": float(answer.startswith(target))}
@@ -42,10 +42,10 @@ BBH: Final = Benchmark(
     line="27 tasks; the first line that is written must be the answer",
     source="Suzgun et al. 2022; prompts as in declare-lab/instruct-eval",
     shots=3,
-    layout=LAYOUT,
+    layout=BBH_LAYOUT,
     metrics=("exact", "prefix"),
-    read=read,
+    read=read_bbh,
     prompt=lambda row: f"{row['input']}\nAnswer:",
     target=lambda row: str(row["target"]),
-    score=score,
+    score=score_bbh,
 )

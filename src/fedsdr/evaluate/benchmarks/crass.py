@@ -3,36 +3,42 @@
 from pathlib import Path
 from typing import Final
 
-from fedsdr.errors import UserError
-from fedsdr.evaluate.benchmarks.folder import check_texts, enough, find, first, read_lines
+from fedsdr.core.errors import UserError
+from fedsdr.evaluate.benchmarks.folder import (
+    check_texts,
+    find_file,
+    leading_shots,
+    read_lines,
+    split_shots,
+)
 from fedsdr.evaluate.benchmarks.subject import (
     LETTERS,
     Benchmark,
-    Row,
+    BenchmarkRow,
     Subject,
-    lettered,
-    likeliest,
+    choice_accuracy,
+    lettered_question,
 )
 
-FILES: Final = ("crass/test.jsonl", "crass.jsonl")
+CRASS_FILES: Final = ("crass/test.jsonl", "crass.jsonl")
 SHOTS: Final = "crass/dev.jsonl"
-FIELDS: Final = ("premise", "question", "options", "answer")
-LAYOUT: Final = (
+CRASS_FIELDS: Final = ("premise", "question", "options", "answer")
+CRASS_LAYOUT: Final = (
     "crass/test.jsonl (or crass.jsonl) with the fields premise, question, options (a list) and "
     "answer (one of them); the shots from crass/dev.jsonl, or else the first rows"
 )
 
 
-def read(data: Path, shots: int) -> list[Subject]:
-    path = find(data, FILES, LAYOUT)
+def read_crass(data: Path, shots: int) -> list[Subject]:
+    path = find_file(data, CRASS_FILES, CRASS_LAYOUT)
     rows = _rows(path)
     if (data / SHOTS).exists():
-        return [Subject("crass", first(data / SHOTS, _rows(data / SHOTS), shots), rows)]
-    return [Subject("crass", *enough(path, rows, shots))]
+        return [Subject("crass", leading_shots(data / SHOTS, _rows(data / SHOTS), shots), rows)]
+    return [Subject("crass", *split_shots(path, rows, shots))]
 
 
-def _rows(path: Path) -> list[Row]:
-    rows = read_lines(path, FIELDS)
+def _rows(path: Path) -> list[BenchmarkRow]:
+    rows = read_lines(path, CRASS_FIELDS)
     for number, row in enumerate(rows, start=1):
         check_texts(path, number, row, ("premise", "question"))
         options = row["options"]
@@ -43,10 +49,10 @@ def _rows(path: Path) -> list[Row]:
             )
         if row["answer"] not in options:
             raise UserError(f"{path}, row {number}: the answer is not one of the options")
-    return [{key: row[key] for key in FIELDS} for row in rows]
+    return [{key: row[key] for key in CRASS_FIELDS} for row in rows]
 
 
-def _answer(row: Row) -> int:
+def _answer(row: BenchmarkRow) -> int:
     return int(row["options"].index(row["answer"]))
 
 
@@ -54,13 +60,13 @@ CRASS: Final = Benchmark(
     line="counterfactual questions; the letter of the highest likelihood counts",
     source="Frohberg and Binder 2022; prompts as in declare-lab/instruct-eval",
     shots=3,
-    layout=LAYOUT,
+    layout=CRASS_LAYOUT,
     metrics=("acc",),
-    read=read,
-    prompt=lambda row: lettered(
+    read=read_crass,
+    prompt=lambda row: lettered_question(
         f"{row['premise'].strip()} {row['question'].strip()}", row["options"]
     ),
     target=_answer,
-    score=lambda row, said: likeliest(said, _answer(row)),
+    score=lambda row, said: choice_accuracy(said, _answer(row)),
     choices=lambda row: list(LETTERS[: len(row["options"])]),
 )

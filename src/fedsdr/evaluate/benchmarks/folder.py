@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedsdr.errors import UserError
-from fedsdr.evaluate.benchmarks.subject import Row
+from fedsdr.core.errors import UserError
+from fedsdr.evaluate.benchmarks.subject import BenchmarkRow
 
 
-def find(data: Path, names: Iterable[str], layout: str) -> Path:
+def find_file(data: Path, names: Iterable[str], layout: str) -> Path:
     """The first of `names` that is there."""
     for name in names:
         if (data / name).exists():
@@ -31,7 +31,7 @@ def read_csv(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
                 f"{path}, row {number}: more cells than the header has: put texts with commas in "
                 "quotes"
             )
-    return checked(path, rows, columns)
+    return check_rows(path, rows, columns)
 
 
 def read_lines(path: Path, fields: Iterable[str]) -> list[dict[str, Any]]:
@@ -40,10 +40,10 @@ def read_lines(path: Path, fields: Iterable[str]) -> list[dict[str, Any]]:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         # Only "\n" ends a line: str.splitlines would also break at characters that texts may hold.
         rows = [json.loads(line) for line in raw.decode("utf-8").split("\n") if line.strip()]
-    return checked(path, rows, fields)
+    return check_rows(path, rows, fields)
 
 
-def checked(path: Path, rows: Any, fields: Iterable[str]) -> list[Any]:
+def check_rows(path: Path, rows: Any, fields: Iterable[str]) -> list[Any]:
     """The same rows; raises unless there are some and each is an object with all `fields`."""
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path} holds no rows")
@@ -56,7 +56,7 @@ def checked(path: Path, rows: Any, fields: Iterable[str]) -> list[Any]:
     return rows
 
 
-def check_texts(path: Path, number: int, row: Row, fields: Iterable[str]) -> None:
+def check_texts(path: Path, number: int, row: BenchmarkRow, fields: Iterable[str]) -> None:
     """Raise unless these fields of a row are texts."""
     if wrong := [field for field in fields if not isinstance(row[field], str)]:
         raise UserError(
@@ -73,14 +73,14 @@ def _reading(path: Path) -> Iterator[None]:
         raise UserError(f"cannot read {path}: {error}") from error
 
 
-def first(path: Path, rows: list[Any], shots: int) -> list[Any]:
+def leading_shots(path: Path, rows: list[Any], shots: int) -> list[Any]:
     """The shots of a file that holds nothing else."""
     if len(rows) < shots:
         raise UserError(f"{path} has {len(rows)} rows: expected {shots} shots")
     return rows[:shots]
 
 
-def enough(path: Path, rows: list[Any], shots: int) -> tuple[list[Any], list[Any]]:
+def split_shots(path: Path, rows: list[Any], shots: int) -> tuple[list[Any], list[Any]]:
     """(shots, questions) of a file that holds both: the first rows are the shots."""
     if len(rows) <= shots:
         raise UserError(f"{path} has {len(rows)} rows: expected more than its {shots} shots")

@@ -22,17 +22,17 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import handle_non_serializable, hash_string
 
+from fedsdr.core.errors import UserError
+from fedsdr.core.metrics import Mean, Metrics
+from fedsdr.core.progress import Bar, Reporter
 from fedsdr.data.records import Turn
-from fedsdr.errors import UserError
 from fedsdr.evaluate.benchmarks.results import Question, Result
 from fedsdr.evaluate.benchmarks.subject import Benchmark, Subject
-from fedsdr.evaluate.benchmarks.table import HUB, Chosen, task_manager
-from fedsdr.metrics import Mean, Metrics
-from fedsdr.model.base import BaseModel
-from fedsdr.model.generate import pads_left
+from fedsdr.evaluate.benchmarks.table import HUB_TASK, ChosenBenchmark, task_manager
+from fedsdr.generation.batched import pads_left
+from fedsdr.model.base import LoadedModel
 from fedsdr.model.identity import content_digest
-from fedsdr.model.trials import able
-from fedsdr.progress import Bar, Reporter
+from fedsdr.model.trials import passes_trial
 
 FEWSHOT_SEED = 1234  # lm-eval's own default, for its own tasks; ours draw nothing
 HASH = 16  # characters of a question's hash that are kept
@@ -55,10 +55,12 @@ class Options:
 class StreamLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
     """The model as it stands, whatever streams are active: they work below its linear layers."""
 
-    def __init__(self, base: BaseModel, options: Options, reporter: Reporter) -> None:
+    def __init__(self, base: LoadedModel, options: Options, reporter: Reporter) -> None:
         tokenizer = copy.deepcopy(base.chat.tokenizer)  # lm-eval sets its pad token
         bos = False if options.chat and options.bos is None else options.bos
-        batch = options.batch_size if able(base.model, pads_left) else 1  # lm-eval pads as well
+        batch = (
+            options.batch_size if passes_trial(base.model, pads_left) else 1
+        )  # lm-eval pads as well
         super().__init__(
             pretrained=base.model,
             tokenizer=tokenizer,
@@ -199,7 +201,11 @@ class Suite:
     """Benchmarks with their questions, ready to be put to a model again and again."""
 
     def __init__(
-        self, chosen: Sequence[Chosen], base: BaseModel, options: Options, reporter: Reporter
+        self,
+        chosen: Sequence[ChosenBenchmark],
+        base: LoadedModel,
+        options: Options,
+        reporter: Reporter,
     ) -> None:
         self.options = options
         with _quiet():
@@ -208,16 +214,16 @@ class Suite:
         self.shots = {each.name: each.benchmark.shots for each in chosen if each.benchmark}
         self._identities = {each.name: self._identity(each) for each in chosen}
 
-    def _tasks(self, chosen: Chosen) -> dict[str, Any]:
+    def _tasks(self, chosen: ChosenBenchmark) -> dict[str, Any]:
         if chosen.benchmark is None:
-            return hub_tasks(chosen.name.removeprefix(HUB))
+            return hub_tasks(chosen.name.removeprefix(HUB_TASK))
         names = [f"{chosen.name}_{subject.name}" for subject in chosen.subjects]
         return {
             name: FittingTask(name, chosen.benchmark, subject, self.lm)
             for name, subject in zip(names, chosen.subjects, strict=True)
         }
 
-    def _identity(self, chosen: Chosen) -> str:
+    def _identity(self, chosen: ChosenBenchmark) -> str:
         if chosen.benchmark is not None:
             return content_digest(chosen.benchmark.content(chosen.subjects))
         return content_digest(

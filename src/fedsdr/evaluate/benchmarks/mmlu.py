@@ -3,29 +3,34 @@
 from pathlib import Path
 from typing import Final
 
-from fedsdr.errors import UserError
-from fedsdr.evaluate.benchmarks.folder import find, first, read_csv
-from fedsdr.evaluate.benchmarks.subject import Benchmark, Subject, lettered, likeliest
+from fedsdr.core.errors import UserError
+from fedsdr.evaluate.benchmarks.folder import find_file, leading_shots, read_csv
+from fedsdr.evaluate.benchmarks.subject import (
+    Benchmark,
+    Subject,
+    choice_accuracy,
+    lettered_question,
+)
 
 OPTIONS: Final = ("choice0", "choice1", "choice2", "choice3")
-LAYOUT: Final = (
+MMLU_LAYOUT: Final = (
     "mmlu/dev/SUBJECT_dev.csv and mmlu/test/SUBJECT_test.csv, each with the header "
     "question,choice0,choice1,choice2,choice3,answer (answer: 0 to 3)"
 )
 
 
-def read(data: Path, shots: int) -> list[Subject]:
-    tests = sorted(find(data, ["mmlu/test"], LAYOUT).glob("*_test.csv"))
+def read_mmlu(data: Path, shots: int) -> list[Subject]:
+    tests = sorted(find_file(data, ["mmlu/test"], MMLU_LAYOUT).glob("*_test.csv"))
     if not tests:
-        raise UserError(f"{data / 'mmlu/test'} holds no *_test.csv: expected {LAYOUT}")
+        raise UserError(f"{data / 'mmlu/test'} holds no *_test.csv: expected {MMLU_LAYOUT}")
     return [_subject(data, path.name.removesuffix("_test.csv"), path, shots) for path in tests]
 
 
 def _subject(data: Path, name: str, test: Path, shots: int) -> Subject:
-    dev = find(data, [f"mmlu/dev/{name}_dev.csv"], LAYOUT)
+    dev = find_file(data, [f"mmlu/dev/{name}_dev.csv"], MMLU_LAYOUT)
     # Two spaces, as in the original's format_subject.
     about = f"The following are multiple choice questions (with answers) about  {_words(name)}."
-    return Subject(name, first(dev, _rows(dev), shots), _rows(test), about + "\n\n")
+    return Subject(name, leading_shots(dev, _rows(dev), shots), _rows(test), about + "\n\n")
 
 
 def _words(name: str) -> str:
@@ -44,11 +49,11 @@ MMLU: Final = Benchmark(
     line="four options; the letter of the highest likelihood counts",
     source="Hendrycks et al. 2021; prompts as in declare-lab/instruct-eval",
     shots=5,
-    layout=LAYOUT,
+    layout=MMLU_LAYOUT,
     metrics=("acc",),
-    read=read,
-    prompt=lambda row: lettered(row["question"], [row[key] for key in OPTIONS]),
+    read=read_mmlu,
+    prompt=lambda row: lettered_question(row["question"], [row[key] for key in OPTIONS]),
     target=lambda row: int(row["answer"]),
-    score=lambda row, said: likeliest(said, int(row["answer"])),
+    score=lambda row, said: choice_accuracy(said, int(row["answer"])),
     choices=lambda row: ["A", "B", "C", "D"],
 )

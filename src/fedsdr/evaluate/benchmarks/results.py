@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from fedsdr import files
-from fedsdr.errors import UserError
+from fedsdr.core import files
+from fedsdr.core.errors import UserError
 from fedsdr.evaluate.intervals import Estimate, paired_difference
 from fedsdr.model.identity import Identity
 
@@ -95,7 +95,7 @@ def standard_error(values: Sequence[float]) -> float | None:
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
 
 
-def paired(a: Result, b: Result, metric: str) -> Estimate:
+def paired_results(a: Result, b: Result, metric: str) -> Estimate:
     """Mean of a - b over the same questions, with the 95 % interval of the paired t statistic.
 
     Raises `UserError` where the two were not asked the same questions in the same way, or not
@@ -130,20 +130,20 @@ def _other_questions(a: Result, b: Result) -> UserError:
     )
 
 
-def place(folder: Path, model: str, task: str) -> Path:
+def result_path(folder: Path, model: str, task: str) -> Path:
     """The file of a result; names are quoted, for they may hold colons and slashes."""
     return folder / quote(model, safe="") / f"{quote(task, safe='')}.json"
 
 
-def write(folder: Path, result: Result) -> None:
-    path = place(folder, result.model, result.task)
+def write_result(folder: Path, result: Result) -> None:
+    path = result_path(folder, result.model, result.task)
     files.write_json_lines(path.with_suffix(".jsonl"), [asdict(q) for q in result.questions])
     files.write_json(path, result.summary())
 
 
-def read(folder: Path, model: str, task: str) -> Result | None:
+def read_result(folder: Path, model: str, task: str) -> Result | None:
     """A finished result, or None."""
-    path = place(folder, model, task)
+    path = result_path(folder, model, task)
     if not path.exists():
         return None
     rows = files.read_json_lines(path.with_suffix(".jsonl"))

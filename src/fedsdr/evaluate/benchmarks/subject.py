@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-Row = Mapping[str, Any]
+BenchmarkRow = Mapping[str, Any]
 Scores = dict[str, float]
 LETTERS: Final = "ABCDEFGH"
 
@@ -22,8 +22,8 @@ class Subject:
     """
 
     name: str
-    shots: Sequence[Row]
-    questions: Sequence[Row]
+    shots: Sequence[BenchmarkRow]
+    questions: Sequence[BenchmarkRow]
     introduction: str = ""
 
 
@@ -47,10 +47,10 @@ class Benchmark:
     layout: str
     metrics: tuple[str, ...]
     read: Callable[[Path, int], list[Subject]]
-    prompt: Callable[[Row], str]
-    target: Callable[[Row], str | int]
-    score: Callable[[Row, Any], Scores]
-    choices: Callable[[Row], list[str]] | None = None
+    prompt: Callable[[BenchmarkRow], str]
+    target: Callable[[BenchmarkRow], str | int]
+    score: Callable[[BenchmarkRow, Any], Scores]
+    choices: Callable[[BenchmarkRow], list[str]] | None = None
     until: tuple[str, ...] = ("\n",)
     tokens: int = 32
     version: int = 1
@@ -62,17 +62,17 @@ class Benchmark:
         return [how, *([s.name, s.introduction, *map(self._asked, (s.shots, s.questions))]
                        for s in subjects)]  # fmt: skip
 
-    def _asked(self, rows: Sequence[Row]) -> list[Any]:
+    def _asked(self, rows: Sequence[BenchmarkRow]) -> list[Any]:
         choices = self.choices or (lambda row: [])
         return [[row, self.prompt(row), self.target(row), choices(row)] for row in rows]
 
 
-def lettered(question: str, options: Sequence[str]) -> str:
+def lettered_question(question: str, options: Sequence[str]) -> str:
     """A question with its options, a letter each, as Hendrycks et al. wrote them."""
     lines = [f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False)]
     return "\n".join([question, *lines, "Answer:"])
 
 
-def likeliest(likelihoods: Sequence[float], answer: int) -> Scores:
+def choice_accuracy(likelihoods: Sequence[float], answer: int) -> Scores:
     """Accuracy: whether the right choice has the highest log-likelihood (the first of equals)."""
     return {"acc": float(max(range(len(likelihoods)), key=likelihoods.__getitem__) == answer)}

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from fedsdr.errors import UserError
+from fedsdr.core.errors import UserError
 from fedsdr.evaluate.benchmarks.bbh import BBH
 from fedsdr.evaluate.benchmarks.crass import CRASS
 from fedsdr.evaluate.benchmarks.drop import DROP
@@ -23,11 +23,11 @@ TASKS: Final[dict[str, Benchmark]] = {
     "gsm8k": GSM8K,
     "truthfulqa": TRUTHFULQA,
 }
-HUB: Final = "hub:"  # before the name of one of lm-eval's own tasks, which fetches its data
+HUB_TASK: Final = "hub:"  # before the name of one of lm-eval's own tasks, which fetches its data
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenBenchmark:
     """A benchmark by name; subjects: its questions, or none for one of lm-eval's own tasks."""
 
     name: str
@@ -35,7 +35,9 @@ class Chosen:
     subjects: tuple[Subject, ...] = ()
 
 
-def choose(names: Sequence[str], data: Path | None, key: str = "--tasks") -> list[Chosen]:
+def choose_benchmarks(
+    names: Sequence[str], data: Path | None, key: str = "--tasks"
+) -> list[ChosenBenchmark]:
     """Read all that was asked for. Raises `UserError` for a name, folder or file that is wrong.
 
     data: the folder that holds the files, laid out as `Benchmark.layout` says. key: for messages.
@@ -43,28 +45,30 @@ def choose(names: Sequence[str], data: Path | None, key: str = "--tasks") -> lis
     if not names:
         raise UserError(f"{key} names no benchmark: choose from {_choices()}")
     for name in names:
-        if name not in TASKS and not name.startswith(HUB):
+        if name not in TASKS and not name.startswith(HUB_TASK):
             raise UserError(f"{key}: {name!r} is not known: choose from {_choices()}")
         if names.count(name) > 1:
             raise UserError(f"{key} names {name!r} twice")
     need_lm_eval()
-    if hub := [name.removeprefix(HUB) for name in names if name.startswith(HUB)]:
+    if hub := [name.removeprefix(HUB_TASK) for name in names if name.startswith(HUB_TASK)]:
         _check_hub(hub, key)
     return [_read(name, data) for name in names]
 
 
 def _choices() -> str:
-    return f"{', '.join(TASKS)}, or {HUB}NAME for a task of lm-eval's own, fetched from the hub"
+    return (
+        f"{', '.join(TASKS)}, or {HUB_TASK}NAME for a task of lm-eval's own, fetched from the hub"
+    )
 
 
-def _read(name: str, data: Path | None) -> Chosen:
-    if name.startswith(HUB):
-        return Chosen(name, None)
+def _read(name: str, data: Path | None) -> ChosenBenchmark:
+    if name.startswith(HUB_TASK):
+        return ChosenBenchmark(name, None)
     benchmark = TASKS[name]
     if data is None or not data.is_dir():
         where = "no data folder was given" if data is None else f"{data} is not a folder"
         raise UserError(f"{name}: {where}: it must hold {benchmark.layout}")
-    return Chosen(name, benchmark, tuple(benchmark.read(data, benchmark.shots)))
+    return ChosenBenchmark(name, benchmark, tuple(benchmark.read(data, benchmark.shots)))
 
 
 def need_lm_eval() -> None:

@@ -1,0 +1,176 @@
+"""`make evidence`: run what is planned, then write evidence.md with its figures and data."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+from experiments.archive import ARCHIVE, pack, unpack
+from experiments.chapter import Chapter, Claim, Condition, Table, shown
+from experiments.chapters.ablations import ablations
+from experiments.chapters.boosters import boosters
+from experiments.chapters.flattening import flattening
+from experiments.chapters.heterogeneity import heterogeneity
+from experiments.chapters.paradox import paradox
+from experiments.chapters.pareto import pareto
+from experiments.chapters.real_text import real_text
+from experiments.chapters.rivals import rivals
+from experiments.plan import EXPERIMENTS, QUICK, Cell, planned, whose_texts_are_read
+from experiments.results import Results
+from experiments.runner import CELLS_FOLDER, run_cells
+from fedsdr.core import files
+from fedsdr.core.errors import UserError
+from fedsdr.core.progress import Reporter
+from fedsdr.workflows.run_folder import locked_folder
+
+HOW_TO_READ: Final = """Numbers are means over seeds, in percent, but for words, losses, cosines,
+bits and the chapter on real text; ± is half of a 95 % t interval; differences are paired by seed. A
+condition holds if its interval is on its side of zero, fails if it is on the other side, and is
+open otherwise, or with fewer than three seeds. A claim holds if all of its conditions do, in part
+if some do, fails if none does and one fails, or if it is said of each and one fails, and is open
+otherwise; the table counts. Nothing is corrected for how many intervals there are: of twenty that
+should include zero one will not. Every figure has its data beside it as CSV. What the lab can show
+and what it cannot is in findings.md."""
+DOCUMENT: Final = "evidence.md"
+FIGURES: Final = "evidence"
+CELLS: Final = "cells.csv"
+CHAPTERS: Final = {
+    "boosters": boosters,
+    "flattening": flattening,
+    "paradox": paradox,
+    "rivals": rivals,
+    "ablations": ablations,
+    "pareto": pareto,
+    "heterogeneity": heterogeneity,
+}
+
+
+def choose_experiments(only: str, quick: bool) -> list[str]:
+    """The experiments named, separated by commas; without names all of the form."""
+    known = QUICK if quick else EXPERIMENTS
+    names = only.split(",") if only else [*known]
+    if unknown := [name for name in names if name not in known]:
+        form = " of --quick" if quick else ""
+        raise UserError(f"--only names {unknown[0]!r}: choose from {', '.join(known)}{form}")
+    return [name for name in EXPERIMENTS if name in names]
+
+
+def write_evidence(
+    out: Path,
+    seeds: Sequence[int],
+    names: Sequence[str],
+    jobs: int,
+    reporter: Reporter,
+    quick: bool = False,
+    known: Path | None = None,
+) -> Path:
+    """Run the cells that are not done and write the document; returns its path.
+
+    known: an archive of finished cells.
+    """
+    with locked_folder(out):
+        if known is not None:
+            count = unpack(known, out / CELLS_FOLDER)
+            reporter.say(f"{count} finished cells from {known}")
+        run_cells(planned(names, quick), seeds, out, jobs, reporter)
+        return write_document(out, seeds, names, quick)
+
+
+def write_document(
+    out: Path, seeds: Sequence[int], names: Sequence[str], quick: bool = False
+) -> Path:
+    """The document of whatever is finished in `out`."""
+    results = Results(out, seeds)
+    written = [*(CHAPTERS[name](results) for name in names), real_text(results)]
+    for chapter in written:
+        for figure in chapter.figures:
+            figure.write(out / FIGURES)
+    files.write_text(out / FIGURES / CELLS, every_cell(results, names).csv())
+    files.write_bytes(out / FIGURES / ARCHIVE, _archive(results, names))
+    everything = len(names) == len(QUICK if quick else EXPERIMENTS)
+    only = (" --quick" if quick else "") + ("" if everything else f" --only {','.join(names)}")
+    head = [
+        "# Evidence",
+        "The paper's claims (arXiv 2605.18028), tested on the embedded lab. Written by",
+        f"```\npython -m experiments{only} --seeds {','.join(map(str, seeds))}\n```",
+        HOW_TO_READ,
+        *_missing(results, names),
+        f"What each cell measured, seed by seed: [{CELLS}]({FIGURES}/{CELLS}). The finished cells, "
+        f"without models: [{ARCHIVE}]({FIGURES}/{ARCHIVE}). With `--cells` and its path the "
+        "command writes this document from them, and runs only what they lack.",
+        "## Verdicts",
+        _verdicts(written),
+        *(_chapter(number, chapter) for number, chapter in enumerate(written, 1)),
+    ]
+    path = out / DOCUMENT
+    files.write_text(path, "\n\n".join(head) + "\n")
+    return path
+
+
+def every_cell(results: Results, names: Sequence[str]) -> Table:
+    """A row for each metric of each cell and seed: what all tables and verdicts are made of."""
+    rows = []
+    for cell in planned(names):
+        for seed in results.done(cell):
+            found = results.metrics(cell, seed)
+            rows += [
+                [cell.key, str(seed), metric, f"{value:.6g}"]
+                for metric, value in sorted(found.items())
+                if "/" not in metric
+            ]
+    return Table(["cell", "seed", "metric", "value"], rows)
+
+
+def _archive(results: Results, names: Sequence[str]) -> bytes:
+    def folders(cells: Iterable[Cell]) -> list[Path]:
+        return [results.folder(cell, seed) for cell in cells for seed in results.done(cell)]
+
+    texts = folders(whose_texts_are_read())
+    return pack(results.out / CELLS_FOLDER, folders(planned(names)), texts)
+
+
+def _missing(results: Results, names: Sequence[str]) -> list[str]:
+    """That not everything has been run yet, if so."""
+    cells = planned(names)
+    asked, done = len(cells) * len(results.seeds), sum(len(results.done(c)) for c in cells)
+    if asked == done:
+        return []
+    return [
+        f"**Not finished: {done} of {asked} cells** (a method in a world, with one seed) had been "
+        "run when this was written; the same command goes on with the others. Rows show how many "
+        "seeds they have, and what has none is left out."
+    ]
+
+
+def _verdicts(written: Sequence[Chapter]) -> str:
+    rows = ["| claim | verdict | conditions |", "|---|---|---|"]
+    rows += [
+        f"| {claim.text} | **{claim.verdict}** | {claim.counts} |"
+        for chapter in written
+        for claim in chapter.claims
+    ]
+    return "\n".join(rows)
+
+
+def _chapter(number: int, chapter: Chapter) -> str:
+    parts = [f"## {number}. {chapter.title}", chapter.how, *map(_claim, chapter.claims)]
+    for title, table in chapter.tables:
+        parts += [f"### {title}", table.markdown()]
+    for figure in chapter.figures:
+        image = f"![{figure.caption}]({FIGURES}/{figure.name}.svg)"
+        parts.append(
+            f"{image}\n\n{figure.caption} Data: [{figure.name}.csv]({FIGURES}/{figure.name}.csv)"
+        )
+    return "\n\n".join([*parts, *chapter.notes])
+
+
+def _claim(claim: Claim) -> str:
+    tests = "\n".join(
+        f"* {test.what}: {shown(test.difference, _digits(test), sign=True)} ({test.verdict})"
+        for test in claim.tests
+    )
+    return f"**{claim.text}: {claim.verdict}.**\n\n{tests}"
+
+
+def _digits(test: Condition) -> int:
+    """Two, and more where these would round a difference away."""
+    return 4 if test.difference and abs(test.difference["mean"]) < 0.1 else 2

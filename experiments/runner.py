@@ -1,0 +1,116 @@
+"""Running cells: groups that share a world and a model, several at a time, each cell once.
+
+A cell is a method's folder, `cells/KEY/seed-N`, written by `fedsdr.workflows.method`, with what
+only evidence asks for in `evidence.json`. A finished cell is left alone; one that was killed goes
+on.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from pathlib import Path
+from typing import Final
+
+from experiments.measure import EVIDENCE_FILE, measure
+from experiments.plan import Cell
+from experiments.pool import workers
+from fedsdr.core import files
+from fedsdr.core.errors import UserError
+from fedsdr.core.progress import Reporter, silent_reporter
+from fedsdr.core.quiet import quiet_libraries
+from fedsdr.recipe.load import flatten_tables, load_recipe, recipe_differences
+from fedsdr.recipe.sections.recipe import Recipe
+from fedsdr.workflows.method import run_method
+from fedsdr.workflows.prepare import COMMON, prepare_run
+from fedsdr.workflows.run import record_start
+from fedsdr.workflows.run_folder import RECIPE_FILE
+
+CELLS_FOLDER: Final = "cells"
+Task = tuple[Path, Cell]
+
+
+def cell_folder(out: Path, cell: Cell, seed: int) -> Path:
+    return out / CELLS_FOLDER / cell.key / f"seed-{seed}"
+
+
+def run_cells(
+    cells: Sequence[Cell], seeds: Sequence[int], out: Path, jobs: int, reporter: Reporter
+) -> None:
+    """Run what is not done yet, group by group, `jobs` at a time; neighbours differ in their seed,
+    so that no two processes begin with the base model of one world."""
+    groups = [
+        (seed, [(cell_folder(out, cell, seed), cell) for cell in group])
+        for group in groups_of(cells)
+        for seed in seeds
+    ]
+    folders = [folder for _, tasks in groups for folder, _ in tasks]
+    for cell in cells:
+        check_recipe(cell, seeds, out)
+    waiting = [(seed, todo) for seed, tasks in groups if (todo := unfinished(tasks))]
+    with reporter.bar("evidence: cells", len(folders)) as bar:
+        bar.advance(shown := len(folders) - sum(len(tasks) for _, tasks in waiting))
+        with workers(jobs) as pool:
+            futures = [pool.submit(run_group, seed, tasks) for seed, tasks in waiting]
+            left: set[Future[None]] = set(futures)
+            while left:
+                done, left = wait(left, timeout=1.0, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+                finished = sum((folder / EVIDENCE_FILE).exists() for folder in folders)
+                bar.advance(finished - shown)
+                shown = finished
+
+
+def check_recipe(cell: Cell, seeds: Sequence[int], out: Path) -> None:
+    """Raise `UserError` where a cell was run by another recipe than its name stands for now: a
+    cell is named by what is no default, and defaults may change."""
+    for seed in seeds:
+        folder = cell_folder(out, cell, seed)
+        if not (folder / EVIDENCE_FILE).exists():
+            continue
+        if changed := recipe_differences(load_recipe(folder / RECIPE_FILE), cell.recipe(seed)):
+            raise UserError(
+                f"{folder} was run with another {', '.join(changed[:3])}: give another --out (or "
+                "other --cells), so that its numbers do not stand for the present defaults"
+            )
+        return  # the other seeds were run by the same program
+
+
+def unfinished(tasks: Iterable[Task]) -> list[Task]:
+    return [(folder, cell) for folder, cell in tasks if not (folder / EVIDENCE_FILE).exists()]
+
+
+def groups_of(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """Cells that share model, data and what is common to methods, in the order of the plan."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(_common(cell.recipe(0)), []).append(cell)
+    return [part for group in groups.values() for part in _pieces(group)]
+
+
+def _pieces(group: Sequence[Cell], size: int = 8) -> list[list[Cell]]:
+    """Long groups in pieces, so that all processes have work; a world costs little to load."""
+    return [list(group[start : start + size]) for start in range(0, len(group), size)]
+
+
+def _common(recipe: Recipe) -> str:
+    leaves: Mapping[str, object] = flatten_tables(recipe.model_dump(mode="json"))
+    return str({key: value for key, value in leaves.items() if key.startswith(COMMON)})
+
+
+def run_group(seed: int, tasks: Sequence[Task]) -> None:
+    """The cells of one world, one after another, in this process."""
+    quiet_libraries()
+    first = tasks[0][1].recipe(seed)
+    setting = prepare_run(first)
+    bench = setting.workbench(silent_reporter())
+    for folder, cell in tasks:
+        began = time.perf_counter()
+        files.make_folder(folder)
+        files.recover_folder(folder)
+        recipe = cell.recipe(seed)
+        record_start(folder, bench, seed, silent_reporter())
+        run_method(bench, recipe, folder, cell.method, silent_reporter())
+        found = measure(bench, setting, recipe, folder)
+        seconds = round(time.perf_counter() - began, 2)
+        files.write_json(folder / EVIDENCE_FILE, {**found, "seconds": seconds})

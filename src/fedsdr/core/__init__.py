@@ -1,0 +1,1 @@
+"""What every room stands on: adapters and their algebra, files, seeds, metrics, errors."""

@@ -1,0 +1,52 @@
+"""What a run leaves out, cuts, freezes or does not judge: a line each, said by `check` and `run`
+before the work and shown in the report after it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from fedsdr.core.progress import Reporter
+
+Kind = Literal["skipped", "left out", "cut", "not judged", "not rewritten", "frozen", "unused"]
+SHOWN_ITEMS = 4  # clients that a line names
+
+
+@dataclass(frozen=True)
+class Notice:
+    """kind: what happens. words: to what, how often and where."""
+
+    kind: Kind
+    words: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.words}"
+
+
+def announce_notices(notices: Sequence[Notice], reporter: Reporter) -> None:
+    for notice in notices:
+        reporter.say(str(notice))
+
+
+def as_rows(notices: Sequence[Notice]) -> list[dict[str, Any]]:
+    """Ready for JSON."""
+    return [asdict(each) for each in notices]
+
+
+def records_by_client(records: Mapping[str, Sequence[str]]) -> str:
+    """How many records there are of each client, and where the first of them stands.
+
+    records: client -> the places of its records.
+    """
+    some = {client: places for client, places in records.items() if places}
+    listed = [f"{client} {len(places)}" for client, places in some.items()]
+    first = next(iter(some.values()))[0]
+    return f"{name_items(listed)}{f'; first {first}' if first else ''}"
+
+
+def name_items(items: Sequence[str], shown: int = SHOWN_ITEMS) -> str:
+    more = len(items) - shown
+    return ", ".join(items[:shown]) + (f" and {more} more" if more > 0 else "")
+
+
+def plural_form(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

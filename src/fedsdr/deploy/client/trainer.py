@@ -1,0 +1,195 @@
+"""The long-lived trainer beside a SuperNode: one client, its base model, data and private state.
+
+It listens on a Unix socket that its owner alone can use, or one other user, as whom the SuperNode
+runs; and carries out one request at a time, in the main thread. Each relay has a thread that reads
+and writes, and a time for both, so one that is slow holds up no other. A relay that goes away loses
+nothing: the answer is on disk, and is given when asked for again.
+"""
+
+import fcntl
+import logging
+import os
+import pwd
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from queue import SimpleQueue
+from typing import BinaryIO, Final, NamedTuple
+
+from fedsdr.core.errors import UserError
+from fedsdr.deploy.client import relay
+
+SOCKET: Final = "trainer.sock"
+LONGEST_MESSAGE: Final = 100  # bytes of a socket's path, which the system limits to about 107
+WAITING: Final = 16  # connections in line
+LINES: Final = 16  # relays that are served at once
+PATIENCE: Final = 120.0  # seconds for a relay to take its answer, or to give its question, whole
+
+log = logging.getLogger(__name__)
+
+
+def allowed_users(relay: str = "") -> frozenset[int]:
+    """Who may ask: this user, and the one called `relay`. Raises `UserError` for one unknown, and
+    where the system does not tell who is at the other end of a socket."""
+    if not relay:
+        return frozenset({os.getuid()})
+    if not hasattr(socket, "SO_PEERCRED"):
+        raise UserError("--relay-user needs a system that tells who connects, such as Linux")
+    try:
+        return frozenset({os.getuid(), pwd.getpwnam(relay).pw_uid})
+    except KeyError as error:
+        raise UserError(f"--relay-user {relay!r}: there is no such user here") from error
+
+
+class Listener(socket.socket):
+    """A socket that holds a lock, which nobody else has until it is closed."""
+
+    lock: BinaryIO
+
+    def close(self) -> None:
+        super().close()
+        self.lock.close()
+
+
+def hold_lock(path: Path) -> BinaryIO:
+    """The lock of a file, until it is closed or the process ends. Raises `UserError` where another
+    trainer has it."""
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        where = path.with_suffix("")
+        raise UserError(f"a trainer is running at {where} already: stop that one first") from error
+    return file
+
+
+def listen_socket(path: Path, users: frozenset[int] | None = None) -> Listener:
+    """Bind the socket, and lock it, in a file beside it. Raises `UserError` where something else is
+    there: another trainer that runs, a file.
+
+    users: as of `allowed_users`. For its owner alone its mode is 0600; others could not open that,
+    and who they are is asked at each connection (`is_allowed`).
+    """
+    if len(os.fsencode(path)) > LONGEST_MESSAGE:
+        raise UserError(
+            f"the path {path} is too long for a socket ({LONGEST_MESSAGE} bytes at most): use a "
+            "folder nearer to the root"
+        )
+    shared = len(users or ()) > 1
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755 if shared else 0o700)
+    lock = hold_lock(path.with_name(path.name + ".lock"))
+    server = Listener(socket.AF_UNIX, socket.SOCK_STREAM)
+    server.lock = lock
+    mask = os.umask(0o111 if shared else 0o177)
+    try:
+        if path.exists():
+            _check_abandoned(path)
+            path.unlink()
+        server.bind(str(path))
+    except OSError as error:
+        server.close()
+        raise UserError(f"cannot listen on {path}: {error}") from error
+    except UserError:
+        server.close()
+        raise
+    finally:
+        os.umask(mask)
+    server.listen(WAITING)
+    return server
+
+
+def _check_abandoned(path: Path) -> None:
+    if not path.is_socket():
+        raise UserError(f"{path} is not a socket, and is not written over: move it away")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:  # left behind by one that was killed
+            return
+        except OSError as error:
+            raise UserError(f"cannot take over {path}: {error}") from error
+    raise UserError(f"a trainer is running at {path} already: stop that one first")
+
+
+def serve_requests(
+    server: socket.socket,
+    answer: Callable[[bytes], bytes],
+    users: frozenset[int] | None = None,
+    most: int = relay.MOST_BYTES,
+) -> None:
+    """Answer requests until the process ends, one after another, of `users` alone.
+
+    most: bytes of a request; more are not read. Raises OSError where the socket is shut down.
+    """
+    questions: Questions = SimpleQueue()
+    asked = (server, questions, users or allowed_users(), most)
+    threading.Thread(target=_accept, args=asked, daemon=True).start()
+    while True:
+        question = questions.get()
+        if isinstance(question, OSError):
+            raise question
+        question.reply.put(_answered(question.data, answer))
+
+
+class OpenQuestion(NamedTuple):
+    """What a relay asks, and where its status and answer go."""
+
+    data: bytes
+    reply: "SimpleQueue[tuple[bytes, bytes]]"
+
+
+Questions = SimpleQueue[OpenQuestion | OSError]
+
+
+def _accept(server: socket.socket, questions: Questions, users: frozenset[int], most: int) -> None:
+    free = threading.BoundedSemaphore(LINES)
+
+    def serve(line: socket.socket) -> None:
+        with line:
+            try:
+                _serve_one(line, questions, users, most)
+            except OSError as error:
+                log.warning("a relay went away: %s", error)
+        free.release()
+
+    while True:
+        free.acquire()
+        try:
+            line, _ = server.accept()
+        except OSError as error:
+            questions.put(error)
+            return
+        threading.Thread(target=serve, args=(line,), daemon=True).start()
+
+
+def is_allowed(line: socket.socket, users: frozenset[int]) -> bool:
+    """Whether the other side runs as one of these (where the system tells; modes guard the
+    rest)."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return True
+    credentials = line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return bool(struct.unpack("3i", credentials)[1] in users)
+
+
+def _serve_one(line: socket.socket, questions: Questions, users: frozenset[int], most: int) -> None:
+    if not is_allowed(line, users):
+        log.error("another user tried to connect")
+        return
+    data = relay.read_frame(line, most, time.monotonic() + PATIENCE)
+    question = OpenQuestion(data, SimpleQueue())
+    questions.put(question)
+    status, reply = question.reply.get()
+    line.settimeout(PATIENCE)  # of each of the two as a whole
+    line.sendall(status)
+    relay.write_frame(line, reply)
+
+
+def _answered(data: bytes, answer: Callable[[bytes], bytes]) -> tuple[bytes, bytes]:
+    try:
+        return relay.ANSWER, answer(data)
+    except UserError as error:  # no request of our server: told to the relay, logged already
+        return relay.ERROR, str(error).encode()

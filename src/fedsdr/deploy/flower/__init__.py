@@ -1,0 +1,1 @@
+"""Flower as the line between server and clients."""

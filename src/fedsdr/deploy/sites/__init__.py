@@ -1,0 +1,1 @@
+"""The folders that a deployment is made of."""

@@ -1,0 +1,192 @@
+"""`fedsdr deploy init`: everything that one server and its clients need, in a folder for each."""
+
+import math
+import re
+import secrets
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import jinja2
+
+from fedsdr.core import files
+from fedsdr.core.errors import UserError
+from fedsdr.data.partition import check_name
+from fedsdr.deploy.protocol.signing import new_key
+from fedsdr.deploy.server.serve import check_served
+from fedsdr.deploy.sites.certificates import write_certificates
+from fedsdr.deploy.sites.site import (
+    CLIENT_FILE,
+    CLIENT_KEY,
+    ROSTER,
+    SERVER_FILE,
+    SERVER_KEY,
+    SERVER_PUBLIC,
+)
+from fedsdr.recipe.load import override_recipe, to_toml
+from fedsdr.recipe.sections.recipe import Recipe
+from fedsdr.workflows.prepare import lab_clients, methods_of
+from fedsdr.workflows.privacy_loss import planned_epsilon
+from fedsdr.workflows.run_folder import RECIPE_FILE
+
+NODE_PORT: Final = 9094  # of the first client's SuperNode, on its own machine's loopback
+SERVER: Final = "server"
+NODES: Final = "nodes"  # public keys of the clients' nodes, in the server's folder
+RELAY: Final = "relay"  # what a client's SuperNode needs, in the client's folder
+NODE_KEY: Final = "node.key"
+LOOPBACKS: Final = {"localhost": "127.0.0.1", "127.0.0.1": "127.0.0.1", "::1": "::1"}
+HOST: Final = re.compile(r"[A-Za-z0-9._:-]+")
+
+
+class Keys(NamedTuple):
+    """Public halves: `signs` answers, `connects` to the SuperLink."""
+
+    signs: str
+    connects: str
+
+
+def init_federation(
+    recipe: Recipe, out: Path, host: str, port: int, clients: Sequence[str] = ()
+) -> list[str]:
+    """Write `out`/server and `out`/<client> for each client; returns the clients' ids.
+
+    host: the name or address under which clients reach the server. clients: ids, where the recipe
+    does not name clients by its sources. Private keys are drawn here: each client's folder goes to
+    that client alone, over a way that can be trusted. Raises `UserError` before anything is
+    written.
+    """
+    ids = client_ids(recipe, clients)
+    check_served(recipe, ids)
+    if any(each.privacy.noise_seed is not None for each in methods_of(recipe)):
+        raise UserError(
+            "privacy.noise_seed is for simulations: whoever has the recipe can take the noise off "
+            "again; leave it out, and each site draws a secret one"
+        )
+    if not HOST.fullmatch(host):
+        raise UserError(f"--host {host!r} is neither a host's name nor an address")
+    if SERVER in (each.lower() for each in ids):
+        raise UserError(f"a client cannot be called {SERVER!r}: its folder would be the server's")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty and nothing is written over: give another --out")
+    out = out.resolve()
+    server = out / SERVER
+    write_certificates(server / "certificates", host)
+    public = new_key(server / SERVER_KEY)
+    keys = {
+        client: write_client(out, recipe, client, host, port, NODE_PORT + k, public)
+        for k, client in enumerate(ids)
+    }
+    write_server(server, recipe, keys, host, port)
+    return ids
+
+
+def client_ids(recipe: Recipe, clients: Sequence[str]) -> list[str]:
+    """Those that the recipe's sources name, the lab's, or those given."""
+    named = list(dict.fromkeys(s.client for s in recipe.data.sources if s.client is not None))
+    if recipe.uses_lab:
+        named = lab_clients(recipe)
+    if clients and named:
+        raise UserError(f"the recipe names its clients, {', '.join(named)}: leave --clients out")
+    ids = list(clients) or named
+    if not ids:
+        raise UserError("the recipe names no client: give --clients hospital,bank,...")
+    for each in ids:
+        check_name(each)
+    if len({each.casefold() for each in ids}) < len(ids):
+        raise UserError(f"a client is named twice in {', '.join(ids)}")
+    return ids
+
+
+def write_client(
+    out: Path, recipe: Recipe, client: str, host: str, port: int, node_port: int, server: str
+) -> Keys:
+    """One client's folder, and in it that of its SuperNode; returns the public keys of both.
+
+    They have a key each: who runs the node, and whatever app runs there, cannot sign an answer.
+    """
+    folder = out / client
+    files.make_folder(folder, private=True)
+    signs = new_key(folder / CLIENT_KEY)
+    files.write_text(folder / SERVER_PUBLIC, server + "\n")
+    files.write_json(folder / CLIENT_FILE, {"id": client})
+    files.write_text(folder / RECIPE_FILE, to_toml(own_recipe(recipe, client)))
+    write_script(folder / "start.sh", "client.sh", {"client": client})
+    write_script(folder / "environment.sh", "environment.sh", {"programs": program_folder()})
+    relay = folder / RELAY
+    files.make_folder(relay, private=True)
+    connects = new_key(relay / NODE_KEY)
+    files.write_bytes(relay / "ca.crt", (out / SERVER / "certificates" / "ca.crt").read_bytes())
+    where = {"host": host_in_url(host), "port": port, "node_port": node_port}
+    write_script(relay / "start.sh", "relay.sh", where)
+    write_script(relay / "environment.sh", "environment.sh", {"programs": program_folder()})
+    return Keys(signs, connects)
+
+
+def own_recipe(recipe: Recipe, client: str) -> Recipe:
+    """The recipe as this client gets it: its own sources, or a place to put one, and its limit."""
+    recipe = override_recipe(recipe, {"privacy.lifetime_epsilon": lifetime_epsilon(recipe)})
+    if recipe.uses_lab:
+        return recipe
+    mine = [s.model_dump(mode="json") for s in recipe.data.sources if s.client == client]
+    if not mine:
+        mine = [{"path": "data.jsonl", "client": client}]
+    return override_recipe(recipe, {"data.sources": mine})
+
+
+def lifetime_epsilon(recipe: Recipe) -> float | None:
+    """A client's limit: the recipe's, or what a whole run of it costs, all its methods.
+
+    So a second run takes the owner's consent. None where a method has no noise to count.
+    """
+    counted = all(each.privacy.mode != "none" for each in methods_of(recipe))
+    cost = planned_epsilon(recipe) if counted else math.inf
+    if recipe.privacy.lifetime_epsilon is not None or not 0 < cost < math.inf:
+        return recipe.privacy.lifetime_epsilon
+    return math.ceil(100 * cost) / 100
+
+
+def write_server(
+    folder: Path, recipe: Recipe, keys: Mapping[str, Keys], host: str, port: int
+) -> None:
+    """The server's folder, its roster last."""
+    nodes = folder / NODES
+    for client, (_, connects) in keys.items():
+        files.write_text(nodes / f"{client}.pub", connects + "\n")
+    files.write_text(folder / "superexec.secret", secrets.token_hex(32), private=True)
+    files.write_text(folder / RECIPE_FILE, to_toml(recipe))
+    write_app(folder, port)
+    listen = LOOPBACKS.get(host) or ("::" if ":" in host else "0.0.0.0")
+    write_script(folder / "start.sh", "server.sh", {"listen": listen, "port": port})
+    write_script(folder / "environment.sh", "environment.sh", {"programs": program_folder()})
+    roster = {client: signs for client, (signs, _) in keys.items()}
+    files.write_json(folder / ROSTER, {"clients": roster})
+
+
+def write_app(folder: Path, port: int) -> None:
+    """The app that is submitted, and where to."""
+    files.write_text(folder / "app" / "pyproject.toml", fill_template("app.toml", {}))
+    files.write_json(folder / SERVER_FILE, {"port": port})
+
+
+def write_script(path: Path, template: str, values: Mapping[str, Any]) -> None:
+    files.write_text(path, fill_template(template, values))
+    path.chmod(0o755)
+
+
+def fill_template(template: str, values: Mapping[str, Any]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fedsdr.deploy"), undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True, trim_blocks=True,
+    )  # fmt: skip
+    return environment.get_template(template).render(values)
+
+
+def program_folder() -> str:
+    """The folder of this environment's commands."""
+    return str(Path(sys.executable).parent)
+
+
+def host_in_url(host: str) -> str:
+    """An IPv6 address as it stands before a port."""
+    return f"[{host}]" if ":" in host else host

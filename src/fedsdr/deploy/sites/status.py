@@ -1,0 +1,116 @@
+"""`fedsdr status`: what a federation has done, read from the folder of its server or a client."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fedsdr.core import files
+from fedsdr.core.console import Grid, print_grid
+from fedsdr.core.errors import UserError
+from fedsdr.deploy.client.ledger import LEDGER, Ledger
+from fedsdr.deploy.protocol.egress import LOG
+from fedsdr.deploy.sites.site import (
+    CLIENT_FILE,
+    PRIVATE_FOLDER,
+    ROSTER,
+    RUN,
+    STATUS,
+    roster_clients,
+)
+from fedsdr.federation.rounds import METRICS_FILE
+from fedsdr.recipe.load import load_recipe
+from fedsdr.workflows.run_folder import RECIPE_FILE, RESULT_FILE, method_folders
+
+MIB = 2**20
+ROUNDS = ("method", "rounds", "MiB of updates", "MiB of models", "last round", "seconds a round")
+
+
+def print_status(folder: Path) -> None:
+    console = Console(markup=False)  # errors and refusals have brackets, and may be of others
+    if (folder / ROSTER).exists():
+        for part in server_status(folder):
+            if isinstance(part, Grid):
+                print_grid(part, console)
+            else:
+                console.print(part, highlight=False, soft_wrap=True)
+    elif (folder / CLIENT_FILE).exists():
+        console.print(client_status(folder), highlight=False, soft_wrap=True)
+    else:
+        raise UserError(
+            f"{folder} is the folder of neither a server nor a client: `fedsdr deploy init` or "
+            "`simulate` makes them"
+        )
+
+
+def server_status(folder: Path) -> list[str | Grid]:
+    """State and last error; a table of rounds, method by method; a table of clients."""
+    told = files.read_json(folder / STATUS) if (folder / STATUS).exists() else {}
+    since = f", begun {_ago(told['began'])}" if "began" in told else ""
+    lines: list[str | Grid] = [f"state: {told.get('state', 'not begun')}{since}"]
+    if told.get("error"):
+        lines.append(f"last error: {told['error']}")
+    recipe = load_recipe(folder / RECIPE_FILE)
+    rounds = []
+    parts: Counter[str] = Counter()
+    absent: dict[str, str] = {}
+    for name, place, each in method_folders(recipe, folder / RUN):
+        rows = [row for row in files.read_json_lines(place / METRICS_FILE) if row["round"]]
+        rounds.append([name, *_progress(rows, each.federation.rounds, place)])
+        for row in rows:
+            parts.update(row["clients"])
+            absent |= {
+                c: f"round {row['round']}: {why}" for c, why in row.get("absent", {}).items()
+            }
+    clients = [
+        [client, str(parts[client]), absent.get(client, "")] for client in roster_clients(folder)
+    ]
+    return [
+        *lines,
+        Grid(ROUNDS, rounds),
+        Grid(("client", "updates", "last absence"), clients, wraps=True),
+    ]
+
+
+def _progress(rows: Sequence[Mapping[str, Any]], planned: int, place: Path) -> list[str]:
+    up, down, seconds = (
+        sum(row["train"][key] for row in rows) for key in ("bytes_up", "bytes_down", "seconds")
+    )
+    file = place / METRICS_FILE
+    last = _ago(file.stat().st_mtime) if rows else ""
+    done = " (finished)" if (place / RESULT_FILE).exists() else ""
+    return [
+        f"{len(rows)} of {planned}{done}", f"{up / MIB:.1f}", f"{down / MIB:.1f}", last,
+        f"{seconds / len(rows):.3g}" if rows else "",
+    ]  # fmt: skip
+
+
+def client_status(folder: Path) -> str:
+    """What has left this client, by its own log."""
+    rows = files.read_json_lines(folder / PRIVATE_FOLDER / LOG)
+    if not rows:
+        return "nothing has left this client"
+    sent = sum(row["bytes"] for row in rows)
+    kinds = Counter(row["operation"] for row in rows if row["operation"] != "-")
+    lines = [
+        f"{len(rows)} messages, {sent / MIB:.1f} MiB, the last one {_ago(rows[-1]['time'])}",
+        "of these: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items()),
+    ]
+    if (folder / PRIVATE_FOLDER / LEDGER).exists():
+        privacy = load_recipe(folder / RECIPE_FILE).privacy
+        lines.append(f"privacy: {Ledger(folder / PRIVATE_FOLDER, privacy).describe()}")
+    refused = [row for row in rows if row["refused"]]
+    if refused:
+        lines.append(f"refused {len(refused)}; the last one: {refused[-1]['refused']}")
+    return "\n".join([*lines, f"all of them: {folder / PRIVATE_FOLDER / LOG}"])
+
+
+def _ago(then: float) -> str:
+    seconds = max(0, round(time.time() - then))
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length} {unit} ago"
+    return f"{seconds} s ago"

@@ -1,0 +1,1 @@
+"""The server half of training: the round loop, its checkpoint, engines in this process."""

@@ -1,0 +1,1 @@
+"""Text from a model: batched, in slots, paged, token by token."""

@@ -1,0 +1,183 @@
+"""Batched generation with a KV cache: greedy, or sampled reproducibly row by row.
+
+`generate_batch` serves a list of jobs the fastest way of which a trial says that it is right for
+the model: continuously (`fedsdr.generation.slots`), in static batches padded on the left
+(`in_batches`), one by one with a cache, or one by one without, which any causal language model can
+do.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from fedsdr.generation.sampling import Job, choose_tokens, uniform_draws
+from fedsdr.generation.slots import Slots, supports_slots
+from fedsdr.model.prepacked import prepacked_weights
+from fedsdr.model.trials import (
+    STEPS,
+    TRIAL_TEXTS,
+    compute_precision,
+    passes_trial,
+    plain_logits,
+    same_logits,
+)
+
+
+class Way(StrEnum):
+    """How texts are written."""
+
+    CONTINUOUS = "continuous"
+    BATCHES = "batches"
+    SINGLE = "one by one"
+    UNCACHED = "without a cache"
+
+
+@torch.no_grad()
+def generate_batch(
+    model: Any,
+    jobs: Sequence[Job],
+    stop: int,
+    temperature: float = 0.0,
+    rows: int | None = None,
+) -> list[list[int]]:
+    """New token ids for each job; a finished one ends with `stop`, a cut one does not.
+
+    model: a transformers causal LM. temperature: 0 is greedy. rows: at most so many jobs are in
+    the works at a time; all of them where it is not given.
+    """
+    if not jobs:
+        return []
+    rows = min(rows or len(jobs), len(jobs))
+    chosen = generation_way(model)
+    if chosen is Way.CONTINUOUS:
+        with prepacked_weights(model):
+            return Slots(model, jobs, stop, temperature, rows).run()
+    if chosen is Way.UNCACHED:
+        return [_uncached(model, job, stop, temperature) for job in jobs]
+    rows = rows if chosen is Way.BATCHES else 1
+    return in_batches(model, jobs, stop, temperature, rows)
+
+
+def generation_way(model: Any) -> Way:
+    """The fastest that is right for a model, by trials made once."""
+    if supports_slots(model):
+        return Way.CONTINUOUS
+    if passes_trial(model, pads_left):
+        return Way.BATCHES
+    return Way.SINGLE if passes_trial(model, caches_rightly) else Way.UNCACHED
+
+
+@torch.no_grad()
+def in_batches(
+    model: Any, jobs: Sequence[Job], stop: int, temperature: float, rows: int
+) -> list[list[int]]:
+    """The same in static batches of jobs of like length, each until its longest row is done."""
+    order = sorted(range(len(jobs)), key=lambda i: (len(jobs[i].prompt), jobs[i].limit, i))
+    done: dict[int, list[int]] = {}
+    for start in range(0, len(order), rows):
+        batch = order[start : start + rows]
+        new = _batch(model, [jobs[i] for i in batch], stop, temperature)
+        done.update(zip(batch, new, strict=True))
+    return [done[i] for i in range(len(jobs))]
+
+
+def _batch(model: Any, jobs: Sequence[Job], stop: int, temperature: float) -> list[list[int]]:
+    limits = torch.tensor([job.limit for job in jobs], device=model.device)
+    steps = int(limits.max())
+    draws = _all_uniforms(jobs, steps).to(model.device) if temperature > 0 else None
+    written = torch.full((len(jobs), steps), stop, device=model.device)
+    running = limits > 0
+    rows = Padded(model, [job.prompt for job in jobs])
+    for step in range(steps):
+        draw = None if draws is None else draws[:, step]
+        token = choose_tokens(rows.logits().float(), temperature, draw)  # (B,)
+        written[:, step] = torch.where(running, token, written[:, step])
+        running = running & (token != stop) & (step + 1 < limits)
+        if not bool(running.any()):
+            break
+        rows.append(token)
+    return [_trim(row, job.limit, stop) for row, job in zip(written.tolist(), jobs, strict=True)]
+
+
+class Padded:
+    """Texts that grow by a token at a time, padded on the left, their past in a cache."""
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]]) -> None:
+        self.model = model
+        self.inputs, self.mask = _pad_left(prompts, model.device)  # (B, T)
+        self.cache = DynamicCache(config=model.config)
+        self.positions = (self.mask.cumsum(1) - 1).clamp(min=0)
+
+    def logits(self) -> Tensor:
+        """Of each row's next token, (B, V)."""
+        out = self.model(
+            input_ids=self.inputs, attention_mask=self.mask, position_ids=self.positions,
+            past_key_values=self.cache, use_cache=True, logits_to_keep=1,
+        )  # fmt: skip
+        logits: Tensor = out.logits[:, -1]
+        return logits
+
+    def append(self, token: Tensor) -> None:
+        """A token to each row, (B,)."""
+        self.inputs = token[:, None]
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(token), 1)], dim=1)
+        self.positions = self.positions[:, -1:] + 1
+
+
+def _uncached(model: Any, job: Job, stop: int, temperature: float) -> list[int]:
+    """One text, the whole of it computed anew for each token."""
+    draws = uniform_draws(job) if temperature > 0 else None
+    written: list[int] = []
+    while len(written) < job.limit and stop not in written[-1:]:
+        logits = plain_logits(model, [*job.prompt, *written])[-1:].float()
+        draw = None if draws is None else draws[len(written)][None].to(logits.device)
+        written.append(int(choose_tokens(logits, temperature, draw)))
+    return written
+
+
+def pads_left(model: Any) -> bool:
+    """A trial: whether rows padded on the left and cached have the logits of each text alone."""
+    return _grows_right(model, TRIAL_TEXTS)
+
+
+def caches_rightly(model: Any) -> bool:
+    """A trial: whether a text alone has the same logits with a cache."""
+    return all(_grows_right(model, [text]) for text in TRIAL_TEXTS)
+
+
+def _grows_right(model: Any, texts: Sequence[Sequence[int]]) -> bool:
+    rows = Padded(model, [text[:-STEPS] for text in texts])
+    for left in range(STEPS, 0, -1):
+        wanted = torch.stack([plain_logits(model, text[:-left])[-1] for text in texts])
+        if not same_logits(rows.logits(), wanted, compute_precision(model)):
+            return False
+        rows.append(torch.tensor([text[-left] for text in texts], device=model.device))
+    return True
+
+
+def _all_uniforms(jobs: Sequence[Job], steps: int) -> Tensor:
+    """(B, steps); zeros where a row has ended."""
+    draws = torch.zeros(len(jobs), steps, dtype=torch.float64)
+    for row, job in enumerate(jobs):
+        draws[row, : job.limit] = uniform_draws(job)
+    return draws
+
+
+def _pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    longest = max(map(len, prompts))
+    ids = torch.zeros(len(prompts), longest, dtype=torch.long)  # any id does: it is masked out
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+def _trim(row: list[int], limit: int, stop: int) -> list[int]:
+    """Cut after the first stop token, or at the limit."""
+    row = row[:limit]
+    return row[: row.index(stop) + 1] if stop in row else row

@@ -1,0 +1,38 @@
+"""What a row of a generation is asked for, and how its next token is chosen.
+
+Each row draws from its own seed (inverse-CDF sampling from one uniform number a step), so what
+a prompt yields does not depend on its neighbours in the batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedsdr.core import seeds
+
+
+@dataclass(frozen=True)
+class Job:
+    """One text to generate: prompt ids, at most `limit` new tokens, and a seed for sampling."""
+
+    prompt: Sequence[int]
+    limit: int
+    seed: int = 0
+
+
+def choose_tokens(logits: Tensor, temperature: float, draw: Tensor | None) -> Tensor:
+    """The next token of each row: the likeliest, or the one whose CDF interval holds `draw`."""
+    if draw is None:
+        return logits.argmax(-1)
+    cdf = (logits.double() / temperature).softmax(-1).cumsum(-1)  # (B, V)
+    token = torch.searchsorted(cdf, (draw * cdf[:, -1])[:, None], right=True)
+    return token.squeeze(1).clamp(max=logits.shape[-1] - 1)
+
+
+def uniform_draws(job: Job) -> Tensor:
+    """(limit,) numbers in [0, 1) that depend on the job's seed alone."""
+    return torch.rand(
+        job.limit, dtype=torch.float64, generator=seeds.seeded_generator(job.seed, "sampling")
+    )

@@ -1,0 +1,196 @@
+"""The recipe: everything a run depends on, in one TOML file, checked before any work starts.
+
+What it may say is in `fedsdr.sections`; here it is read, overridden, compared and written.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import tomli_w
+from pydantic import ValidationError
+
+from fedsdr.core.errors import UserError
+from fedsdr.recipe.sections.data import HUB, Source
+from fedsdr.recipe.sections.recipe import Recipe
+
+VARIABLE: Final = re.compile(r"\$(?:(?P<plain>\w+)|\{(?P<braced>\w+)(?::-(?P<default>[^}]*))?\})")
+PATH_MARKS = (".", "/", "~", "$")  # how a path begins that is not a plain name
+DEEPEST: Final = 20  # levels of tables and lists; no key needs a third of them
+
+
+def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a TOML recipe; `overrides` are "a.b=value" texts, the value in TOML's own syntax.
+
+    Relative paths of sources, models and templates are taken from the recipe's own folder, and
+    $NAME, ${NAME} or ${NAME:-default} in them from the environment.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        tables = tomllib.loads(text)
+    # ValueError: wrong UTF-8, wrong TOML, and numbers of thousands of digits
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read the recipe {path}: {error}") from error
+    for override in overrides:
+        _set(tables, override)
+    recipe = parse_recipe(tables, str(path))
+    return _with_paths(recipe, path.resolve().parent)
+
+
+def parse_recipe(tables: Mapping[str, Any], name: str = "recipe") -> Recipe:
+    _check_plain(tables, name)
+    try:
+        return Recipe.model_validate(tables)
+    except ValidationError as error:
+        raise UserError(f"{name}: " + "; ".join(map(_explain, error.errors()))) from error
+
+
+def _check_plain(value: Any, place: str, depth: int = 0) -> None:
+    """Raise `UserError` for what no TOML file may hold: it could be neither told nor written."""
+    if depth > DEEPEST:
+        raise UserError(f"{place[:80]}...: nested deeper than {DEEPEST} levels, as no key is")
+    if isinstance(value, int) and value.bit_length() >= 64:
+        raise UserError(f"{place}: a whole number beyond 64 bits, TOML's largest")
+    if isinstance(value, str) and not _encodes(value):
+        raise UserError(f"{place} = {value!r:.80}: not valid Unicode: half a surrogate pair")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_plain(key, f"{place}: a key", depth)
+            _check_plain(inner, f"{place}: {key}" if depth == 0 else f"{place}.{key}", depth + 1)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_plain(inner, place, depth + 1)
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _explain(error: Any) -> str:
+    place = ".".join(str(part) for part in error["loc"]) or "recipe"
+    if error["type"] == "extra_forbidden":
+        return f"{place}: unknown key ({_known(error['loc'])})"
+    given = "" if error["type"] == "missing" else f" = {error['input']!r:.80}"
+    if isinstance(error["input"], Mapping):
+        given = ""
+    return f"{place}{given}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def _known(location: tuple[str | int, ...]) -> str:
+    """The keys that the section of an unknown key has."""
+    section: Any = Recipe
+    for part in location[:-1]:
+        if isinstance(part, str) and part in section.model_fields:
+            annotation = section.model_fields[part].annotation
+            section = Source if part == "sources" else annotation
+    return "known keys: " + ", ".join(section.model_fields)
+
+
+def _set(tables: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    key = key.strip()
+    if not equals or not all(key.split(".")):
+        raise UserError(f"--set {override!r}: expected a.b=value, e.g. --set federation.rounds=4")
+    _put(tables, key, _toml_value(value.strip()))
+
+
+def _toml_value(text: str) -> Any:
+    """A TOML value; a bare word is taken as a string, since shells eat quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
+        return text
+
+
+def override_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with "a.b" -> value changes, validated anew."""
+    tables = recipe.model_dump(mode="json")
+    for key, value in changes.items():
+        _put(tables, key, value)
+    return parse_recipe(tables)
+
+
+def _put(tables: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for part in path:
+        tables = tables.setdefault(part, {})
+        if not isinstance(tables, dict):
+            raise UserError(f"{key!r}: {part!r} is not a section")
+    tables[last] = value
+
+
+def _with_paths(recipe: Recipe, folder: Path) -> Recipe:
+    def resolve(text: str) -> str:
+        expanded = _expand(text)
+        if expanded.startswith(HUB):
+            return expanded
+        try:
+            return str((folder / Path(expanded).expanduser()).resolve())
+        except (OSError, ValueError, RuntimeError) as error:  # no such home folder, a null byte
+            raise UserError(f"{text!r} is not a path: {error}") from error
+
+    def model_at(text: str) -> str:
+        """A folder, told by how it begins; anything else is a hub name, or "lab"."""
+        expanded = _expand(text) if text.startswith("$") else text
+        return resolve(expanded) if expanded.startswith(PATH_MARKS) else expanded
+
+    sources = [
+        source.model_dump() | {"path": resolve(source.path)} for source in recipe.data.sources
+    ]
+    template, benchmarks = recipe.model.template, recipe.evaluate.benchmark_data
+    if template.startswith(PATH_MARKS) or template.endswith(".jinja"):  # else a shipped one
+        template = resolve(template)
+    changes = {
+        "data.sources": sources,
+        "model.path": model_at(recipe.model.path),
+        "model.template": template,
+        "distill.entailment.model": model_at(recipe.distill.entailment.model),
+    }
+    if benchmarks is not None:
+        changes["evaluate.benchmark_data"] = resolve(benchmarks)
+    return override_recipe(recipe, changes)
+
+
+def _expand(text: str) -> str:
+    """Environment variables as a shell would put them in; one that is not set is an error."""
+
+    def value(match: re.Match[str]) -> str:
+        name, default = match["plain"] or match["braced"], match["default"]
+        found = os.environ.get(name) or default
+        if found is None:
+            raise UserError(f"{text!r} names the environment variable {name}, which is not set")
+        return found
+
+    return VARIABLE.sub(value, text)
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The resolved recipe as TOML, defaults included: running it again repeats the run."""
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+
+
+def recipe_differences(a: Recipe, b: Recipe) -> list[str]:
+    """Dotted keys in which two recipes differ."""
+    left, right = (
+        flatten_tables(a.model_dump(mode="json")),
+        flatten_tables(b.model_dump(mode="json")),
+    )
+    return sorted(key for key in left.keys() | right.keys() if left.get(key) != right.get(key))
+
+
+def flatten_tables(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as "a.b" -> value."""
+    leaves: dict[str, Any] = {}
+    for key, value in tables.items():
+        if isinstance(value, Mapping) and key != "fields":
+            leaves |= flatten_tables(value, f"{prefix}{key}.")
+        else:
+            leaves[prefix + key] = value
+    return leaves

@@ -1,0 +1,1 @@
+"""What each section of a recipe may say: keys, types, defaults, limits."""

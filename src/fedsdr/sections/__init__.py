@@ -1,1 +1,0 @@
-"""The sections of a recipe: each one class, each default stated here and nowhere else."""

@@ -1,0 +1,1 @@
+"""The use cases: prepare, run, distill, diagnose, benchmark, open a finished run."""

@@ -1,0 +1,167 @@
+"""What a recipe's model makes of its records, before any weight is loaded.
+
+`check` and `run` share it: what passes here trains, and what will be left out is known.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedsdr.core.notices import Notice, name_items, plural_form, records_by_client
+from fedsdr.data.encoding import Encoded, Encoder, Refused, raise_refused
+from fedsdr.data.records import ClientData
+from fedsdr.data.rows import RowError
+from fedsdr.data.template import ChatFormat
+from fedsdr.distill.rewrite import rewriting_job
+from fedsdr.model.base import choose_device, choose_dtype, context_positions, load_chat
+from fedsdr.model.experts import experts_notice
+from fedsdr.model.fit import check_size
+from fedsdr.model.lora import layer_shape, select_layers
+from fedsdr.model.outline import model_outline, weight_bytes
+from fedsdr.recipe.sections.distill import Distill
+from fedsdr.recipe.sections.recipe import Recipe
+
+FLOAT32 = 4  # bytes
+
+
+@dataclass(frozen=True)
+class PreparedClient:
+    """encoded: each client's examples. adapter_bytes: of one stream's tensors.
+    template: which chat template it is, in words."""
+
+    encoded: Mapping[str, Encoded] = field(default_factory=dict)
+    adapter_bytes: int = 0
+    notices: tuple[Notice, ...] = ()
+    template: str = ""
+
+
+def prepare_records(
+    recipes: Sequence[Recipe], clients: Sequence[ClientData], path: str, weights: bool = True
+) -> PreparedClient:
+    """recipes: a run's methods, the first its own. path: of the model's configuration and
+    tokenizer. weights: whether they must be here; else nothing is
+    downloaded either.
+
+    Raises `UserError` for layers that `lora.targets` names and the model lacks, and for records
+    that its template or its table of tokens refuses.
+    """
+    recipe = recipes[0]
+    base = model_outline(path, download=weights)
+    if recipe.model.memory_check and weights:
+        _check_memory(recipe, base)
+    chat, context = load_chat(path, recipe.model.template), context_positions(base.config)
+    paths = select_layers(base, recipe.lora.targets)
+    frozen = experts_notice(base, paths)
+    limit = min(recipe.model.max_length, context)
+    table = base.config.get_text_config().vocab_size
+    encoder = Encoder(chat, limit, table, recipe.evaluate.limit)
+    encoded = encoder.clients(clients)
+    notices = [
+        *([Notice("frozen", frozen)] if frozen else []),
+        *_unused(chat, table),
+        *_lengths(recipe, encoded, limit),
+        *_not_judged(recipe, clients, encoded, limit),
+        *_not_rewritten(recipes, clients, encoder, context),
+    ]
+    size = sum(recipe.lora.rank * sum(layer_shape(base.get_submodule(path))) for path in paths)
+    return PreparedClient(encoded, size * FLOAT32, tuple(notices), chat.source)
+
+
+def _check_memory(recipe: Recipe, base: Any) -> None:
+    options, device = recipe.model, choose_device(recipe.model.device)
+    dtype = choose_dtype(recipe.dtype, device)
+    size = weight_bytes(base, dtype, options.quantisation)
+    check_size(size, options.path, dtype, options.quantisation, device)
+
+
+def _unused(chat: ChatFormat, table: int) -> list[Notice]:
+    """Tokens that the table lacks; no record has one, or `Encoder` had refused it."""
+    lacking = sum(number >= table for number in chat.tokenizer.get_vocab().values())
+    if not lacking:
+        return []
+    words = f"{plural_form(lacking, 'token')} of the tokenizer beyond the model's table of {table}"
+    return [Notice("unused", f"{words}: no record has one")]
+
+
+def _lengths(recipe: Recipe, encoded: Mapping[str, Encoded], limit: int) -> list[Notice]:
+    notices = []
+    if recipe.model.max_length > limit:
+        words = (
+            f"model.max_length = {recipe.model.max_length} to the {limit} of the model's context"
+        )
+        notices.append(Notice("cut", words))
+    left_out = {name: each.left_out for name, each in encoded.items()}
+    if count := _total(left_out):
+        room = f"whose prompt leaves no room for a response in {limit} tokens"
+        words = f"{plural_form(count, 'record')} {room} ({records_by_client(left_out)})"
+        notices.append(Notice("left out", words))
+    cut = {name: each.cut for name, each in encoded.items()}
+    if count := _total(cut):
+        responses = plural_form(count, "response")
+        words = f"{responses} at {limit} tokens, without an end ({records_by_client(cut)})"
+        notices.append(Notice("cut", words))
+    return notices
+
+
+def _not_judged(
+    recipe: Recipe, clients: Sequence[ClientData], encoded: Mapping[str, Encoded], limit: int
+) -> list[Notice]:
+    """Where held-out records judge: in the lab, its facts do."""
+    if recipe.uses_lab:
+        return []
+    notices = []
+    too_long = {name: each.unjudged for name, each in encoded.items()}
+    if count := _total(too_long):
+        words = (
+            f"{plural_form(count, 'held-out record')} whose prompt leaves no room in {limit} tokens"
+        )
+        notices.append(Notice("not judged", f"{words} ({records_by_client(too_long)})"))
+    unheard = [client.name for client in clients if not encoded[client.name].held_out]
+    if len(unheard) == len(clients):
+        words = "any client: there is no held-out record, so no held-out loss"
+        notices.append(Notice("not judged", words))
+    elif unheard:
+        words = f"{name_items(unheard)}, without a held-out record"
+        notices.append(Notice("not judged", words))
+    return notices
+
+
+def _not_rewritten(
+    recipes: Sequence[Recipe], clients: Sequence[ClientData], encoder: Encoder, context: int
+) -> list[Notice]:
+    """Records whose rewriting request, with room for the rewrite, is longer than the context."""
+    kinds: list[Distill] = []
+    for recipe in recipes:
+        if recipe.federation.rewrites and recipe.distill not in kinds:
+            kinds.append(recipe.distill)
+    notices: list[Notice] = []
+    for options in kinds:
+        too_long, refused = _too_long(options, clients, encoder, context)
+        raise_refused(refused)
+        if count := _total(too_long):
+            words = f"{plural_form(count, 'record')} whose rewriting would not fit {context} tokens"
+            notice = Notice("not rewritten", f"{words} ({records_by_client(too_long)})")
+            notices += [] if notice in notices else [notice]
+    return notices
+
+
+def _too_long(
+    options: Distill, clients: Sequence[ClientData], encoder: Encoder, context: int
+) -> tuple[dict[str, list[str]], Refused]:
+    found: dict[str, list[str]] = {client.name: [] for client in clients}
+    refused: Refused = []
+    for client in clients:
+        for record in client.train:
+            job = rewriting_job(encoder.chat, record, options, 0, 0)
+            if len(job.prompt) + job.limit > context:
+                found[client.name].append(record.origin)
+                continue
+            try:
+                encoder.check_ids(job.prompt)
+            except RowError as error:
+                refused.append((record.origin, error))
+    return found, refused
+
+
+def _total(records: Mapping[str, Sequence[str]]) -> int:
+    return sum(map(len, records.values()))

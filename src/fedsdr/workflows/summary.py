@@ -1,0 +1,68 @@
+"""From finished runs to summary.json: estimates over seeds, and the claims in words."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedsdr.core import files
+from fedsdr.evaluate.claims import FEDSDR, judge_claims
+from fedsdr.evaluate.equal_facts import KEPT, Curve, curve_points
+from fedsdr.evaluate.intervals import metric_intervals
+from fedsdr.federation.rounds import METRICS_FILE
+from fedsdr.recipe.load import load_recipe
+from fedsdr.recipe.methods import own_name
+from fedsdr.report.html import write_report
+from fedsdr.workflows.privacy_loss import privacy_of_run
+from fedsdr.workflows.run_folder import RECIPE_FILE, RESULT_FILE, SUMMARY_FILE, method_folders
+
+
+def summarise_runs(
+    seeds: Sequence[int], folders: Sequence[Path], out: Path, seconds: float, resumed: bool = False
+) -> dict[str, Any]:
+    """Gather the results of finished runs, one folder a seed, into summary.json and report.html.
+
+    seconds: of this process. resumed: whether another process had begun the work.
+    """
+    recipe = load_recipe(out / RECIPE_FILE)
+    places: dict[str, list[Path]] = {}
+    for top in folders:
+        for name, folder, _ in method_folders(recipe, top):
+            places.setdefault(name, []).append(folder)
+    results = {
+        name: [files.read_json(f / RESULT_FILE) for f in each] for name, each in places.items()
+    }
+    # Variants have no part in the paper's claims; curves at equal facts exist in the lab alone.
+    claimed = {name: each for name, each in results.items() if name not in recipe.variants}
+    curves = curves_of(claimed, places) if recipe.uses_lab else {}
+    own = own_name(recipe)
+    # A recipe of one stream does not stand for FedSDR; a baseline of that name may.
+    fedsdr = own if recipe.federation.targets == "two_stream" else FEDSDR
+    summary = {
+        "kind": "run" if folders == [out] else "compare",
+        "name": out.name,
+        "own": own,
+        "seeds": list(seeds),
+        "seconds": round(seconds, 1),
+        "resumed": resumed,
+        "methods": {name: metric_intervals(each) for name, each in results.items()},
+        "runs": {name: [str(f.relative_to(out)) for f in each] for name, each in places.items()},
+        "claims": judge_claims(claimed, fedsdr, curves),
+        "privacy": privacy_of_run(recipe, folders),
+    }
+    files.write_json(out / SUMMARY_FILE, summary)
+    write_report(out)
+    return summary
+
+
+def curves_of(
+    results: Mapping[str, Sequence[Mapping[str, float]]], places: Mapping[str, Sequence[Path]]
+) -> dict[str, list[Curve]]:
+    """Each run's evaluations along training, for the methods that have a global model.
+
+    What the others log is the base model's.
+    """
+    return {
+        name: [curve_points(files.read_json_lines(f / METRICS_FILE)) for f in places[name]]
+        for name, runs in results.items()
+        if all(KEPT in run for run in runs)
+    }
