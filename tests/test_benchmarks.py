@@ -27,7 +27,7 @@ from fedsdr.evaluate.benchmarks import results
 from fedsdr.evaluate.benchmarks.drop import score_drop as drop_score
 from fedsdr.evaluate.benchmarks.folder import read_lines
 from fedsdr.evaluate.benchmarks.gsm8k import score_gsm8k as gsm8k_score
-from fedsdr.evaluate.benchmarks.harness import Options, StreamLM, Suite
+from fedsdr.evaluate.benchmarks.harness import HarnessOptions, StreamLM, Suite
 from fedsdr.evaluate.benchmarks.results import Question, Result
 from fedsdr.evaluate.benchmarks.table import TASKS, choose_benchmarks
 from fedsdr.evaluate.benchmarks.truthfulqa import score_truthfulqa as truthfulqa_score
@@ -131,7 +131,7 @@ def tokenizer(bos: bool = False) -> Any:
 
 
 def suite(data: Path, tasks: list[str], base: LoadedModel, **options: Any) -> Suite:
-    return Suite(choose_benchmarks(tasks, data), base, Options(**options), silent_reporter())
+    return Suite(choose_benchmarks(tasks, data), base, HarnessOptions(**options), silent_reporter())
 
 
 # Prompts and scores, against plain transformers
@@ -331,7 +331,7 @@ def test_shots_are_left_out_until_a_prompt_fits_and_a_longer_question_is_counted
 def test_special_tokens_are_put_before_prompts_as_asked(chat, bos, starts):
     model, with_bos = models.make("llama"), ChatFormat(tokenizer(bos=True))
     base = LoadedModel(model, with_bos, "tiny", model_identity(model, with_bos))
-    lm = StreamLM(base, Options(chat=chat, bos=bos), silent_reporter())
+    lm = StreamLM(base, HarnessOptions(chat=chat, bos=bos), silent_reporter())
     assert lm.puts_bos is starts
     before, after = lm._encode_pair("a b", " c")
     assert (before[0] == models.IDS["bos_token_id"]) is starts

@@ -31,7 +31,7 @@ from fedsdr.algorithms.contract import (
     check_update,
 )
 from fedsdr.algorithms.fedavg import fedavg
-from fedsdr.algorithms.privacy import Privacy, central_privacy, local_noise
+from fedsdr.algorithms.privacy import PrivacyOptions, central_privacy, local_noise
 from fedsdr.algorithms.scaffold import Scaffold, scaffold
 from fedsdr.core.adapters import Adapter, Private, add, norm, scale, subtract, zeros_like
 from fedsdr.core.metrics import Mean
@@ -96,7 +96,7 @@ def flat(adapter: Adapter) -> torch.Tensor:
 @given(st.floats(1e-3, 1e3), st.integers(0, 50))
 def test_a_client_sends_a_bounded_change_and_nothing_else(transform, clip, number):
     change = random_adapter(number)
-    algorithm = transform(fedavg(SETUP), Privacy(clip=clip, noise_multiplier=0))
+    algorithm = transform(fedavg(SETUP), PrivacyOptions(clip=clip, noise_multiplier=0))
     update = sent(algorithm, change)
     assert norm(update.change) == pytest.approx(min(clip, norm(change)), rel=1e-12)
     assert (update.weight, update.metrics) == (1.0, {})
@@ -104,7 +104,7 @@ def test_a_client_sends_a_bounded_change_and_nothing_else(transform, clip, numbe
 
 @both
 def test_what_an_algorithm_sends_beside_the_factors_is_within_the_bound_too(transform):
-    algorithm = transform(scaffold(SETUP, Scaffold()), Privacy(clip=0.5, noise_multiplier=0))
+    algorithm = transform(scaffold(SETUP, Scaffold()), PrivacyOptions(clip=0.5, noise_multiplier=0))
     update = sent(algorithm, random_adapter("change"))
     assert any(key.startswith("control/") for key in update.change)
     assert norm(update.change) == pytest.approx(0.5, rel=1e-12)
@@ -115,7 +115,7 @@ def test_what_a_client_keeps_is_the_inner_algorithms():
     change = random_adapter("change")
     shared = inner.broadcast(inner.init(zeros_like(change)))
     for transform in (central_privacy, local_noise):
-        algorithm = transform(inner, Privacy())
+        algorithm = transform(inner, PrivacyOptions())
         _, state = algorithm.client(shared, ClientState(), trained(change), ROUND)
         _, plain = inner.client(shared, ClientState(), trained(change), ROUND)
         assert same_bits(state.memory["control/"], plain.memory["control/"])
@@ -128,7 +128,7 @@ def test_what_a_client_keeps_is_the_inner_algorithms():
 @pytest.mark.parametrize("count", [1, 4])
 def test_a_hostile_client_has_no_more_to_say_than_an_honest_one(clip, count):
     """Neither by length nor by weight."""
-    algorithm = central_privacy(fedavg(SETUP), Privacy(clip=clip, noise_multiplier=0))
+    algorithm = central_privacy(fedavg(SETUP), PrivacyOptions(clip=clip, noise_multiplier=0))
     honest = [Update(zeros_like(random_adapter("any")), 1.0)] * (count - 1)
     hostile = Update(scale(random_adapter("hostile"), 1e9), 1e9)
     moved = finished(algorithm, [*honest, hostile]).adapter
@@ -138,7 +138,7 @@ def test_a_hostile_client_has_no_more_to_say_than_an_honest_one(clip, count):
 @pytest.mark.parametrize(("clip", "z"), [(1.0, 1.0), (0.5, 3.0), (10.0, 0.2)])
 @pytest.mark.parametrize("count", [1, 3, 20])
 def test_the_sum_has_the_noise_once_whatever_the_number_of_clients(clip, z, count):
-    algorithm = central_privacy(fedavg(SETUP), Privacy(clip=clip, noise_multiplier=z))
+    algorithm = central_privacy(fedavg(SETUP), PrivacyOptions(clip=clip, noise_multiplier=z))
     mean = flat(finished(algorithm, [Update(silent(), 1.0)] * count).adapter)
     drawn = mean * count / (z * clip)
     assert drawn.std().item() == pytest.approx(1, rel=0.01)  # 120 000 draws: 5 sigma are 0.01
@@ -150,7 +150,7 @@ def test_the_sum_has_the_noise_once_whatever_the_number_of_clients(clip, z, coun
 
 def test_the_noise_is_added_to_the_sum_of_the_clipped_changes():
     changes = [random_adapter(k) for k in range(5)]
-    options = Privacy(clip=1.0, noise_multiplier=0.5)
+    options = PrivacyOptions(clip=1.0, noise_multiplier=0.5)
     noisy = finished(central_privacy(fedavg(SETUP), options), [Update(c, 1.0) for c in changes])
     zero = [Update(zeros_like(changes[0]), 1.0)] * 5
     noise = finished(central_privacy(fedavg(SETUP), options), zero)
@@ -161,7 +161,7 @@ def test_the_noise_is_added_to_the_sum_of_the_clipped_changes():
 
 
 def test_draws_of_tensors_rounds_and_clients_are_unrelated():
-    options = Privacy()
+    options = PrivacyOptions()
     algorithm = local_noise(fedavg(SETUP), options)
     x, y = sent(algorithm, silent()).change.values()
     again = sent(algorithm, silent(), Round(1, 8)).change["x.lora_A.weight"]
@@ -175,7 +175,7 @@ def test_draws_of_tensors_rounds_and_clients_are_unrelated():
 
 @pytest.mark.parametrize("count", [1, 3, 7])
 def test_without_noise_or_bound_it_is_fedavg_of_equal_weights(count):
-    nothing = Privacy(clip=math.inf, noise_multiplier=0)
+    nothing = PrivacyOptions(clip=math.inf, noise_multiplier=0)
     for dtype in (torch.float32, torch.float64):
         updates = [Update(random_adapter(k, dtype=dtype), 1.0) for k in range(count)]
         plain = finished(fedavg(SETUP), updates).adapter
@@ -195,14 +195,14 @@ def test_an_inner_algorithm_is_given_the_noisy_mean_alone():
         seen.append(update)
         return fedavg(SETUP).add(fold, update)
 
-    algorithm = central_privacy(fedavg(SETUP)._replace(add=spy), Privacy())
+    algorithm = central_privacy(fedavg(SETUP)._replace(add=spy), PrivacyOptions())
     finished(algorithm, [Update(random_adapter(k), 1.0) for k in range(4)])
     assert [update.weight for update in seen] == [4.0]
 
 
 @both
 def test_the_order_of_clients_does_not_matter_and_draws_repeat(transform):
-    algorithm = transform(fedavg(SETUP), Privacy())
+    algorithm = transform(fedavg(SETUP), PrivacyOptions())
     updates = [Update(random_adapter(k), 1.0) for k in range(5)]
     a, b, c = (finished(algorithm, it).adapter for it in (updates, updates, updates[::-1]))
     assert same_bits(a, b)
@@ -210,7 +210,7 @@ def test_the_order_of_clients_does_not_matter_and_draws_repeat(transform):
 
 
 def test_a_round_without_participants_is_an_error():
-    algorithm = central_privacy(fedavg(SETUP), Privacy())
+    algorithm = central_privacy(fedavg(SETUP), PrivacyOptions())
     state = algorithm.init(random_adapter("first"))
     with pytest.raises(ValueError, match="more than 0"):
         algorithm.finish(state, algorithm.start(state, ROUND), ROUND)
@@ -218,8 +218,8 @@ def test_a_round_without_participants_is_an_error():
 
 def test_updates_of_unequal_shapes_are_not_expected():
     ranked = fedavg(SETUP)._replace(ranks=frozenset({1}))
-    assert central_privacy(ranked, Privacy()).ranks == frozenset()
-    assert local_noise(ranked, Privacy()).ranks == frozenset({1})
+    assert central_privacy(ranked, PrivacyOptions()).ranks == frozenset()
+    assert local_noise(ranked, PrivacyOptions()).ranks == frozenset({1})
 
 
 # Local noise
@@ -228,8 +228,8 @@ def test_updates_of_unequal_shapes_are_not_expected():
 @pytest.mark.parametrize(("clip", "z"), [(1.0, 1.0), (0.5, 3.0)])
 def test_a_client_adds_its_noise_after_clipping(clip, z):
     change = {**silent(), "x.lora_A.weight": torch.ones(200, 300, dtype=torch.float64)}
-    quiet = sent(local_noise(fedavg(SETUP), Privacy(clip=clip, noise_multiplier=0)), change)
-    loud = sent(local_noise(fedavg(SETUP), Privacy(clip=clip, noise_multiplier=z)), change)
+    quiet = sent(local_noise(fedavg(SETUP), PrivacyOptions(clip=clip, noise_multiplier=0)), change)
+    loud = sent(local_noise(fedavg(SETUP), PrivacyOptions(clip=clip, noise_multiplier=z)), change)
     drawn = flat(subtract(loud.change, quiet.change)) / (z * clip)
     assert norm(quiet.change) == pytest.approx(clip)
     assert drawn.std().item() == pytest.approx(1, rel=0.01)
@@ -238,7 +238,7 @@ def test_a_client_adds_its_noise_after_clipping(clip, z):
 
 
 def test_the_server_takes_local_noise_as_it_is():
-    algorithm = local_noise(fedavg(SETUP), Privacy(clip=0.1, noise_multiplier=1))
+    algorithm = local_noise(fedavg(SETUP), PrivacyOptions(clip=0.1, noise_multiplier=1))
     updates = [sent(algorithm, silent(), Round(1, seed)) for seed in range(4)]
     moved = finished(algorithm, updates).adapter
     assert min(norm(update.change) for update in updates) > 10 * 0.1
@@ -252,7 +252,7 @@ def test_the_server_takes_local_noise_as_it_is():
 @both
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_dtypes_are_kept_and_nothing_is_mutated(transform, dtype):
-    algorithm = transform(fedavg(SETUP), Privacy())
+    algorithm = transform(fedavg(SETUP), PrivacyOptions())
     change = random_adapter("change", dtype=dtype)
     before = {key: tensor.clone() for key, tensor in change.items()}
     update = sent(algorithm, change)
@@ -262,7 +262,7 @@ def test_dtypes_are_kept_and_nothing_is_mutated(transform, dtype):
 
 
 def test_a_fold_can_be_added_to_twice():
-    algorithm = central_privacy(fedavg(SETUP), Privacy())
+    algorithm = central_privacy(fedavg(SETUP), PrivacyOptions())
     updates = [Update(random_adapter(k), 1.0) for k in range(3)]
     state = algorithm.init(zeros_like(updates[0].change))
     once = algorithm.add(algorithm.start(state, ROUND), updates[0])
@@ -273,7 +273,7 @@ def test_a_fold_can_be_added_to_twice():
 
 @both
 def test_a_codec_goes_around_privacy(transform):
-    options = Privacy(clip=0.5, noise_multiplier=0)
+    options = PrivacyOptions(clip=0.5, noise_multiplier=0)
     algorithm = topk(transform(fedavg(SETUP), options), TopK(share=1))
     update = sent(algorithm, random_adapter("change"))
     state = algorithm.init(zeros_like(random_adapter("change")))
@@ -296,7 +296,7 @@ def test_a_codec_goes_around_privacy(transform):
 )
 def test_options_out_of_bounds(wrong):
     with pytest.raises(ValidationError):
-        Privacy(**wrong)
+        PrivacyOptions(**wrong)
 
 
 # Accounting

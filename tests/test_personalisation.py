@@ -24,7 +24,7 @@ from fedsdr.algorithms.contract import (
     Update,
 )
 from fedsdr.algorithms.fedavg import fedavg
-from fedsdr.algorithms.local import OWN
+from fedsdr.algorithms.local import OWN_ADAPTER
 from fedsdr.algorithms.personalisation import ditto as dittos
 from fedsdr.algorithms.personalisation import feddpa as duals
 from fedsdr.algorithms.personalisation.ditto import Ditto, ditto
@@ -151,15 +151,15 @@ class Model(NamedTuple):
 MODELS = {
     "fedavg": Model(True, None, None),
     "scaffold": Model(True, None, None),
-    "local": Model(False, OWN, None),
-    "fedsa": Model(True, partly.OWN, None),
-    "fedper": Model(True, partly.OWN, None),
-    "ditto": Model(False, dittos.PERSONAL, None),
-    "feddpa": Model(True, None, duals.PERSONAL),
-    "fedsa+ditto": Model(False, dittos.PERSONAL, None),
-    "fedper+feddpa": Model(True, partly.OWN, duals.PERSONAL),
-    "scaffold+ditto": Model(False, dittos.PERSONAL, None),
-    "scaffold+fedsa+feddpa": Model(True, partly.OWN, duals.PERSONAL),
+    "local": Model(False, OWN_ADAPTER, None),
+    "fedsa": Model(True, partly.OWN_PART, None),
+    "fedper": Model(True, partly.OWN_PART, None),
+    "ditto": Model(False, dittos.DITTO_ADAPTER, None),
+    "feddpa": Model(True, None, duals.FEDDPA_ADAPTER),
+    "fedsa+ditto": Model(False, dittos.DITTO_ADAPTER, None),
+    "fedper+feddpa": Model(True, partly.OWN_PART, duals.FEDDPA_ADAPTER),
+    "scaffold+ditto": Model(False, dittos.DITTO_ADAPTER, None),
+    "scaffold+fedsa+feddpa": Model(True, partly.OWN_PART, duals.FEDDPA_ADAPTER),
 }
 
 
@@ -235,7 +235,7 @@ def dittos_of_one(client: Parabola, options: Ditto, schedule: Schedule, rounds: 
         fold = algorithm.add(algorithm.start(server, round), update)
         server = algorithm.finish(server, fold, round)
         ws.append(server.adapter["w"].item())
-        vs.append(unwrap_private(state.private[dittos.PERSONAL])["w"].item())
+        vs.append(unwrap_private(state.private[dittos.DITTO_ADAPTER])["w"].item())
     return ws, vs
 
 
@@ -277,7 +277,7 @@ def test_ditto_lies_between_the_clients_optimum_and_the_received_adapter(targets
         goal = random_adapter("goal", turn.client, LEARNT[targets])
         s = unwrap_private(turn.state.private.get(SMOOTHING)) or zeros_like(goal)
         wanted = scale(add(subtract(goal, s), scale(turn.sent, strength)), 1 / (1 + strength))
-        v = unwrap_private(turn.state.private[dittos.PERSONAL])
+        v = unwrap_private(turn.state.private[dittos.DITTO_ADAPTER])
         assert furthest(v, wanted) < 1e-9
         assert (furthest(v, turn.sent) < 1e-4) == (strength == 1e6)
 
@@ -292,12 +292,8 @@ def test_ditto_without_strength_is_training_alone_from_the_first_adapter(targets
         for _ in range(ROUNDS):
             stage = Stage("", "R", Schedule(4, SCHEDULE.lr), own=v, targets=LEARNT[targets])
             v = ToyClient(client)(stage).after
-        assert (
-            furthest(
-                unwrap_private(played.clients[client].private[dittos.PERSONAL]), unwrap_private(v)
-            )
-            < 1e-12
-        )
+        mine = unwrap_private(played.clients[client].private[dittos.DITTO_ADAPTER])
+        assert furthest(mine, unwrap_private(v)) < 1e-12
 
 
 @every_target
@@ -325,7 +321,7 @@ def test_what_ditto_asks_of_the_trainer(inner, targets):
                 targets=LEARNT[targets], pull=Pull(stage.pull.towards, 0.7),
             )  # fmt: skip
             assert (s is None) == (targets != TWO_STREAM)
-            v = turn.state.private[dittos.PERSONAL]
+            v = turn.state.private[dittos.DITTO_ADAPTER]
             assert v is turn.fits["personal"].after
 
 
@@ -346,7 +342,7 @@ def test_ditto_pulls_only_what_is_shared(aggregation, targets):
             assert 0 < len(turn.sent) < len(SHAPES)
         first, second = mine[0].stages["personal"], mine[1].stages["personal"]
         assert same_bits(first.shared, mine[0].sent)
-        assert first.own is mine[0].state.private[partly.OWN]
+        assert first.own is mine[0].state.private[partly.OWN_PART]
         assert second.shared is None
         assert sorted(unwrap_private(second.own)) == sorted(SHAPES)
 
@@ -375,10 +371,10 @@ def test_which_stage_of_feddpa_sees_what(inner, targets):
                 "personal", "S", SCHEDULE, stage.shared, own, stage.private,
                 targets=LEARNT[targets],
             )  # fmt: skip
-            p = turn.state.private[duals.PERSONAL]
+            p = turn.state.private[duals.FEDDPA_ADAPTER]
             assert p is turn.fits["personal"].after
             assert p is not s
-            own = turn.state.private.get(partly.OWN)
+            own = turn.state.private.get(partly.OWN_PART)
     if inner == "fedex":
         assert any(key.startswith(FOLDED) for key in stage.shared)
 
@@ -395,7 +391,7 @@ def test_feddpas_local_adapter_written_out(targets):
             for _ in range(SCHEDULE.steps):
                 miss = subtract(add(turn.sent, p), goal)
                 p = subtract(p, scale(miss, SCHEDULE.lr))
-            assert furthest(unwrap_private(turn.state.private[duals.PERSONAL]), p) < 1e-12
+            assert furthest(unwrap_private(turn.state.private[duals.FEDDPA_ADAPTER]), p) < 1e-12
 
 
 # --- Training alone
@@ -422,7 +418,7 @@ def test_local_training_sends_nothing_and_keeps_a_model_of_its_own(targets):
                 assert turn.stages["smooth"].private is s
                 assert turn.stages["smooth"].targets == "distilled"
             assert stage.targets == LEARNT[targets]
-            own, s = turn.state.private[OWN], turn.state.private.get(SMOOTHING)
+            own, s = turn.state.private[OWN_ADAPTER], turn.state.private.get(SMOOTHING)
 
 
 @every_target
@@ -431,7 +427,7 @@ def test_local_training_does_not_depend_on_who_else_is_there(targets):
     together = play(algorithm)
     for client in CLIENTS:
         assert same_bits(play(algorithm, [client]).clients[client], together.clients[client])
-    owns = [unwrap_private(together.clients[client].private[OWN]) for client in CLIENTS]
+    owns = [unwrap_private(together.clients[client].private[OWN_ADAPTER]) for client in CLIENTS]
     assert furthest(owns[0], owns[1]) > 0.1
 
 
@@ -442,7 +438,7 @@ def test_local_training_written_out(targets, learnt):
     way = 1 - (1 - SCHEDULE.lr) ** (SCHEDULE.steps * ROUNDS)
     for client in CLIENTS:
         wanted = scale(random_adapter("goal", client, learnt), way)
-        assert furthest(unwrap_private(played.clients[client].private[OWN]), wanted) < 1e-12
+        assert furthest(unwrap_private(played.clients[client].private[OWN_ADAPTER]), wanted) < 1e-12
 
 
 # --- FedSA-LoRA and FedPer: some of R is everybody's, some a client's own
@@ -470,7 +466,7 @@ def test_exactly_the_shared_part_is_sent(name, inner, targets):
     for memory in played.server.memory.values():
         assert memory.keys() == sent
     for state in played.clients.values():
-        own = state.private[partly.OWN]
+        own = state.private[partly.OWN_PART]
         assert type(own) is Private
         assert unwrap_private(own).keys() == SHAPES.keys() - sent
         for memory in state.memory.values():
@@ -520,7 +516,7 @@ def test_every_stage_has_the_clients_own_part_of_the_last_round(name, targets):
             assert [*turn.stages] == stage_names(targets)
             assert turn.stages["rectify"].own is own
             assert same_bits(turn.stages["rectify"].shared, turn.sent)
-            own = turn.state.private[partly.OWN]
+            own = turn.state.private[partly.OWN_PART]
             assert own is turn.fits["rectify"].own
 
 
@@ -534,7 +530,7 @@ def test_in_the_joint_context_the_private_stream_learns_on_the_whole_of_r(name):
         for turn in mine:
             assert same_bits(turn.stages["smooth"].shared, turn.sent)
             assert turn.stages["smooth"].own is own
-            own = turn.state.private[partly.OWN]
+            own = turn.state.private[partly.OWN_PART]
 
 
 # --- FedPer's blocks

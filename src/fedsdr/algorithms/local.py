@@ -13,7 +13,7 @@ from fedsdr.algorithms.contract import (
 )
 from fedsdr.core.adapters import Adapter
 
-OWN = "own"
+OWN_ADAPTER = "own"
 
 
 def local(setup: Setup) -> Algorithm:
@@ -22,10 +22,10 @@ def local(setup: Setup) -> Algorithm:
     def client(
         shared: Adapter, state: ClientState, fit: Fit, round: Round
     ) -> tuple[Update, ClientState]:
-        own = state.private.get(OWN)
+        own = state.private.get(OWN_ADAPTER)
         fitted = fit(Stage("rectify", trains="R", schedule=setup.schedule, own=own))
         update = Update({}, fitted.examples, {"loss/rectify": fitted.loss})
-        return update, state.keep(OWN, fitted.after)
+        return update, state.keep(OWN_ADAPTER, fitted.after)
 
     return Algorithm(
         init=ServerState,
@@ -36,5 +36,5 @@ def local(setup: Setup) -> Algorithm:
         add=lambda fold, update: None,
         finish=lambda state, fold, round: state,
         uploads=lambda state, round: {},
-        personal=lambda shared, state: Personal(None, own=state.private.get(OWN)),
+        personal=lambda shared, state: Personal(None, own=state.private.get(OWN_ADAPTER)),
     )

@@ -32,7 +32,7 @@ from fedsdr.core import seeds
 from fedsdr.core.adapters import Adapter, WeightedSum, no_sum
 
 
-class Privacy(Options):
+class PrivacyOptions(Options):
     """clip: C, the largest Euclidean norm of a client's change, in the units of the adapter;
     noise_multiplier: z, the noise's standard deviation over C. inf and 0 protect nothing."""
 
@@ -45,7 +45,7 @@ class Privacy(Options):
         return self.noise_multiplier * self.clip if self.noise_multiplier else 0.0
 
 
-def central_privacy(inner: Algorithm, options: Privacy) -> Algorithm:
+def central_privacy(inner: Algorithm, options: PrivacyOptions) -> Algorithm:
     """The server is trusted: `inner` learns of a round only its noisy sum.
 
     The server clips once more and weighs every client 1, whatever it claims. `inner` is given the
@@ -69,7 +69,7 @@ def central_privacy(inner: Algorithm, options: Privacy) -> Algorithm:
     )
 
 
-def local_noise(inner: Algorithm, options: Privacy) -> Algorithm:
+def local_noise(inner: Algorithm, options: PrivacyOptions) -> Algorithm:
     """No server is trusted: each client adds its own noise before it sends anything.
 
     The server does not clip: noise makes honest updates longer than C, by far where there are
@@ -86,7 +86,7 @@ def local_noise(inner: Algorithm, options: Privacy) -> Algorithm:
     return bounded._replace(client=client)
 
 
-def _bounded(inner: Algorithm, options: Privacy) -> Algorithm:
+def _bounded(inner: Algorithm, options: PrivacyOptions) -> Algorithm:
     """`inner`, whose clients send a change of norm C at most and nothing else."""
 
     def client(

@@ -8,7 +8,7 @@ import typer
 from fedsdr.cli.session import RunFolder, command_session
 
 
-def chat(
+def chat_command(
     folder: RunFolder,
     client: Annotated[str, typer.Option(help="Talk to this client's personal model.")] = "",
     model: Annotated[str, typer.Option(help="global, base, client:NAME, or METHOD.")] = "",

@@ -9,11 +9,11 @@ from fedsdr.cli.session import RecipePath, Sets, command_session
 
 app = typer.Typer(help="Run a recipe across organisations, on Flower.", no_args_is_help=True)
 
-Site = Annotated[Path, typer.Argument(help="A folder that `fedsdr deploy init` has written.")]
+SiteFolder = Annotated[Path, typer.Argument(help="A folder that `fedsdr deploy init` has written.")]
 
 
-@app.command()
-def init(
+@app.command("init")
+def init_command(
     recipe: RecipePath,
     out: Annotated[Path, typer.Option(help="A new folder, with one for each site in it.")],
     host: Annotated[str, typer.Option(help="Name or address by which clients reach the server.")],
@@ -38,8 +38,8 @@ def init(
         typer.echo(f"{out / client}: for that client alone; data in recipe.toml, then start.sh")
 
 
-@app.command()
-def register(folder: Site) -> None:
+@app.command("register")
+def register_command(folder: SiteFolder) -> None:
     """Tell the running SuperLink whose nodes may connect. Once."""
     from fedsdr.deploy.flower.submit import register_nodes as register_all
 
@@ -48,9 +48,9 @@ def register(folder: Site) -> None:
     typer.echo(f"registered: {', '.join(new) or 'all were already'}")
 
 
-@app.command()
-def trainer(
-    folder: Site,
+@app.command("trainer")
+def trainer_command(
+    folder: SiteFolder,
     socket: Annotated[
         Path | None, typer.Option(help="Where relays ask; FOLDER/trainer.sock by default.")
     ] = None,
@@ -65,9 +65,9 @@ def trainer(
         run_trainer(folder, reporter, socket, relay_user)
 
 
-@app.command()
-def run(
-    folder: Site,
+@app.command("run")
+def run_federation_command(
+    folder: SiteFolder,
     attempts: Annotated[int, typer.Option(min=1, help="ServerApps that may die.")] = 5,
 ) -> None:
     """Submit the federation to its SuperLink, or go on with it, and wait for its end."""
@@ -78,8 +78,8 @@ def run(
     typer.echo(f"report: {folder / 'run' / 'report.html'}")
 
 
-@app.command()
-def simulate(
+@app.command("simulate")
+def simulate_command(
     recipe: RecipePath,
     out: Annotated[Path, typer.Option(help="The folder; in an interrupted one it goes on.")],
     cpus: Annotated[float, typer.Option(min=0.1, help="CPUs for each worker.")] = 1.0,
@@ -95,7 +95,7 @@ def simulate(
     typer.echo(f"report: {out / 'run' / 'report.html'}")
 
 
-def status(folder: Site) -> None:
+def status_command(folder: SiteFolder) -> None:
     """What a federation has done: rounds, clients, bytes, the last error."""
     from fedsdr.deploy.sites.status import print_status
 

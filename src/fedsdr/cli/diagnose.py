@@ -14,7 +14,7 @@ from fedsdr.cli.session import RecipePath, Sets, command_session
 HEADS = ("records", "held", "prompt", "resp.", "cut", "out", "twice", "leaked", "categories")
 
 
-def diagnose(
+def diagnose_command(
     recipe: RecipePath,
     out: Annotated[
         Path | None, typer.Option(help="Also write HTML, JSON and CSV into this new folder.")

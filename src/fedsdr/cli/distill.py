@@ -9,7 +9,7 @@ from fedsdr.cli.session import RESUME, RecipePath, Resume, Sets, command_session
 from fedsdr.core.errors import UserError
 
 
-def distill(
+def distill_command(
     recipe: RecipePath,
     out: Annotated[Path | None, typer.Option(help="The folder; a run can go on in it.")] = None,
     pilot: Annotated[

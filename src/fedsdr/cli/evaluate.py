@@ -8,7 +8,7 @@ import typer
 from fedsdr.cli.session import command_session
 
 
-def evaluate(
+def eval_command(
     target: Annotated[Path, typer.Argument(help="A finished run, or a model folder with --out.")],
     tasks: Annotated[
         str, typer.Option(help="Comma-separated: mmlu,bbh,drop,crass,gsm8k,truthfulqa or hub:NAME")

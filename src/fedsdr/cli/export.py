@@ -10,7 +10,7 @@ from fedsdr.cli.session import RunFolder, command_session
 ModelName = Annotated[str, typer.Option(help="global, client:NAME, or a baseline's: METHOD.")]
 
 
-def export(
+def export_command(
     folder: RunFolder,
     out: Annotated[Path, typer.Option(help="A new folder for the model.")],
     model: ModelName = "global",

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from fedsdr.core.console import Grid, print_grid
 
-SHOWN = 3  # categories
+LARGEST_SHOWN = 3  # categories
 
 
 def print_holdings(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -16,4 +16,4 @@ def list_categories(categories: Mapping[str, int]) -> str:
     """The largest categories with their records."""
     from fedsdr.report.text import largest_counts  # its package is slow to import
 
-    return largest_counts(categories, SHOWN)
+    return largest_counts(categories, LARGEST_SHOWN)

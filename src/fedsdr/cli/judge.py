@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 GO_ON: Final = "give the same command again to go on"
 
 
-def judge(
+def judge_command(
     folder: RunFolder,
     questions: Annotated[
         Path, typer.Option(help="JSONL with turns, question, instruction or prompt; or its folder.")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SENTENCES: Final = 72  # characters, in which two columns of sentences can be read
 
 
-def check(
+def check_command(
     recipe: RecipePath,
     out: Annotated[
         Path | None, typer.Option(help="Also check that a run could be written into this folder.")
@@ -51,7 +51,7 @@ def check(
         typer.echo(notice)
 
 
-def algorithms() -> None:
+def algorithms_command() -> None:
     """List what a recipe can choose from: a line, a citation and the options of each."""
     from fedsdr.algorithms.table import TABLES
 

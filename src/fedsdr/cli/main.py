@@ -3,12 +3,13 @@
 import logging
 import os
 import signal
+from collections.abc import Callable, Mapping
+from typing import Final
 
 import typer
 
 from fedsdr import __version__
-from fedsdr.cli import chat, deploy, diagnose, evaluate, export, judge, look, runs
-from fedsdr.cli import distill as distil
+from fedsdr.cli import chat, deploy, diagnose, distill, evaluate, export, judge, look, runs
 
 # It gives advice when imported, which is when the work begins; in processes of our own too.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -21,28 +22,29 @@ app = typer.Typer(
 )
 
 
-def version() -> None:
+def version_command() -> None:
     """Print the version."""
     typer.echo(__version__)
 
 
-for command in (
-    runs.demo,
-    runs.run,
-    runs.compare,
-    distil.distill,
-    look.check,
-    diagnose.diagnose,
-    look.algorithms,
-    runs.report,
-    export.export,
-    chat.chat,
-    judge.judge,
-    deploy.status,
-    version,
-):
-    app.command()(command)
-app.command("eval")(evaluate.evaluate)
+COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
+    "demo": runs.demo_command,
+    "run": runs.run_command,
+    "compare": runs.compare_command,
+    "distill": distill.distill_command,
+    "check": look.check_command,
+    "diagnose": diagnose.diagnose_command,
+    "algorithms": look.algorithms_command,
+    "report": runs.report_command,
+    "export": export.export_command,
+    "chat": chat.chat_command,
+    "judge": judge.judge_command,
+    "status": deploy.status_command,
+    "version": version_command,
+    "eval": evaluate.eval_command,
+}
+for name, command in COMMANDS.items():
+    app.command(name)(command)
 app.add_typer(deploy.app, name="deploy")
 
 

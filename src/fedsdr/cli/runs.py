@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fedsdr.recipe.sections.recipe import Recipe
 
 
-def demo(
+def demo_command(
     out: Out = Path("runs/demo"),
     seeds: Annotated[str, typer.Option(help="Comma-separated, e.g. 0,1,2")] = "0,1,2",
 ) -> None:
@@ -42,7 +42,7 @@ def demo(
     print_outcome(out, summary)
 
 
-def run(
+def run_command(
     recipe: RecipePath,
     out: OutOrNone = None,
     resume: Resume = False,
@@ -58,12 +58,12 @@ def run(
     with command_session(RESUME) as reporter:
         loaded = recipes.load_recipe(recipe, set_ or [])
         if dry_run:
-            return print_plan(loaded, out, [loaded.seed], flops, resume)
+            return print_dry_run(loaded, out, [loaded.seed], flops, resume)
         summary = runs.run_recipe(loaded, folder, reporter, resume)
     return print_outcome(folder, summary)
 
 
-def compare(
+def compare_command(
     recipe: RecipePath,
     out: OutOrNone = None,
     seeds: Annotated[str, typer.Option(help="Comma-separated, e.g. 0,1,2")] = "0,1,2",
@@ -80,12 +80,12 @@ def compare(
     with command_session(RESUME) as reporter:
         loaded = recipes.load_recipe(recipe, set_ or [])
         if dry_run:
-            return print_plan(loaded, out, parse_seeds(seeds), flops, resume)
+            return print_dry_run(loaded, out, parse_seeds(seeds), flops, resume)
         summary = runs.compare_seeds(loaded, parse_seeds(seeds), folder, reporter, resume)
     return print_outcome(folder, summary)
 
 
-def print_plan(
+def print_dry_run(
     recipe: "Recipe", out: Path | None, seeds: Sequence[int], flops: float | None, resume: bool
 ) -> None:
     from fedsdr.cli.plan import dry_run
@@ -102,7 +102,7 @@ def required_folder(out: Path | None, dry_run: bool, flops: float | None) -> Pat
     return out or Path()
 
 
-def report(folder: RunFolder) -> None:
+def report_command(folder: RunFolder) -> None:
     """Write a run's report.html anew."""
     from fedsdr.report.html import write_report
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 from fedsdr.core.errors import UserError
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
+Converted = TypeVar("Converted")
 Cells = Mapping[str, Any]
 Row = tuple[int, Cells]  # its number (see Places) and its cells
 
@@ -44,11 +44,11 @@ class Places:
 def convert_all(
     places: Places,
     items: Iterable[tuple[int, Item]],
-    convert: Callable[[int, Item], Result],
-) -> list[Result]:
+    convert: Callable[[int, Item], Converted],
+) -> list[Converted]:
     """Convert every (number, item). Where some fail, a `UserError` names the first of them and
     says which others have the same problem."""
-    good: list[Result] = []
+    good: list[Converted] = []
     bad: list[tuple[int, RowError]] = []
     for number, item in items:
         try:

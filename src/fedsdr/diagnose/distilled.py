@@ -9,7 +9,7 @@ from fedsdr.diagnose.text import has_filler, text_stats
 from fedsdr.distill.rewrite import Rewritten
 from fedsdr.distill.support import kept_share, rare_words, supported_share
 
-SHOWN: Final = 25  # of the accepted rewrites, and of the refused ones
+WORST_SHOWN: Final = 25  # of the accepted rewrites, and of the refused ones
 RARE: Final = 0.01  # as `[distill.support]` has it
 RatedRewrite = dict[str, Any]
 
@@ -29,7 +29,11 @@ def describe_client(rewrites: Sequence[Rewritten]) -> RatedRewrite:
     rows = rate_rewrites(rewrites)
     accepted = sorted((row for row in rows if not row["reason"]), key=badness_key)
     refused = sorted((row for row in rows if row["reason"]), key=lambda row: row["reason"])
-    return {"figures": rewrite_figures(rows), "worst": accepted[:SHOWN], "refused": refused[:SHOWN]}
+    return {
+        "figures": rewrite_figures(rows),
+        "worst": accepted[:WORST_SHOWN],
+        "refused": refused[:WORST_SHOWN],
+    }
 
 
 def rate_rewrites(rewrites: Sequence[Rewritten]) -> list[RatedRewrite]:

@@ -18,7 +18,7 @@ QUANTILES: Final = (5, 25, 50, 75, 95, 100)
 SHORT: Final = 2  # words; suspicious where the client's median is at least USUAL
 USUAL: Final = 10
 WRONG: Final = Rewrite("", finished=True)  # that a check of truth refuses, where there is one
-Key = tuple[str, ...]
+RecordKey = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def _holding(
     client: ClientData,
     chat: ChatFormat,
     max_length: int,
-    prompts: Mapping[str, set[Key]],
-    whole: Mapping[str, set[Key]],
+    prompts: Mapping[str, set[RecordKey]],
+    whole: Mapping[str, set[RecordKey]],
 ) -> Holding:
     asked = [len(chat.prompt_ids(r.prompt)) for r in client.train]
     told = [len(chat.response_ids(r.response)) for r in client.train]
@@ -115,16 +115,16 @@ def normalise_text(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def prompt_key(record: Record) -> Key:
+def prompt_key(record: Record) -> RecordKey:
     """Equal for records that ask the same, all turns together."""
     return tuple(f"{turn.role} {normalise_text(turn.text)}" for turn in record.prompt)
 
 
-def _key(record: Record) -> Key:
+def _key(record: Record) -> RecordKey:
     return (*prompt_key(record), normalise_text(record.response))
 
 
-def _others(keys: Mapping[str, set[Key]], name: str) -> set[Key]:
+def _others(keys: Mapping[str, set[RecordKey]], name: str) -> set[RecordKey]:
     return set().union(*(each for other, each in keys.items() if other != name))
 
 

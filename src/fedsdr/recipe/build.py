@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from fedsdr.algorithms.aggregation.error import with_aggregation_error
 from fedsdr.algorithms.contract import Algorithm, Options, Schedule, Setup, Targets
 from fedsdr.algorithms.limited import with_norm_limit
-from fedsdr.algorithms.privacy import Privacy
+from fedsdr.algorithms.privacy import PrivacyOptions
 from fedsdr.algorithms.table import TABLES, AlgorithmRow
 from fedsdr.algorithms.two_stream import Smoothing
 from fedsdr.algorithms.uncounted import with_equal_weights
@@ -129,8 +129,10 @@ def smoothing_options(recipe: Recipe) -> Smoothing:
     )
 
 
-def privacy_options(recipe: Recipe) -> Privacy:
-    return Privacy(clip=recipe.privacy.clip, noise_multiplier=recipe.privacy.noise_multiplier)
+def privacy_options(recipe: Recipe) -> PrivacyOptions:
+    return PrivacyOptions(
+        clip=recipe.privacy.clip, noise_multiplier=recipe.privacy.noise_multiplier
+    )
 
 
 def has_global_model(chosen: ChosenOptions) -> bool:

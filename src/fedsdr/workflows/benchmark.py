@@ -29,7 +29,7 @@ from fedsdr.workflows.run_folder import BENCHMARKS, RECIPE_FILE, locked_folder
 if TYPE_CHECKING:
     from fedsdr.evaluate.benchmarks.harness import Suite
 
-SUMMARY_FILE: Final = "summary.json"
+BENCHMARK_SUMMARY: Final = "summary.json"
 AGAINST_FILE: Final = "against.json"
 ALL: Final = "all"
 
@@ -152,10 +152,10 @@ def evaluate_models(
 
     others: results that these are to be compared with; raises at once where they cannot be.
     """
-    from fedsdr.evaluate.benchmarks.harness import Options, Suite
+    from fedsdr.evaluate.benchmarks.harness import HarnessOptions, Suite
 
     models = _open(request, reporter)
-    options = Options(request.limit, request.chat, request.bos, request.batch_size)
+    options = HarnessOptions(request.limit, request.chat, request.bos, request.batch_size)
     suite = Suite(chosen, models.base, options, reporter)
     _check_models(out, models)
     todo = {name: _missing(out, name, chosen, suite.settings) for name in names}
@@ -247,7 +247,7 @@ def summarise_results(out: Path) -> dict[str, Any]:
             row["to_base"] = _differences(result, reference)
         rows.append(row)
     summary = {"interval": INTERVAL, "results": rows}
-    files.write_json(out / SUMMARY_FILE, summary)
+    files.write_json(out / BENCHMARK_SUMMARY, summary)
     return summary
 
 

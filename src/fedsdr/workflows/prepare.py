@@ -77,9 +77,9 @@ class Setting:
         return Workbench(self.recipe, base, self.clients, encoded, evaluator, suite)
 
     def _suite(self, base: LoadedModel, reporter: Reporter) -> Benchmarks:
-        from fedsdr.evaluate.benchmarks.harness import Options, Suite
+        from fedsdr.evaluate.benchmarks.harness import HarnessOptions, Suite
 
-        options = Options(limit=self.recipe.evaluate.benchmark_limit)
+        options = HarnessOptions(limit=self.recipe.evaluate.benchmark_limit)
         return Suite(self.benchmarks, base, options, reporter)
 
 

@@ -19,7 +19,7 @@ from fedsdr.algorithms.contract import (
 )
 from fedsdr.core.adapters import Adapter
 
-OWN = "own"
+OWN_PART = "own"
 
 
 def partly_shared(inner: Algorithm, shared_part: Callable[[Adapter], Adapter]) -> Algorithm:
@@ -28,7 +28,7 @@ def partly_shared(inner: Algorithm, shared_part: Callable[[Adapter], Adapter]) -
     def client(
         shared: Adapter, state: ClientState, fit: Fit, round: Round
     ) -> tuple[Update, ClientState]:
-        own = state.private.get(OWN)
+        own = state.private.get(OWN_PART)
         fits: list[Fitted] = []
 
         def fit_whole(stage: Stage) -> Fitted:
@@ -38,10 +38,10 @@ def partly_shared(inner: Algorithm, shared_part: Callable[[Adapter], Adapter]) -
         update, state = inner.client(shared, state, fit_whole, round)
         kept = fits[-1].own
         assert kept is not None
-        return update, state.keep(OWN, kept)
+        return update, state.keep(OWN_PART, kept)
 
     def personal(shared: Adapter, state: ClientState) -> Personal:
-        return inner.personal(shared, state)._replace(own=state.private.get(OWN))
+        return inner.personal(shared, state)._replace(own=state.private.get(OWN_PART))
 
     return inner._replace(
         init=lambda first: inner.init(shared_part(first)),

@@ -25,7 +25,7 @@ from fedsdr.algorithms.contract import (
 )
 from fedsdr.core.adapters import Adapter, plain_factors
 
-PERSONAL = "ditto"
+DITTO_ADAPTER = "ditto"
 
 
 class Ditto(Options):
@@ -48,7 +48,7 @@ def ditto(
         update, state = inner.client(shared, state, fit, round)
         start = inner.personal(shared, state)
         pull = Pull(plain_factors(start.shared or {}), options.strength)
-        v = state.private.get(PERSONAL)
+        v = state.private.get(DITTO_ADAPTER)
         first = v is None
         stage = Stage(
             "personal",
@@ -62,10 +62,10 @@ def ditto(
         )
         fitted = fit(stage)
         metrics = {**update.metrics, "loss/personal": fitted.loss}
-        return replace(update, metrics=metrics), state.keep(PERSONAL, fitted.after)
+        return replace(update, metrics=metrics), state.keep(DITTO_ADAPTER, fitted.after)
 
     def personal(shared: Adapter, state: ClientState) -> Personal:
-        other, v = inner.personal(shared, state), state.private.get(PERSONAL)
+        other, v = inner.personal(shared, state), state.private.get(DITTO_ADAPTER)
         return other if v is None else Personal(None, v, other.private)
 
     return inner._replace(client=client, personal=personal)

@@ -25,7 +25,7 @@ from fedsdr.algorithms.contract import (
 )
 from fedsdr.core.adapters import Adapter
 
-PERSONAL = "feddpa"
+FEDDPA_ADAPTER = "feddpa"
 
 
 def feddpa(
@@ -39,14 +39,14 @@ def feddpa(
         r = inner.personal(shared, state)
         update, state = inner.client(shared, state, fit, round)
         stream = inner.personal(shared, state).private
-        p = state.private.get(PERSONAL, stream)
+        p = state.private.get(FEDDPA_ADAPTER, stream)
         stage = Stage("personal", "S", schedule, r.shared, r.own, private=p, targets=targets)
         fitted = fit(stage)
         metrics = {**update.metrics, "loss/personal": fitted.loss}
-        return replace(update, metrics=metrics), state.keep(PERSONAL, fitted.after)
+        return replace(update, metrics=metrics), state.keep(FEDDPA_ADAPTER, fitted.after)
 
     def personal(shared: Adapter, state: ClientState) -> Personal:
         other = inner.personal(shared, state)
-        return other._replace(private=state.private.get(PERSONAL, other.private))
+        return other._replace(private=state.private.get(FEDDPA_ADAPTER, other.private))
 
     return inner._replace(client=client, personal=personal)

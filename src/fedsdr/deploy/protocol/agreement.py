@@ -10,7 +10,7 @@ from typing import Final
 from fedsdr.recipe.load import flatten_tables
 from fedsdr.recipe.sections.recipe import Recipe
 
-OWN: Final = (  # keys that may differ from machine to machine
+SITE_KEYS: Final = (  # keys that may differ from machine to machine
     "data.", "model.path", "model.device", "model.memory_check", "model.gradient_checkpointing",
     "local.micro_batch", "local.cohort", "distill.batch_size", "distill.pilot",
     "distill.entailment.device", "evaluate.benchmark", "tracking.", "deployment.",
@@ -21,7 +21,7 @@ OWN: Final = (  # keys that may differ from machine to machine
 def agreed_keys(recipe: Recipe) -> dict[str, str]:
     """Every key that all must set alike, "a.b" -> value as JSON."""
     keys = sorted(flatten_tables(recipe.model_dump(mode="json")).items())
-    return {key: json.dumps(value) for key, value in keys if not key.startswith(OWN)}
+    return {key: json.dumps(value) for key, value in keys if not key.startswith(SITE_KEYS)}
 
 
 def agreement_digest(recipe: Recipe) -> str:

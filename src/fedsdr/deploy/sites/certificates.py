@@ -15,7 +15,7 @@ from fedsdr.core import files
 DAYS: Final = 825  # that a certificate is valid; the longest that all TLS clients accept
 HERE: Final = ("localhost", "127.0.0.1")
 
-Key = ec.EllipticCurvePrivateKey
+CertificateKey = ec.EllipticCurvePrivateKey
 
 
 def write_certificates(folder: Path, host: str) -> None:
@@ -74,7 +74,7 @@ def _begun(
     )
 
 
-def _identifier(key: Key) -> x509.SubjectKeyIdentifier:
+def _identifier(key: CertificateKey) -> x509.SubjectKeyIdentifier:
     return x509.SubjectKeyIdentifier.from_public_key(key.public_key())
 
 

@@ -23,9 +23,8 @@ from fedsdr.deploy.sites.site import (
 )
 from fedsdr.federation.rounds import METRICS_FILE
 from fedsdr.recipe.load import load_recipe
-from fedsdr.workflows.run_folder import RECIPE_FILE, RESULT_FILE, method_folders
+from fedsdr.workflows.run_folder import MIB, RECIPE_FILE, RESULT_FILE, method_folders
 
-MIB = 2**20
 ROUNDS = ("method", "rounds", "MiB of updates", "MiB of models", "last round", "seconds a round")
 
 

@@ -39,7 +39,7 @@ HASH = 16  # characters of a question's hash that are kept
 
 
 @dataclass(frozen=True)
-class Options:
+class HarnessOptions:
     """limit: at most so many questions of each subject, the first ones; None is all.
     chat: whether prompts go through the model's chat template, shots as turns.
     bos: whether the tokenizer's special tokens go before prompts; None: as the tokenizer does by
@@ -55,7 +55,7 @@ class Options:
 class StreamLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
     """The model as it stands, whatever streams are active: they work below its linear layers."""
 
-    def __init__(self, base: LoadedModel, options: Options, reporter: Reporter) -> None:
+    def __init__(self, base: LoadedModel, options: HarnessOptions, reporter: Reporter) -> None:
         tokenizer = copy.deepcopy(base.chat.tokenizer)  # lm-eval sets its pad token
         bos = False if options.chat and options.bos is None else options.bos
         batch = (
@@ -204,7 +204,7 @@ class Suite:
         self,
         chosen: Sequence[ChosenBenchmark],
         base: LoadedModel,
-        options: Options,
+        options: HarnessOptions,
         reporter: Reporter,
     ) -> None:
         self.options = options

@@ -1,0 +1,61 @@
+"""Public names of the package: each is defined once, and a function says what it gives."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import fedsdr
+from fedsdr.algorithms.table import TABLES
+
+ROOT = Path(fedsdr.__file__).parent
+# Type variables, and what typer and Flower look for by name.
+SEVERAL = {"T", "app", "main"}
+MATHEMATICAL = {"add", "subtract", "scale", "dot", "norm", "cosine", "wilson"}
+ENTRIES = {"main", "train"}  # of programs and of Flower's apps
+
+
+def public(node: ast.stmt) -> list[str]:
+    """The names that a statement at the top of a module defines for others."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        names = [node.name]
+    elif isinstance(node, ast.Assign):
+        names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+    elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+        names = [node.target.id]
+    else:
+        names = []
+    return [name for name in names if not name.startswith("_") and name != "log"]
+
+
+def defined() -> dict[str, list[str]]:
+    """Public name -> the files that define it."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for path in sorted(ROOT.rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            for name in public(node):
+                found[name].append(path.relative_to(ROOT).as_posix())
+    return found
+
+
+def test_a_public_name_is_defined_once():
+    several = {name: files for name, files in defined().items() if len(files) > 1}
+    assert several.keys() == SEVERAL, several
+
+
+def test_a_function_of_one_word_is_an_algorithm_or_mathematics():
+    words = {
+        node.name
+        for path in ROOT.rglob("*.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+        and not node.name.startswith("_")
+        and "_" not in node.name
+    }
+    algorithms = {name for table in TABLES.values() for name in table}
+    assert words - algorithms - MATHEMATICAL - ENTRIES == set()
+
+
+def test_the_reader_of_names_sees_them_all():
+    source = "def f():\n    g = 1\nclass C: pass\nX: int = 1\nY = Z = 2\n_p = 3\nlog = 4\n"
+    names = [name for node in ast.parse(source).body for name in public(node)]
+    assert names == ["f", "C", "X", "Y", "Z"]
