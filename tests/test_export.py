@@ -23,6 +23,7 @@ from fedsdr.core.files import read_json, read_json_lines
 from fedsdr.core.progress import silent_reporter
 from fedsdr.data.records import Turn
 from fedsdr.export.adapter import exported_adapter
+from fedsdr.export.card import Artefact, write_card
 from fedsdr.export.write import ExportChoice, export_model
 from fedsdr.generation.batched import generate_batch
 from fedsdr.generation.sampling import Job
@@ -284,6 +285,16 @@ def test_the_card_says_what_hugging_face_reads(home, exports, tmp_path):
     card = (tmp_path / "named" / "README.md").read_text()
     assert config["base_model_name_or_path"] == front_matter(card)["base_model"] == "openai/gpt2"
     assert str(home) not in card
+
+
+def test_the_card_says_the_date_that_the_template_prints(home, tmp_path):
+    run = open_run(home / "gpt2")
+    artefact = Artefact("global", False, "base", "float32", (2, 2), 2.0)
+    for date, says in (("", False), ("2025-02-03", True)):
+        write_card(tmp_path, run, replace(artefact, date=date), client_names=False)
+        card = (tmp_path / "README.md").read_text()
+        assert ("learnt with 2025-02-03 in that place" in card) == says
+        assert "prints the date" not in card or says
 
 
 def test_the_card_states_counts_and_scores_and_names_only_when_asked(home, exports, tmp_path):

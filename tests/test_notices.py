@@ -2,6 +2,8 @@
 
 import html
 import json
+import tomllib
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from fedsdr.core.notices import Notice, name_items, records_by_client
 from fedsdr.core.progress import silent_reporter
 from fedsdr.data.records import Record
 from fedsdr.distill.rewrite import Rewritten
-from fedsdr.recipe.load import load_recipe
+from fedsdr.recipe.load import load_recipe, parse_recipe, to_toml
 from fedsdr.workflows.distill import kept_raw
 from fedsdr.workflows.prepare import Setting, prepare_run
 from fedsdr.workflows.run import run_recipe
@@ -147,6 +149,18 @@ def test_tokens_beyond_the_table_that_no_record_has(tmp_path, model):
     )
 
 
+def test_a_chat_template_with_a_date(tmp_path):
+    changed = tiny.model_folder(tmp_path / "model")
+    tokenizer = tiny.word_tokenizer(tiny.WORDS)
+    tokenizer.chat_template = "{{ strftime_now('%Y') }} " + tiny.TEMPLATE
+    tokenizer.save_pretrained(changed)
+    found = setting(tmp_path, changed, {"anna": [row(2, 2)] * 2}, model={"date": date(2025, 2, 3)})
+    [line] = words(found)
+    assert line.startswith("dated: ")
+    assert "2025-02-03 (model.date)" in line
+    assert parse_recipe(tomllib.loads(to_toml(found.recipe))) == found.recipe
+
+
 def test_frozen_experts(tmp_path):
     tokenizer = tiny.word_tokenizer(tiny.WORDS)
     config = MixtralConfig(
@@ -164,9 +178,7 @@ def test_frozen_experts(tmp_path):
     [notice] = found.notices
     assert notice.kind == "frozen"
     experts = 4 * (3 * 16 * 24)  # gate, up and down
-    assert f"the experts ({100 * experts / base.num_parameters():.0f} % of the weights)" in str(
-        notice
-    )
+    assert f"experts are not ({experts / base.num_parameters():.0%} of the weights)" in str(notice)
 
 
 # Where they are said

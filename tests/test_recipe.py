@@ -273,6 +273,8 @@ def test_paths_that_are_refused(write, monkeypatch, given, parts):
         ({}, ["model: Field required"]),
         ({"model": {}}, ["model.path: Field required"]),
         ({"model": 3}, ["model = 3"]),
+        ({"model": {"path": "lab", "date": "26 Jul"}}, ["model.date = '26 Jul'", '"2024-07-26"']),
+        ({"model": {"path": "lab", "date": 2024}}, ["model.date = 2024", "string"]),
         ({"model": {"path": "./m"}}, ["no data: add [[data.sources]]"]),
         ({**LAB, "data": {"sources": [{"path": "a"}]}}, ["remove data.sources"]),
         ({**LAB, "locl": {}}, ["locl: unknown key", "known keys: seed, baselines", "local"]),

@@ -1,17 +1,20 @@
 """Chat templates: which ids are the response, what ends a turn, and what does not fit."""
 
+from datetime import datetime
 from importlib import resources
 
 import pytest
 from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
+from transformers.utils import chat_template_utils
 
 from fedsdr.core.errors import UserError
 from fedsdr.data.records import Record, Turn
 from fedsdr.data.template import ChatFormat, Example
 from fedsdr.lab.pretrain import build_tokenizer
 from fedsdr.lab.world import WorldOptions, build_world
+from fedsdr.model.identity import chat_identity
 from models import CHAT, tokenizer
 
 CHATML = (
@@ -278,3 +281,54 @@ def test_a_template_that_leaves_out_other_turns_is_refused_where_it_does():
         with pytest.raises(UserError, match=r"it leaves out what the .*model.template to another"):
             chat.prompt_text(turns)
     assert "name one" in ChatFormat(tokenizer(LAST), "alpaca").prompt_text(TURNS)
+
+
+# --- Templates that read the clock
+
+CLOCK = (
+    "{% if strftime_now is defined %}{% set now = strftime_now('%-d %b %Y %H:%M:%S') %}{% endif %}"
+    "{% for m in messages %}<ask> {{ now }} {{ m['content'] }} {% endfor %}<answer> "
+)
+
+
+@pytest.fixture
+def years(monkeypatch):
+    """Each look at the clock is a year after the last one."""
+
+    class Clock(datetime):
+        looks = 0
+
+        @classmethod
+        def now(cls, tz=None):
+            cls.looks += 1
+            return cls(2030 + cls.looks, 1, 1)
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+
+
+@pytest.mark.parametrize("white", ["", "\n", "  ", "\n  {#- note #}\n"])
+def test_a_template_that_prints_the_time_prints_the_recipes(years, white):
+    fast = tokenizer(white + CLOCK)
+    moving = [fast.apply_chat_template(HELLO, tokenize=False) for _ in range(2)]
+    assert moving[0] != moving[1], "the clock of this test does not go"
+    year = "1 Jan 2031 00:00:00"
+    wanted = moving[0].replace(year, "26 Jul 2024 00:00:00")
+    texts = {ChatFormat(fast).prompt_text((Turn("user", "a b"),)) for _ in range(2)}
+    assert texts == {wanted}
+    other = ChatFormat(fast, date="2025-02-03")
+    assert "3 Feb 2025" in other.prompt_text((Turn("user", "a b"),))
+    assert chat_identity(other) != chat_identity(ChatFormat(fast))
+    # What is exported needs nothing of ours to print the same, and is known for the same.
+    fast.chat_template = other.template
+    assert fast.apply_chat_template(HELLO, tokenize=False) == moving[0].replace(
+        year, "3 Feb 2025 00:00:00"
+    )
+    assert (ChatFormat(fast).template, ChatFormat(fast).date) == (other.template, "")
+
+
+HELLO = [{"role": "user", "content": "a b"}]
+
+
+def test_a_template_without_a_clock_is_left_as_it_is():
+    plain = ChatFormat(tokenizer(), date="2025-02-03")
+    assert (plain.template, plain.date) == (CHAT, "")

@@ -13,9 +13,11 @@ from typing import Any, Final
 from jinja2 import TemplateError
 
 from fedsdr.core.errors import UserError
+from fedsdr.data.clock import reads_clock, with_date
 from fedsdr.data.records import Record, Role, Turn
 
 NAMED: Final = "name:"  # before the name of one of a tokenizer's several templates
+DATE: Final = "2024-07-26"  # Llama 3.1's, for whom there is no other
 SENTINEL: Final = "Turn number "  # a text that no template has of its own
 
 
@@ -41,15 +43,18 @@ class TemplateRefusalError(UserError):
 class ChatFormat:
     """A tokenizer with its chat template, reduced to the three things the stages need."""
 
-    def __init__(self, tokenizer: Any, template: str = "auto") -> None:
+    def __init__(self, tokenizer: Any, template: str = "auto", date: str = DATE) -> None:
         """`template`: "auto" is the tokenizer's own, or Alpaca's where it has none; "name:" and
         one of the tokenizer's, where it has several; a name shipped in `fedsdr/data/templates`; or
-        the path of a Jinja file.
+        the path of a Jinja file. `date` (YYYY-MM-DD): what is printed by one that asks for today's.
 
-        source: which of these it is, in words.
+        source: which of these it is, in words. date: what it prints as today's; "" for none.
         """
         self.tokenizer = tokenizer
         self.template, self.source = self._choose(template)
+        self.date = date if reads_clock(self.template) else ""
+        if self.date:
+            self.template = with_date(self.template, date)
         self._lost: dict[tuple[Role, ...], set[Role]] = {}
 
     def _choose(self, template: str) -> tuple[str, str]:

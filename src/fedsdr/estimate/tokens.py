@@ -9,9 +9,9 @@ from statistics import fmean
 from fedsdr.core import seeds
 from fedsdr.data.batches import shuffled_batches
 from fedsdr.data.records import ClientData, Record
-from fedsdr.data.template import ChatFormat, nothing_fits
+from fedsdr.data.template import nothing_fits
 from fedsdr.distill.rewrite import rewriting_job
-from fedsdr.model.base import load_tokenizer
+from fedsdr.model.base import load_chat
 from fedsdr.model.folder import has_tokenizer
 from fedsdr.recipe.sections.distill import Distill
 from fedsdr.recipe.sections.recipe import Recipe
@@ -35,7 +35,8 @@ class Counter:
     def __init__(self, recipe: Recipe, path: str) -> None:
         folder = Path(path)
         there = not folder.is_dir() or has_tokenizer(folder)
-        self.chat = ChatFormat(load_tokenizer(path), recipe.model.template) if there else None
+        options = recipe.model
+        self.chat = load_chat(path, options.template, options.date) if there else None
 
     def example(self, record: Record, most: int) -> tuple[int, int] | None:
         """Tokens of prompt and response as they are trained on, None where they do not fit."""

@@ -34,7 +34,8 @@ class Artefact:
     """What the folder beside the card holds.
 
     base: what adapter_config.json calls the base model. dtype: of the weights.
-    ranks: smallest and largest rank of its layers.
+    ranks: smallest and largest rank of its layers. date: what its chat template prints as today's;
+    "" for one that prints none.
     """
 
     model: str
@@ -43,6 +44,7 @@ class Artefact:
     dtype: str
     ranks: tuple[int, int]
     scaling: float
+    date: str = ""
 
 
 def write_card(folder: Path, run: Finished, artefact: Artefact, client_names: bool) -> None:

@@ -58,13 +58,13 @@ def export_model(run: Finished, choice: ExportChoice, out: Path, reporter: Repor
         merge_adapter(model, adapter, settings.alpha / settings.rank, DTYPES[dtype])
         model.generation_config = answer_settings(chat)
     else:
-        model, chat = None, load_chat(where, run.recipe.model.template)
+        model, chat = None, load_chat(where, run.recipe.model.template, run.recipe.model.date)
         run.check_base(chat_identity(chat), reporter)
         dtype = choice.dtype or str(next(iter(adapter.values())).dtype).removeprefix("torch.")
         adapter = {key: tensor.to(DTYPES[dtype]) for key, tensor in adapter.items()}
     artefact = Artefact(
         choice.model, choice.merged, settings.base_model, dtype, _ranks(adapter),
-        settings.alpha / settings.rank,
+        settings.alpha / settings.rank, chat.date,
     )  # fmt: skip
 
     def write(folder: Path) -> None:

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fedsdr.core.errors import UserError
 from fedsdr.data.records import Turn
-from fedsdr.data.template import ChatFormat
+from fedsdr.data.template import DATE, ChatFormat
 from fedsdr.model.fit import check_fits
 from fedsdr.model.folder import check_model_path, check_weight_files
 from fedsdr.model.identity import Identity, model_identity
@@ -58,6 +58,7 @@ def load_base(
     device: str = "auto",
     quantisation: str = "none",
     memory_check: bool = True,
+    date: str = DATE,
 ) -> LoadedModel:
     """Load a model folder or hub name onto a device, frozen and in evaluation mode.
 
@@ -96,7 +97,7 @@ def load_base(
     else:  # it is there already
         keep_differentiable(model)
     check_causal(model, path)
-    chat = ChatFormat(tokenizer, template)
+    chat = ChatFormat(tokenizer, template, date)
     return LoadedModel(model, chat, path, model_identity(model, chat))
 
 
@@ -110,9 +111,9 @@ def check_model(
     check_weight_files(path)
 
 
-def load_chat(path: str, template: str = "auto") -> ChatFormat:
+def load_chat(path: str, template: str = "auto", date: str = DATE) -> ChatFormat:
     """A model folder's tokenizer and template, without its weights."""
-    return ChatFormat(load_tokenizer(path), template)
+    return ChatFormat(load_tokenizer(path), template, date)
 
 
 def context_of(path: str) -> int:

@@ -134,7 +134,7 @@ def _weights(folder: Path) -> float:
 def _chat(recipe: Recipe) -> tuple[ChatFormat, int]:
     """How to talk to the model, and its context, without its weights."""
     with plan_folder(recipe) as path:
-        return load_chat(path, recipe.model.template), context_of(path)
+        return load_chat(path, recipe.model.template, recipe.model.date), context_of(path)
 
 
 def _passes(recipe: Recipe, clients: Sequence[ClientData]) -> dict[str, float]:

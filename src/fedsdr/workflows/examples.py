@@ -49,7 +49,8 @@ def prepare_records(
     base = model_outline(path, download=weights)
     if recipe.model.memory_check and weights:
         _check_memory(recipe, base)
-    chat, context = load_chat(path, recipe.model.template), context_positions(base.config)
+    chat = load_chat(path, recipe.model.template, recipe.model.date)
+    context = context_positions(base.config)
     paths = select_layers(base, recipe.lora.targets)
     frozen = experts_notice(base, paths)
     limit = min(recipe.model.max_length, context)
@@ -59,6 +60,7 @@ def prepare_records(
     notices = [
         *([Notice("frozen", frozen)] if frozen else []),
         *_unused(chat, table),
+        *_dated(chat),
         *_lengths(recipe, encoded, limit),
         *_not_judged(recipe, clients, encoded, limit),
         *_not_rewritten(recipes, clients, encoder, context),
@@ -81,6 +83,13 @@ def _unused(chat: ChatFormat, table: int) -> list[Notice]:
         return []
     words = f"{plural_form(lacking, 'token')} of the tokenizer beyond the model's table of {table}"
     return [Notice("unused", f"{words}: no record has one")]
+
+
+def _dated(chat: ChatFormat) -> list[Notice]:
+    if not chat.date:
+        return []
+    words = f"the chat template prints today's date; here that is {chat.date} (model.date)"
+    return [Notice("dated", words)]
 
 
 def _lengths(recipe: Recipe, encoded: Mapping[str, Encoded], limit: int) -> list[Notice]:

@@ -92,7 +92,7 @@ def base_of(recipe: Recipe, reporter: Reporter) -> LoadedModel:
         path = str(base_model_folder(world, pretrain, cache_folder(), reporter))
     return load_base(
         path, options.template, recipe.dtype, options.device, options.quantisation,
-        options.memory_check,
+        options.memory_check, options.date,
     )  # fmt: skip
 
 

@@ -57,6 +57,7 @@ class StreamLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
 
     def __init__(self, base: LoadedModel, options: HarnessOptions, reporter: Reporter) -> None:
         tokenizer = copy.deepcopy(base.chat.tokenizer)  # lm-eval sets its pad token
+        tokenizer.chat_template = base.chat.template  # which it asks itself to go on with an answer
         bos = False if options.chat and options.bos is None else options.bos
         batch = (
             options.batch_size if passes_trial(base.model, pads_left) else 1

@@ -1,16 +1,28 @@
 """`[model]` and `[lora]`: the base model, and the shape of its adapters."""
 
-from typing import Annotated, Literal
+from datetime import date
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from fedsdr.recipe.sections.base import Positive, Section
+
+
+def _iso_date(value: Any) -> Any:
+    """As YYYY-MM-DD; TOML has dates of its own."""
+    try:
+        day = date.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError('expected a day, as "2024-07-26"') from None
+    return day.isoformat() if type(day) is date else value
 
 
 class Model(Section):
     """path: a model folder, a hub name, or "lab" for the embedded world's own base model.
     template: "auto" (the tokenizer's own, else Alpaca's), "name:" and one of its several, "alpaca",
         "plain", or a Jinja file.
+    date: what a template that prints today's date (Llama 3's do) prints instead, whenever and
+        wherever it is used: a day, as 2024-07-26, which is Llama 3.1's own.
     dtype: of the weights; "auto" is bfloat16 on a GPU that has it, else float32.
     quantisation: linear layers but the head in 8 or 4 bits, frozen (needs bitsandbytes).
     gradient_checkpointing: less memory in training, for a third more arithmetic.
@@ -18,6 +30,7 @@ class Model(Section):
 
     path: str
     template: str = "auto"
+    date: Annotated[str, BeforeValidator(_iso_date)] = "2024-07-26"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantisation: Literal["none", "int8", "nf4"] = "none"
     device: str = "auto"
