@@ -9,7 +9,6 @@ from fedsdr.algorithms.contract import (
     Algorithm,
     ClientState,
     Fitted,
-    Round,
     Schedule,
     ServerState,
     Setup,
@@ -23,7 +22,7 @@ from fedsdr.recipe.methods import named_recipe
 from fedsdr.recipe.sections.local import Local
 from fedsdr.recipe.sections.model import Model
 from fedsdr.recipe.sections.recipe import Recipe
-from tiny import CLIENTS, RECORDS, ToyClient, random_adapter
+from tiny import CLIENTS, RECORDS, ToyClient, random_adapter, secret_round
 
 ROUNDS = 3
 SCHEDULE = Schedule(3, 0.1)
@@ -91,12 +90,12 @@ def step(
     dtype: torch.dtype = torch.float64,
 ) -> ServerState:
     """One round; `played` is filled in."""
-    round = Round(number, 1000 + number, POPULATION)
+    round = secret_round(number, 1000 + number, POPULATION)
     shared = algorithm.broadcast(server)
     fold = algorithm.start(server, round)
     for name in cohort:
         toy = ToyClient(name, dtype)
-        own = Round(number, 2000 + 10 * number + CLIENTS.index(name))
+        own = secret_round(number, 2000 + 10 * number + CLIENTS.index(name))
         update, played.clients[name] = algorithm.client(shared, played.clients[name], toy, own)
         check_update(name, update, algorithm.uploads(server, round), algorithm.ranks)
         fold = algorithm.add(fold, update)
@@ -113,7 +112,7 @@ def aggregate(
     number: int = 1,
 ) -> ServerState:
     """The server half alone: one round of given changes and weights."""
-    round = Round(number, 7, POPULATION)
+    round = secret_round(number, 7, POPULATION)
     fold = algorithm.start(state, round)
     for change, weight in updates:
         fold = algorithm.add(fold, Update(change, weight))

@@ -44,7 +44,7 @@ from fedsdr.recipe.sections.evaluate import Evaluate
 from fedsdr.recipe.sections.federation import Privacy
 from fedsdr.training.store import ClientStore
 from playing import LOCAL, ROUNDS, Played, build, dense, furthest, play, same_bits, tensors
-from tiny import CLIENTS, RECORDS, ToyClient, random_adapter
+from tiny import CLIENTS, RECORDS, ToyClient, random_adapter, secret_round
 
 PREFIX = {"raw": "", "distilled": "fedsd+", "mixed": "mixed+", "two_stream": "fedsdr+"}
 PLAIN = ("fedavg", "factors", "none")
@@ -159,7 +159,7 @@ def test_a_covering_array_is_smaller_than_the_product():
 
 
 def at(number: int) -> Round:
-    return Round(number, 3)
+    return secret_round(number, 3)
 
 
 def close(a: Any, b: Any, tolerance: float) -> bool:

@@ -31,14 +31,15 @@ from fedsdr.algorithms.contract import (
     check_update,
 )
 from fedsdr.algorithms.fedavg import fedavg
-from fedsdr.algorithms.privacy import PrivacyOptions, central_privacy, local_noise
+from fedsdr.algorithms.privacy import PrivacyOptions, add_noise, central_privacy, local_noise
 from fedsdr.algorithms.scaffold import Scaffold, scaffold
 from fedsdr.core.adapters import Adapter, Private, add, norm, scale, subtract, zeros_like
 from fedsdr.core.metrics import Mean
-from tiny import random_adapter
+from fedsdr.core.seeds import SECRET_BYTES, derive_secret, secret_gaussian
+from tiny import random_adapter, secret_round
 
 SETUP = Setup(Schedule(1, 0.1))
-ROUND = Round(1, 7)
+ROUND = secret_round(1, 7)
 LOUD = {"x.lora_A.weight": (200, 300), "y.lora_A.weight": (200, 300)}
 
 both = pytest.mark.parametrize("transform", [central_privacy, local_noise])
@@ -164,13 +165,46 @@ def test_draws_of_tensors_rounds_and_clients_are_unrelated():
     options = PrivacyOptions()
     algorithm = local_noise(fedavg(SETUP), options)
     x, y = sent(algorithm, silent()).change.values()
-    again = sent(algorithm, silent(), Round(1, 8)).change["x.lora_A.weight"]
+    again = sent(algorithm, silent(), secret_round(1, 8)).change["x.lora_A.weight"]
     server = finished(
-        central_privacy(fedavg(SETUP), options), [Update(silent(), 1.0)], Round(1, 9)
+        central_privacy(fedavg(SETUP), options), [Update(silent(), 1.0)], secret_round(1, 9)
     ).adapter
     draws = torch.stack([it.flatten() for it in (x, y, again, server["x.lora_A.weight"])])
     related = torch.corrcoef(draws) - torch.eye(4)
     assert related.abs().max().item() < 5 / math.sqrt(draws.shape[1])
+
+
+def test_every_bit_of_the_secret_decides_the_noise():
+    """None of 256 bits may be left out, or those that remain could be tried one by one."""
+    secret = bytes(range(SECRET_BYTES))
+    flipped = [
+        bytes(byte ^ (1 << bit % 8 if k == bit // 8 else 0) for k, byte in enumerate(secret))
+        for bit in range(8 * SECRET_BYTES)
+    ]
+    zero = {"x": torch.zeros(3, dtype=torch.float64)}
+    drawn = [add_noise(zero, 1.0, each)["x"] for each in (secret, *flipped)]
+    assert len({tuple(draws.tolist()) for draws in drawn}) == len(drawn)
+    assert torch.equal(drawn[0], add_noise(zero, 1.0, secret)["x"])
+
+
+def test_noise_without_a_secret_is_an_error():
+    with pytest.raises(AssertionError):
+        add_noise(silent(), 1.0, derive_secret(b"", "client", 1, "anna"))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (501, 399)])
+def test_noise_is_normal_to_its_tails_and_its_draws_are_unrelated(shape):
+    drawn = secret_gaussian(b"secret", shape)
+    assert (drawn.shape, drawn.dtype) == (torch.Size(shape), torch.float64)
+    if drawn.numel() > 3:
+        x, n = drawn.flatten(), drawn.numel()
+        assert kstest(x.numpy(), "norm").pvalue > 0.01
+        for power, moment in ((1, 0), (2, 1), (3, 0), (4, 3), (6, 15)):
+            spread = math.sqrt(math.prod(range(1, 2 * power, 2)) / n)
+            assert abs((x**power).mean().item() - moment) < 4 * spread
+        assert 4 < x.abs().max().item() < 6
+        for lag in (1, n // 2, n // 2 + 1):  # the halves are cosines and sines of one angle
+            assert abs((x * x.roll(lag)).mean().item()) < 4 / math.sqrt(n)
 
 
 @pytest.mark.parametrize("count", [1, 3, 7])
@@ -239,7 +273,7 @@ def test_a_client_adds_its_noise_after_clipping(clip, z):
 
 def test_the_server_takes_local_noise_as_it_is():
     algorithm = local_noise(fedavg(SETUP), PrivacyOptions(clip=0.1, noise_multiplier=1))
-    updates = [sent(algorithm, silent(), Round(1, seed)) for seed in range(4)]
+    updates = [sent(algorithm, silent(), secret_round(1, seed)) for seed in range(4)]
     moved = finished(algorithm, updates).adapter
     assert min(norm(update.change) for update in updates) > 10 * 0.1
     # Four independent noises: their mean has half the deviation.

@@ -12,11 +12,13 @@ from safetensors.torch import load_file
 
 import tiny
 from fedsdr.algorithms.accounting import single_epsilon
+from fedsdr.core import files
+from fedsdr.core.errors import UserError
 from fedsdr.core.progress import silent_reporter
 from fedsdr.federation import rounds
 from fedsdr.recipe.load import load_recipe, override_recipe
 from fedsdr.recipe.sections.recipe import Recipe
-from fedsdr.workflows.method import noise_seed
+from fedsdr.workflows.method import noise_secret
 from fedsdr.workflows.run import run_recipe
 
 NOISY = {
@@ -101,7 +103,16 @@ def test_a_resumed_run_adds_the_noise_that_it_had_added(recipe, tmp_path, monkey
     run_recipe(noisy, out, silent_reporter(), resume=True)
     first, again = (adapter for round, adapter in calls if round == 2)
     assert all(torch.equal(first[key], again[key]) for key in first)
-    assert noise_seed(noisy, out) == noise_seed(noisy, out)
+    assert noise_secret(noisy, out) == noise_secret(noisy, out)
+
+
+@pytest.mark.parametrize("held", [2**62, "ab" * 31, "ab" * 33, "zz" * 32, None])
+def test_a_run_does_not_go_on_with_noise_that_can_be_found(recipe, tmp_path, held):
+    """Nor with new noise: an update may have been sent with the old one."""
+    files.write_json(tmp_path / "noise.json", held)
+    with pytest.raises(UserError, match=r"noise.json holds no secret .* begin another one"):
+        noise_secret(override_recipe(recipe, NOISY), tmp_path)
+    assert files.read_json(tmp_path / "noise.json") == held
 
 
 @pytest.mark.parametrize(("codec", "share"), [("fp16", 0.5), ("int8", 0.7), ("topk", 0.25)])

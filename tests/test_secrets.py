@@ -124,9 +124,10 @@ def test_a_finished_federation_has_told_no_secret(tmp_path, capfd):
     assert len(seeds) == len(tiny.CLIENTS) + 1
     for path in seeds:
         assert path.stat().st_mode & 0o777 == 0o600
-        seed = int(files.read_json(path))
-        forms = [str(seed).encode(), seed.to_bytes(8, "big"), seed.to_bytes(8, "little")]
-        assert where([*forms, f"{seed:x}".encode()], public) == []
+        secret = bytes.fromhex(files.read_json(path))
+        assert len(secret) == 32
+        forms = [secret, secret[::-1], secret.hex().encode(), str(int(secret.hex(), 16)).encode()]
+        assert where(forms, public) == []
 
 
 def test_what_is_searched_for_would_be_found(tmp_path):

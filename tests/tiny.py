@@ -16,7 +16,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fedsdr.algorithms.contract import Fitted, Stage
+from fedsdr.algorithms.contract import Fitted, Round, Stage
 from fedsdr.core import seeds
 from fedsdr.core.adapters import (
     Adapter,
@@ -55,6 +55,11 @@ def random_adapter(*names: str | int, dtype: torch.dtype = torch.float64) -> Ada
         key: torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype)
         for key, shape in SHAPES.items()
     }
+
+
+def secret_round(number: int, seed: int, population: float = 1.0) -> Round:
+    """A round whose secret is a function of its seed."""
+    return Round(number, seed, population, secret=b"%d" % seed)
 
 
 class ToyClient:

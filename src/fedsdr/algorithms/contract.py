@@ -49,7 +49,8 @@ class NoOptions(Options):
 
 class Round(NamedTuple):
     """number: from 1. seed: for the own randomness of the half that is given it, in this round:
-    noise, a restarted adapter. A client's seed and the server's are unrelated.
+    a restarted adapter, say. secret: for what nobody else may be able to draw, the noise of
+    differential privacy; empty where there is none. A client's and the server's are unrelated.
 
     population, for the server's half alone: sum of the weights n_k of all clients that it knows
     of when the round's updates are in, those of the round and the others.
@@ -58,6 +59,7 @@ class Round(NamedTuple):
     number: int
     seed: int
     population: float = 1.0
+    secret: bytes = b""
 
 
 @dataclass(frozen=True)

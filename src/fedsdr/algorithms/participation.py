@@ -12,8 +12,8 @@ from fedsdr.core import seeds
 @dataclass(frozen=True)
 class RoundOptions:
     """rounds: how many. participation: share of the clients in each. every: rounds between
-    evaluations; 0 means only before the first and after the last. secret: the seed of the server's
-    own randomness (noise, say); `seed`, which all may know, decides who takes part. late: share of
+    evaluations; 0 means only before the first and after the last. secret: what the
+    server's noise is drawn from; `seed`, which all may know, decides who takes part. late: share of
     the clients that come after round `late_round`. quorum: how many updates a round needs, at most
     as many as were asked for; None: all of them."""
 
@@ -21,7 +21,7 @@ class RoundOptions:
     rounds: int
     participation: float
     every: int
-    secret: int = 0
+    secret: bytes = b""
     late: float = 0.0
     late_round: int = 0
     quorum: int | None = None

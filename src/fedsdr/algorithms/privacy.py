@@ -9,7 +9,7 @@ of standard deviation z C is added to
     dw_k          before it leaves the client              local_noise
 
 `accounting` turns z into epsilon. What these transforms do not protect from: noise is as secret as
-the run's seed, and floating-point noise is not the real-valued one of the theorem (Mironov 2012).
+`Round.secret`, and floating-point noise is not the real-valued one of the theorem (Mironov 2012).
 A codec wraps them and not they it: noise is added to the numbers, not to their encoding.
 """
 
@@ -57,7 +57,7 @@ def central_privacy(inner: Algorithm, options: PrivacyOptions) -> Algorithm:
         return fold.plus(clip_to_norm(update.change, options.clip), 1.0)
 
     def finish(state: ServerState, fold: WeightedSum, round: Round) -> ServerState:
-        noisy = fold._replace(total=add_noise(fold.total, options.deviation, round.seed))
+        noisy = fold._replace(total=add_noise(fold.total, options.deviation, round.secret))
         mean = Update(noisy.mean(like=inner.uploads(state, round)), fold.weight)
         return inner.finish(state, inner.add(inner.start(state, round), mean), round)
 
@@ -81,7 +81,9 @@ def local_noise(inner: Algorithm, options: PrivacyOptions) -> Algorithm:
         shared: Adapter, state: ClientState, fit: Fit, round: Round
     ) -> tuple[Update, ClientState]:
         update, state = bounded.client(shared, state, fit, round)
-        return Update(add_noise(update.change, options.deviation, round.seed), update.weight), state
+        return Update(
+            add_noise(update.change, options.deviation, round.secret), update.weight
+        ), state
 
     return bounded._replace(client=client)
 
@@ -98,14 +100,17 @@ def _bounded(inner: Algorithm, options: PrivacyOptions) -> Algorithm:
     return inner._replace(client=client)
 
 
-def add_noise(adapter: Adapter, deviation: float, seed: int) -> Adapter:
-    """`adapter` + N(0, deviation^2) in every coordinate, drawn for each tensor by its name."""
+def add_noise(adapter: Adapter, deviation: float, secret: bytes) -> Adapter:
+    """`adapter` + N(0, deviation^2) in every coordinate, drawn for each tensor by its name.
+
+    secret: of this party and round; whoever has it can take the noise off.
+    """
     if not deviation:
         return adapter
+    assert secret, "noise without a secret hides nothing"
 
-    def noise(key: str) -> torch.Tensor:
-        draw: torch.Generator = seeds.seeded_generator(seed, "noise", key)
-        tensor = adapter[key]
-        return torch.randn(tensor.shape, generator=draw, dtype=torch.float64) * deviation
+    def noisy(key: str, tensor: torch.Tensor) -> torch.Tensor:
+        draws = seeds.secret_gaussian(seeds.derive_secret(secret, "noise", key), tensor.shape)
+        return (tensor.double() + draws.to(tensor.device) * deviation).to(tensor.dtype)
 
-    return {key: (tensor.double() + noise(key)).to(tensor.dtype) for key, tensor in adapter.items()}
+    return {key: noisy(key, tensor) for key, tensor in adapter.items()}

@@ -44,9 +44,9 @@ class InProcess:
         examples: Examples,
         store: ClientStore,
         reporter: Reporter,
-        secret: int = 0,
+        secret: bytes = b"",
     ) -> None:
-        """`secret`: the seed of the clients' own randomness, the noise of privacy above all."""
+        """`secret`: what the clients' noise is drawn from, where the recipe asks for noise."""
         self.bench, self.recipe, self.examples = bench, recipe, examples
         self.store, self.reporter, self.secret = store, reporter, secret
 
@@ -60,22 +60,40 @@ class InProcess:
         return float(sum(len(each["raw"]) for each in self.examples.values()))
 
     def run_round(
-        self, algorithm: Algorithm, shared: Adapter, round: int, cohort: Sequence[str]
+        self,
+        algorithm: Algorithm,
+        shared: Adapter,
+        round: int,
+        cohort: Sequence[str],
+        question: str = "",
     ) -> Iterator[Participant]:
+        """As of `Engine`. question: digest of what a client was asked, so that its noise is of no
+        other question: the difference of two answers with one noise would have none."""
         with self.reporter.bar(f"  round {round}: clients", len(cohort), keep=False) as bar:
             for names in chunked_names(cohort, self.at_once):
-                for client, (update, state) in self._run(algorithm, shared, round, names).items():
+                for client, (update, state) in self._run(
+                    algorithm, shared, round, names, question
+                ).items():
                     self.store.save(client, round, state)
                     yield Participant(client, update)
                     bar.advance(note=client)
 
     def _run(
-        self, algorithm: Algorithm, shared: Adapter, round: int, names: Sequence[str]
+        self,
+        algorithm: Algorithm,
+        shared: Adapter,
+        round: int,
+        names: Sequence[str],
+        question: str,
     ) -> dict[str, Kept]:
         """The client halves of some clients; what many ask to be trained is trained at once."""
 
         def half(client: str, state: ClientState) -> Callable[[Fit], Kept]:
-            own = Round(round, seeds.derive_seed(self.secret, "client", round, client))
+            own = Round(
+                round,
+                seeds.derive_seed(self.recipe.seed, "client", round, client),
+                secret=seeds.derive_secret(self.secret, "client", round, client, question),
+            )
             return lambda fit: algorithm.client(shared, state, fit, own)
 
         trainers = {client: self.trainer(client, round) for client in names}

@@ -114,7 +114,11 @@ def run_rounds(
         bar.advance(done)
         for round in range(done + 1, options.rounds + 1):
             cohort = cohort_of(engine.clients(), options, round)
-            own = Round(round, seeds.derive_seed(options.secret, "server", round))
+            own = Round(
+                round,
+                seeds.derive_seed(options.seed, "server", round),
+                secret=seeds.derive_secret(options.secret, "server", round),
+            )
             state, row = run_round(algorithm, engine, state, own, cohort, options.quorum)
             if round == options.rounds:
                 deliver(state)

@@ -1,15 +1,18 @@
 """One method, from the data of its clients to its adapters and final metrics."""
 
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Final
 
 from fedsdr.algorithms.aggregation.folding import merge_folded
 from fedsdr.algorithms.contract import Algorithm, Personal, ServerState, Targets
 from fedsdr.algorithms.participation import RoundOptions, cohort_size
-from fedsdr.core import files
+from fedsdr.core import files, seeds
 from fedsdr.core.adapters import Adapter, unwrap_private
+from fedsdr.core.errors import UserError
 from fedsdr.core.metrics import Metrics, merge_all, metric_values
 from fedsdr.core.progress import Reporter
 from fedsdr.data.partition import pool_clients
@@ -32,6 +35,8 @@ from fedsdr.workflows.run_folder import (
     RESULT_FILE,
 )
 
+NOISE_SECRET: Final = re.compile(rf"[0-9a-f]{{{2 * seeds.SECRET_BYTES}}}")
+
 
 def run_method(
     bench: Workbench,
@@ -49,7 +54,7 @@ def run_method(
         recipe = pooled_recipe(recipe, len(bench.clients))
     examples = client_examples(bench, recipe, folder, reporter)
     algorithm = build_algorithm(recipe)
-    store, secret = ClientStore(folder / "clients"), noise_seed(recipe, folder)
+    store, secret = ClientStore(folder / "clients"), noise_secret(recipe, folder)
     engine = InProcess(bench, recipe, examples, store, reporter, secret)
 
     def evaluate(deployed: Adapter) -> Metrics:
@@ -89,7 +94,7 @@ def run_method(
     files.write_json(folder / RESULT_FILE, result)
 
 
-def round_options(recipe: Recipe, secret: int, quorum: int | None = None) -> RoundOptions:
+def round_options(recipe: Recipe, secret: bytes, quorum: int | None = None) -> RoundOptions:
     federation = recipe.federation
     return RoundOptions(
         recipe.seed, federation.rounds, federation.participation, recipe.evaluate.every, secret,
@@ -173,19 +178,28 @@ def conclude_method(
     return result
 
 
-def noise_seed(recipe: Recipe, folder: Path) -> int:
-    """The seed of noise: the recipe's, or a secret of this run that a resumed one finds again.
+def noise_secret(recipe: Recipe, folder: Path) -> bytes:
+    """What noise is drawn from: a secret of this run that a resumed one finds again, or what
+    everybody can derive from the recipe's `privacy.noise_seed`; empty where there is no privacy.
 
-    Noise that is drawn anew for an update sent before would be a second release of it.
+    Noise that is drawn anew for an update sent before would be a second release of it. Raises
+    `UserError` for a file that holds no such secret.
     """
     if recipe.privacy.mode == "none":
-        return recipe.seed
+        return b""
     if recipe.privacy.noise_seed is not None:
-        return recipe.privacy.noise_seed
+        return seeds.derive_secret(b"noise_seed", recipe.privacy.noise_seed)
     file = folder / NOISE_FILE
     if not file.exists():
-        files.write_json(file, secrets.randbits(63), private=True)
-    return int(files.read_json(file))
+        files.write_json(file, secrets.token_hex(seeds.SECRET_BYTES), private=True)
+    text = files.read_json(file)
+    if not (isinstance(text, str) and NOISE_SECRET.fullmatch(text)):
+        raise UserError(
+            f"{file} holds no secret of {seeds.SECRET_BYTES} bytes in hexadecimal digits (an "
+            "older fedsdr wrote a number, from which the noise can be found): this run cannot "
+            "go on; begin another one, in another folder"
+        )
+    return bytes.fromhex(text)
 
 
 def pooled_recipe(recipe: Recipe, clients: int) -> Recipe:

@@ -31,7 +31,9 @@ ENVIRONMENT_FILE = "environment.json"
 PARTITION_FILE = "partition.json"
 DISTILLATION_FILE = "distillation.json"
 PERSONAL_FILE = "personal.json"  # each client's own model, judged on its own data
-NOISE_FILE = "noise.json"  # the secret seed of differential privacy, readable by its owner alone
+NOISE_FILE = (
+    "noise.json"  # what noise of differential privacy is drawn from, readable by its owner alone
+)
 RESULT_FILE = "result.json"  # a finished method's final metrics
 SUMMARY_FILE = "summary.json"
 NOTICES_FILE = "notices.json"  # what the run left out: fedsdr.core.notices

@@ -66,7 +66,7 @@ from fedsdr.federation.workbench import Workbench
 from fedsdr.recipe.build import build_algorithm
 from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.training.store import ClientStore
-from fedsdr.workflows.method import client_examples, finish_client, noise_seed
+from fedsdr.workflows.method import client_examples, finish_client, noise_secret
 from fedsdr.workflows.run_folder import PERSONAL_FILE, method_folders
 
 RUNS: Final = "runs"
@@ -214,9 +214,11 @@ class ClientSide:
         course = self._course(request)
         engine = course.engine
         engine.rewind(self.client, request.counted)
+        simulated = course.recipe.privacy.noise_seed is not None  # as `fedsdr run` would draw it
         [participant] = engine.run_round(
-            course.algorithm, request.shared, request.round, [self.client]
-        )
+            course.algorithm, request.shared, request.round, [self.client],
+            "" if simulated else blank.request,
+        )  # fmt: skip
         assert isinstance(participant, Participant)
         update = participant.update
         answer = replace(
@@ -291,7 +293,7 @@ class ClientSide:
             examples,
             ClientStore(folder / "clients"),
             self.reporter,
-            noise_seed(recipe, folder),
+            noise_secret(recipe, folder),
         )
         return Course(folder, recipe, method.algorithm, engine)
 

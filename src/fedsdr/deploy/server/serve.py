@@ -32,7 +32,7 @@ from fedsdr.recipe.load import to_toml
 from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.tracking.follow import Follower, tracked_method
 from fedsdr.tracking.table import choose_backends
-from fedsdr.workflows.method import conclude_method, noise_seed, round_options, write_global
+from fedsdr.workflows.method import conclude_method, noise_secret, round_options, write_global
 from fedsdr.workflows.prepare import check_clients, check_methods, methods_of, plan_folder
 from fedsdr.workflows.privacy_loss import UNJUDGED
 from fedsdr.workflows.run_folder import (
@@ -164,7 +164,7 @@ def serve_method(
         reporter.say(f"{name}: {UNJUDGED.format(recipe.privacy.mode)}")
     reporter.say(f"{name}: clients prepare their data")
     engine.prepare()
-    secret = noise_seed(recipe, folder)
+    secret = noise_secret(recipe, folder)
     options = round_options(recipe, secret, recipe.deployment.min_clients)
     algorithm = build_algorithm(recipe, recipe.deployment.max_norm)
     with follower or nullcontext() as tracking:
