@@ -954,7 +954,13 @@ def test_a_round_that_is_run_again_is_without_whom_it_was_without(tmp_path, monk
         real(folder, round, state)
 
     line = loopback(sides)
-    line.up[102] = _deaf_in_round(2, line.up[102])
+
+    def away(data: bytes) -> bytes:
+        if decode_request(unverified_payload(data)).round == 2:
+            raise OSError("it is away")
+        return sides["cleo"](data)
+
+    line.up[102] = away
     monkeypatch.setattr(rounds, "save_checkpoint", die)
     with pytest.raises(Stop):
         federation.serve(line)
