@@ -222,7 +222,7 @@ CLAIMS = {
 }
 
 
-@pytest.mark.parametrize("name", ROBUST.keys() - {"none"})
+@pytest.mark.parametrize("name", sorted(ROBUST.keys() - {"none"}))
 @pytest.mark.parametrize("aggregation", ["factors", "flexlora", "fedex"])
 def test_a_claimed_weight_moves_nothing(name, aggregation):
     """A modest update counts as one of seven, however many records its client says it has."""

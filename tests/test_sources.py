@@ -263,7 +263,7 @@ def test_parquet_read_as_text_is_named(tmp_path):
 
 # Errors of files
 
-GZIPPED = gzip.compress(b"prompt,response\na,b\n")
+GZIPPED = gzip.compress(b"prompt,response\na,b\n", mtime=0)
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ TABLE = "prompt,response\na,b\n"
         (("a.xlsx", b"PK\3\4", {}), "save its sheet as CSV",
          ("a.csv", "\ufeff" + TABLE.replace(",", ";").replace("\n", "\r\n"), {})),
         (("a.jsonl.xz", lzma.compress(LINE.encode()), {}), "unpack it first (unxz), or pack it wi",
-         ("a.jsonl.gz", gzip.compress(LINE.encode()), {})),
+         ("a.jsonl.gz", gzip.compress(LINE.encode(), mtime=0), {})),
         (("a.jsonl.bz2", bz2.compress(LINE.encode()), {}), "unpack it first (bunzip2)",
          ("a.jsonl", LINE, {})),
         (("a.csv", TABLE, {"format": "datasets"}), "use auto", ("a.csv", TABLE, {})),
