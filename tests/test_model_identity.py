@@ -270,6 +270,28 @@ def test_another_benchmark_is_noticed_by_a_resume(home):
         run.record_start(out, bench, 0, silent_reporter())
 
 
+def test_a_benchmark_added_at_a_resume_is_noted_beside_the_first(home):
+    bench, out = home.bench(), home.folder / "added"
+
+    class Asked:
+        def __init__(self, **digests: str) -> None:
+            self.digests = digests
+
+        def identities(self) -> Identity:
+            return self.digests
+
+    for digests in ({}, {"crass": "one"}, {"gsm8k": "one"}):
+        bench.benchmarks = Asked(**digests)
+        run.record_start(out, bench, 0, silent_reporter())
+    assert files.read_json(out / "environment.json")["benchmarks"] == {
+        "crass": "one", "gsm8k": "one",
+    }  # fmt: skip
+    for task in ("crass", "gsm8k"):
+        bench.benchmarks = Asked(**{task: "two"})
+        with pytest.raises(UserError, match=f"benchmark '{task}' has changed since"):
+            run.record_start(out, bench, 0, silent_reporter())
+
+
 def test_a_run_of_an_earlier_version_goes_on_and_notes_its_model(home):
     path = home.out / "environment.json"
     found = files.read_json(path)

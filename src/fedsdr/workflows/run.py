@@ -131,13 +131,17 @@ def record_start(out: Path, bench: Workbench, seed: int, reporter: Reporter) -> 
     remedy = "resume with the files it was started with, or give another --out"
     if before["data"] != now["data"]:
         raise UserError(f"the data have changed since {out} was begun: {remedy}")
-    known = {task: it for task, it in before.get("benchmarks", {}).items() if task in asked}
+    noted = before.get("benchmarks", {})
+    known = {task: it for task, it in noted.items() if task in asked}
     if tasks := differing_parts(known, asked):
         raise UserError(f"benchmark {tasks[0]!r} has changed since {out} was begun: {remedy}")
     if "identity" not in before:  # begun by an earlier version
         reporter.say(f"{out} does not say what base model it was begun with: it is taken for this")
-        files.write_json(file, before | now)
+        before |= {"identity": now["identity"]}
+        files.write_json(file, before)
     elif parts := differing_parts(before["identity"], bench.identity):
         raise UserError(
             f"the base model has changed since {out} was begun, in its {', '.join(parts)}: {remedy}"
         )
+    if asked.keys() - noted.keys():
+        files.write_json(file, before | {"benchmarks": noted | asked})
