@@ -192,6 +192,13 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, monkeypatch):
     load_base(str(folder), device="cpu", memory_check=False)
 
 
+def test_what_pytorch_keeps_for_its_next_tensors_is_free(monkeypatch):
+    for name, found in (("mem_get_info", (100, 999)), ("memory_reserved", 70)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, found=found: found)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 20)
+    assert fit.free_memory(torch.device("cuda")) == 150
+
+
 def test_free_memory_is_known_for_this_machine():
     free = fit.free_memory(torch.device("cpu"))
     assert free is not None

@@ -16,7 +16,8 @@ GIB: Final = 2**30
 def free_memory(device: torch.device) -> int | None:
     """Bytes that a process can still have on a device; None where the system does not say."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept  # by PyTorch, for what comes next
     if device.type != "cpu":
         return None
     if MEMINFO.exists():
