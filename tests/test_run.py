@@ -17,13 +17,14 @@ from torch.nn.functional import log_softmax
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
+from fedsdr.algorithms.contract import Personal
 from fedsdr.core.adapters import Adapter
 from fedsdr.core.errors import UserError
 from fedsdr.core.progress import silent_reporter
 from fedsdr.export.write import ExportChoice, export_model
 from fedsdr.federation import rounds
 from fedsdr.federation.in_process import InProcess
-from fedsdr.recipe.load import load_recipe, override_recipe, parse_recipe
+from fedsdr.recipe.load import load_recipe, override_recipe, parse_recipe, to_toml
 from fedsdr.recipe.methods import named_recipe
 from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.training.store import ClientStore
@@ -32,7 +33,7 @@ from fedsdr.workflows import summary
 from fedsdr.workflows.finished import open_run
 from fedsdr.workflows.method import client_examples, pooled_recipe
 from fedsdr.workflows.prepare import Setting, prepare_run
-from fedsdr.workflows.run import compare_seeds, run_demo, run_recipe
+from fedsdr.workflows.run import compare_seeds, run_demo, run_recipe, say_kept
 from fedsdr.workflows.run_folder import check_folder
 
 # PEFT asks for an attribute that transformers is about to rename.
@@ -512,6 +513,29 @@ def test_what_changes_no_adapter_and_no_score_may_differ_at_a_resume(finished, r
     )
 
 
+def test_where_claims_are_read_off_curves_their_points_stay(tmp_path):
+    lab = parse_recipe({"model": {"path": "lab"}})
+    (tmp_path / "recipe.toml").write_text(to_toml(lab))
+    check_folder(tmp_path, override_recipe(lab, {"evaluate.personal": False}), resume=True)
+    with pytest.raises(UserError, match=r"another recipe .*evaluate.every"):
+        check_folder(tmp_path, override_recipe(lab, {"evaluate.every": 1}), resume=True)
+
+
+def test_methods_that_were_judged_otherwise_are_named_at_a_resume(finished, recipe, monkeypatch):
+    changes = {"baselines": BASELINES, "evaluate.benchmarks": ["crass"]}
+    for changed, names in ((changes, "fedavg"), ({"baselines": BASELINES}, None)):
+        said: list[str] = []
+        other = override_recipe(recipe, changed)
+        reporter = silent_reporter()
+        monkeypatch.setattr(reporter, "say", said.append)
+        say_kept(other, finished, reporter)
+        assert len(said) == (names is not None)
+        if names:
+            assert "had done all rounds before evaluate.benchmarks was changed" in said[0]
+            assert names in said[0]
+            assert "fedsdr eval" in said[0]
+
+
 def broken(*_: Any) -> None:
     raise MemoryError("put in by the test")
 
@@ -549,6 +573,29 @@ def test_a_crash_in_the_last_evaluation_costs_no_model(
     result = read(out / "result.json")
     assert ("personal_loss" in result) == (where == "the report")
     assert result["loss"] == read(finished / "result.json")["loss"]
+
+
+def test_a_run_killed_between_two_clients_adapters_is_not_trained(
+    recipe, finished, tmp_path, monkeypatch
+):
+    out, left = tmp_path / "out", ["anna"]
+    written = method_run.write_personal
+
+    def killed(own: Personal, engine: InProcess, client: str) -> None:
+        if client not in left:
+            raise KeyboardInterrupt
+        written(own, engine, client)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(method_run, "write_personal", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(recipe, out, silent_reporter())
+    assert (out / "clients" / "anna" / "private").exists()
+    with pytest.raises(UserError, match=r"not finished .*--resume"):
+        open_run(out)
+    run_recipe(recipe, out, silent_reporter(), resume=True)
+    names = ["base", "global", *(f"client:{c}" for c in tiny.CLIENTS)]
+    assert open_run(out).model_names() == names
 
 
 def test_a_model_under_noise_is_not_handed_on_before_its_epsilon_is_known(

@@ -13,7 +13,7 @@ from fedsdr.recipe.load import load_recipe
 from fedsdr.workflows.finished import Models, open_run
 from fedsdr.workflows.prepare import prepare_run
 from fedsdr.workflows.run import compare_seeds, run_recipe
-from fedsdr.workflows.run_folder import PERSONAL_FILE, RESULT_FILE
+from fedsdr.workflows.run_folder import DELIVERED_FILE, PERSONAL_FILE, RESULT_FILE
 
 BASELINES = ["base", "fedavg", "fedex", "fedsa", "ditto", "local"]
 
@@ -83,6 +83,7 @@ def test_what_is_not_a_finished_run_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"comparison of several runs: give one .*seed-0"):
         open_run(tmp_path / "both")
     done = tmp_path / "both" / "seed-0"
-    (done / RESULT_FILE).unlink()
+    for file in (RESULT_FILE, DELIVERED_FILE):
+        (done / file).unlink()
     with pytest.raises(UserError, match=r"not finished \('fedsdr' is not\)"):
         open_run(done)

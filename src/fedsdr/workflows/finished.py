@@ -20,7 +20,13 @@ from fedsdr.model.peft_format import WEIGHTS, read_adapter
 from fedsdr.recipe.load import load_recipe
 from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.workflows.prepare import base_of
-from fedsdr.workflows.run_folder import ENVIRONMENT_FILE, RECIPE_FILE, RESULT_FILE, method_folders
+from fedsdr.workflows.run_folder import (
+    DELIVERED_FILE,
+    ENVIRONMENT_FILE,
+    RECIPE_FILE,
+    RESULT_FILE,
+    method_folders,
+)
 
 BASE_MODEL: Final = "base"
 GLOBAL_MODEL: Final = "global"
@@ -124,9 +130,9 @@ def personal_clients(folder: Path) -> list[str]:
 
 
 def is_trained(folder: Path) -> bool:
-    """Whether a method's adapters are there: its evaluation need not be, and may have failed."""
-    adapters = (folder / GLOBAL_MODEL / WEIGHTS).exists() or bool(personal_clients(folder))
-    return adapters or (folder / RESULT_FILE).exists()
+    """Whether all adapters of a method are there: its evaluation need not be, and may have
+    failed."""
+    return (folder / DELIVERED_FILE).exists() or (folder / RESULT_FILE).exists()
 
 
 def open_run(folder: Path) -> Finished:

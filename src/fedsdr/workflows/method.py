@@ -29,6 +29,7 @@ from fedsdr.training.store import ClientStore
 from fedsdr.workflows.distill import record_distillation, rewrite_all
 from fedsdr.workflows.privacy_loss import privacy_spent
 from fedsdr.workflows.run_folder import (
+    DELIVERED_FILE,
     NOISE_FILE,
     PERSONAL_FILE,
     RECIPE_FILE,
@@ -72,6 +73,7 @@ def run_method(
         for client in engine.clients():
             own = own_model(engine, algorithm, algorithm.broadcast(state), client, rounds)
             write_personal(own, engine, client)
+        files.write_json(folder / DELIVERED_FILE, {"rounds": rounds})
 
     with follower or nullcontext() as tracking:
         observe = tracking.row if tracking else ignore_row

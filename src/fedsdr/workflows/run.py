@@ -12,9 +12,10 @@ from fedsdr.core.errors import UserError
 from fedsdr.core.notices import announce_notices, as_rows
 from fedsdr.core.progress import Reporter
 from fedsdr.data.partition import data_fingerprint, describe_clients
+from fedsdr.federation.rounds import METRICS_FILE
 from fedsdr.federation.workbench import Workbench, slow_ways
 from fedsdr.model.identity import differing_parts
-from fedsdr.recipe.load import load_recipe
+from fedsdr.recipe.load import load_recipe, recipe_differences
 from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.tracking.follow import Follower, tracked_method
 from fedsdr.tracking.table import choose_backends
@@ -48,6 +49,8 @@ def run_recipe(
     setting = prepare_run(recipe)
     check_folder(out, recipe, resume)
     check_room(out, setting.least_bytes())
+    if resume:
+        say_kept(recipe, out, reporter)
     if resume and (out / REPORT_FILE).exists():
         return dict(files.read_json(out / SUMMARY_FILE))
     with claimed_folder(out, recipe, resume):
@@ -68,6 +71,23 @@ def run_recipe(
             )
             run_method(bench, each, folder, name, reporter, follower)
         return summarise_runs([recipe.seed], [out], out, time.perf_counter() - began, begun)
+
+
+def say_kept(recipe: Recipe, out: Path, reporter: Reporter) -> None:
+    """Name the methods whose rounds are done and that were judged otherwise than is asked now."""
+    kept: dict[str, list[str]] = {}
+    for name, folder, each in method_folders(recipe, out):
+        rows = files.read_json_lines(folder / METRICS_FILE)
+        if rows and rows[-1]["round"] == each.federation.rounds:
+            changed = recipe_differences(load_recipe(folder / RECIPE_FILE), each)
+            for key in changed:
+                if key.startswith("evaluate."):
+                    kept.setdefault(key, []).append(name)
+    for key, names in kept.items():
+        reporter.say(
+            f"{out}: {', '.join(names)} had done all rounds before {key} was changed: evaluations "
+            "along them stay as they are (fedsdr eval adds benchmarks)"
+        )
 
 
 def compare_seeds(

@@ -2,6 +2,7 @@
 
 DIR/recipe.toml  environment.json  partition.json  notices.json  summary.json  report.html
 DIR/metrics.jsonl  distillation.json  checkpoint.safetensors  personal.json  result.json
+DIR/delivered.json  after the last adapter
 DIR/global/  clients/<id>/  tensorboard/<method>/
 DIR/clients/<id>/private/   S, beside the global R or the client's own
 DIR/clients/<id>/personal/  the client's own R, in methods that have one
@@ -34,6 +35,7 @@ PERSONAL_FILE = "personal.json"  # each client's own model, judged on its own da
 NOISE_FILE = (
     "noise.json"  # what noise of differential privacy is drawn from, readable by its owner alone
 )
+DELIVERED_FILE = "delivered.json"  # every adapter of a method is there; evaluations may fail yet
 RESULT_FILE = "result.json"  # a finished method's final metrics
 SUMMARY_FILE = "summary.json"
 NOTICES_FILE = "notices.json"  # what the run left out: fedsdr.core.notices
@@ -43,7 +45,9 @@ LOCK_FILE = ".lock"
 MIB: Final = 2**20
 
 # What may differ at a resume: no adapter depends on it, and every score is of the same questions.
-# So an evaluation for which there is no memory can be left out, and patience can grow.
+# So an evaluation for which there is no memory can be left out, and patience can grow. In the lab
+# claims are read off curves, whose points would lie further apart in one method than in another.
+EVERY: Final = "evaluate.every"
 CHANGEABLE = (
     "tracking.", "deployment.", "evaluate.every", "evaluate.personal", "evaluate.benchmarks",
     "evaluate.benchmark_every",
@@ -141,7 +145,7 @@ def check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
         changed = [
             key
             for key in recipe_differences(load_recipe(file), recipe)
-            if not key.startswith(CHANGEABLE)
+            if not key.startswith(CHANGEABLE) or (key == EVERY and recipe.uses_lab)
         ]
         if changed:
             raise UserError(

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
+from fedsdr.algorithms.contract import ServerState
 from fedsdr.core import files, seeds
 from fedsdr.core.adapters import fresh_adapter
 from fedsdr.core.environment import describe_environment
@@ -36,6 +37,7 @@ from fedsdr.workflows.method import conclude_method, noise_secret, round_options
 from fedsdr.workflows.prepare import check_clients, check_methods, methods_of, plan_folder
 from fedsdr.workflows.privacy_loss import UNJUDGED
 from fedsdr.workflows.run_folder import (
+    DELIVERED_FILE,
     ENVIRONMENT_FILE,
     PARTITION_FILE,
     RECIPE_FILE,
@@ -169,6 +171,10 @@ def serve_method(
     algorithm = build_algorithm(recipe, recipe.deployment.max_norm)
     with follower or nullcontext() as tracking:
 
+        def deliver(state: ServerState) -> None:
+            write_global(folder, algorithm.deployed(state), shape.settings)
+            files.write_json(folder / DELIVERED_FILE, {"rounds": options.rounds})
+
         def observe(row: Mapping[str, Any]) -> None:
             engine.count(row)
             if tracking:
@@ -176,8 +182,7 @@ def serve_method(
 
         state = run_rounds(
             algorithm, engine, shape.first, options, evaluate, folder,
-            reporter, name, observe, None,
-            lambda state: write_global(folder, algorithm.deployed(state), shape.settings),
+            reporter, name, observe, None, deliver,
         )  # fmt: skip
         personal = engine.finish(algorithm.broadcast(state))
         result = conclude_method(recipe, folder, algorithm.deployed(state), personal)
