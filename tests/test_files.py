@@ -147,15 +147,31 @@ def test_a_folder_that_is_there_already_is_kept_whole(tmp_path):
     assert list(folder.parent.iterdir()) == [folder]
 
 
+DEAD = 2**31 - 1  # more than any process's number
+
+
+def test_what_a_process_at_work_is_writing_is_no_leftover(tmp_path):
+    """An export into the run's folder, say, while the run is resumed."""
+    theirs = tmp_path / f".export.{os.getppid()}.tmp"
+    theirs.mkdir()
+    (theirs / "model.safetensors").touch()
+    files.recover_folder(tmp_path)
+    assert (theirs / "model.safetensors").exists()
+
+
 def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
     kept = [tmp_path / name for name in ("a.tmp", ".b.tmp", ".c.12.txt", "clients/x/d.1.tmp")]
-    left = (".recipe.toml.7.tmp", "clients/x/.s.safetensors.123.tmp", ".seed-0.5.tmp/a.txt")
+    left = (
+        f".recipe.toml.{DEAD}.tmp",
+        f"clients/x/.s.safetensors.{os.getpid()}.tmp",
+        f".seed-0.{DEAD}.tmp/a.txt",
+    )
     gone = [tmp_path / name for name in left]
     for path in kept + gone:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     files.recover_folder(tmp_path)
-    assert not (tmp_path / ".seed-0.5.tmp").exists()
+    assert not (tmp_path / f".seed-0.{DEAD}.tmp").exists()
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == {*kept}
 
 

@@ -98,12 +98,12 @@ def test_a_run_folder_may_be_a_link(tmp_path, monkeypatch):
 
 def test_tidying_a_run_folder_does_not_follow_links_out_of_it(tmp_path):
     outside, out = tmp_path / "outside", tmp_path / "out"
-    leftover = ".metrics.jsonl.123.tmp"
+    leftover = f".metrics.jsonl.{2**31 - 1}.tmp"
     for folder in (outside, out):
         folder.mkdir()
         (folder / leftover).write_text("half")
     (out / "link").symlink_to(outside)
-    (out / ".to.txt.5.tmp").symlink_to(outside / leftover)
+    (out / f".to.txt.{2**31 - 1}.tmp").symlink_to(outside / leftover)
     files.recover_folder(out)
     assert [path.name for path in out.iterdir()] == ["link"]
     assert (outside / leftover).read_text() == "half"

@@ -26,7 +26,7 @@ from torch import Tensor
 from fedsdr.core.errors import UserError, WriteError
 
 PRIVATE = 0o600
-LEFTOVER = re.compile(r"\..+\.\d+\.tmp")  # the names of `temporary_name`
+LEFTOVER = re.compile(r"\..+\.(\d+)\.tmp")  # the names of `temporary_name`
 
 
 def temporary_name(path: Path) -> Path:
@@ -152,11 +152,26 @@ def recover_folder(folder: Path) -> None:
     what it had renamed, for what is built on it now must not outlive it."""
     with disk_errors(folder):
         for path in [*folder.rglob(".*.tmp")]:
-            if LEFTOVER.fullmatch(path.name):
+            found = LEFTOVER.fullmatch(path.name)
+            if found and not _is_at_work(int(found[1])):
                 _delete(path)
         for path in (folder, *folder.rglob("*")):
             if path.is_dir() and not path.is_symlink():
                 _sync_folder(path)
+
+
+def _is_at_work(process: int) -> bool:
+    """Whether another process of this machine has that number: an export or an evaluation may be
+    writing below a run's folder."""
+    if process == os.getpid():  # its number was another's before, as in containers
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def _delete(path: Path) -> None:
