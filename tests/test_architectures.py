@@ -6,6 +6,7 @@ The default suite tries one of each mechanism; `make models-table` tries all and
 from io import StringIO
 
 import pytest
+import torch
 from rich.console import Console
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
@@ -19,7 +20,7 @@ from fedsdr.export.write import ExportChoice, export_model
 from fedsdr.federation.workbench import slow_ways
 from fedsdr.model import trials
 from fedsdr.model.base import load_base
-from fedsdr.model.trials import passes_trial, rows_at_once
+from fedsdr.model.trials import check_causal, passes_trial, rows_at_once
 from fedsdr.recipe.load import load_recipe
 from fedsdr.workflows.finished import open_run
 from fedsdr.workflows.run import run_recipe
@@ -121,6 +122,27 @@ def test_a_trial_that_raises_says_no_and_is_made_once():
     assert not passes_trial(model, trial)
     assert not passes_trial(model, trial)
     assert len(calls) == 1
+
+
+def test_a_lack_of_memory_is_no_answer_to_a_trial():
+    answers = iter([torch.OutOfMemoryError("put in by the test"), None])
+
+    def trial(model):
+        if error := next(answers):
+            raise error
+        return True
+
+    model = tiny_model("llama")
+    with pytest.raises(torch.OutOfMemoryError):
+        passes_trial(model, trial)
+    assert passes_trial(model, trial)
+
+
+def test_a_model_that_computes_nan_is_not_said_to_look_ahead():
+    model = tiny_model("llama")
+    model.lm_head.weight.data[3, 3] = torch.nan
+    with pytest.raises(UserError, match=r"logits are NaN or infinite in float32: set model.dtype"):
+        check_causal(model, "m")
 
 
 def test_texts_whose_padding_leaks_are_trained_on_one_at_a_time(monkeypatch):

@@ -16,7 +16,13 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-from fedsdr.model.trials import TRIAL_TEXTS, passes_trial, plain_logits, same_logits
+from fedsdr.model.trials import (
+    TRIAL_TEXTS,
+    compute_precision,
+    passes_trial,
+    plain_logits,
+    same_logits,
+)
 
 NAME: Final = "fedsdr_packed"
 CALL: Final = {"cpu": 6e6}  # operations that could be done while a small attention starts, measured
@@ -119,7 +125,8 @@ def _packs(model: Any) -> bool:
     ids = torch.tensor([[i for text in TRIAL_TEXTS for i in text]], device=device)
     with packed_attention(model, True):
         logits = model(input_ids=ids, use_cache=False, **segment_inputs(lengths, device)).logits[0]
-    return same_logits(logits, torch.cat([plain_logits(model, text) for text in TRIAL_TEXTS]))
+    wanted = torch.cat([plain_logits(model, text) for text in TRIAL_TEXTS])
+    return same_logits(logits, wanted, compute_precision(model))
 
 
 def segment_inputs(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:

@@ -36,6 +36,8 @@ def passes_trial(model: Any, trial: Callable[[Any], bool]) -> bool:
 def _succeeds(model: Any, trial: Callable[[Any], bool]) -> bool:
     try:
         return trial(model)
+    except torch.OutOfMemoryError:  # says nothing of the model
+        raise
     except Exception:  # whatever an architecture raises, it cannot be run so
         return False
 
@@ -72,12 +74,20 @@ def check_causal(model: Any, path: str) -> None:
     kind = type(model).__name__
     try:
         whole, beginning = plain_logits(model, text), plain_logits(model, text[:short])
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever an architecture raises
         raise UserError(
             f"model.path = {path!r}: {kind} cannot be run on plain text "
             f"({str(error).strip().splitlines()[0] if str(error) else type(error).__name__}): "
             "give a causal language model"
         ) from error
+    if not whole.isfinite().all():
+        raise UserError(
+            f"model.path = {path!r}: {kind}'s logits are NaN or infinite in "
+            f"{str(model.dtype).removeprefix('torch.')}: set model.dtype to another one, or give "
+            "whole weights"
+        )
     # Rounding may lead a token or two to other experts; what looks ahead differs everywhere.
     apart = (beginning - whole[:short]).abs().amax(-1).median()
     if not apart <= TOLERANCE.get(compute_precision(model), COARSE) * whole.abs().max():
