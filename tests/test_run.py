@@ -29,6 +29,7 @@ from fedsdr.recipe.methods import named_recipe
 from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.training.store import ClientStore
 from fedsdr.workflows import method as method_run
+from fedsdr.workflows import run as runs
 from fedsdr.workflows import summary
 from fedsdr.workflows.finished import open_run
 from fedsdr.workflows.method import client_examples, pooled_recipe
@@ -534,6 +535,14 @@ def test_methods_that_were_judged_otherwise_are_named_at_a_resume(finished, reci
             assert "had done all rounds before evaluate.benchmarks was changed" in said[0]
             assert names in said[0]
             assert "fedsdr eval" in said[0]
+
+
+def test_a_finished_run_reads_no_data_again(finished, recipe, monkeypatch):
+    monkeypatch.setattr(runs, "prepare_run", broken)
+    summary = run_recipe(
+        override_recipe(recipe, {"baselines": BASELINES}), finished, silent_reporter(), resume=True
+    )
+    assert summary == read(finished / "summary.json")
 
 
 def broken(*_: Any) -> None:

@@ -10,7 +10,7 @@ from fedsdr.core.errors import UserError
 from fedsdr.core.files import read_json
 from fedsdr.core.progress import silent_reporter
 from fedsdr.recipe.load import load_recipe
-from fedsdr.workflows.finished import Models, open_run
+from fedsdr.workflows.finished import Finished, Models, open_run
 from fedsdr.workflows.prepare import prepare_run
 from fedsdr.workflows.run import compare_seeds, run_recipe
 from fedsdr.workflows.run_folder import DELIVERED_FILE, PERSONAL_FILE, RESULT_FILE
@@ -52,6 +52,17 @@ def test_an_opened_model_has_the_held_out_loss_that_the_run_reported(folder):
             expected = read_json(place / RESULT_FILE)["loss"]
             found = evaluator.global_model()["loss"].value
         assert found == pytest.approx(expected, abs=1e-6), name
+
+
+def test_adapters_are_digested_once_a_model(folder, monkeypatch):
+    models, looks = Models(open_run(folder), silent_reporter()), []
+    plain = Finished.adapters
+    monkeypatch.setattr(
+        Finished, "adapters", lambda run, name: looks.append(name) or plain(run, name)
+    )
+    assert models.identity("global") == models.identity("global")
+    assert looks == ["global"]
+    assert models.identity("client:anna") != models.identity("global")
 
 
 def test_the_base_model_comes_back(folder):

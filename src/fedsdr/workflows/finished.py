@@ -169,6 +169,7 @@ class Models:
         self.base = open_base(run, reporter)
         lora = run.recipe.lora
         self.streams = TwoStreamModel(self.base.model, lora.targets, lora.rank, lora.alpha)
+        self._identities: dict[str, Identity] = {}  # each reads and digests a model's adapters
 
     def names(self) -> list[str]:
         """All that `use` takes."""
@@ -176,7 +177,9 @@ class Models:
 
     def identity(self, name: str) -> Identity:
         """Of the model called `name`, by its content."""
-        return self.run.identity(name, self.base.identity)
+        if name not in self._identities:
+            self._identities[name] = self.run.identity(name, self.base.identity)
+        return self._identities[name]
 
     def use(self, name: str) -> None:
         """Make `base.model` the model called `name`."""

@@ -46,13 +46,14 @@ def run_recipe(
     Returns the summary. Raises `UserError` before any work, and before anything is written,
     where the recipe, its data or the folder are wrong.
     """
+    if resume:
+        check_folder(out, recipe, resume)
+        say_kept(recipe, out, reporter)
+        if (out / REPORT_FILE).exists():
+            return dict(files.read_json(out / SUMMARY_FILE))
     setting = prepare_run(recipe)
     check_folder(out, recipe, resume)
     check_room(out, setting.least_bytes())
-    if resume:
-        say_kept(recipe, out, reporter)
-    if resume and (out / REPORT_FILE).exists():
-        return dict(files.read_json(out / SUMMARY_FILE))
     with claimed_folder(out, recipe, resume):
         began, begun = time.perf_counter(), (out / RECIPE_FILE).exists()
         notices = setting.notices
