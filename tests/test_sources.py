@@ -200,12 +200,20 @@ def test_a_limit_above_the_size_takes_all(write):
         ("a.csv", 'prompt,response,"x;y"\n"1,5",b,\n', {}),
         ("a.csv", "\ufeffsep=;\r\nprompt;response\r\n1,5;b\r\n", {}),
         ("a.csv", "sep=|\nprompt|response\n1,5|b\n", {"delimiter": "|"}),
+        ("a.csv", '"sep=;"\nprompt;response\n1,5;b\n', {}),
+        ("a.csv", "prompt;response;;\n1,5;b;;\n", {}),
+        ("a.csv", "prompt;response;\n1,5;b\n", {}),
         ("a.csv", "prompt:response\n1,5:b\n", {"delimiter": ":"}),
         ("a.csv", "prompt;response;a|b\n1,5;b;c\n", {"delimiter": ";"}),
     ],
 )
 def test_csv_with_any_delimiter(write, name, text, options):
     assert read(write(name, text), **options) == [Record(user("1,5"), "b")]
+
+
+def test_a_column_without_a_name_is_left_out_where_it_is_empty_alone(write):
+    with pytest.raises(UserError, match=r"a.csv:3: too many cells .*4 for the header's 2"):
+        read(write("a.csv", "prompt,response,,\na,b,,\na,b,,c\n"))
 
 
 def test_lines_are_counted_from_the_line_that_declares_a_delimiter(write):

@@ -12,7 +12,7 @@ from fedsdr.data.rows import Places, Row, RowError, convert_all
 
 DELIMITERS: Final = (",", ";", "\t", "|")  # that are looked for in a header
 QUOTED: Final = re.compile(r'"(?:[^"]|"")*"')
-SEP: Final = re.compile(r'sep=([^"\r\n])\r?\n')  # Excel's own first line
+SEP: Final = re.compile(r'("?)sep=([^"\r\n])\1\r?\n')  # Excel's own first line
 HEAD: Final = 2**16  # characters in which a header ends
 LARGEST: Final = 2**31 - 1  # a C long, where it is shortest
 
@@ -21,17 +21,22 @@ def csv_rows(path: Path, text: str, delimiter: str | None) -> tuple[Places, list
     """Rows by line. delimiter: between cells, or None to tell it from the header."""
     places = Places(path, "line")
     declared = SEP.match(text)
-    used = delimiter or (declared[1] if declared else _delimiter(path, text))
+    used = delimiter or (declared[2] if declared else _delimiter(path, text))
     lines = _lines(path, text, used)
     if declared:
         lines = lines[1:]
     if not lines:
         return places, []
     (_, header), *lines = lines
+    width = len(header)
+    while header and not header[-1].strip():  # spreadsheets write columns that are empty throughout
+        header.pop()
     if repeated := sorted({name for name in header if header.count(name) > 1}):
         raise UserError(f"{path}: column {repeated[0]!r} stands twice in the header: rename one")
 
     def convert(number: int, cells: Sequence[str]) -> Row:
+        if len(cells) == width and not any(cells[len(header) :]):
+            cells = cells[: len(header)]
         if len(cells) != len(header):
             problem = f"too {'many' if len(cells) > len(header) else 'few'} cells"
             detail = f"{len(cells)} for the header's {len(header)} columns"
@@ -44,7 +49,7 @@ def csv_rows(path: Path, text: str, delimiter: str | None) -> tuple[Places, list
 
 def _delimiter(path: Path, text: str) -> str:
     """What stands between the cells of the header; the suffix's own where it is there."""
-    usual = "\t" if ".tsv" in path.suffixes else ","
+    usual = "\t" if ".tsv" in Path(path.name.lower()).suffixes else ","
     header = next((line for line in QUOTED.sub("", text[:HEAD]).splitlines() if line.strip()), "")
     found = [each for each in DELIMITERS if each in header]
     if usual in found or not found:
