@@ -132,6 +132,13 @@ def test_results_of_another_model_of_the_same_name_are_not_taken(scored, monkeyp
 def test_results_that_do_not_say_their_model_are_not_taken(scored):
     path = scored.out / "base" / "crass.json"
     path.write_text(json.dumps({k: v for k, v in read_json(path).items() if k != "identity"}))
+    other = path.with_name("gsm8k.json")  # of an earlier version too, and not asked for
+    other.write_text(path.read_text().replace('"crass"', '"gsm8k"'))
+    other.with_suffix(".jsonl").write_text(path.with_suffix(".jsonl").read_text())
+    after = replace(scored, out=shutil.copytree(scored.out, scored.out.parent / "after"))
+    (after.out / "base" / "crass.json").unlink()
+    run_benchmarks(after, silent_reporter())
+    assert (after.out / "base" / "crass.json").exists()
     with pytest.raises(UserError, match="which one, it does not say"):
         run_benchmarks(scored, silent_reporter())
 

@@ -157,7 +157,7 @@ def evaluate_models(
     models = _open(request, reporter)
     options = HarnessOptions(request.limit, request.chat, request.bos, request.batch_size)
     suite = Suite(chosen, models.base, options, reporter)
-    _check_models(out, models)
+    _check_models(out, models, request.tasks)
     todo = {name: _missing(out, name, chosen, suite.settings) for name in names}
     if others is not None:
         _check_against(others, request, names, suite)
@@ -171,10 +171,13 @@ def evaluate_models(
                 bar.advance()
 
 
-def _check_models(out: Path, models: Opened) -> None:
+def _check_models(out: Path, models: Opened, tasks: Sequence[str]) -> None:
     """Raise unless every result that is there is of the model that has its name now; of a name
-    that the models have not, unless it is of the same base model."""
+    that the models have not, unless it is of the same base model. Results of an earlier version,
+    which do not say what they are of, are in the way of their own benchmark alone."""
     for done in stored_results(out):
+        if not done.identity and done.task not in tasks:
+            continue
         own = done.model in models.names()
         now = models.identity(done.model) if own else models.base.identity
         parts = differing_parts(now, done.identity) or (
