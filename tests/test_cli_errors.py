@@ -446,3 +446,13 @@ def test_usage(args, part):
     code, said = invoke(*args)
     assert code == 2
     assert part in said
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_standard_output_that_takes_nothing_is_one_line():
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "fedsdr.cli.main", "algorithms"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: cannot write standard output: no space left")
+    assert done.stderr.count("\n") == 1

@@ -4,12 +4,14 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Final
 
 import typer
 
 from fedsdr import __version__
 from fedsdr.cli import chat, deploy, diagnose, distill, evaluate, export, judge, look, runs
+from fedsdr.core.errors import REMEDIES, WriteError
 
 # It gives advice when imported, which is when the work begins; in processes of our own too.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -51,7 +53,13 @@ app.add_typer(deploy.app, name="deploy")
 def main() -> None:
     """Status 0: done, 2: the user's mistake, 130: interrupted, 1: a defect of ours."""
     signal.signal(signal.SIGINT, _leave)
-    app()
+    try:
+        app()
+    except OSError as error:
+        if error.filename is not None or error.errno not in REMEDIES:
+            raise
+        os.write(2, f"error: {WriteError(Path('standard output'), error)}\n".encode())
+        os._exit(2)  # Python would try to write the rest once more
 
 
 def _leave(signum: int, frame: object) -> None:
