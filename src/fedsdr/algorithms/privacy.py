@@ -13,6 +13,7 @@ of standard deviation z C is added to
 A codec wraps them and not they it: noise is added to the numbers, not to their encoding.
 """
 
+from collections.abc import Callable
 from typing import Annotated
 
 import torch
@@ -26,10 +27,11 @@ from fedsdr.algorithms.contract import (
     Round,
     ServerState,
     Update,
+    check_update,
 )
 from fedsdr.algorithms.robust.clipping import clip_to_norm
 from fedsdr.core import seeds
-from fedsdr.core.adapters import Adapter, WeightedSum, no_sum
+from fedsdr.core.adapters import Adapter, WeightedSum, no_sum, resize_rank, zeros_like
 
 
 class PrivacyOptions(Options):
@@ -96,6 +98,31 @@ def _bounded(inner: Algorithm, options: PrivacyOptions) -> Algorithm:
     ) -> tuple[Update, ClientState]:
         update, state = inner.client(shared, state, fit, round)
         return Update(clip_to_norm(update.change, options.clip), weight=1.0), state
+
+    return inner._replace(client=client)
+
+
+def with_failures_hidden(
+    inner: Algorithm, first: Adapter, note: Callable[[Exception], None]
+) -> Algorithm:
+    """`inner`, whose client half gives a change of zeros where it failed, and keeps its state.
+
+    Whether training fails depends on the records, and no noise would hide it. first: an adapter of
+    the client's model. note: is given the reason, which is for the client's owner alone.
+    """
+
+    def client(
+        shared: Adapter, state: ClientState, fit: Fit, round: Round
+    ) -> tuple[Update, ClientState]:
+        like = inner.uploads(inner.init(first), round)
+        try:
+            update, after = inner.client(shared, state, fit, round)
+            check_update("this one", update, like, inner.ranks)
+        except Exception as error:  # whatever it is, the server is not to learn of it
+            note(error)
+            mine = like if state.rank is None else resize_rank(like, state.rank)
+            return Update(zeros_like(mine), weight=1.0), state
+        return update, after
 
     return inner._replace(client=client)
 

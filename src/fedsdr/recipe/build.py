@@ -29,13 +29,17 @@ class Choice(NamedTuple):
         return trait in self.row.traits
 
 
+Transform = Callable[[Algorithm], Algorithm]
 ChosenOptions = Mapping[str, Choice]  # "algorithm", "targets", ... -> what the recipe chose
 
 
-def build_algorithm(recipe: Recipe, max_norm: float = math.inf) -> Algorithm:
+def build_algorithm(
+    recipe: Recipe, max_norm: float = math.inf, before_privacy: Transform | None = None
+) -> Algorithm:
     """The recipe's algorithm, wearing its transforms, the innermost first.
 
-    max_norm: of an update; larger ones are refused. Raises `UserError` for unknown names or
+    max_norm: of an update; larger ones are refused. before_privacy: put on what the transform of
+    differential privacy is put on, where there is one. Raises `UserError` for unknown names or
     options, and for choices that exclude each other.
     """
     check_options(recipe)
@@ -55,6 +59,8 @@ def build_algorithm(recipe: Recipe, max_norm: float = math.inf) -> Algorithm:
     it = personal.build(it, personal.options, schedule, rectify_targets(recipe))
     if not recipe.federation.sample_counts:
         it = with_equal_weights(it)
+    if before_privacy and recipe.privacy.mode != "none":
+        it = before_privacy(it)
     it = with_norm_limit(chosen["mode"].build(it, privacy_options(recipe)), max_norm)
     return chosen["compression"].build(it, chosen["compression"].options)
 

@@ -117,7 +117,8 @@ class RequestJournal:
         book = self._read()
         page = self._page(book, request, folder)
         files.write_bytes(_path(request, digest, folder), encode_message(answer), private=True)
-        fitted = request.round if request.operation == "fit" else page.fitted
+        trained = request.operation == "fit" and not answer.refused
+        fitted = request.round if trained else page.fitted
         new = Page(
             operation=request.operation, round=request.round, request=digest, fitted=fitted,
             counted=request.counted,

@@ -24,6 +24,7 @@ from typing import Final
 
 from fedsdr import __version__
 from fedsdr.algorithms.contract import Algorithm, Personal
+from fedsdr.algorithms.privacy import with_failures_hidden
 from fedsdr.core import files
 from fedsdr.core.adapters import Adapter, unwrap_private
 from fedsdr.core.metrics import metric_values
@@ -143,13 +144,9 @@ class ClientSide:
             self._check(request)
             answer = self._carried_out(request, blank, name)
             return answer, encode_message(answer)
-        except (RefusalError, UndeclaredError, BudgetError) as error:
-            log.error("refused: %s", error)
-            refusal = replace(blank, refused=printable_text(str(error))[:LONGEST])
-        except Exception:  # whose text may quote a record: it stays here
-            log.exception("%s of round %d failed", request.operation, request.round)
-            refusal = replace(blank, refused="failed for a reason that its own log tells")
-        return refusal, encode_message(refusal)
+        except Exception as error:
+            refusal = _refusal(blank, error)
+            return refusal, encode_message(refusal)
 
     def _check(self, request: Request) -> None:
         """Raise `RefusalError` unless the request is for this client and its recipe."""
@@ -178,10 +175,14 @@ class ClientSide:
         )
         if counted:
             self.ledger.check(release)  # before any work
-        answer = without_undeclared(
-            OPERATIONS[request.operation](self, request, blank), method.recipe
-        )
-        check_declared(answer, method.recipe)
+        OPENINGS[request.operation](self, request)  # what fails here may be asked again
+        try:
+            answer = without_undeclared(
+                OPERATIONS[request.operation](self, request, blank), method.recipe
+            )
+            check_declared(answer, method.recipe)
+        except Exception as error:  # the work is done, and failed: that is the answer
+            answer = _refusal(blank, error)
         if counted:  # before the answer is written, and so before it leaves
             self.ledger.charge(release, request.run, request.method, request.round, self.data)
             log.info("privacy: %s", self.ledger.describe())
@@ -205,6 +206,13 @@ class ClientSide:
             )
         facts = {"model": self.bench.fingerprint, "fedsdr": __version__}
         return replace(blank, facts={**facts, "journal": self.journal.name})
+
+    def _may_evaluate(self, request: Request) -> None:
+        recipe = self._method(request).recipe
+        if not allowed_contents("evaluate", recipe).metrics:
+            raise RefusalError(
+                f"under privacy.mode = {recipe.privacy.mode!r} no held-out score leaves a client"
+            )
 
     def _prepare(self, request: Request, blank: Answer) -> Answer:
         course = self._course(request)
@@ -234,11 +242,6 @@ class ClientSide:
         return self.bench.first_adapter(self.recipe.seed)
 
     def _evaluate(self, request: Request, blank: Answer) -> Answer:
-        recipe = self._method(request).recipe
-        if not allowed_contents("evaluate", recipe).metrics:
-            raise RefusalError(
-                f"under privacy.mode = {recipe.privacy.mode!r} no held-out score leaves a client"
-            )
         self.bench.use(Personal(request.shared))
         return replace(blank, metrics=self.bench.evaluator.global_model())
 
@@ -268,7 +271,12 @@ class ClientSide:
             raise RefusalError(f"the recipe has no method {request.method!r}, only {there}")
         place, recipe = self._methods[request.method]
         folder = self.folder / RUNS / request.run / place
-        return Method(folder, recipe, build_algorithm(recipe))
+        return Method(folder, recipe, build_algorithm(recipe, before_privacy=self._hiding))
+
+    def _hiding(self, algorithm: Algorithm) -> Algorithm:
+        return with_failures_hidden(
+            algorithm, self._first(), lambda error: log.error("training failed", exc_info=error)
+        )
 
     def longest_request(self) -> int:
         """The bytes that a question of this client's server has at most."""
@@ -298,6 +306,21 @@ class ClientSide:
         return Course(folder, recipe, method.algorithm, engine)
 
 
+def _refusal(blank: Answer, error: Exception) -> Answer:
+    """The answer that says that there is none, and why, where that quotes no data."""
+    if isinstance(error, RefusalError | UndeclaredError | BudgetError):
+        log.error("refused: %s", error)
+        return replace(blank, refused=printable_text(str(error))[:LONGEST])
+    log.error("%s of round %d failed", blank.operation, blank.round, exc_info=error)
+    return replace(blank, refused="failed for a reason that its own log tells")
+
+
+OPENINGS: Final[Mapping[Operation, Callable[[ClientSide, Request], object]]] = {
+    "prepare": ClientSide._course,
+    "fit": ClientSide._course,
+    "evaluate": ClientSide._may_evaluate,
+    "finish": ClientSide._course,
+}
 OPERATIONS: Final[Mapping[Operation, Callable[[ClientSide, Request, Answer], Answer]]] = {
     "prepare": ClientSide._prepare,
     "fit": ClientSide._fit,
