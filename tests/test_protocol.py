@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -47,7 +48,7 @@ from fedsdr.deploy.protocol.signing import (
 from fedsdr.deploy.server import admission, switchboard
 from fedsdr.deploy.server.admission import Admission, Reply
 from fedsdr.deploy.server.engine import Remote
-from fedsdr.deploy.server.serve import known_run
+from fedsdr.deploy.server.serve import RUN_FILE, known_run
 from fedsdr.deploy.server.switchboard import Switchboard
 from fedsdr.federation import rounds
 from fedsdr.federation.in_process import InProcess
@@ -355,6 +356,25 @@ class Play(RuleBasedStateMachine):
         self.server.kill()
         if (self.folder / "out").exists():
             (self.folder / "out").rename(self.folder / f"away-{self.count('runs')}")
+        SAVED.pop(self.folder / "out", None)
+        self.finished = False
+        self.server = Server(self)
+
+    @precondition(lambda self: self._counts["runs"])
+    @rule(pick=st.integers(0, 9))
+    def the_server_brings_an_old_run_back(self, pick: int) -> None:
+        """And says that it has just begun."""
+        old = self.folder / f"away-{1 + pick % self._counts['runs']}"
+        if not (old / RUN_FILE).exists():
+            return
+        self.is_forgetful = True
+        self.server.kill()
+        if (self.folder / "out").exists():
+            (self.folder / "out").rename(self.folder / f"away-{self.count('runs')}")
+        old.rename(self.folder / "out")
+        told = files.read_json(self.folder / "out" / RUN_FILE)
+        began = time.time_ns() // 10**6 + self.count("lies")
+        files.write_json(self.folder / "out" / RUN_FILE, {**told, "began": began})
         SAVED.pop(self.folder / "out", None)
         self.finished = False
         self.server = Server(self)

@@ -62,13 +62,15 @@ class Page(BaseModel):
 
 
 class Book(BaseModel):
-    """The journal's file: its name, the newest run that was entered, and that run's methods."""
+    """The journal's file: its name, the newest run that was entered, that run's methods, and the
+    names of all runs before it."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     name: Digest
     run: Name | None = None
     began: int = 0
     methods: dict[Name, Page] = {}
+    past: list[Name] = []
 
 
 class RequestJournal:
@@ -92,11 +94,7 @@ class RequestJournal:
         neither.
         """
         book = self._read()
-        if book.run is not None and request.run != book.run and request.began <= book.began:
-            raise RefusalError(
-                "this client has taken part in a newer run since: begin a new run (a server whose "
-                "clock was wrong has to have it right first)"
-            )
+        _check_run(book, request)
         page, path = self._page(book, request, folder), _path(request, digest, folder)
         if path.exists():
             answer = decode_answer(path.read_bytes())
@@ -124,7 +122,11 @@ class RequestJournal:
             counted=request.counted,
         )  # fmt: skip
         methods = {**(book.methods if book.run == request.run else {}), request.method: new}
-        self._write(Book(name=book.name, run=request.run, began=request.began, methods=methods))
+        before = [] if book.run in (None, request.run) else [book.run]
+        past = [*book.past, *before]
+        self._write(
+            Book(name=book.name, run=request.run, began=request.began, methods=methods, past=past)
+        )
         for round, path in _updates(folder):
             if request.operation == "fit" and round < page.fitted:
                 path.unlink()
@@ -145,6 +147,19 @@ class RequestJournal:
 
     def _write(self, book: Book) -> None:
         files.write_json(self.path, book.model_dump(), private=True)
+
+
+def _check_run(book: Book, request: Request) -> None:
+    """Raise `RefusalError` for a run that is over, whenever it says that it began."""
+    if book.run is None or (request.run, request.began) == (book.run, book.began):
+        return
+    if request.run == book.run:
+        raise RefusalError("this run began at another time, as it said before: begin a new run")
+    if request.run in book.past or request.began <= book.began:
+        raise RefusalError(
+            "this client has taken part in a newer run since: begin a new run (a server whose "
+            "clock was wrong has to have it right first)"
+        )
 
 
 def _path(request: Request, digest: str, folder: Path) -> Path:
