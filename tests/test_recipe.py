@@ -37,6 +37,15 @@ def write(tmp_path: Path) -> Any:
     return write_recipe
 
 
+@pytest.mark.parametrize(("mode", "most"), [("central", 1.9), ("central", 0.1)])
+def test_a_norm_limit_refuses_nothing_that_is_clipped_under_central_privacy(mode, most):
+    told = {"privacy": {"mode": mode, "clip": 1.0}, "deployment": {"max_norm": most}}
+    with pytest.raises(UserError, match="set max_norm to twice the clip or more"):
+        parse_recipe({**LAB, **told})
+    parse_recipe({**LAB, **told, "deployment": {"max_norm": 2.0}})
+    parse_recipe({**LAB, **told, "privacy": {"mode": "local", "clip": 1.0}})
+
+
 def message(tables: dict[str, Any]) -> str:
     with pytest.raises(UserError) as caught:
         parse_recipe(tables, "r.toml")

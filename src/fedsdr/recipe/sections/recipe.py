@@ -48,6 +48,16 @@ class Recipe(Section):
         return "float32" if self.uses_lab and self.model.dtype == "auto" else self.model.dtype
 
     @model_validator(mode="after")
+    def _clipped_updates_are_taken(self) -> "Recipe":
+        clip, most = self.privacy.clip, self.deployment.max_norm
+        if self.privacy.mode == "central" and most < 2 * clip:  # rounding makes updates longer
+            raise ValueError(
+                f"deployment.max_norm = {most:g} would refuse updates that privacy.clip = {clip:g} "
+                "allows, by what is private of them: set max_norm to twice the clip or more"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _data_from_somewhere(self) -> "Recipe":
         if self.uses_lab and self.data.sources:
             raise ValueError('model.path = "lab" brings its own data: remove data.sources')
