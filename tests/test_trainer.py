@@ -124,7 +124,7 @@ ASK = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from relay import ask
+from relay import ask_trainer as ask
 print(ask(Path(sys.argv[2]), b"question", 5).decode())
 print(Path(sys.argv[3]).read_text())
 """
@@ -201,6 +201,44 @@ def test_a_relay_that_drips_holds_up_no_other_and_is_cut_off(path, monkeypatch, 
         for line in drips:
             line.close()
     assert "a relay went away" in caplog.text
+
+
+def test_a_relay_that_does_not_begin_is_cut_off_early(path, monkeypatch):
+    monkeypatch.setattr(trainer, "HURRY", 0.2)
+    with serving(path, lambda asked: asked + b"!"):
+        silent = [connected(path) for _ in range(trainer.LINES)]
+        assert ask_trainer(path, b"late") == b"late!"
+        for line in silent:
+            line.settimeout(30)
+            assert line.recv(1) == b""
+            line.close()
+
+
+@pytest.mark.parametrize("fault", ["thread", "relay"])
+def test_no_fault_costs_a_line_for_good(path, monkeypatch, fault):
+    """After as many as there are lines, the next relay is served."""
+    faults = iter(range(trainer.LINES + 1))
+    start, serve = threading.Thread.start, trainer._serve_one
+
+    def starting(self: threading.Thread) -> None:
+        if self.name.endswith("(serve)") and next(faults, None) is not None:
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    def serving_one(*args: object) -> None:
+        if next(faults, None) is not None:
+            raise MemoryError
+        serve(*args)
+
+    if fault == "thread":
+        monkeypatch.setattr(threading.Thread, "start", starting)
+    else:
+        monkeypatch.setattr(trainer, "_serve_one", serving_one)
+    with serving(path, lambda asked: asked + b"!"):
+        for _ in range(trainer.LINES + 1):
+            with pytest.raises(TrainerError):
+                ask_trainer(path, b"question")
+        assert ask_trainer(path, b"question") == b"question!"
 
 
 def test_no_more_is_read_than_a_request_can_have(path, caplog):

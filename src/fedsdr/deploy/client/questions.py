@@ -12,7 +12,7 @@ from fedsdr.core.adapters import (
     size_in_bytes,
 )
 from fedsdr.deploy.client.journal import RefusalError
-from fedsdr.deploy.protocol.messages import Request
+from fedsdr.deploy.protocol.messages import MOST, Request
 from fedsdr.recipe.sections.recipe import Recipe
 
 HEADERS: Final = 2**20  # bytes of a request that has no tensors, at most
@@ -51,7 +51,7 @@ def _like(operation: str, algorithm: Algorithm, first: Adapter) -> Adapter:
 
 def longest_request(algorithms: list[Algorithm], first: Adapter) -> int:
     """The bytes that a server's question of any of these algorithms has at most."""
-    return HEADERS + max(_longest(each, first) for each in algorithms)
+    return min(MOST, HEADERS + max(_longest(each, first) for each in algorithms))
 
 
 def _longest(algorithm: Algorithm, first: Adapter) -> int:

@@ -57,10 +57,15 @@ def write_frame(line: socket.socket, data: bytes) -> None:
     line.sendall(len(data).to_bytes(8, "big") + data)
 
 
-def read_frame(line: socket.socket, most: int = MOST_BYTES, end: float | None = None) -> bytes:
-    """Raises OSError where the other side goes away, announces more than `most` bytes, or has not
-    sent all of them at `end` (of `time.monotonic`)."""
-    length = int.from_bytes(read_exactly(line, 8, end), "big")
+def read_frame(
+    line: socket.socket,
+    most: int = MOST_BYTES,
+    end: float | None = None,
+    begun: float | None = None,
+) -> bytes:
+    """Raises OSError where the other side goes away, announces more than `most` bytes, has not
+    announced them at `begun`, or not sent all of them at `end` (of `time.monotonic`)."""
+    length = int.from_bytes(read_exactly(line, 8, begun), "big")
     if length > most:
         raise OSError(f"a message of {length} bytes is larger than {most}")
     return read_exactly(line, length, end)

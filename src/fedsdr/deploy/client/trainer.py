@@ -26,6 +26,7 @@ SOCKET: Final = "trainer.sock"
 LONGEST_MESSAGE: Final = 100  # bytes of a socket's path, which the system limits to about 107
 WAITING: Final = 16  # connections in line
 LINES: Final = 16  # relays that are served at once
+HURRY: Final = 5.0  # seconds for a relay to say how long its question is
 PATIENCE: Final = 120.0  # seconds for a relay to take its answer, or to give its question, whole
 
 log = logging.getLogger(__name__)
@@ -149,12 +150,14 @@ def _accept(server: socket.socket, questions: Questions, users: frozenset[int], 
     free = threading.BoundedSemaphore(LINES)
 
     def serve(line: socket.socket) -> None:
-        with line:
-            try:
-                _serve_one(line, questions, users, most)
-            except OSError as error:
-                log.warning("a relay went away: %s", error)
-        free.release()
+        try:
+            with line:
+                try:
+                    _serve_one(line, questions, users, most)
+                except Exception as error:  # whatever a relay does, the next one has its line
+                    log.warning("a relay went away: %s", error)
+        finally:
+            free.release()
 
     while True:
         free.acquire()
@@ -163,7 +166,12 @@ def _accept(server: socket.socket, questions: Questions, users: frozenset[int], 
         except OSError as error:
             questions.put(error)
             return
-        threading.Thread(target=serve, args=(line,), daemon=True).start()
+        try:
+            threading.Thread(target=serve, args=(line,), daemon=True).start()
+        except RuntimeError as error:  # no more threads for now
+            log.error("a relay is sent away: %s", error)
+            line.close()
+            free.release()
 
 
 def is_allowed(line: socket.socket, users: frozenset[int]) -> bool:
@@ -179,7 +187,8 @@ def _serve_one(line: socket.socket, questions: Questions, users: frozenset[int],
     if not is_allowed(line, users):
         log.error("another user tried to connect")
         return
-    data = relay.read_frame(line, most, time.monotonic() + PATIENCE)
+    now = time.monotonic()
+    data = relay.read_frame(line, most, now + PATIENCE, now + HURRY)
     question = OpenQuestion(data, SimpleQueue())
     questions.put(question)
     status, reply = question.reply.get()
