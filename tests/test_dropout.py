@@ -12,7 +12,7 @@ from fedsdr.core.adapters import Adapter, Private, unwrap_private
 from fedsdr.core.errors import UserError
 from fedsdr.data.batches import collate_examples, end_to_end
 from fedsdr.data.template import Example
-from fedsdr.model import packing
+from fedsdr.model import dropout, packing
 from fedsdr.model.dropout import MASK, Dropout, hash_integers, lora_dropout
 from fedsdr.model.lora import Stream, TwoStreamLinear, TwoStreamModel
 from fedsdr.model.peft_format import AdapterSettings, read_settings, write_adapter
@@ -90,6 +90,14 @@ def test_a_token_has_its_mask_however_the_batch_is_laid_out():
         for t, k in zip(texts, keys, strict=True)
     ]
     assert all(torch.equal(a, b) for a, b in zip(alone, rows, strict=True))
+
+
+def test_masks_are_the_same_in_parts(monkeypatch):
+    drop = lora_dropout(0.5, collate_examples(batch_of(30, 3), 0), [20, 21])
+    whole = kept(drop, 16)
+    for part in (1, 50, 16 * 7):
+        monkeypatch.setattr(dropout, "PART", part)
+        assert torch.equal(kept(drop, 16), whole)
 
 
 # --- In a layer

@@ -15,6 +15,7 @@ from fedsdr.core.errors import UserError
 from fedsdr.data.batches import Batch
 
 MASK: Final = 0xFFFFFFFF
+PART: Final = 2**20  # entries whose hashes are in memory at once
 
 
 class Dropout(NamedTuple):
@@ -33,10 +34,16 @@ class Dropout(NamedTuple):
                 "one of this model's reads only some of them, as experts do: set lora.dropout = 0, "
                 "or leave such layers out of lora.targets"
             )
-        rows = hash_integers(self.tokens ^ layer).view(*h.shape[:-1], 1)
-        columns = hash_integers(torch.arange(h.shape[-1], device=h.device))
-        kept = hash_integers(rows ^ columns) >= int(self.share * (MASK + 1))
+        kept = self._kept(h.shape[-1], layer).view(h.shape)
         return torch.where(kept, h, 0.0) * (1 / (1 - self.share))
+
+    def _kept(self, width: int, layer: int) -> Tensor:
+        """(N, width), a part of the rows at a time: a hash takes eight bytes an entry, thrice."""
+        rows = hash_integers(self.tokens ^ layer)[:, None]
+        columns = hash_integers(torch.arange(width, device=rows.device))
+        limit = int(self.share * (MASK + 1))
+        parts = torch.split(rows, max(1, PART // width))
+        return torch.cat([hash_integers(part ^ columns) >= limit for part in parts])
 
 
 def lora_dropout(share: float, batch: Batch, keys: Sequence[int]) -> Dropout:
