@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import tiny
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
+from fedsdr.deploy.client import operations
 from fedsdr.deploy.client.operations import ClientSide
 from fedsdr.deploy.protocol.agreement import agreement_digest
 from fedsdr.deploy.protocol.messages import Answer, Request
@@ -74,6 +76,19 @@ def test_under_differential_privacy_nothing_tells_that_training_failed(
         again = side._answer(another(asking(side, "fit", 1)), "2" * 32)[0]
         assert "was answered for another global model" in again.refused
         assert not side._answer(asking(side, "fit", 2, counted=1), "3" * 32)[0].refused
+
+
+def test_another_question_has_other_noise_though_the_answers_were_deleted(tmp_path, monkeypatch):
+    """Zeros with noise: the same for the same question, unlike for another one of that round."""
+    monkeypatch.setattr(LocalTrainer, "__call__", diverging)
+    monkeypatch.setattr(operations, "noise_secret", lambda recipe, folder: b"a secret" * 4)
+    noise = []
+    for place, digest in enumerate(("1" * 32, "1" * 32, "2" * 32)):
+        side = begun(tmp_path / str(place), "local")
+        noise.append(side._answer(asking(side, "fit", 1), digest)[0].change)
+    first, same, other = noise
+    assert all(torch.equal(first[key], same[key]) for key in first)
+    assert not any(torch.equal(first[key], other[key]) for key in first)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ class _Asked:
     request: Request
     trouble: str
     sent: dict[str, Sent] = field(default_factory=dict)  # by message, while an answer is awaited
-    again: float = 0.0  # when it may be sent again
+    again: dict[int, float] = field(default_factory=dict)  # node -> when it may be asked again
     away: float | None = None  # since when no node leads to the client
 
 
@@ -102,7 +102,8 @@ class Switchboard:
             elif asked.away is None:
                 asked.away = now
             waiting = {sent.node for sent in asked.sent.values()}
-            for node in [each for each in nodes if each not in waiting and now >= asked.again]:
+            free = [node for node in nodes if node not in waiting]
+            for node in [each for each in free if now >= asked.again.get(each, now)]:
                 journal = self.admission.journals[client]
                 sent = self.admission.send(node, replace(asked.request, journal=journal))
                 asked.sent[sent.id] = sent
@@ -119,7 +120,7 @@ class Switchboard:
         sent = asked.sent.pop(reply.id)
         if reply.error:  # of the line, or of a trainer that is not up: it may come back
             asked.trouble = reply.error
-            asked.again = time.monotonic() + 2 * self.admission.pause
+            asked.again[sent.node] = time.monotonic() + 2 * self.admission.pause
             self.admission.lose(client, sent.node)
             return
         try:
