@@ -58,17 +58,17 @@ import sys
 from pathlib import Path
 import fedsdr.deploy.flower.client_app
 from fedsdr.deploy.sites.site import open_client
-from fedsdr.core.progress import silent
-client = open_client(Path(sys.argv[1]), silent())
+from fedsdr.core.progress import silent_reporter
+client = open_client(Path(sys.argv[1]), silent_reporter())
 sys.stdout.buffer.write(client(sys.stdin.buffer.read()))
 """
 ANEW = """
 import subprocess, sys
 from pathlib import Path
-from fedsdr.deploy.client.trainer import listen, serve_requests
+from fedsdr.deploy.client.trainer import listen_socket, serve_requests
 words = [sys.executable, "-c", sys.argv[2], sys.argv[1]]
 answer = lambda data: subprocess.run(words, input=data, check=True, stdout=subprocess.PIPE).stdout
-serve_requests(listen(Path(sys.argv[1]) / "trainer.sock"), answer)
+serve_requests(listen_socket(Path(sys.argv[1]) / "trainer.sock"), answer)
 """
 FEDSDR = str(Path(sys.executable).with_name("fedsdr"))
 UP = 120.0  # seconds that a SuperLink may take to start

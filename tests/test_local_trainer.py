@@ -94,7 +94,7 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 
         return made
 
-    monkeypatch.setattr("fedsdr.training.local.collate", told("padded", collate_examples))
+    monkeypatch.setattr("fedsdr.training.local.collate_examples", told("padded", collate_examples))
     monkeypatch.setattr("fedsdr.training.local.end_to_end", told("end to end", end_to_end))
     if request.param == "end to end":
         monkeypatch.setattr(packing, "CALL", {"cpu": -1.0})

@@ -12,6 +12,8 @@ import pytest
 
 from experiments.pool import workers
 
+ROOT = Path(__file__).parents[1]  # where experiments/ is, which is no installed package
+
 # A process with two workers that sleep; each writes its number into the folder given.
 PARENT = """
 import os, sys, time
@@ -53,7 +55,11 @@ def test_no_worker_outlives_its_parent(tmp_path, number):
     script.write_text(PARENT)
     told.mkdir()
     parent = subprocess.Popen(
-        [sys.executable, script, told], stderr=subprocess.DEVNULL, start_new_session=True
+        [sys.executable, script, told],
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     try:
         wait_until(lambda: len([*told.iterdir()]) == 2, "the workers have not begun")

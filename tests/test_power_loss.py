@@ -57,7 +57,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recipe]:
     folder = tmp_path_factory.mktemp("power")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDSDR_CACHE", str(folder / "cache"))
-        patch.setattr(method_run.secrets, "randbits", lambda bits: 1)
+        patch.setattr(method_run.secrets, "token_hex", lambda size: "01" * size)
         patch.setattr(
             summary, "write_report", lambda out: files.write_text(out / "report.html", "")
         )

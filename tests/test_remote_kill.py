@@ -39,7 +39,7 @@ from fedsdr.core import files
 from fedsdr.deploy.client import relay
 from fedsdr.deploy.client import trainer
 from fedsdr.distill.cache import RewriteCache
-from fedsdr.core.progress import silent
+from fedsdr.core.progress import silent_reporter
 from fedsdr.federation import rounds
 from fedsdr.training.local import LocalTrainer
 from lines import Sockets
@@ -73,7 +73,7 @@ def live(order):
     watch(LocalTrainer, "__call__", left, counted)
     watch(trainer, "_serve_one", left, counted)
     watch(relay, "write_frame", left, counted)
-    fedsdr.deploy.sites.site.run_trainer(folder, silent())
+    fedsdr.deploy.sites.site.run_trainer(folder, silent_reporter())
 
 for line in sys.stdin:
     order = json.loads(line)

@@ -98,6 +98,7 @@ def promised(targets: str, clients: bool = True) -> set[str]:
         "recipe.toml",
         "metrics.jsonl",
         "checkpoint.safetensors",
+        "delivered.json",
         "personal.json",
         "result.json",
     }

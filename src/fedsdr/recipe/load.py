@@ -1,6 +1,6 @@
 """The recipe: everything a run depends on, in one TOML file, checked before any work starts.
 
-What it may say is in `fedsdr.sections`; here it is read, overridden, compared and written.
+What it may say is in `fedsdr.recipe.sections`; here it is read, overridden, compared and written.
 """
 
 import os
