@@ -102,7 +102,7 @@ def ours(
     def step() -> float:
         chosen = next(queue)
         two.activate(Stream.RECTIFY, *company)
-        trainer._backward(chosen, trainer._summed_loss)
+        trainer._backward(chosen, range(len(chosen)), trainer._summed_loss)
         correction.apply()
         torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimiser.step()

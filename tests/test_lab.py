@@ -462,7 +462,7 @@ def test_training_is_deterministic_and_learns():
 
     def loss(model) -> float:
         chat = ChatFormat(tokenizer)
-        batch = pretrain.collate(Corpus(each, chat).batch(16, rewriting=False), 0)
+        batch = pretrain.collate_examples(Corpus(each, chat).batch(16, rewriting=False), 0)
         return float(pretrain.summed_loss(model, batch).detach())
 
     assert loss(longer) < 0.9 * loss(first)

@@ -153,7 +153,7 @@ def test_results_do_not_make_a_checkout_a_changed_one(tmp_path, monkeypatch):
     git("init")
     git("add", ".")
     git("-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-m", "all")
-    monkeypatch.setattr(environment, "__file__", str(package / "core/environment.py"))
+    monkeypatch.setattr(environment, "__file__", str(package / "environment.py"))
     clean = environment.git_commit()
     assert clean is not None
     (results / "one.json").write_text("{1}")
