@@ -33,6 +33,7 @@ from fedsdr.workflows.run_folder import (
     check_room,
     claim_folder,
     claimed_folder,
+    locked_folder,
     method_folders,
 )
 from fedsdr.workflows.summary import summarise_runs
@@ -50,7 +51,8 @@ def run_recipe(
         check_folder(out, recipe, resume)
         say_kept(recipe, out, reporter)
         if (out / REPORT_FILE).exists():
-            return dict(files.read_json(out / SUMMARY_FILE))
+            with locked_folder(out):  # which one that was killed at its very end has left
+                return dict(files.read_json(out / SUMMARY_FILE))
     setting = prepare_run(recipe)
     check_folder(out, recipe, resume)
     check_room(out, setting.least_bytes())
