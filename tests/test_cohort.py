@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedsdr.algorithms.contract import ClientState, Pull, Round, Schedule, Stage
+from fedsdr.algorithms.contract import ClientState, Pull, Schedule, Stage
 from fedsdr.core.adapters import Private, resize_rank, select_tensors
 from fedsdr.core.errors import UserError
 from fedsdr.data.template import Example
@@ -21,6 +21,7 @@ from models import NAMED, random_adapter, random_ids, two_streams
 from playing import tensors
 from test_contract import SOME, make
 from test_local_trainer import STAGES, adapter
+from tiny import secret_round
 
 CLIENTS = ("anna", "ben", "cleo")
 COUNTS = {"anna": 5, "ben": 2, "cleo": 9}  # ben has less than a batch
@@ -65,11 +66,12 @@ def rounds(
     clients = {client: ClientState() for client in CLIENTS}
     metrics = []
     for number in range(1, count + 1):
-        shared, fold = algorithm.broadcast(server), algorithm.start(server, Round(number, 1))
+        shared = algorithm.broadcast(server)
+        fold = algorithm.start(server, secret_round(number, 1))
         fits = dict(zip(CLIENTS, trainers(model, number), strict=True))
 
         def half(client: str, shared=shared, number=number):
-            own = Round(number, 100 * number + CLIENTS.index(client))
+            own = secret_round(number, 100 * number + CLIENTS.index(client))
             return lambda fit: algorithm.client(shared, clients[client], fit, own)
 
         def train(asked, fits=fits):
@@ -86,7 +88,7 @@ def rounds(
             clients[client] = state
             fold = algorithm.add(fold, update)
             metrics.append(update.metrics)
-        server = algorithm.finish(server, fold, Round(number, 1, sum(COUNTS.values())))
+        server = algorithm.finish(server, fold, secret_round(number, 1, sum(COUNTS.values())))
     return [server, clients, metrics]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy.optimize import brentq
@@ -380,6 +380,7 @@ def test_a_published_epsilon():
 
 @settings(deadline=None, max_examples=20)
 @given(st.floats(0.5, 20), st.integers(1, 200))
+@example(0.515625, 151)  # the library's search overflows on the way, to no harm
 def test_more_noise_costs_less_and_more_rounds_cost_more(z, releases):
     here = single_epsilon(z, releases, 1e-5, local=False)
     assert single_epsilon(2 * z, releases, 1e-5, local=False) < here
