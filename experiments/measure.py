@@ -8,8 +8,8 @@ from fedsdr.algorithms.contract import Personal
 from fedsdr.core.adapters import Adapter
 from fedsdr.core.progress import silent_reporter
 from fedsdr.data.template import Example
-from fedsdr.diagnose.gradients import client_gradients, pairwise_cosine
-from fedsdr.diagnose.transfer import loss_matrix, transfer_gap
+from fedsdr.diagnosis.gradients import client_gradients, pairwise_cosine
+from fedsdr.diagnosis.transfer import loss_matrix, transfer_gap
 from fedsdr.evaluate.loss import LossEvaluator
 from fedsdr.federation.checkpoint import load_checkpoint
 from fedsdr.federation.workbench import Workbench

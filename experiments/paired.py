@@ -7,14 +7,14 @@ import numpy as np
 
 from fedsdr.core import seeds
 from fedsdr.core.errors import UserError
-from fedsdr.diagnose.divergence import (
+from fedsdr.diagnosis.divergence import (
     ClientWords,
     fewest_words,
     mean_js,
     sample_words,
     tfidf_cosine,
 )
-from fedsdr.diagnose.text import TextStats, text_stats
+from fedsdr.diagnosis.text import TextStats, text_stats
 
 Groups = dict[str, list[str]]  # group -> its responses
 

@@ -87,7 +87,7 @@ class Results:
         return [(bool(true), int(words)) for true, words in found]
 
     def transfer(self, cell: Cell, seed: int) -> Mapping[str, Mapping[str, float]]:
-        """Clients' own models on each other's records (`fedsdr.diagnose.transfer`), if measured."""
+        """Clients' own models on each other's records (`diagnosis/transfer.py`), if measured."""
         found = files.read_json(self.folder(cell, seed) / EVIDENCE_FILE)
         return dict(found.get("transfer", {}))
 

@@ -22,7 +22,7 @@ from fedsdr.model import trials
 from fedsdr.model.base import load_base
 from fedsdr.model.trials import check_causal, passes_trial, rows_at_once
 from fedsdr.recipe.load import load_recipe
-from fedsdr.workflows.finished import open_run
+from fedsdr.workflows.finished import open_finished
 from fedsdr.workflows.run import run_recipe
 
 ONE_OF_EACH = {
@@ -80,7 +80,9 @@ def test_what_of_a_mixture_is_not_adapted_is_said_wherever_it_is_used(tmp_path):
     assert line in said
     assert "template the tokenizer's 'short'" in said
     assert line in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    export_model(open_run(tmp_path / "run"), ExportChoice(), tmp_path / "made", silent_reporter())
+    export_model(
+        open_finished(tmp_path / "run"), ExportChoice(), tmp_path / "made", silent_reporter()
+    )
     assert line[1:] in (tmp_path / "made" / "README.md").read_text(encoding="utf-8")
     templates = AutoTokenizer.from_pretrained(tmp_path / "made").chat_template
     assert templates == {

@@ -19,7 +19,7 @@ from fedsdr.generation.batched import generate_batch
 from fedsdr.generation.sampling import Job
 from fedsdr.generation.streaming import TokenStream
 from fedsdr.recipe.load import load_recipe
-from fedsdr.workflows.finished import Models, open_run
+from fedsdr.workflows.finished import Models, open_finished
 from fedsdr.workflows.run import run_recipe
 
 
@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def opened(folder):
-    return Models(open_run(folder), silent_reporter())
+    return Models(open_finished(folder), silent_reporter())
 
 
 def invoke(folder, *words, said=""):

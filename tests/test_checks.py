@@ -4,7 +4,7 @@ import pytest
 
 from fedsdr.core.errors import UserError
 from fedsdr.data.records import Record, Turn
-from fedsdr.distill.checks import (
+from fedsdr.distillation.checks import (
     PLAIN_CHECKS,
     Candidate,
     Rewrite,
@@ -12,7 +12,7 @@ from fedsdr.distill.checks import (
     final_number,
     most_repeated,
 )
-from fedsdr.distill.verify import CHECKS, build_verifier, check_verifier
+from fedsdr.distillation.verify import CHECKS, build_verifier, check_verifier
 from fedsdr.recipe.sections.distill import Distill
 
 POEM = "row your boat and " * 4  # 4 of its 13 sequences are one and the same

@@ -21,7 +21,7 @@ from fedsdr.core.adapters import A_SUFFIX, B_SUFFIX, FOLDED, Adapter
 from fedsdr.core.errors import UserError
 from fedsdr.data.batches import collate_examples
 from fedsdr.data.template import Example
-from fedsdr.diagnose.divergence import (
+from fedsdr.diagnosis.divergence import (
     js_divergence,
     js_matrix,
     mean_js,
@@ -29,11 +29,11 @@ from fedsdr.diagnose.divergence import (
     tfidf_cosine,
     tfidf_matrix,
 )
-from fedsdr.diagnose.gradients import client_gradients, pairwise_cosine
-from fedsdr.diagnose.maps import response_map
-from fedsdr.diagnose.pairwise import Pairwise, pairwise_matrix
-from fedsdr.diagnose.text import FILLERS, has_filler, split_words, text_stats
-from fedsdr.diagnose.transfer import loss_matrix, transfer_gap
+from fedsdr.diagnosis.gradients import client_gradients, pairwise_cosine
+from fedsdr.diagnosis.maps import response_map
+from fedsdr.diagnosis.pairwise import Pairwise, pairwise_matrix
+from fedsdr.diagnosis.text import FILLERS, has_filler, split_words, text_stats
+from fedsdr.diagnosis.transfer import loss_matrix, transfer_gap
 from fedsdr.model.lora import Stream, TwoStreamModel
 from models import SPECIALS, random_adapter, random_ids, start_adapter, two_streams
 

@@ -17,9 +17,9 @@ from fedsdr.core.adapters import cosine
 from fedsdr.data.records import ClientData, Record, Turn
 from fedsdr.data.sources import skipped_rows
 from fedsdr.data.template import ChatFormat
-from fedsdr.diagnose.divergence import mean_js, tfidf_cosine
-from fedsdr.diagnose.gradients import client_gradients
-from fedsdr.diagnose.heterogeneity import (
+from fedsdr.diagnosis.divergence import mean_js, tfidf_cosine
+from fedsdr.diagnosis.gradients import client_gradients
+from fedsdr.diagnosis.heterogeneity import (
     GroupedGradients,
     WordCounts,
     divergence_change,
@@ -27,8 +27,8 @@ from fedsdr.diagnose.heterogeneity import (
     measure_divergence,
     tfidf_of,
 )
-from fedsdr.diagnose.holdings import client_holdings, normalise_text
-from fedsdr.diagnose.reading import interpret_diagnosis
+from fedsdr.diagnosis.holdings import client_holdings, normalise_text
+from fedsdr.diagnosis.reading import interpret_diagnosis
 from fedsdr.recipe.sections.data import Source
 from models import start_adapter
 from real import DATA, data_file

@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 import tiny
 from fedsdr.cli.main import app
 from fedsdr.data.records import Record, Turn
-from fedsdr.diagnose.distilled import describe_all, describe_client
-from fedsdr.distill import rewrite
-from fedsdr.distill.checks import Verdict
-from fedsdr.distill.pilot import extrapolate_sample, total_pilot, wilson
-from fedsdr.distill.rewrite import Attempt, Rewritten
+from fedsdr.diagnosis.distilled import describe_all, describe_client
+from fedsdr.distillation import rewrite
+from fedsdr.distillation.checks import Verdict
+from fedsdr.distillation.pilot import extrapolate_sample, total_pilot, wilson
+from fedsdr.distillation.rewrite import Attempt, Rewritten
 from fedsdr.report.distillation import write_client_page, write_overview
 
 GATE = {"checks": ["support"], "attempts": 2, "temperature": 1.0, "pilot": 0}

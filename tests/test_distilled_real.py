@@ -7,8 +7,8 @@ from statistics import fmean
 import pytest
 
 from fedsdr.data.records import Record, Turn
-from fedsdr.distill.checks import Candidate, Rewrite, Verdict
-from fedsdr.distill.verify import build_verifier
+from fedsdr.distillation.checks import Candidate, Rewrite, Verdict
+from fedsdr.distillation.verify import build_verifier
 from fedsdr.recipe.sections.distill import Distill
 from real import data_file
 

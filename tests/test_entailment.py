@@ -17,14 +17,14 @@ from transformers import (
 import tiny
 from fedsdr.core.errors import UserError
 from fedsdr.data.records import Record, Turn
-from fedsdr.distill.checks import Candidate, Rewrite
-from fedsdr.distill.entailment import (
+from fedsdr.distillation.checks import Candidate, Rewrite
+from fedsdr.distillation.entailment import (
     TextPair,
     check_entailment,
     entailment_judge,
     load_entailment,
 )
-from fedsdr.distill.verify import build_verifier
+from fedsdr.distillation.verify import build_verifier
 from fedsdr.recipe.sections.distill import Distill, Entailment
 
 LABELS = {0: "CONTRADICTION", 1: "neutral", 2: "Entailment"}

@@ -28,7 +28,7 @@ from fedsdr.export.write import ExportChoice, export_model
 from fedsdr.generation.batched import generate_batch
 from fedsdr.generation.sampling import Job
 from fedsdr.recipe.load import parse_recipe
-from fedsdr.workflows.finished import Models, open_run
+from fedsdr.workflows.finished import Models, open_finished
 from fedsdr.workflows.run import run_recipe
 from fedsdr.workflows.run_folder import RESULT_FILE
 
@@ -128,7 +128,7 @@ def exports(home):
     """(family, kind, merged) -> folder."""
     places = {}
     for family in FAMILIES:
-        finished = open_run(home / family)
+        finished = open_finished(home / family)
         for kind, name, merged in cases(family):
             place = home / "out" / f"{family}-{kind}-{'merged' if merged else 'adapter'}"
             export_model(finished, ExportChoice(name, merged), place, silent_reporter())
@@ -149,7 +149,7 @@ def strange(exports):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_another_process_finds_the_model_of_the_run(home, exports, strange, family):
-    opened = Models(open_run(home / family), silent_reporter())
+    opened = Models(open_finished(home / family), silent_reporter())
     chat, model = opened.base.chat, opened.base.model
     prompts = [chat.prompt_ids((Turn("user", question),)) for question in QUESTIONS]
     plain = [last_logits(model, prompt) for prompt in prompts]
@@ -176,13 +176,13 @@ def test_ranks_add_up_and_the_scale_stays(home, exports):
     for kind, rank in (("global", 2), ("personal", 4)):
         config = read_json(exports["llama", kind, False] / "adapter_config.json")
         assert (config["r"], config["lora_alpha"]) == (rank, 3.0 * rank)
-    exact, _ = exported_adapter(open_run(home / "llama"), "fedsdr+fedex")
+    exact, _ = exported_adapter(open_finished(home / "llama"), "fedsdr+fedex")
     assert max(t.shape[0] for key, t in exact.items() if "lora_A" in key) > 2
 
 
 def test_a_merged_model_is_rounded_once(home, exports, tmp_path):
     export_model(
-        open_run(home / "llama"),
+        open_finished(home / "llama"),
         ExportChoice(merged=True, dtype="bfloat16"),
         tmp_path / "b",
         silent_reporter(),
@@ -196,7 +196,7 @@ def test_a_merged_model_is_rounded_once(home, exports, tmp_path):
 
 
 def test_a_quantised_base_exports_adapters_alone(home, tmp_path):
-    done = open_run(home / "llama")
+    done = open_finished(home / "llama")
     quantised = done.recipe.model.model_copy(update={"quantisation": "nf4"})
     done = replace(done, recipe=done.recipe.model_copy(update={"model": quantised}))
     with pytest.raises(UserError, match=r"quantised.*without --merge"):
@@ -206,9 +206,9 @@ def test_a_quantised_base_exports_adapters_alone(home, tmp_path):
 
 
 def test_a_merged_model_has_the_dtype_that_its_base_was_loaded_in(home, tmp_path):
-    assert open_run(home / "llama").recipe.model.dtype == "auto"
+    assert open_finished(home / "llama").recipe.model.dtype == "auto"
     export_model(
-        open_run(home / "llama"), ExportChoice(merged=True), tmp_path / "m", silent_reporter()
+        open_finished(home / "llama"), ExportChoice(merged=True), tmp_path / "m", silent_reporter()
     )
     assert read_json(tmp_path / "m" / "config.json")["dtype"] == "float32"
 
@@ -276,7 +276,7 @@ def test_the_card_says_what_hugging_face_reads(home, exports, tmp_path):
     merged = front_matter((exports["gpt2", "global", True] / "README.md").read_text())
     assert merged["library_name"] == "transformers"
     export_model(
-        open_run(home / "gpt2"),
+        open_finished(home / "gpt2"),
         ExportChoice(base="openai/gpt2"),
         tmp_path / "named",
         silent_reporter(),
@@ -288,7 +288,7 @@ def test_the_card_says_what_hugging_face_reads(home, exports, tmp_path):
 
 
 def test_the_card_says_the_date_that_the_template_prints(home, tmp_path):
-    run = open_run(home / "gpt2")
+    run = open_finished(home / "gpt2")
     artefact = Artefact("global", False, "base", "float32", (2, 2), 2.0)
     for date, says in (("", False), ("2025-02-03", True)):
         write_card(tmp_path, run, replace(artefact, date=date), client_names=False)
@@ -304,7 +304,7 @@ def test_the_card_states_counts_and_scores_and_names_only_when_asked(home, expor
     assert f"| Held-out loss | {loss:.3f} | nats per token |" in card
     assert "No differential privacy" in card
     export_model(
-        open_run(home / "llama"),
+        open_finished(home / "llama"),
         ExportChoice(client_names=True),
         tmp_path / "named",
         silent_reporter(),
@@ -319,7 +319,9 @@ def test_a_private_run_states_epsilon_and_no_counts(home, tmp_path):
     content["privacy"] = {"mode": "central", "noise_multiplier": 2.0}
     content["federation"] = {"rounds": 1, "targets": "raw"}
     run_recipe(parse_recipe(content), tmp_path / "run", silent_reporter())
-    export_model(open_run(tmp_path / "run"), ExportChoice(), tmp_path / "out", silent_reporter())
+    export_model(
+        open_finished(tmp_path / "run"), ExportChoice(), tmp_path / "out", silent_reporter()
+    )
     card = (tmp_path / "out" / "README.md").read_text()
     epsilon = read_json(tmp_path / "run" / RESULT_FILE)["epsilon"]
     assert f"epsilon {epsilon:.4g}" in card
@@ -394,5 +396,7 @@ def test_a_failure_leaves_nothing_behind(home, tmp_path, monkeypatch):
 
     monkeypatch.setattr("fedsdr.export.write.write_card", fails)
     with pytest.raises(UserError, match=r"cannot write .*/out: no space left"):
-        export_model(open_run(home / "llama"), ExportChoice(), tmp_path / "out", silent_reporter())
+        export_model(
+            open_finished(home / "llama"), ExportChoice(), tmp_path / "out", silent_reporter()
+        )
     assert list(tmp_path.iterdir()) == []

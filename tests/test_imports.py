@@ -22,10 +22,10 @@ ROOMS = (
     "data",
     "model",
     "generation",
-    "distill",
+    "distillation",
     "training",
     "evaluate",
-    "diagnose",
+    "diagnosis",
     "lab",
     "report",
     "tracking",
@@ -44,13 +44,13 @@ ROOMS = (
 )
 # Libraries that are known to some rooms alone.
 KNOWN_TO = {
-    "transformers": ("core", "model", "generation", "distill", "lab", "export"),
+    "transformers": ("core", "model", "generation", "distillation", "lab", "export"),
     "peft": ("model",),
     "datasets": ("data", "evaluate"),
     "flwr": ("deploy/flower",),
     "lm_eval": ("evaluate",),
     "openai": ("judge",),
-    "sqlite3": ("distill",),
+    "sqlite3": ("distillation",),
     "matplotlib": ("report",),
     "typer": ("cli",),
     "cryptography": ("deploy/protocol", "deploy/sites"),

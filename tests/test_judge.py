@@ -23,7 +23,7 @@ from fedsdr.judge.answers import ModelAnswer, answers_of
 from fedsdr.judge.questions import JudgeQuestion, read_questions
 from fedsdr.model.peft_format import WEIGHTS
 from fedsdr.recipe.load import load_recipe
-from fedsdr.workflows.finished import Models, open_run
+from fedsdr.workflows.finished import Models, open_finished
 from fedsdr.workflows.run import run_recipe
 from real import EVAL
 
@@ -145,7 +145,7 @@ def by_hand(home, found):
     """A's win rate with the taste of `longest`, from the models' answers themselves."""
     questions = read_questions(home / "questions.jsonl")
     a, b = answers_of(
-        open_run(home / "out"), [found["a"], found["b"]], questions, 6, 5, silent_reporter()
+        open_finished(home / "out"), [found["a"], found["b"]], questions, 6, 5, silent_reporter()
     )
     total = 0.0
     for q in questions:
@@ -394,7 +394,7 @@ def test_prompts_hold_what_they_should_and_no_more():
 
 def test_answers_are_the_models_own_and_a_later_turn_knows_the_first(finished, tmp_path):
     shutil.copytree(finished / "out", tmp_path / "out")
-    opened = open_run(tmp_path / "out")
+    opened = open_finished(tmp_path / "out")
     questions = read_questions(finished / "questions.jsonl")
     (found,) = answers_of(opened, ["client:ben"], questions, 6, 5, silent_reporter())
     models = Models(opened, silent_reporter())

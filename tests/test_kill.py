@@ -32,10 +32,10 @@ SERVER = """
 import json, os, signal, sys, time
 import transformers.models.llama.modeling_llama
 import fedsdr.cli.main, fedsdr.core.files, fedsdr.report.html, fedsdr.workflows.run
-import fedsdr.distill.cache
-import fedsdr.distill.rewrite
+import fedsdr.distillation.cache
+import fedsdr.distillation.rewrite
 
-fedsdr.distill.rewrite.REWRITE_GROUP = 1  # so that few records are stored in several groups
+fedsdr.distillation.rewrite.REWRITE_GROUP = 1  # so that few records are stored in several groups
 
 def watch(owner, name, event):
     real = getattr(owner, name)
@@ -61,7 +61,7 @@ for line in sys.stdin:
         event = [order["event"]]
         watch(os, "replace", event)
         watch(fedsdr.core.files, "append_json_line", event)
-        watch(fedsdr.distill.cache.RewriteCache, "put", event)
+        watch(fedsdr.distillation.cache.RewriteCache, "put", event)
         sys.argv = ["fedsdr", *order["argv"]]
         fedsdr.cli.main.main()
     ended, status = 0, 0

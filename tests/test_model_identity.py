@@ -23,7 +23,7 @@ from fedsdr.deploy.client.operations import ClientSide
 from fedsdr.deploy.protocol.signing import UNSIGNED
 from fedsdr.deploy.server.admission import Admission
 from fedsdr.deploy.server.serve import known_model, known_run
-from fedsdr.distill import rewrite
+from fedsdr.distillation import rewrite
 from fedsdr.export.write import ExportChoice, export_model
 from fedsdr.judge import answers
 from fedsdr.judge.questions import JudgeQuestion
@@ -33,7 +33,7 @@ from fedsdr.model.peft_format import WEIGHTS
 from fedsdr.recipe.load import load_recipe, override_recipe
 from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.workflows import run
-from fedsdr.workflows.finished import Models, open_run
+from fedsdr.workflows.finished import Models, open_finished
 from fedsdr.workflows.prepare import prepare_run, rewrite_cache
 from fedsdr.workflows.run_folder import REPORT_FILE
 from lines import Loopback
@@ -70,7 +70,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
         patch.setenv("FEDSDR_CACHE", str(folder / "cache"))
         run.run_recipe(recipe, home.out, silent_reporter())
         (home.out / REPORT_FILE).unlink()
-        answers.answers_of(open_run(home.out), ["global"], [QUESTION], 4, 4, silent_reporter())
+        answers.answers_of(open_finished(home.out), ["global"], [QUESTION], 4, 4, silent_reporter())
         shutil.copytree(folder, folder.parent / "kept")
         yield home
 
@@ -116,7 +116,7 @@ def test_a_dtype_and_a_template_file_are_parts_of_it(home, tmp_path):
 
 
 def test_one_byte_of_an_adapter_makes_another_model(home):
-    opened = open_run(home.out)
+    opened = open_finished(home.out)
     base = opened.base_identity()
     assert opened.identity("base", base) == base
     names = ["global", "client:anna", "client:ben"]
@@ -175,7 +175,7 @@ def agrees(home: Home) -> bool:
 
 def goes_on(home: Home) -> bool:
     """Whether a client takes up a method that it began before it was restarted."""
-    begun = {**open_run(home.out).base_identity(), "data": read_data(home)}
+    begun = {**open_finished(home.out).base_identity(), "data": read_data(home)}
     files.write_json(home.folder / BEGUN, begun)
     return not changed_parts(home.folder, home.bench().of("anna"))
 
@@ -190,7 +190,7 @@ def read_data(home: Home) -> str:
 def opens(home: Home) -> bool:
     """Whether models of a finished run are made of it: to talk to, to evaluate, to judge."""
     words = f"the base model has changed since {home.out} was run, in its"
-    return works(words, Models, open_run(home.out), silent_reporter())
+    return works(words, Models, open_finished(home.out), silent_reporter())
 
 
 def works(words: str, action: Callable[..., object], *args: Any, **options: Any) -> bool:
@@ -233,7 +233,9 @@ def test_answers_are_reused_for_the_very_same_model_alone(home, change, reused):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(answers, "Models", lambda *_: pytest.fail(maker))
         with nullcontext() if reused else pytest.raises(pytest.fail.Exception, match=maker):
-            answers.answers_of(open_run(home.out), ["global"], [QUESTION], 4, 4, silent_reporter())
+            answers.answers_of(
+                open_finished(home.out), ["global"], [QUESTION], 4, 4, silent_reporter()
+            )
 
 
 def in_half_precision(path: Path) -> None:
@@ -315,7 +317,7 @@ def test_another_dtype_is_said_where_a_finished_run_is_opened(home):
     reporter = silent_reporter()
     reporter.say = said.append  # type: ignore[method-assign]
     recipe = override_recipe(home.recipe, {"model.dtype": "bfloat16"})
-    opened = open_run(home.out)
+    opened = open_finished(home.out)
     base = load_base(recipe.model.path, dtype=recipe.dtype, device="cpu")
     opened.check_base(base.identity, reporter)
     assert said == [f"the base model is bfloat16 here, and was float32 in {home.out}"]
@@ -326,14 +328,17 @@ def test_another_dtype_is_said_where_a_finished_run_is_opened(home):
 @pytest.mark.parametrize("merged", [False, True])
 def test_nothing_is_exported_for_another_base_model(home, merged, tmp_path):
     export_model(
-        open_run(home.out), ExportChoice(merged=merged), tmp_path / "one", silent_reporter()
+        open_finished(home.out), ExportChoice(merged=merged), tmp_path / "one", silent_reporter()
     )
     card = (tmp_path / "one" / "README.md").read_text()
     for part in ("weights", "tokenizer", "chat template"):
-        assert open_run(home.out).base_identity()[part] in card
+        assert open_finished(home.out).base_identity()[part] in card
     vocabulary(home.model)
     with pytest.raises(UserError, match=r"the base model has changed since .*in its tokenizer"):
         export_model(
-            open_run(home.out), ExportChoice(merged=merged), tmp_path / "two", silent_reporter()
+            open_finished(home.out),
+            ExportChoice(merged=merged),
+            tmp_path / "two",
+            silent_reporter(),
         )
     assert not (tmp_path / "two").exists()

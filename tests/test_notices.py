@@ -19,7 +19,7 @@ from fedsdr.core import files
 from fedsdr.core.notices import Notice, name_items, records_by_client
 from fedsdr.core.progress import silent_reporter
 from fedsdr.data.records import Record
-from fedsdr.distill.rewrite import Rewritten
+from fedsdr.distillation.rewrite import Rewritten
 from fedsdr.recipe.load import load_recipe, parse_recipe, to_toml
 from fedsdr.workflows.distill import kept_raw
 from fedsdr.workflows.prepare import Setting, prepare_run

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedsdr.core.errors import UserError
-from fedsdr.distill.cache import job_key
+from fedsdr.distillation.cache import job_key
 from fedsdr.generation import paged
 from fedsdr.generation.batched import generate_batch, in_batches
 from fedsdr.generation.paged import generate_paged

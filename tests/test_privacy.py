@@ -18,7 +18,7 @@ import tiny
 from fedsdr.algorithms.contract import ClientState, Update
 from fedsdr.core.adapters import Adapter, Private, unwrap_private
 from fedsdr.core.progress import silent_reporter
-from fedsdr.distill import rewrite
+from fedsdr.distillation import rewrite
 from fedsdr.federation.in_process import InProcess
 from fedsdr.generation.sampling import Job
 from fedsdr.recipe.load import load_recipe, override_recipe

@@ -15,7 +15,7 @@ from fedsdr.export.write import ExportChoice, export_model
 from fedsdr.recipe.load import load_recipe, override_recipe, parse_recipe
 from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.report.terminal import print_summary
-from fedsdr.workflows.finished import open_run
+from fedsdr.workflows.finished import open_finished
 from fedsdr.workflows.privacy_loss import planned_epsilon, privacy_of_run, privacy_spent
 from fedsdr.workflows.run import compare_seeds
 from fedsdr.workflows.run_folder import SUMMARY_FILE, method_folders
@@ -164,7 +164,9 @@ def test_the_whole_is_stated_wherever_a_result_is_read(compared, tmp_path, capsy
     assert stated in (compared / "report.html").read_text()
     print_summary(summary)
     assert stated in " ".join(capsys.readouterr().out.split())
-    export_model(open_run(compared / "seed-1"), ExportChoice(), tmp_path / "out", silent_reporter())
+    export_model(
+        open_finished(compared / "seed-1"), ExportChoice(), tmp_path / "out", silent_reporter()
+    )
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"epsilon {single_epsilon(5.0, 2, 1e-5, True):.4g} at" in card
     assert stated in card
@@ -173,6 +175,8 @@ def test_the_whole_is_stated_wherever_a_result_is_read(compared, tmp_path, capsy
 
 def test_a_run_that_was_moved_out_of_its_comparison_states_its_own(compared, tmp_path):
     (compared / "seed-0").rename(tmp_path / "seed-0")
-    export_model(open_run(tmp_path / "seed-0"), ExportChoice(), tmp_path / "out", silent_reporter())
+    export_model(
+        open_finished(tmp_path / "seed-0"), ExportChoice(), tmp_path / "out", silent_reporter()
+    )
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"epsilon {single_epsilon(5.0, 2 * 2, 1e-5, True):.4g} at delta" in card

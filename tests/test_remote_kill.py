@@ -38,7 +38,7 @@ import fedsdr.deploy.sites.site, fedsdr.deploy.client.trainer, fedsdr.report.htm
 from fedsdr.core import files
 from fedsdr.deploy.client import relay
 from fedsdr.deploy.client import trainer
-from fedsdr.distill.cache import RewriteCache
+from fedsdr.distillation.cache import RewriteCache
 from fedsdr.core.progress import silent_reporter
 from fedsdr.federation import rounds
 from fedsdr.training.local import LocalTrainer

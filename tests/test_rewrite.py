@@ -12,9 +12,9 @@ from fedsdr.core.errors import UserError
 from fedsdr.core.progress import Bar
 from fedsdr.data.records import Record, Turn
 from fedsdr.data.template import ChatFormat
-from fedsdr.distill import rewrite
-from fedsdr.distill.cache import RewriteCache, job_key
-from fedsdr.distill.rewrite import (
+from fedsdr.distillation import rewrite
+from fedsdr.distillation.cache import RewriteCache, job_key
+from fedsdr.distillation.rewrite import (
     Rewritten,
     Teacher,
     rewrite_records,
@@ -22,7 +22,7 @@ from fedsdr.distill.rewrite import (
     sample_pairs,
     summarise_rewrites,
 )
-from fedsdr.distill.verify import build_verifier
+from fedsdr.distillation.verify import build_verifier
 from fedsdr.generation.sampling import Job
 from fedsdr.model.identity import tensors_digest
 from fedsdr.recipe.sections.distill import Distill

@@ -31,7 +31,7 @@ from fedsdr.training.store import ClientStore
 from fedsdr.workflows import method as method_run
 from fedsdr.workflows import run as runs
 from fedsdr.workflows import summary
-from fedsdr.workflows.finished import open_run
+from fedsdr.workflows.finished import open_finished
 from fedsdr.workflows.method import client_examples, pooled_recipe
 from fedsdr.workflows.prepare import Setting, prepare_run
 from fedsdr.workflows.run import compare_seeds, run_demo, run_recipe, say_kept
@@ -571,7 +571,7 @@ def test_a_crash_in_the_last_evaluation_costs_no_model(
             patch.setattr(summary, "write_report", broken)
         with pytest.raises(MemoryError):
             run_recipe(recipe, out, silent_reporter())
-    models = open_run(out)
+    models = open_finished(out)
     assert models.model_names() == ["base", "global", *(f"client:{c}" for c in tiny.CLIENTS)]
     export_model(models, ExportChoice("client:anna"), tmp_path / "model", silent_reporter())
     folders = ["global", *(f"clients/{client}/private" for client in tiny.CLIENTS)]
@@ -602,10 +602,10 @@ def test_a_run_killed_between_two_clients_adapters_is_not_trained(
             run_recipe(recipe, out, silent_reporter())
     assert (out / "clients" / "anna" / "private").exists()
     with pytest.raises(UserError, match=r"not finished .*--resume"):
-        open_run(out)
+        open_finished(out)
     run_recipe(recipe, out, silent_reporter(), resume=True)
     names = ["base", "global", *(f"client:{c}" for c in tiny.CLIENTS)]
-    assert open_run(out).model_names() == names
+    assert open_finished(out).model_names() == names
 
 
 def test_a_model_under_noise_is_not_handed_on_before_its_epsilon_is_known(
@@ -617,7 +617,7 @@ def test_a_model_under_noise_is_not_handed_on_before_its_epsilon_is_known(
         run_recipe(override_recipe(recipe, privacy), tmp_path / "out", silent_reporter())
     with pytest.raises(UserError, match="its epsilon is known: go on with"):
         export_model(
-            open_run(tmp_path / "out"), ExportChoice(), tmp_path / "model", silent_reporter()
+            open_finished(tmp_path / "out"), ExportChoice(), tmp_path / "model", silent_reporter()
         )
     assert not (tmp_path / "model").exists()
 

@@ -10,7 +10,7 @@ from fedsdr.core.errors import UserError
 from fedsdr.core.files import read_json
 from fedsdr.core.progress import silent_reporter
 from fedsdr.recipe.load import load_recipe
-from fedsdr.workflows.finished import Finished, Models, open_run
+from fedsdr.workflows.finished import Finished, Models, open_finished
 from fedsdr.workflows.prepare import prepare_run
 from fedsdr.workflows.run import compare_seeds, run_recipe
 from fedsdr.workflows.run_folder import DELIVERED_FILE, PERSONAL_FILE, RESULT_FILE
@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 def test_every_model_of_a_run_has_a_name(folder):
     clients = [f"client:{name}" for name in tiny.CLIENTS]
-    assert open_run(folder).model_names() == [
+    assert open_finished(folder).model_names() == [
         "base", "fedavg", "fedex",
         *(f"fedsa/{client}" for client in clients),
         "ditto", *(f"ditto/{client}" for client in clients),
@@ -38,7 +38,7 @@ def test_every_model_of_a_run_has_a_name(folder):
 
 
 def test_an_opened_model_has_the_held_out_loss_that_the_run_reported(folder):
-    finished = open_run(folder)
+    finished = open_finished(folder)
     models = Models(finished, silent_reporter())
     evaluator = prepare_run(finished.recipe).workbench(silent_reporter()).evaluator
     evaluator.model = models.base.model
@@ -55,7 +55,7 @@ def test_an_opened_model_has_the_held_out_loss_that_the_run_reported(folder):
 
 
 def test_adapters_are_digested_once_a_model(folder, monkeypatch):
-    models, looks = Models(open_run(folder), silent_reporter()), []
+    models, looks = Models(open_finished(folder), silent_reporter()), []
     plain = Finished.adapters
     monkeypatch.setattr(
         Finished, "adapters", lambda run, name: looks.append(name) or plain(run, name)
@@ -66,7 +66,7 @@ def test_adapters_are_digested_once_a_model(folder, monkeypatch):
 
 
 def test_the_base_model_comes_back(folder):
-    finished = open_run(folder)
+    finished = open_finished(folder)
     models = Models(finished, silent_reporter())
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
@@ -83,18 +83,18 @@ def test_the_base_model_comes_back(folder):
 @pytest.mark.parametrize("name", ["nobody", "client:nobody", "fedavg/client:anna", "fedsa", ""])
 def test_a_model_that_is_not_there_is_named_with_those_that_are(folder, name):
     with pytest.raises(UserError, match=r"no model .* choose from base, fedavg, "):
-        open_run(folder).adapters(name)
+        open_finished(folder).adapters(name)
 
 
 def test_what_is_not_a_finished_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="not a run folder"):
-        open_run(tmp_path)
+        open_finished(tmp_path)
     recipe = load_recipe(tiny.setting(tmp_path), ["federation.rounds=1"])
     compare_seeds(recipe, [0, 1], tmp_path / "both", silent_reporter())
     with pytest.raises(UserError, match=r"comparison of several runs: give one .*seed-0"):
-        open_run(tmp_path / "both")
+        open_finished(tmp_path / "both")
     done = tmp_path / "both" / "seed-0"
     for file in (RESULT_FILE, DELIVERED_FILE):
         (done / file).unlink()
     with pytest.raises(UserError, match=r"not finished \('fedsdr' is not\)"):
-        open_run(done)
+        open_finished(done)

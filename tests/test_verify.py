@@ -6,16 +6,16 @@ import pytest
 
 from fedsdr.core.errors import UserError
 from fedsdr.data.records import Record, Turn
-from fedsdr.distill.checks import Candidate, Rewrite, RewriteCheck, Verdict
-from fedsdr.distill.oracle import oracle_judge
-from fedsdr.distill.support import (
+from fedsdr.distillation.checks import Candidate, Rewrite, RewriteCheck, Verdict
+from fedsdr.distillation.oracle import oracle_judge
+from fedsdr.distillation.support import (
     content_terms,
     kept_share,
     rare_words,
     support_judge,
     supported_share,
 )
-from fedsdr.distill.verify import all_of, build_verifier, check_verifier
+from fedsdr.distillation.verify import all_of, build_verifier, check_verifier
 from fedsdr.recipe.load import parse_recipe
 from fedsdr.recipe.methods import named_recipe
 from fedsdr.recipe.sections.distill import Distill, Oracle, Support

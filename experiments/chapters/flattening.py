@@ -12,15 +12,15 @@ from experiments.chapters.shared import NUMBERS, line_with_band, numbers
 from experiments.chapters.texts import Texts, raw, rewritten
 from experiments.plan import Cell
 from experiments.results import Results
-from fedsdr.diagnose.divergence import (
+from fedsdr.diagnosis.divergence import (
     ClientWords,
     fewest_words,
     mean_js,
     sample_words,
     tfidf_cosine,
 )
-from fedsdr.diagnose.maps import response_map
-from fedsdr.diagnose.transfer import Losses, loss_on_others, loss_on_own
+from fedsdr.diagnosis.maps import response_map
+from fedsdr.diagnosis.transfer import Losses, loss_on_others, loss_on_own
 from fedsdr.evaluate.intervals import Estimate, paired_difference, t_interval
 
 ROUNDS: Final = (*plan.STAGES, 10)

@@ -11,7 +11,7 @@ from experiments.chapters.texts import raw, rewritten
 from experiments.crossing import sign_change
 from experiments.plan import MAIN, STUBBORNNESS, Cell, Cells
 from experiments.results import Results
-from fedsdr.diagnose.text import text_stats
+from fedsdr.diagnosis.text import text_stats
 from fedsdr.evaluate.intervals import t_interval
 from fedsdr.report.labels import method_label as label
 

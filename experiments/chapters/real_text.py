@@ -10,7 +10,7 @@ from experiments.chapter import Chapter, Claim, Condition, Table, shown
 from experiments.clusters import pseudo_clients
 from experiments.paired import PairedComparison, compare_pairs
 from experiments.results import Results
-from fedsdr.diagnose.text import TextStats, text_stats
+from fedsdr.diagnosis.text import TextStats, text_stats
 from fedsdr.evaluate.intervals import Estimate, paired_difference, t_interval
 
 CLUSTERINGS: Final = (0, 1, 2, 3, 4)

@@ -1,6 +1,6 @@
 """FedSD: any algorithm, with D_dist in place of D_raw as the supervised target.
 
-arXiv 2605.18028, Sec. method, FedSD step 2. The rewriting itself is `fedsdr.distill`.
+arXiv 2605.18028, Sec. method, FedSD step 2. The rewriting itself is `fedsdr.distillation`.
 """
 
 from dataclasses import replace

@@ -21,7 +21,7 @@ def chat_command(
     from fedsdr.chat.conversation import Conversation, Manner
     from fedsdr.chat.terminal import HELP, chat_loop, typed_lines
     from fedsdr.core.errors import UserError
-    from fedsdr.workflows.finished import CLIENT_PREFIX, GLOBAL_MODEL, Models, open_run
+    from fedsdr.workflows.finished import CLIENT_PREFIX, GLOBAL_MODEL, Models, open_finished
 
     def notice(text: str) -> None:
         typer.echo(text, err=True)
@@ -30,7 +30,7 @@ def chat_command(
     with command_session() as reporter:
         if client and model:
             raise UserError(f"--client {client} and --model {model}: give one of them")
-        run = open_run(folder)
+        run = open_finished(folder)
         name = CLIENT_PREFIX + client if client else model or GLOBAL_MODEL
         run.check(name)  # before the model is loaded
         conversation = Conversation(

@@ -26,10 +26,10 @@ def export_command(
     """Write a model of a finished run as a PEFT adapter or merged, with tokenizer and card."""
     from fedsdr.export.card import is_folder
     from fedsdr.export.write import ExportChoice, export_model
-    from fedsdr.workflows.finished import open_run
+    from fedsdr.workflows.finished import open_finished
 
     with command_session() as reporter:
-        run = open_run(folder)
+        run = open_finished(folder)
         choice = ExportChoice(model, merge, dtype, base, client_names)
         written = export_model(run, choice, out, reporter)
         if run.place(model)[1]:

@@ -61,7 +61,7 @@ def judge_command(
     from fedsdr.judge.asking import Prices
     from fedsdr.judge.judging import Plan, at_work, check_plan, prepare_judging, source_name
     from fedsdr.judge.questions import read_questions
-    from fedsdr.workflows.finished import open_run
+    from fedsdr.workflows.finished import open_finished
 
     options: dict[str, Any] = {
         "max_tokens": reply_tokens, "reasoning": reasoning, "timeout": timeout,
@@ -70,10 +70,10 @@ def judge_command(
     }  # fmt: skip
     with ExitStack() as held:
         with command_session(GO_ON) as reporter:
-            run = open_run(folder)
+            run = open_finished(folder)
             if against is not None and not b:
                 raise UserError(f"--against {against} needs --b, the name of a model of that run")
-            other = run if against is None else open_run(against)
+            other = run if against is None else open_finished(against)
             asked = read_questions(questions, reference, limit)
             plan = Plan(
                 run, a, b or None, other, asked, source_name(questions), answer_tokens,

@@ -24,9 +24,9 @@ from fedsdr.core.progress import Reporter
 from fedsdr.data.encoding import Encoded
 from fedsdr.data.records import ClientData, Record
 from fedsdr.data.template import Example, nothing_fits
-from fedsdr.distill.cache import RewriteCache
-from fedsdr.distill.rewrite import Rewritten, Teacher, rewrite_records
-from fedsdr.distill.verify import build_verifier
+from fedsdr.distillation.cache import RewriteCache
+from fedsdr.distillation.rewrite import Rewritten, Teacher, rewrite_records
+from fedsdr.distillation.verify import build_verifier
 from fedsdr.evaluate.loss import LossEvaluator
 from fedsdr.generation.batched import Way, generation_way
 from fedsdr.model.base import LoadedModel

@@ -32,7 +32,7 @@ class RoundRow:
 
 
 @dataclass(frozen=True)
-class Run:
+class SeedRun:
     """One method with one seed; personal: client -> metrics of its own model on its own data."""
 
     rounds: tuple[RoundRow, ...]
@@ -44,7 +44,7 @@ class Run:
 class MethodRuns:
     name: str
     scores: Mapping[str, ScoreEstimate]
-    runs: tuple[Run, ...]
+    runs: tuple[SeedRun, ...]
 
 
 @dataclass(frozen=True)
@@ -179,14 +179,16 @@ def _scores(rows: Mapping[str, Any]) -> dict[str, ScoreEstimate]:
     return scores
 
 
-def _runs(folder: Path, places: Any) -> tuple[Run, ...]:
+def _runs(folder: Path, places: Any) -> tuple[SeedRun, ...]:
     return tuple(_run(folder / place) for place in places)
 
 
-def _run(folder: Path) -> Run:
+def _run(folder: Path) -> SeedRun:
     path = folder / "distillation.json"
     distillation = read_json(path) if path.exists() else {}
-    return Run(_rounds(folder / "metrics.jsonl"), distillation, _personal(folder / "personal.json"))
+    return SeedRun(
+        _rounds(folder / "metrics.jsonl"), distillation, _personal(folder / "personal.json")
+    )
 
 
 def _personal(path: Path) -> dict[str, dict[str, float]]:

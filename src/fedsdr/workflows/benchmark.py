@@ -23,7 +23,7 @@ from fedsdr.evaluate.benchmarks.results import Result
 from fedsdr.evaluate.benchmarks.table import HUB_TASK, ChosenBenchmark, choose_benchmarks
 from fedsdr.model.base import LoadedModel, check_model, load_base
 from fedsdr.model.identity import Identity, differing_parts
-from fedsdr.workflows.finished import BASE_MODEL, CLIENT_PREFIX, Models, open_run
+from fedsdr.workflows.finished import BASE_MODEL, CLIENT_PREFIX, Models, open_finished
 from fedsdr.workflows.run_folder import BENCHMARKS, RECIPE_FILE, locked_folder
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _place(request: BenchmarkRequest) -> Path:
 def _names(request: BenchmarkRequest) -> list[str]:
     """The models to evaluate; raises for one that is not there."""
     if (request.target / RECIPE_FILE).is_file():
-        known = open_run(request.target).model_names()
+        known = open_finished(request.target).model_names()
     else:
         check_model(str(request.target.absolute()))
         known = [BASE_MODEL]
@@ -136,7 +136,7 @@ def _names(request: BenchmarkRequest) -> list[str]:
 
 def _open(request: BenchmarkRequest, reporter: Reporter) -> Opened:
     if (request.target / RECIPE_FILE).is_file():
-        return Models(open_run(request.target), reporter)
+        return Models(open_finished(request.target), reporter)
     return Plain(load_base(str(request.target.absolute())))
 
 

@@ -16,8 +16,8 @@ from fedsdr.core.progress import Reporter
 from fedsdr.data.records import ClientData, Record
 from fedsdr.data.sources import read_source, skipped_rows
 from fedsdr.data.template import ChatFormat
-from fedsdr.diagnose.divergence import fewest_words
-from fedsdr.diagnose.heterogeneity import (
+from fedsdr.diagnosis.divergence import fewest_words
+from fedsdr.diagnosis.heterogeneity import (
     Change,
     ClientDivergence,
     Gradients,
@@ -27,13 +27,13 @@ from fedsdr.diagnose.heterogeneity import (
     gradient_change,
     measure_divergence,
 )
-from fedsdr.diagnose.holdings import QUANTILES, client_holdings, prompt_key
-from fedsdr.diagnose.maps import FEWEST_POINTS, response_map
-from fedsdr.diagnose.pairwise import Pairwise
-from fedsdr.diagnose.reading import interpret_diagnosis
-from fedsdr.diagnose.text import split_words, text_stats
-from fedsdr.distill.cache import RewriteCache
-from fedsdr.distill.rewrite import first_attempts_cached
+from fedsdr.diagnosis.holdings import QUANTILES, client_holdings, prompt_key
+from fedsdr.diagnosis.maps import FEWEST_POINTS, response_map
+from fedsdr.diagnosis.pairwise import Pairwise
+from fedsdr.diagnosis.reading import interpret_diagnosis
+from fedsdr.diagnosis.text import split_words, text_stats
+from fedsdr.distillation.cache import RewriteCache
+from fedsdr.distillation.rewrite import first_attempts_cached
 from fedsdr.federation.workbench import Workbench
 from fedsdr.model.base import context_of, load_chat
 from fedsdr.recipe.sections.data import Source

@@ -8,16 +8,16 @@ from fedsdr.core.errors import UserError
 from fedsdr.core.notices import Notice, announce_notices, records_by_client
 from fedsdr.core.progress import Reporter
 from fedsdr.data.records import ClientData
-from fedsdr.diagnose.distilled import describe_all, describe_client
-from fedsdr.distill.cache import RewriteCache
-from fedsdr.distill.pilot import Pilot, run_pilot, total_pilot
-from fedsdr.distill.rewrite import (
+from fedsdr.diagnosis.distilled import describe_all, describe_client
+from fedsdr.distillation.cache import RewriteCache
+from fedsdr.distillation.pilot import Pilot, run_pilot, total_pilot
+from fedsdr.distillation.rewrite import (
     Rewritten,
     first_attempts_cached,
     sample_pairs,
     summarise_rewrites,
 )
-from fedsdr.distill.verify import SLOW, build_verifier
+from fedsdr.distillation.verify import SLOW, build_verifier
 from fedsdr.federation.workbench import Workbench
 from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.report.distillation import write_client_page, write_overview

@@ -12,7 +12,7 @@ from fedsdr.data.encoding import Encoded, Encoder, Refused, raise_refused
 from fedsdr.data.records import ClientData
 from fedsdr.data.rows import RowError
 from fedsdr.data.template import ChatFormat
-from fedsdr.distill.rewrite import rewriting_job
+from fedsdr.distillation.rewrite import rewriting_job
 from fedsdr.model.base import choose_device, choose_dtype, context_positions, load_chat
 from fedsdr.model.experts import experts_notice
 from fedsdr.model.fit import check_size

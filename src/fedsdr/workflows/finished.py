@@ -135,7 +135,7 @@ def is_trained(folder: Path) -> bool:
     return (folder / DELIVERED_FILE).exists() or (folder / RESULT_FILE).exists()
 
 
-def open_run(folder: Path) -> Finished:
+def open_finished(folder: Path) -> Finished:
     """Read what a trained run holds. Raises `UserError` for anything but a trained run."""
     if not (folder / RECIPE_FILE).is_file():
         raise UserError(f"{folder} is not a run folder: it has no {RECIPE_FILE}")

@@ -14,8 +14,8 @@ from fedsdr.core.progress import Reporter
 from fedsdr.data.partition import build_clients
 from fedsdr.data.records import ClientData
 from fedsdr.data.sources import skipped_rows
-from fedsdr.distill.cache import RewriteCache
-from fedsdr.distill.verify import check_verifier
+from fedsdr.distillation.cache import RewriteCache
+from fedsdr.distillation.verify import check_verifier
 from fedsdr.evaluate.benchmarks.table import ChosenBenchmark, choose_benchmarks
 from fedsdr.federation.workbench import Benchmarks, Evaluator, Workbench
 from fedsdr.generation.table import check_generator

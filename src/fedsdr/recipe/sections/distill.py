@@ -31,7 +31,7 @@ class Entailment(Section):
 
 
 class Support(Section):
-    """The check "support": lexical support, which is not entailment (`fedsdr.distill.support`).
+    """The check "support": lexical support, not entailment (`fedsdr.distillation.support`).
 
     supported: least share of the rewrite's content words and numbers that stand in the prompt or
         the raw response.
@@ -62,8 +62,8 @@ class Distill(Section):
     temperature: 0 is greedy; retry_temperature is that of every attempt after the first.
     max_ratio, min_tokens: a rewrite may have at most
         max(min_tokens, max_ratio x tokens of the reference) tokens.
-    checks: names in `fedsdr.distill.verify.CHECKS`, in order: put slow ones last, they see what
-        the others let pass. `[distill.entailment]`, `[distill.support]` and `[distill.oracle]`
+    checks: names in `fedsdr.distillation.verify.CHECKS`, in order: put slow ones last, they see
+        what the others let pass. `[distill.entailment]`, `[distill.support]` and `[distill.oracle]`
         are the options of those.
     verify: the checks that the method "fedsd_verified" adds to them.
     attempts: tries for each record, each with a fresh seed, before the raw response is kept.

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from fedsdr.recipe.sections.base import Section
 
 
-class Federation(Section):
+class FederationSection(Section):
     """Independent choices, each a name in one table of `fedsdr.algorithms.table`; `fedsdr
     algorithms` lists them, and `[options.NAME]` sets the options of NAME.
 
@@ -45,7 +45,7 @@ class Federation(Section):
         return self.targets != "raw" and self.rounds > 0
 
     @model_validator(mode="after")
-    def _pooled_is_raw(self) -> "Federation":
+    def _pooled_is_raw(self) -> "FederationSection":
         if self.pooled and self.targets != "raw":
             raise ValueError(f'pooled = true needs targets = "raw", not "{self.targets}"')
         return self

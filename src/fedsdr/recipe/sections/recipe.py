@@ -9,7 +9,7 @@ from fedsdr.recipe.sections.data import Data, Lab
 from fedsdr.recipe.sections.deployment import Deployment
 from fedsdr.recipe.sections.distill import Distill
 from fedsdr.recipe.sections.evaluate import Evaluate, Tracking
-from fedsdr.recipe.sections.federation import Federation, Privacy
+from fedsdr.recipe.sections.federation import FederationSection, Privacy
 from fedsdr.recipe.sections.local import Local
 from fedsdr.recipe.sections.model import Lora, Model
 
@@ -31,7 +31,7 @@ class Recipe(Section):
     data: Data = Data()
     lab: Lab = Lab()
     distill: Distill = Distill()
-    federation: Federation = Federation()
+    federation: FederationSection = FederationSection()
     privacy: Privacy = Privacy()
     local: Local = Local()
     evaluate: Evaluate = Evaluate()

@@ -6,7 +6,7 @@ from statistics import fmean
 from fedsdr.core.adapters import Adapter
 from fedsdr.core.errors import UserError
 from fedsdr.data.template import Example
-from fedsdr.diagnose.gradients import install_global
+from fedsdr.diagnosis.gradients import install_global
 from fedsdr.evaluate.loss import LossEvaluator
 from fedsdr.model.lora import TwoStreamModel
 

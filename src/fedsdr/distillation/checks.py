@@ -3,7 +3,7 @@
 SDFT (Yang et al., ACL 2024, arXiv 2402.13669) keeps the raw response whenever the rewrite is
 degenerate or gets a checkable answer wrong; these are its conditions, each on its own. Checks
 that need more than the two texts (a model, the client's other records, a seed) are judges of
-whole batches, in files of their own; `fedsdr.distill.verify` puts both together.
+whole batches, in files of their own; `fedsdr.distillation.verify` puts both together.
 """
 
 import re

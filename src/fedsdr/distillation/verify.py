@@ -11,10 +11,15 @@ from typing import Final
 
 from fedsdr.core.errors import UserError
 from fedsdr.data.records import Record
-from fedsdr.distill.checks import PLAIN_CHECKS, Candidate, Check, RewriteCheck, Verdict
-from fedsdr.distill.entailment import Score, check_entailment, entailment_judge, load_entailment
-from fedsdr.distill.oracle import oracle_judge
-from fedsdr.distill.support import support_judge
+from fedsdr.distillation.checks import PLAIN_CHECKS, Candidate, Check, RewriteCheck, Verdict
+from fedsdr.distillation.entailment import (
+    Score,
+    check_entailment,
+    entailment_judge,
+    load_entailment,
+)
+from fedsdr.distillation.oracle import oracle_judge
+from fedsdr.distillation.support import support_judge
 from fedsdr.recipe.sections.distill import Distill
 
 Gate = Callable[[Sequence[Candidate]], list[Verdict]]

@@ -15,9 +15,9 @@ from fedsdr.core import seeds
 from fedsdr.core.progress import Bar
 from fedsdr.data.records import Record
 from fedsdr.data.template import ChatFormat
-from fedsdr.distill.cache import Generations, job_key
-from fedsdr.distill.checks import Candidate, Rewrite, Verdict, check_answer
-from fedsdr.distill.verify import Gate
+from fedsdr.distillation.cache import Generations, job_key
+from fedsdr.distillation.checks import Candidate, Rewrite, Verdict, check_answer
+from fedsdr.distillation.verify import Gate
 from fedsdr.generation.sampling import Job
 from fedsdr.generation.table import GENERATORS
 from fedsdr.recipe.sections.distill import Distill

@@ -21,8 +21,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from fedsdr.core import seeds
 from fedsdr.core.errors import UserError
-from fedsdr.diagnose.pairwise import Pairwise, check_enough, pairwise_matrix
-from fedsdr.diagnose.text import split_words
+from fedsdr.diagnosis.pairwise import Pairwise, check_enough, pairwise_matrix
+from fedsdr.diagnosis.text import split_words
 
 Token = str | int
 Text = Sequence[Token]  # a string, which `words` takes apart, or tokens: words or ids

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Final, NamedTuple
 
 from fedsdr.core.errors import UserError
-from fedsdr.distill.checks import most_repeated
+from fedsdr.distillation.checks import most_repeated
 
 # Phrases that announce, join or close an answer and tell nothing of its subject. Matched as whole
 # words wherever they stand, so that "make sure" and "overall health" count too: what is compared

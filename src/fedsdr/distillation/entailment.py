@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from fedsdr.core.errors import UserError
 from fedsdr.data.records import Record
-from fedsdr.distill.checks import Candidate, RewriteCheck, Verdict
+from fedsdr.distillation.checks import Candidate, RewriteCheck, Verdict
 from fedsdr.model.base import choose_device, context_positions
 from fedsdr.recipe.sections.distill import Entailment
 

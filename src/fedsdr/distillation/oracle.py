@@ -7,7 +7,7 @@ looks the answer up and then errs on purpose, at a rate of its own in each direc
 from collections.abc import Sequence
 
 from fedsdr.core import seeds
-from fedsdr.distill.checks import Candidate, RewriteCheck, Verdict, check_answer
+from fedsdr.distillation.checks import Candidate, RewriteCheck, Verdict, check_answer
 from fedsdr.recipe.sections.distill import Oracle
 
 

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from fedsdr.core import seeds
 from fedsdr.core.errors import UserError
-from fedsdr.diagnose.text import split_words
+from fedsdr.diagnosis.text import split_words
 
 MAP_METHODS: Final = ("pca", "tsne")
 COMPONENTS: Final = 50  # that t-SNE starts from (van der Maaten & Hinton 2008 take 30)

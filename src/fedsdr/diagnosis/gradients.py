@@ -12,7 +12,7 @@ from fedsdr.core.adapters import FOLDED, Adapter, cosine, no_sum, plain_factors,
 from fedsdr.core.errors import UserError
 from fedsdr.data.batches import collate_examples
 from fedsdr.data.template import Example
-from fedsdr.diagnose.pairwise import Pairwise, pairwise_matrix
+from fedsdr.diagnosis.pairwise import Pairwise, pairwise_matrix
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.model.trials import rows_at_once
 from fedsdr.training.loss import summed_loss

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Final
 
 from fedsdr.data.records import Record
-from fedsdr.distill.checks import Candidate, RewriteCheck, Verdict
+from fedsdr.distillation.checks import Candidate, RewriteCheck, Verdict
 from fedsdr.recipe.sections.distill import Support
 
 TERM: Final = re.compile(

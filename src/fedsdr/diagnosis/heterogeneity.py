@@ -16,7 +16,7 @@ from scipy.special import xlogy
 from fedsdr.core import seeds
 from fedsdr.core.adapters import Adapter
 from fedsdr.data.template import Example
-from fedsdr.diagnose.divergence import (
+from fedsdr.diagnosis.divergence import (
     fewest_words,
     js_matrix,
     mean_js,
@@ -24,9 +24,9 @@ from fedsdr.diagnose.divergence import (
     tfidf_cosine,
     tfidf_matrix,
 )
-from fedsdr.diagnose.gradients import client_gradients
-from fedsdr.diagnose.pairwise import Pairwise
-from fedsdr.diagnose.text import split_words
+from fedsdr.diagnosis.gradients import client_gradients
+from fedsdr.diagnosis.pairwise import Pairwise
+from fedsdr.diagnosis.text import split_words
 from fedsdr.model.lora import TwoStreamModel
 
 RESAMPLES: Final = 100

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, Final
 
-from fedsdr.diagnose.text import has_filler, text_stats
-from fedsdr.distill.rewrite import Rewritten
-from fedsdr.distill.support import kept_share, rare_words, supported_share
+from fedsdr.diagnosis.text import has_filler, text_stats
+from fedsdr.distillation.rewrite import Rewritten
+from fedsdr.distillation.support import kept_share, rare_words, supported_share
 
 WORST_SHOWN: Final = 25  # of the accepted rewrites, and of the refused ones
 RARE: Final = 0.01  # as `[distill.support]` has it

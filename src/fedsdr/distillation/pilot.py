@@ -13,9 +13,9 @@ from typing import NamedTuple
 from fedsdr.core import seeds
 from fedsdr.core.progress import Bar
 from fedsdr.data.records import Record
-from fedsdr.distill.cache import NoCache
-from fedsdr.distill.rewrite import Rewritten, Teacher, rewrite_records
-from fedsdr.distill.verify import Gate
+from fedsdr.distillation.cache import NoCache
+from fedsdr.distillation.rewrite import Rewritten, Teacher, rewrite_records
+from fedsdr.distillation.verify import Gate
 from fedsdr.recipe.sections.distill import Distill
 
 
