@@ -16,7 +16,9 @@ from fedsdr.algorithms.table import ALGORITHMS, LORA_AGGREGATION, TABLES, TARGET
 from fedsdr.cli.main import app
 from fedsdr.core.errors import UserError
 from fedsdr.recipe import methods
-from fedsdr.recipe.build import EXCLUSIONS, build_algorithm, check_cohort
+from fedsdr.recipe.build import build_algorithm
+from fedsdr.recipe.choices import check_cohort
+from fedsdr.recipe.exclusions import EXCLUSIONS
 from fedsdr.recipe.load import override_recipe, parse_recipe, recipe_differences
 from fedsdr.recipe.methods import named_recipe, own_name
 from fedsdr.recipe.sections.evaluate import Evaluate

@@ -12,7 +12,7 @@ from fedsdr.core.errors import UserError
 from fedsdr.core.progress import Reporter
 from fedsdr.data.sources import read_source
 from fedsdr.recipe import load as recipes
-from fedsdr.recipe.build import read_options
+from fedsdr.recipe.choices import read_options
 from fedsdr.recipe.sections.data import Source
 from fedsdr.workflows.run import run_recipe
 from tiny import model_folder, rows, word_tokenizer

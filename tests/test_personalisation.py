@@ -47,7 +47,7 @@ from fedsdr.core.adapters import (
 )
 from fedsdr.core.errors import UserError
 from fedsdr.core.metrics import Mean
-from fedsdr.recipe.build import read_options
+from fedsdr.recipe.choices import read_options
 from playing import ROUNDS, SCHEDULE, SETUP, build, furthest, play, same_bits
 from tiny import CLIENTS, RECORDS, SHAPES, ToyClient, random_adapter
 

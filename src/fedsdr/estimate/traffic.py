@@ -16,7 +16,8 @@ from fedsdr.core.adapters import (
     size_in_bytes,
 )
 from fedsdr.core.metrics import Mean
-from fedsdr.recipe.build import build_algorithm, chosen_options
+from fedsdr.recipe.build import build_algorithm
+from fedsdr.recipe.choices import chosen_options
 from fedsdr.recipe.sections.recipe import Recipe
 
 Cohorts = Sequence[Sequence[str]]  # who takes part, round by round

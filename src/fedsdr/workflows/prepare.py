@@ -24,7 +24,8 @@ from fedsdr.lab.pretrain import PretrainOptions, base_model_folder, save_outline
 from fedsdr.lab.world import World, WorldOptions, build_world, client_name
 from fedsdr.model.base import LoadedModel, check_model, load_base
 from fedsdr.model.folder import has_tokenizer
-from fedsdr.recipe.build import build_algorithm, check_cohort
+from fedsdr.recipe.build import build_algorithm
+from fedsdr.recipe.choices import check_cohort
 from fedsdr.recipe.load import override_recipe, recipe_differences
 from fedsdr.recipe.methods import CHOICE_KEYS, NAMED_METHODS, named_recipe, own_name
 from fedsdr.recipe.sections.data import Data, Split
