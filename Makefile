@@ -24,7 +24,7 @@ test: install
 
 # Tries every causal architecture of transformers and writes docs/models.md's table; minutes.
 models-table: install
-	PYTHONPATH=tests $(BIN)/python -W ignore tests/architectures.py
+	PYTHONPATH=tests $(BIN)/python -W ignore -m support.architectures
 
 lint: install
 	$(BIN)/ruff check .ci src tests benchmarks experiments

@@ -213,11 +213,11 @@ def write_model(folder: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
 
-    import tiny
+    from support import tiny_recipe
 
     logging.disable_progress_bar()
 
-    tokenizer = tiny.word_tokenizer(tiny.WORDS)
+    tokenizer = tiny_recipe.word_tokenizer(tiny_recipe.WORDS)
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=1,
@@ -261,7 +261,7 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 @contextmanager
 def judge() -> Iterator[dict[str, str]]:
     """A judge on the loopback, as the variables that lead to it."""
-    from chat_server import serving
+    from support.chat_server import serving
 
     with serving(lambda messages: "Both are good. [[C]]") as server:
         yield {"OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": "none", "NO_PROXY": "127.0.0.1"}

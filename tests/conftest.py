@@ -10,11 +10,15 @@ import pytest
 # Several processes share the machine and miniatures gain nothing from threads. Before torch is
 # imported, here and in subprocesses.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Read when flwr is imported: tests send no usage reports and look for no updates.
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+pytest.register_assert_rewrite("support")
 
 
 @pytest.fixture(autouse=True, scope="session")
 def own_settings() -> Iterator[None]:
-    """Hide what users set as the documentation asks; `real.py` has read the folders of data."""
+    """Hide what users set as the documentation asks; `support.real_data` has read the folders."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("FEDSDR_DATA", "FEDSDR_EVAL", "FEDSDR_JUDGE"):
             patch.delenv(name, raising=False)

@@ -1,0 +1,1 @@
+"""What tests share; pytest finds it as `support`, see pyproject.toml."""
