@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from fedsdr.algorithms.contract import Round
+from fedsdr.core.layout import CLIENTS_FOLDER
 from fedsdr.core.progress import silent_reporter
 from fedsdr.federation.checkpoint import save_checkpoint
 from fedsdr.federation.in_process import InProcess
@@ -76,7 +77,7 @@ class Federation:
         if clients is not None:
             kinds = list(examples.values())
             examples = {f"client{i}": kinds[i % len(kinds)] for i in range(clients)}
-        store = ClientStore(folder / "clients")
+        store = ClientStore(folder / CLIENTS_FOLDER)
         self.engine = InProcess(self.bench, recipe, examples, store, silent_reporter())
         self.folder, self.algorithm, self.round = folder, build_algorithm(recipe), 0
         self.state = self.algorithm.init(self.bench.first_adapter(recipe.seed))

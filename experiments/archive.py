@@ -14,8 +14,13 @@ from typing import Any, Final
 from experiments.measure import EVIDENCE_FILE
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
-from fedsdr.federation.rounds import METRICS_FILE
-from fedsdr.workflows.run_folder import DISTILLATION_FILE, PERSONAL_FILE, RECIPE_FILE, RESULT_FILE
+from fedsdr.core.layout import (
+    DISTILLATION_FILE,
+    METRICS_FILE,
+    PERSONAL_FILE,
+    RECIPE_FILE,
+    RESULT_FILE,
+)
 
 ARCHIVE: Final = "cells.jsonl.xz"
 KEPT: Final = (

@@ -6,6 +6,7 @@ from typing import Any
 
 from fedsdr.algorithms.contract import Personal
 from fedsdr.core.adapters import Adapter
+from fedsdr.core.layout import CLIENTS_FOLDER, PERSONAL_ADAPTER
 from fedsdr.core.progress import silent_reporter
 from fedsdr.data.template import Example
 from fedsdr.diagnosis.gradients import client_gradients, pairwise_cosine
@@ -76,7 +77,7 @@ def _gradients(
 
 def _transfer(bench: Workbench, recipe: Recipe, folder: Path, held_out: Examples) -> dict[str, Any]:
     """Held-out loss of each client's own adapter on each client's records."""
-    places = {name: folder / "clients" / name / "personal" for name in held_out}
+    places = {name: folder / CLIENTS_FOLDER / name / PERSONAL_ADAPTER for name in held_out}
     if not all(place.exists() for place in places.values()):
         return {}
     adapters = {name: read_adapter(place) for name, place in places.items()}

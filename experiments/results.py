@@ -9,10 +9,9 @@ from experiments.measure import EVIDENCE_FILE
 from experiments.plan import Cell
 from experiments.runner import cell_folder
 from fedsdr.core import files
+from fedsdr.core.layout import DISTILLATION_FILE, METRICS_FILE, PERSONAL_FILE, RESULT_FILE
 from fedsdr.evaluate.equal_facts import LEARNT, kept_at_equal_facts
 from fedsdr.evaluate.intervals import Estimate, paired_difference, t_interval
-from fedsdr.federation.rounds import METRICS_FILE
-from fedsdr.workflows.run_folder import DISTILLATION_FILE, PERSONAL_FILE, RESULT_FILE
 
 EXTRA: Final = ("response_loss", "gradients_first", "gradients_last", "transfer_gap")
 

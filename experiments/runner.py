@@ -16,6 +16,7 @@ from experiments.plan import Cell
 from experiments.pool import workers
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
+from fedsdr.core.layout import RECIPE_FILE
 from fedsdr.core.progress import Reporter, silent_reporter
 from fedsdr.core.quiet import quiet_libraries
 from fedsdr.recipe.load import flatten_tables, load_recipe, recipe_differences
@@ -23,7 +24,6 @@ from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.workflows.method import run_method
 from fedsdr.workflows.prepare import COMMON, prepare_run
 from fedsdr.workflows.run import record_start
-from fedsdr.workflows.run_folder import RECIPE_FILE
 
 CELLS_FOLDER: Final = "cells"
 Task = tuple[Path, Cell]

@@ -3,6 +3,7 @@
 from experiments.plan import Cell
 from experiments.results import Results
 from fedsdr.core import files
+from fedsdr.core.layout import CLIENTS_FOLDER, REWRITES_FILE
 from fedsdr.workflows.prepare import prepare_run
 
 Texts = dict[str, list[str]]  # client -> its responses
@@ -14,8 +15,8 @@ def raw(cell: Cell, seed: int) -> Texts:
 
 
 def rewritten(results: Results, cell: Cell, seed: int) -> Texts:
-    folders = sorted((results.folder(cell, seed) / "clients").iterdir())
+    folders = sorted((results.folder(cell, seed) / CLIENTS_FOLDER).iterdir())
     return {
-        folder.name: [row["text"] for row in files.read_json_lines(folder / "rewrites.jsonl")]
+        folder.name: [row["text"] for row in files.read_json_lines(folder / REWRITES_FILE)]
         for folder in folders
     }

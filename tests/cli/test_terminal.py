@@ -16,12 +16,12 @@ from fedsdr.cli.holdings import print_holdings
 from fedsdr.cli.main import app
 from fedsdr.core import files
 from fedsdr.core.console import Grid, print_grid
+from fedsdr.core.layout import RECIPE_FILE
 from fedsdr.deploy.sites.site import ROSTER, RUN
 from fedsdr.deploy.sites.status import print_status
 from fedsdr.report import judgements
 from fedsdr.report.judgements import View
 from fedsdr.report.terminal import print_benchmarks, print_judging, print_summary
-from fedsdr.workflows.run_folder import RECIPE_FILE
 from support import tiny_recipe
 
 ESTIMATE = {"n": 3, "mean": 50.25, "low": 48.25, "high": 52.25}

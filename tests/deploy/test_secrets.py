@@ -16,11 +16,11 @@ import tomli_w
 
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
+from fedsdr.core.layout import NOISE_FILE, RECIPE_FILE
 from fedsdr.deploy.client import operations as client_module
 from fedsdr.deploy.protocol.egress import LOG
 from fedsdr.deploy.protocol.signing import PrivateKey, new_key, public_line, read_private
 from fedsdr.deploy.sites.site import ROSTER, SERVER_KEY, STATUS, load_site, serve_folder
-from fedsdr.workflows.run_folder import NOISE_FILE, RECIPE_FILE
 from support import tiny_recipe, toy_clients
 from support.message_lines import Loopback, client_sides, loopback
 

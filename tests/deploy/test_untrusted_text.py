@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from fedsdr.core import files
+from fedsdr.core.layout import RECIPE_FILE
 from fedsdr.deploy.client.operations import RefusalError
 from fedsdr.deploy.flower.grid import FlowerLink
 from fedsdr.deploy.protocol.egress import Audit
@@ -22,7 +23,6 @@ from fedsdr.deploy.protocol.messages import (
 from fedsdr.deploy.protocol.signing import UNSIGNED, seal_payload, unverified_payload
 from fedsdr.deploy.sites.site import ROSTER, RUN, STATUS
 from fedsdr.deploy.sites.status import print_status
-from fedsdr.workflows.run_folder import RECIPE_FILE
 from support.message_lines import client_sides
 from support.tiny_recipe import write_recipe
 from support.toy_clients import CLIENTS

@@ -17,8 +17,8 @@ from experiments.plan import planned
 from experiments.runner import cell_folder
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
+from fedsdr.core.layout import RECIPE_FILE
 from fedsdr.recipe.load import to_toml
-from fedsdr.workflows.run_folder import RECIPE_FILE
 from support.evidence_cells import fake
 from support.fuzzing import fuzzed, mutated, state
 

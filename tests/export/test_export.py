@@ -18,6 +18,7 @@ from fedsdr.cli.main import app
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
 from fedsdr.core.files import read_json, read_json_lines
+from fedsdr.core.layout import RESULT_FILE
 from fedsdr.core.progress import silent_reporter
 from fedsdr.data.records import Turn
 from fedsdr.export.adapter import exported_adapter
@@ -28,7 +29,6 @@ from fedsdr.generation.sampling import Job
 from fedsdr.recipe.load import parse_recipe
 from fedsdr.workflows.finished import Models, open_finished
 from fedsdr.workflows.run import run_recipe
-from fedsdr.workflows.run_folder import RESULT_FILE
 from support import tiny_models, tiny_recipe, toy_clients
 
 # PEFT asks for an attribute that transformers is about to rename.

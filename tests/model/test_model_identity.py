@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
+from fedsdr.core.layout import REPORT_FILE
 from fedsdr.core.progress import silent_reporter
 from fedsdr.data.partition import data_fingerprint
 from fedsdr.deploy.client.begun import BEGUN, changed_parts
@@ -33,7 +34,6 @@ from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.workflows import run
 from fedsdr.workflows.finished import Models, open_finished
 from fedsdr.workflows.prepare import prepare_run, rewrite_cache
-from fedsdr.workflows.run_folder import REPORT_FILE
 from support import tiny_recipe, toy_clients
 from support.command_line import snapshot
 from support.message_lines import Loopback

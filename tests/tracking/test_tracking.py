@@ -10,13 +10,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fedsdr.core.errors import UserError
 from fedsdr.core.files import read_json, read_json_lines
+from fedsdr.core.layout import RESULT_FILE
 from fedsdr.core.progress import Reporter, silent_reporter
 from fedsdr.federation import rounds
 from fedsdr.recipe.load import load_recipe, override_recipe
 from fedsdr.tracking import follow, table
 from fedsdr.workflows.prepare import prepare_run
 from fedsdr.workflows.run import run_recipe
-from fedsdr.workflows.run_folder import RESULT_FILE
 from support import tiny_recipe, toy_clients
 
 pytestmark = [

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from fedsdr.core.errors import UserError
 from fedsdr.core.files import read_json, read_json_lines
+from fedsdr.core.layout import BENCHMARKS_FOLDER
 from fedsdr.core.progress import silent_reporter
 from fedsdr.evaluate.benchmarks import harness
 from fedsdr.evaluate.benchmarks.table import choose_benchmarks, task_manager
@@ -24,7 +25,6 @@ from fedsdr.recipe.load import load_recipe
 from fedsdr.workflows import benchmark as benchmarking
 from fedsdr.workflows.benchmark import BenchmarkRequest, run_benchmarks
 from fedsdr.workflows.run import run_recipe
-from fedsdr.workflows.run_folder import BENCHMARKS
 from support import tiny_recipe, toy_clients
 from support.benchmark_files import data as data
 from support.command_line import assert_told, invoke, snapshot
@@ -236,7 +236,7 @@ def test_the_command_writes_into_the_run_and_its_report(folder, data):
     assert 'id="benchmarks"' not in before
     code, said = invoke("eval", folder, "--tasks", "crass", "--data", data, "--limit", 2)
     assert (code, "error" in said) == (0, False)
-    assert sorted(p.name for p in (folder / BENCHMARKS).iterdir()) == [*OWN, "summary.json"]
+    assert sorted(p.name for p in (folder / BENCHMARKS_FOLDER).iterdir()) == [*OWN, "summary.json"]
     page = (folder / "report.html").read_text()
     assert 'id="benchmarks"' in page
     assert "CRASS" in page

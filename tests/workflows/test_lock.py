@@ -13,13 +13,14 @@ from typer.testing import CliRunner
 
 from fedsdr.cli.main import app
 from fedsdr.core.errors import UserError
+from fedsdr.core.layout import LOCK_FILE
 from fedsdr.core.progress import silent_reporter
 from fedsdr.deploy.protocol.signing import UNSIGNED
 from fedsdr.deploy.server.serve import serve_federation
 from fedsdr.deploy.sites.site import run_trainer, serve_folder
 from fedsdr.recipe.load import load_recipe
 from fedsdr.workflows.prepare import Setting
-from fedsdr.workflows.run_folder import LOCK_FILE, check_folder, locked_folder
+from fedsdr.workflows.run_folder import check_folder, locked_folder
 from support import tiny_recipe
 
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from fedsdr.cli.main import app
 from fedsdr.core import files
+from fedsdr.core.layout import NOTICES_FILE
 from fedsdr.core.notices import Notice, name_items, records_by_client
 from fedsdr.core.progress import silent_reporter
 from fedsdr.data.records import Record
@@ -23,7 +24,6 @@ from fedsdr.recipe.load import load_recipe, parse_recipe, to_toml
 from fedsdr.workflows.distill import kept_raw
 from fedsdr.workflows.prepare import Setting, prepare_run
 from fedsdr.workflows.run import run_recipe
-from fedsdr.workflows.run_folder import NOTICES_FILE
 from support import tiny_recipe
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
+from fedsdr.core.layout import RECIPE_FILE
 from fedsdr.core.progress import silent_reporter
 from fedsdr.data.partition import SAFE_NAME, build_clients
 from fedsdr.deploy.sites.site import ROSTER, load_site
@@ -16,7 +17,7 @@ from fedsdr.recipe.load import load_recipe, parse_recipe
 from fedsdr.recipe.sections.data import Data, Source, Split
 from fedsdr.workflows.prepare import check_methods
 from fedsdr.workflows.run import run_recipe
-from fedsdr.workflows.run_folder import RECIPE_FILE, check_folder, locked_folder, method_folders
+from fedsdr.workflows.run_folder import check_folder, locked_folder, method_folders
 from support import tiny_recipe
 from support.fuzzing import fuzzed, value_or_user_error
 

@@ -19,6 +19,7 @@ import pytest
 
 from fedsdr.core import files
 from fedsdr.core.errors import UserError, WriteError
+from fedsdr.core.layout import LOCK_FILE
 from fedsdr.core.progress import silent_reporter
 from fedsdr.deploy.protocol.signing import UNSIGNED
 from fedsdr.deploy.server.serve import serve_federation
@@ -28,7 +29,6 @@ from fedsdr.workflows import method as method_run
 from fedsdr.workflows import summary
 from fedsdr.workflows.prepare import Setting, prepare_run
 from fedsdr.workflows.run import run_recipe
-from fedsdr.workflows.run_folder import LOCK_FILE
 from support import lossy_disk, tiny_recipe
 from support.message_lines import client_sides, loopback
 

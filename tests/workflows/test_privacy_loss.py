@@ -9,6 +9,7 @@ import pytest
 
 from fedsdr.algorithms.accounting import composed_epsilon, single_epsilon
 from fedsdr.core import files
+from fedsdr.core.layout import SUMMARY_FILE
 from fedsdr.core.progress import silent_reporter
 from fedsdr.export.write import ExportChoice, export_model
 from fedsdr.recipe.load import load_recipe, override_recipe, parse_recipe
@@ -17,7 +18,7 @@ from fedsdr.report.terminal import print_summary
 from fedsdr.workflows.finished import open_finished
 from fedsdr.workflows.privacy_loss import planned_epsilon, privacy_of_run, privacy_spent
 from fedsdr.workflows.run import compare_seeds
-from fedsdr.workflows.run_folder import SUMMARY_FILE, method_folders
+from fedsdr.workflows.run_folder import method_folders
 from support import tiny_recipe
 
 NAMED = {"sources": [{"path": "a.jsonl", "client": "anna"}, {"path": "b.jsonl", "client": "ben"}]}

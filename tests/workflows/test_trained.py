@@ -7,12 +7,12 @@ import torch
 
 from fedsdr.core.errors import UserError
 from fedsdr.core.files import read_json
+from fedsdr.core.layout import DELIVERED_FILE, PERSONAL_FILE, RESULT_FILE
 from fedsdr.core.progress import silent_reporter
 from fedsdr.recipe.load import load_recipe
 from fedsdr.workflows.finished import Finished, Models, open_finished
 from fedsdr.workflows.prepare import prepare_run
 from fedsdr.workflows.run import compare_seeds, run_recipe
-from fedsdr.workflows.run_folder import DELIVERED_FILE, PERSONAL_FILE, RESULT_FILE
 from support import tiny_recipe, toy_clients
 
 BASELINES = ["base", "fedavg", "fedex", "fedsa", "ditto", "local"]

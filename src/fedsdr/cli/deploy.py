@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from fedsdr.cli.session import RecipePath, Sets, command_session
+from fedsdr.core.layout import REPORT_FILE
 
 app = typer.Typer(help="Run a recipe across organisations, on Flower.", no_args_is_help=True)
 
@@ -72,10 +73,11 @@ def run_federation_command(
 ) -> None:
     """Submit the federation to its SuperLink, or go on with it, and wait for its end."""
     from fedsdr.deploy.flower.submit import submit_federation
+    from fedsdr.deploy.sites.site import RUN
 
     with command_session("the federation goes on; ask by `fedsdr status`") as reporter:
         submit_federation(folder, reporter, attempts)
-    typer.echo(f"report: {folder / 'run' / 'report.html'}")
+    typer.echo(f"report: {folder / RUN / REPORT_FILE}")
 
 
 @app.command("simulate")
@@ -88,11 +90,12 @@ def simulate_command(
 ) -> None:
     """Run a recipe on Flower's simulation runtime: Ray, several workers, machines, GPUs."""
     from fedsdr.deploy.flower.simulation import simulate_federation as simulate_all
+    from fedsdr.deploy.sites.site import RUN
     from fedsdr.recipe.load import load_recipe
 
     with command_session("go on with the same command") as reporter:
         simulate_all(load_recipe(recipe, set_ or []), out, cpus, gpus, reporter)
-    typer.echo(f"report: {out / 'run' / 'report.html'}")
+    typer.echo(f"report: {out / RUN / REPORT_FILE}")
 
 
 def status_command(folder: SiteFolder) -> None:

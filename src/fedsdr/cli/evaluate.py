@@ -43,10 +43,10 @@ def eval_command(
     Writes results with standard errors and the score of every question, pairs each model with
     the base model, and adds a section to the report.
     """
+    from fedsdr.core.layout import SUMMARY_FILE
     from fedsdr.report.html import write_report
     from fedsdr.report.terminal import print_benchmarks
     from fedsdr.workflows.benchmark import BenchmarkRequest, run_benchmarks
-    from fedsdr.workflows.run_folder import SUMMARY_FILE
 
     def names(text: str) -> list[str]:
         return [name.strip() for name in text.split(",") if name.strip()]

@@ -10,6 +10,7 @@ import typer
 
 from fedsdr.cli.session import RunFolder, command_session
 from fedsdr.core.errors import UserError
+from fedsdr.core.layout import JUDGE_FILE, SUMMARY_FILE
 
 if TYPE_CHECKING:
     from fedsdr.judge.asking import CostEstimate
@@ -114,10 +115,10 @@ def _ask(prepared: "PreparedJudging", folder: Path) -> None:
 
     with command_session(GO_ON) as reporter:
         result = carry_out(prepared, reporter)
-        if (folder / "summary.json").exists():
+        if (folder / SUMMARY_FILE).exists():
             write_report(folder)
     print_judging(result)
-    typer.echo(f"\njudgement: {folder / 'judge.json'}")
+    typer.echo(f"\njudgement: {folder / JUDGE_FILE}")
 
 
 def _cost(cost: "CostEstimate", host: str) -> str:

@@ -22,6 +22,7 @@ from fedsdr.cli.session import (
     command_session,
     parse_seeds,
 )
+from fedsdr.core.layout import REPORT_FILE
 
 if TYPE_CHECKING:
     from fedsdr.recipe.sections.recipe import Recipe
@@ -114,4 +115,4 @@ def print_outcome(out: Path, summary: dict[str, object]) -> None:
     from fedsdr.report.terminal import print_summary
 
     print_summary(summary)
-    typer.echo(f"\nreport: {out / 'report.html'}")
+    typer.echo(f"\nreport: {out / REPORT_FILE}")

@@ -15,11 +15,7 @@ import jinja2
 from fedsdr import __version__
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
-from fedsdr.recipe.load import load_recipe
-from fedsdr.recipe.sections.recipe import Recipe
-from fedsdr.report import labels
-from fedsdr.workflows.finished import Finished
-from fedsdr.workflows.run_folder import (
+from fedsdr.core.layout import (
     NOTICES_FILE,
     PARTITION_FILE,
     PERSONAL_FILE,
@@ -27,6 +23,10 @@ from fedsdr.workflows.run_folder import (
     RESULT_FILE,
     SUMMARY_FILE,
 )
+from fedsdr.recipe.load import load_recipe
+from fedsdr.recipe.sections.recipe import Recipe
+from fedsdr.report import labels
+from fedsdr.workflows.finished import Finished
 
 
 @dataclass(frozen=True)

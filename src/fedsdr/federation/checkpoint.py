@@ -12,8 +12,8 @@ import torch
 from fedsdr.algorithms.contract import ServerState
 from fedsdr.core import files
 from fedsdr.core.adapters import Adapter
+from fedsdr.core.layout import CHECKPOINT_FILE
 
-CHECKPOINT_FILE = "checkpoint.safetensors"
 ADAPTER, POPULATION = "adapter", "population"
 
 

@@ -12,11 +12,10 @@ from fedsdr.algorithms.participation import RoundOptions, cohort_of, is_due
 from fedsdr.core import files, seeds
 from fedsdr.core.adapters import Adapter, all_finite, size_in_bytes
 from fedsdr.core.errors import UserError
+from fedsdr.core.layout import METRICS_FILE
 from fedsdr.core.metrics import Metrics, merge_all, metric_values
 from fedsdr.core.progress import Reporter
 from fedsdr.federation.checkpoint import load_checkpoint, save_checkpoint
-
-METRICS_FILE = "metrics.jsonl"
 
 
 class Participant(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
+from fedsdr.core.layout import JUDGE_FILE, JUDGE_FOLDER
 from fedsdr.core.progress import Reporter
 from fedsdr.judge.analysis import JudgedComparison, pairwise_result, score_result
 from fedsdr.judge.answers import Answers, ModelAnswer, answers_of
@@ -32,9 +33,7 @@ from fedsdr.model.identity import identity_digest
 from fedsdr.workflows.finished import Finished
 from fedsdr.workflows.run_folder import locked_folder
 
-JUDGE_FOLDER: Final = "judge"
 VERDICTS_FILE: Final = f"{JUDGE_FOLDER}/verdicts.jsonl"
-JUDGE_FILE: Final = "judge.json"
 NO_PRICES: Final = Prices()
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fedsdr.core.files import write_text
+from fedsdr.core.layout import REPORT_FILE
 from fedsdr.report import (
     benchmarks,
     charts,
@@ -27,7 +28,7 @@ def write_report(folder: Path) -> Path:
     Raises `UserError` where there is no summary.json, a file of the folder is unreadable, or it
     cannot be written into.
     """
-    path = folder / "report.html"
+    path = folder / REPORT_FILE
     write_text(path, render_report(load_run(folder)))
     return path
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedsdr.core.errors import UserError
 from fedsdr.core.files import read_json
+from fedsdr.core.layout import JUDGE_FILE
 from fedsdr.report import text
 
 
@@ -31,7 +32,7 @@ class View:
 
 def load_judgings(folder: Path) -> tuple[Mapping[str, Any], ...]:
     """The judgings of a run folder; none where nothing has been judged."""
-    path = folder / "judge.json"
+    path = folder / JUDGE_FILE
     if not path.exists():
         return ()
     content = read_json(path)

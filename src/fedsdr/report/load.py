@@ -8,6 +8,19 @@ from typing import Any
 
 from fedsdr.core.errors import UserError
 from fedsdr.core.files import read_json, read_json_lines
+from fedsdr.core.layout import (
+    AGAINST_FILE,
+    BENCHMARK_SUMMARY,
+    BENCHMARKS_FOLDER,
+    DISTILLATION_FILE,
+    ENVIRONMENT_FILE,
+    METRICS_FILE,
+    NOTICES_FILE,
+    PARTITION_FILE,
+    PERSONAL_FILE,
+    RECIPE_FILE,
+    SUMMARY_FILE,
+)
 from fedsdr.report import judgements, labels
 
 
@@ -91,10 +104,10 @@ class Material:
 
 def load_run(folder: Path) -> Material:
     """Read `folder`; only summary.json must be there. Raises `UserError` where it is unreadable."""
-    path = folder / "summary.json"
+    path = folder / SUMMARY_FILE
     if not path.exists():
         raise UserError(
-            f"{folder} has no summary.json: give the folder of a finished run or comparison"
+            f"{folder} has no {SUMMARY_FILE}: give the folder of a finished run or comparison"
         )
     summary = read_json(path)
     if not isinstance(summary, Mapping):
@@ -114,12 +127,12 @@ def load_run(folder: Path) -> Material:
             for name in labels.ordered_names({*scores, *runs}, labels.METHOD_LABELS)
         ),
         claims=tuple(map(_claim, summary.get("claims") or ())),
-        partition=tuple(_first_json(places, "partition.json") or ()),
-        recipe=_first_text(places, "recipe.toml"),
-        environment=_first_json(places, "environment.json") or {},
+        partition=tuple(_first_json(places, PARTITION_FILE) or ()),
+        recipe=_first_text(places, RECIPE_FILE),
+        environment=_first_json(places, ENVIRONMENT_FILE) or {},
         judgings=judgements.load_judgings(folder),
-        benchmarks=_benchmarks(folder / "benchmarks"),
-        notices=tuple(_first_json(places, "notices.json") or ()),
+        benchmarks=_benchmarks(folder / BENCHMARKS_FOLDER),
+        notices=tuple(_first_json(places, NOTICES_FILE) or ()),
         privacy=_privacy(summary.get("privacy")),
     )
 
@@ -131,7 +144,7 @@ def _privacy(found: Any) -> str:
 def _benchmarks(folder: Path) -> BenchmarkScores:
     found, against = (
         read_json(path) if (path := folder / name).exists() else {}
-        for name in ("summary.json", "against.json")
+        for name in (BENCHMARK_SUMMARY, AGAINST_FILE)
     )
     return BenchmarkScores(
         tuple(found.get("results") or ()),
@@ -184,11 +197,9 @@ def _runs(folder: Path, places: Any) -> tuple[SeedRun, ...]:
 
 
 def _run(folder: Path) -> SeedRun:
-    path = folder / "distillation.json"
+    path = folder / DISTILLATION_FILE
     distillation = read_json(path) if path.exists() else {}
-    return SeedRun(
-        _rounds(folder / "metrics.jsonl"), distillation, _personal(folder / "personal.json")
-    )
+    return SeedRun(_rounds(folder / METRICS_FILE), distillation, _personal(folder / PERSONAL_FILE))
 
 
 def _personal(path: Path) -> dict[str, dict[str, float]]:

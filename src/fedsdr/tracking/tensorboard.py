@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Mapping
 
+from fedsdr.core.layout import TENSORBOARD_FOLDER
 from fedsdr.tracking.contract import Tracked, Tracker
 
 
@@ -12,7 +13,7 @@ class TensorBoard:
     def __init__(self, tracked: Tracked) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        folder = tracked.out / "tensorboard" / tracked.method
+        folder = tracked.out / TENSORBOARD_FOLDER / tracked.method
         shutil.rmtree(folder, ignore_errors=True)
         self.logged, self._parameters = -1, tracked.parameters
         self._writer = SummaryWriter(str(folder))

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
+from fedsdr.core.layout import AGAINST_FILE, BENCHMARK_SUMMARY, BENCHMARKS_FOLDER, RECIPE_FILE
 from fedsdr.core.progress import Reporter
 from fedsdr.evaluate.benchmarks import results
 from fedsdr.evaluate.benchmarks.results import Result
@@ -24,13 +25,11 @@ from fedsdr.evaluate.benchmarks.table import HUB_TASK, ChosenBenchmark, choose_b
 from fedsdr.model.base import LoadedModel, check_model, load_base
 from fedsdr.model.identity import Identity, differing_parts
 from fedsdr.workflows.finished import BASE_MODEL, CLIENT_PREFIX, Models, open_finished
-from fedsdr.workflows.run_folder import BENCHMARKS, RECIPE_FILE, locked_folder
+from fedsdr.workflows.run_folder import locked_folder
 
 if TYPE_CHECKING:
     from fedsdr.evaluate.benchmarks.harness import Suite
 
-BENCHMARK_SUMMARY: Final = "summary.json"
-AGAINST_FILE: Final = "against.json"
 ALL: Final = "all"
 
 
@@ -107,7 +106,7 @@ def _place(request: BenchmarkRequest) -> Path:
     if request.out:
         return request.out
     if (request.target / RECIPE_FILE).is_file():
-        return request.target / BENCHMARKS
+        return request.target / BENCHMARKS_FOLDER
     if (request.target / "config.json").is_file():
         raise UserError(f"{request.target} is a model folder: say by --out where results go")
     raise UserError(
@@ -283,7 +282,7 @@ def compare_results(
 
 
 def _results_folder(against: Path) -> Path:
-    folder = against / BENCHMARKS if (against / RECIPE_FILE).is_file() else against
+    folder = against / BENCHMARKS_FOLDER if (against / RECIPE_FILE).is_file() else against
     if not any(folder.glob("*/*.json")):
         raise UserError(
             f"--against {against} holds no results: run fedsdr eval on it first, with the same "

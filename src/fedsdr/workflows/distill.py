@@ -5,6 +5,13 @@ from pathlib import Path
 
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
+from fedsdr.core.layout import (
+    CLIENTS_FOLDER,
+    DISTILLATION_FILE,
+    DISTILLATION_PAGE,
+    FIGURES_FILE,
+    REWRITES_FILE,
+)
 from fedsdr.core.notices import Notice, announce_notices, records_by_client
 from fedsdr.core.progress import Reporter
 from fedsdr.data.records import ClientData
@@ -23,14 +30,7 @@ from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.report.distillation import write_client_page, write_overview
 from fedsdr.training.store import ClientStore
 from fedsdr.workflows.prepare import prepare_run, rewrite_cache
-from fedsdr.workflows.run_folder import (
-    DISTILLATION_FILE,
-    claim_folder,
-    claimed_folder,
-    method_folders,
-)
-
-FIGURES_FILE = "distillation_figures.json"
+from fedsdr.workflows.run_folder import claim_folder, claimed_folder, method_folders
 
 
 def run_distillation(
@@ -71,7 +71,7 @@ def describe_outcome(name: str, folder: Path) -> str:
     """What came of it, in a line, and where it lies."""
     clients = files.read_json(folder / DISTILLATION_FILE)["clients"].values()
     rewritten, records = (sum(c[key] for c in clients) for key in ("rewritten", "records"))
-    page = folder / "distillation.html"
+    page = folder / DISTILLATION_PAGE
     shown = f"; report: {page}, texts in the clients' own folders" if page.exists() else ""
     return f"{name}: {rewritten} of {records} records rewritten, into {folder}{shown}"
 
@@ -171,14 +171,14 @@ def describe_pilots(pilots: Sequence[Pilot]) -> str:
 
 def record_distillation(folder: Path, rewrites: Mapping[str, list[Rewritten]], seed: int) -> None:
     """Provenance: a line per record in the client's own folder, and a summary for the report."""
-    store = ClientStore(folder / "clients")
+    store = ClientStore(folder / CLIENTS_FOLDER)
     for client, each in rewrites.items():
         rows = [
             {"origin": r.record.origin, "source": r.source, "reason": r.reason,
              "attempts": r.attempts, "text": r.text}
             for r in each
         ]  # fmt: skip
-        path = store.client_folder(client) / "rewrites.jsonl"
+        path = store.client_folder(client) / REWRITES_FILE
         files.write_json_lines(path, rows, private=True)
     files.write_json(
         folder / DISTILLATION_FILE,
@@ -195,12 +195,12 @@ def record_distillation(folder: Path, rewrites: Mapping[str, list[Rewritten]], s
 
 def write_reports(folder: Path, method: str, rewrites: Mapping[str, list[Rewritten]]) -> None:
     """Figures for all, without a text; each client's texts in its own folder alone."""
-    store = ClientStore(folder / "clients")
+    store = ClientStore(folder / CLIENTS_FOLDER)
     figures = describe_all(rewrites)
     for client, each in rewrites.items():
         mine = store.client_folder(client)
         described = describe_client(each)
-        files.write_json(mine / "distillation.json", described, private=True)
-        write_client_page(mine / "distillation.html", method, client, described)
+        files.write_json(mine / DISTILLATION_FILE, described, private=True)
+        write_client_page(mine / DISTILLATION_PAGE, method, client, described)
     files.write_json(folder / FIGURES_FILE, figures)
-    write_overview(folder / "distillation.html", method, figures)
+    write_overview(folder / DISTILLATION_PAGE, method, figures)

@@ -12,6 +12,16 @@ from typing import Final
 from fedsdr.core import files
 from fedsdr.core.adapters import Adapter
 from fedsdr.core.errors import UserError
+from fedsdr.core.layout import (
+    CLIENTS_FOLDER,
+    DELIVERED_FILE,
+    ENVIRONMENT_FILE,
+    GLOBAL_ADAPTER,
+    PERSONAL_ADAPTER,
+    RECIPE_FILE,
+    RESULT_FILE,
+    SMOOTHING_ADAPTER,
+)
 from fedsdr.core.progress import Reporter
 from fedsdr.model.base import LoadedModel
 from fedsdr.model.identity import FORMAT, Identity, adapted_identity, differing_parts
@@ -20,13 +30,7 @@ from fedsdr.model.peft_format import WEIGHTS, read_adapter
 from fedsdr.recipe.load import load_recipe
 from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.workflows.prepare import base_of
-from fedsdr.workflows.run_folder import (
-    DELIVERED_FILE,
-    ENVIRONMENT_FILE,
-    RECIPE_FILE,
-    RESULT_FILE,
-    method_folders,
-)
+from fedsdr.workflows.run_folder import method_folders
 
 BASE_MODEL: Final = "base"
 GLOBAL_MODEL: Final = "global"
@@ -55,7 +59,7 @@ class Finished:
         for method, folder in self.methods.items():
             own = method == self.own
             if (
-                method != BASE_MODEL and (folder / GLOBAL_MODEL / WEIGHTS).exists()
+                method != BASE_MODEL and (folder / GLOBAL_ADAPTER / WEIGHTS).exists()
             ):  # a baseline, too
                 names.append(GLOBAL_MODEL if own else method)
             names += [
@@ -82,12 +86,12 @@ class Finished:
         if name == BASE_MODEL:
             return {}
         folder, client = self.place(name)
-        places = {Stream.RECTIFY: folder / GLOBAL_MODEL}
+        places = {Stream.RECTIFY: folder / GLOBAL_ADAPTER}
         if client:
-            mine = folder / "clients" / client
-            places[Stream.SMOOTH] = mine / "private"
-            if (mine / "personal" / WEIGHTS).exists():
-                places[Stream.RECTIFY] = mine / "personal"
+            mine = folder / CLIENTS_FOLDER / client
+            places[Stream.SMOOTH] = mine / SMOOTHING_ADAPTER
+            if (mine / PERSONAL_ADAPTER / WEIGHTS).exists():
+                places[Stream.RECTIFY] = mine / PERSONAL_ADAPTER
         return {stream: p for stream, p in places.items() if (p / WEIGHTS).exists()}
 
     def adapters(self, name: str) -> dict[Stream, Adapter]:
@@ -124,8 +128,8 @@ class Finished:
 
 def personal_clients(folder: Path) -> list[str]:
     """The clients of a method's folder that have a model of their own."""
-    clients = sorted(path for path in (folder / "clients").glob("*") if path.is_dir())
-    kinds = ("private", "personal")
+    clients = sorted(path for path in (folder / CLIENTS_FOLDER).glob("*") if path.is_dir())
+    kinds = (SMOOTHING_ADAPTER, PERSONAL_ADAPTER)
     return [c.name for c in clients if any((c / kind / WEIGHTS).exists() for kind in kinds)]
 
 

@@ -13,12 +13,24 @@ from fedsdr.algorithms.participation import RoundOptions, cohort_size
 from fedsdr.core import files, seeds
 from fedsdr.core.adapters import Adapter, unwrap_private
 from fedsdr.core.errors import UserError
+from fedsdr.core.layout import (
+    CLIENTS_FOLDER,
+    DELIVERED_FILE,
+    GLOBAL_ADAPTER,
+    METRICS_FILE,
+    NOISE_FILE,
+    PERSONAL_ADAPTER,
+    PERSONAL_FILE,
+    RECIPE_FILE,
+    RESULT_FILE,
+    SMOOTHING_ADAPTER,
+)
 from fedsdr.core.metrics import Metrics, merge_all, metric_values
 from fedsdr.core.progress import Reporter
 from fedsdr.data.partition import pool_clients
 from fedsdr.data.template import Example
 from fedsdr.federation.in_process import InProcess
-from fedsdr.federation.rounds import METRICS_FILE, Periodic, finite_values, ignore_row, run_rounds
+from fedsdr.federation.rounds import Periodic, finite_values, ignore_row, run_rounds
 from fedsdr.federation.workbench import Workbench, rectification_adapter
 from fedsdr.model.peft_format import AdapterSettings, write_adapter
 from fedsdr.recipe.build import build_algorithm
@@ -28,13 +40,6 @@ from fedsdr.tracking.follow import Follower
 from fedsdr.training.store import ClientStore
 from fedsdr.workflows.distill import record_distillation, rewrite_all
 from fedsdr.workflows.privacy_loss import privacy_spent
-from fedsdr.workflows.run_folder import (
-    DELIVERED_FILE,
-    NOISE_FILE,
-    PERSONAL_FILE,
-    RECIPE_FILE,
-    RESULT_FILE,
-)
 
 NOISE_SECRET: Final = re.compile(rf"[0-9a-f]{{{2 * seeds.SECRET_BYTES}}}")
 
@@ -55,7 +60,7 @@ def run_method(
         recipe = pooled_recipe(recipe, len(bench.clients))
     examples = client_examples(bench, recipe, folder, reporter)
     algorithm = build_algorithm(recipe)
-    store, secret = ClientStore(folder / "clients"), noise_secret(recipe, folder)
+    store, secret = ClientStore(folder / CLIENTS_FOLDER), noise_secret(recipe, folder)
     engine = InProcess(bench, recipe, examples, store, reporter, secret)
 
     def evaluate(deployed: Adapter) -> Metrics:
@@ -119,7 +124,7 @@ def finish_method(
 def write_global(folder: Path, deployed: Adapter, settings: AdapterSettings) -> None:
     """Write the adapter of a method's global model, where it has one."""
     if deployed:
-        write_adapter(folder / "global", merge_folded(deployed), settings)
+        write_adapter(folder / GLOBAL_ADAPTER, merge_folded(deployed), settings)
 
 
 def own_model(
@@ -132,8 +137,8 @@ def own_model(
 def write_personal(own: Personal, engine: InProcess, client: str) -> None:
     """Write a client's own adapters into its folder."""
     mine = {
-        "personal": rectification_adapter(own) if own.own else {},
-        "private": unwrap_private(own.private),
+        PERSONAL_ADAPTER: rectification_adapter(own) if own.own else {},
+        SMOOTHING_ADAPTER: unwrap_private(own.private),
     }
     for place, adapter in mine.items():
         if adapter:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from fedsdr.algorithms.accounting import composed_epsilon, single_epsilon
 from fedsdr.core import files
-from fedsdr.federation.rounds import METRICS_FILE
+from fedsdr.core.layout import METRICS_FILE
 from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.report import text
 from fedsdr.workflows.run_folder import method_folders

@@ -9,10 +9,19 @@ from typing import Any
 from fedsdr.core import files
 from fedsdr.core.environment import describe_environment
 from fedsdr.core.errors import UserError
+from fedsdr.core.layout import (
+    ENVIRONMENT_FILE,
+    LOCK_FILE,
+    METRICS_FILE,
+    NOTICES_FILE,
+    PARTITION_FILE,
+    RECIPE_FILE,
+    REPORT_FILE,
+    SUMMARY_FILE,
+)
 from fedsdr.core.notices import announce_notices, as_rows
 from fedsdr.core.progress import Reporter
 from fedsdr.data.partition import data_fingerprint, describe_clients
-from fedsdr.federation.rounds import METRICS_FILE
 from fedsdr.federation.workbench import Workbench, slow_ways
 from fedsdr.model.identity import differing_parts
 from fedsdr.recipe.load import load_recipe, recipe_differences
@@ -22,13 +31,6 @@ from fedsdr.tracking.table import choose_backends
 from fedsdr.workflows.method import run_method
 from fedsdr.workflows.prepare import prepare_run
 from fedsdr.workflows.run_folder import (
-    ENVIRONMENT_FILE,
-    LOCK_FILE,
-    NOTICES_FILE,
-    PARTITION_FILE,
-    RECIPE_FILE,
-    REPORT_FILE,
-    SUMMARY_FILE,
     check_folder,
     check_room,
     claim_folder,

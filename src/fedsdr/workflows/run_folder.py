@@ -1,15 +1,4 @@
-"""The run folder: what lies where in it, and who may write into it.
-
-DIR/recipe.toml  environment.json  partition.json  notices.json  summary.json  report.html
-DIR/metrics.jsonl  distillation.json  checkpoint.safetensors  personal.json  result.json
-DIR/delivered.json  after the last adapter
-DIR/global/  clients/<id>/  tensorboard/<method>/
-DIR/clients/<id>/private/   S, beside the global R or the client's own
-DIR/clients/<id>/personal/  the client's own R, in methods that have one
-DIR/benchmarks/   what `fedsdr eval` found (fedsdr.workflows.benchmark)
-DIR/baselines/<name>/   recipe.toml and the last two lines again, for each baseline
-DIR/.lock         who is at work in it, for as long as somebody is
-"""
+"""Who may write into a run folder: what is in it, its lock, and room for what a run will write."""
 
 import fcntl
 import os
@@ -23,25 +12,11 @@ from typing import Final
 
 from fedsdr.core import files
 from fedsdr.core.errors import REMEDIES, UserError, WriteError
+from fedsdr.core.layout import BASELINES_FOLDER, LOCK_FILE, RECIPE_FILE
 from fedsdr.recipe.load import load_recipe, recipe_differences, to_toml
 from fedsdr.recipe.methods import named_recipe, own_name
 from fedsdr.recipe.sections.recipe import Recipe
 
-RECIPE_FILE = "recipe.toml"
-ENVIRONMENT_FILE = "environment.json"
-PARTITION_FILE = "partition.json"
-DISTILLATION_FILE = "distillation.json"
-PERSONAL_FILE = "personal.json"  # each client's own model, judged on its own data
-NOISE_FILE = (
-    "noise.json"  # what noise of differential privacy is drawn from, readable by its owner alone
-)
-DELIVERED_FILE = "delivered.json"  # every adapter of a method is there; evaluations may fail yet
-RESULT_FILE = "result.json"  # a finished method's final metrics
-SUMMARY_FILE = "summary.json"
-NOTICES_FILE = "notices.json"  # what the run left out: fedsdr.core.notices
-BENCHMARKS = "benchmarks"
-REPORT_FILE = "report.html"  # the last thing that a run writes
-LOCK_FILE = ".lock"
 MIB: Final = 2**20
 
 # What may differ at a resume: no adapter depends on it, and every score is of the same questions.
@@ -56,7 +31,7 @@ CHANGEABLE = (
 
 def method_folders(recipe: Recipe, out: Path) -> list[tuple[str, Path, Recipe]]:
     """(name, folder, recipe) of the baselines and, last, the recipe's own method."""
-    baselines = [(n, out / "baselines" / n, named_recipe(n, recipe)) for n in recipe.baselines]
+    baselines = [(n, out / BASELINES_FOLDER / n, named_recipe(n, recipe)) for n in recipe.baselines]
     return [*baselines, (own_name(recipe), out, recipe)]
 
 

@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from fedsdr.core import files
+from fedsdr.core.layout import METRICS_FILE, RECIPE_FILE, RESULT_FILE, SUMMARY_FILE
 from fedsdr.evaluate.claims import FEDSDR, judge_claims
 from fedsdr.evaluate.equal_facts import KEPT, Curve, curve_points
 from fedsdr.evaluate.intervals import metric_intervals
-from fedsdr.federation.rounds import METRICS_FILE
 from fedsdr.recipe.load import load_recipe
 from fedsdr.recipe.methods import own_name
 from fedsdr.report.html import write_report
 from fedsdr.workflows.privacy_loss import privacy_of_run
-from fedsdr.workflows.run_folder import RECIPE_FILE, RESULT_FILE, SUMMARY_FILE, method_folders
+from fedsdr.workflows.run_folder import method_folders
 
 
 def summarise_runs(

@@ -27,6 +27,7 @@ from fedsdr.algorithms.contract import Algorithm, Personal
 from fedsdr.algorithms.privacy import with_failures_hidden
 from fedsdr.core import files
 from fedsdr.core.adapters import Adapter, unwrap_private
+from fedsdr.core.layout import CLIENTS_FOLDER, PERSONAL_FILE
 from fedsdr.core.metrics import metric_values
 from fedsdr.core.progress import Reporter
 from fedsdr.data.partition import data_fingerprint
@@ -68,7 +69,7 @@ from fedsdr.recipe.build import build_algorithm
 from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.training.store import ClientStore
 from fedsdr.workflows.method import client_examples, finish_client, noise_secret
-from fedsdr.workflows.run_folder import PERSONAL_FILE, method_folders
+from fedsdr.workflows.run_folder import method_folders
 
 RUNS: Final = "runs"
 
@@ -299,7 +300,7 @@ class ClientSide:
             self.bench,
             recipe,
             examples,
-            ClientStore(folder / "clients"),
+            ClientStore(folder / CLIENTS_FOLDER),
             self.reporter,
             noise_secret(recipe, folder),
         )

@@ -3,6 +3,7 @@
 from functools import cache
 from pathlib import Path
 
+from fedsdr.core.layout import CLIENTS_FOLDER
 from fedsdr.core.progress import silent_reporter
 from fedsdr.core.quiet import quiet_libraries
 from fedsdr.deploy.client.operations import ClientSide
@@ -17,7 +18,7 @@ def client_at(folder: Path, number: int) -> ClientSide:
     """The client of a partition; what it keeps lies in `folder`/run/clients/<id>."""
     site = load_site(folder)
     client = list(site.roster)[number]
-    own = folder / RUN / "clients" / client
+    own = folder / RUN / CLIENTS_FOLDER / client
     bench = shared_workbench(folder).of(client)
     return ClientSide(bench, site.recipe, client, own, silent_reporter(), UNSIGNED, UNSIGNED)
 

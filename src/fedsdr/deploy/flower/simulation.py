@@ -15,6 +15,7 @@ from typing import Final
 
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
+from fedsdr.core.layout import RECIPE_FILE
 from fedsdr.core.progress import Reporter
 from fedsdr.deploy.flower.submit import flower_environment, submit_federation
 from fedsdr.deploy.server.serve import check_served
@@ -23,7 +24,6 @@ from fedsdr.deploy.sites.site import ROSTER
 from fedsdr.recipe.load import load_recipe, recipe_differences, to_toml
 from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.workflows.prepare import prepare_run
-from fedsdr.workflows.run_folder import RECIPE_FILE
 
 UP: Final = 60.0  # seconds that a SuperLink may take to start
 

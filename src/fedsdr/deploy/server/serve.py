@@ -17,6 +17,15 @@ from fedsdr.core import files, seeds
 from fedsdr.core.adapters import fresh_adapter
 from fedsdr.core.environment import describe_environment
 from fedsdr.core.errors import UserError
+from fedsdr.core.layout import (
+    DELIVERED_FILE,
+    ENVIRONMENT_FILE,
+    PARTITION_FILE,
+    RECIPE_FILE,
+    REPORT_FILE,
+    RESULT_FILE,
+    SUMMARY_FILE,
+)
 from fedsdr.core.progress import Reporter
 from fedsdr.deploy.protocol.egress import allowed_contents
 from fedsdr.deploy.protocol.signing import SignatureVerifier, Signer
@@ -36,19 +45,7 @@ from fedsdr.tracking.table import choose_backends
 from fedsdr.workflows.method import conclude_method, noise_secret, round_options, write_global
 from fedsdr.workflows.prepare import check_clients, check_methods, methods_of, plan_folder
 from fedsdr.workflows.privacy_loss import UNJUDGED
-from fedsdr.workflows.run_folder import (
-    DELIVERED_FILE,
-    ENVIRONMENT_FILE,
-    PARTITION_FILE,
-    RECIPE_FILE,
-    REPORT_FILE,
-    RESULT_FILE,
-    SUMMARY_FILE,
-    check_folder,
-    claim_folder,
-    claimed_folder,
-    method_folders,
-)
+from fedsdr.workflows.run_folder import check_folder, claim_folder, claimed_folder, method_folders
 from fedsdr.workflows.summary import summarise_runs
 
 RUN_FILE: Final = "run.json"  # the run's name, by which clients know it after a restart

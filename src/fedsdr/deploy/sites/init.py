@@ -12,6 +12,7 @@ import jinja2
 
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
+from fedsdr.core.layout import RECIPE_FILE
 from fedsdr.data.partition import check_name
 from fedsdr.deploy.protocol.signing import new_key
 from fedsdr.deploy.server.serve import check_served
@@ -28,7 +29,6 @@ from fedsdr.recipe.load import override_recipe, to_toml
 from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.workflows.prepare import lab_clients, methods_of
 from fedsdr.workflows.privacy_loss import planned_epsilon
-from fedsdr.workflows.run_folder import RECIPE_FILE
 
 NODE_PORT: Final = 9094  # of the first client's SuperNode, on its own machine's loopback
 SERVER: Final = "server"

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
+from fedsdr.core.layout import RECIPE_FILE
 from fedsdr.core.progress import Reporter, terminal_reporter
 from fedsdr.core.quiet import quiet_libraries
 from fedsdr.deploy.client.operations import ClientSide
@@ -36,7 +37,7 @@ from fedsdr.deploy.server.serve import serve_federation
 from fedsdr.recipe.load import load_recipe
 from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.workflows.prepare import prepare_client
-from fedsdr.workflows.run_folder import RECIPE_FILE, locked_folder
+from fedsdr.workflows.run_folder import locked_folder
 
 ROSTER: Final = "roster.json"
 CLIENT_FILE: Final = "client.json"

@@ -11,6 +11,7 @@ from rich.console import Console
 from fedsdr.core import files
 from fedsdr.core.console import Grid, print_grid
 from fedsdr.core.errors import UserError
+from fedsdr.core.layout import METRICS_FILE, RECIPE_FILE, RESULT_FILE
 from fedsdr.deploy.client.ledger import LEDGER, Ledger
 from fedsdr.deploy.protocol.egress import LOG
 from fedsdr.deploy.sites.site import (
@@ -21,9 +22,8 @@ from fedsdr.deploy.sites.site import (
     STATUS,
     roster_clients,
 )
-from fedsdr.federation.rounds import METRICS_FILE
 from fedsdr.recipe.load import load_recipe
-from fedsdr.workflows.run_folder import MIB, RECIPE_FILE, RESULT_FILE, method_folders
+from fedsdr.workflows.run_folder import MIB, method_folders
 
 ROUNDS = ("method", "rounds", "MiB of updates", "MiB of models", "last round", "seconds a round")
 
