@@ -6,6 +6,7 @@ from pathlib import Path
 
 import fedsdr
 from fedsdr.algorithms.table import TABLES
+from fedsdr.core import layout
 
 ROOT = Path(fedsdr.__file__).parent
 # Type variables, and what typer and Flower look for by name.
@@ -53,6 +54,20 @@ def test_a_function_of_one_word_is_an_algorithm_or_mathematics():
     }
     algorithms = {name for table in TABLES.values() for name in table}
     assert words - algorithms - MATHEMATICAL - ENTRIES == set()
+
+
+def test_a_file_of_a_run_folder_is_spelt_in_one_place():
+    """Folders are left out: "global" or "private" are words of other things too."""
+    spelt = {value for name, value in vars(layout).items() if name.isupper() and "." in value[1:]}
+    assert len(spelt) > 15
+    again = {
+        (path.relative_to(ROOT).as_posix(), node.value)
+        for path in ROOT.rglob("*.py")
+        if path != Path(layout.__file__)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in spelt
+    }
+    assert again == set()
 
 
 def test_the_reader_of_names_sees_them_all():
