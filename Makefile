@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo evidence test models-table lint wheel-test audit bench clean
+.PHONY: install demo evidence test models-table lint docs dist wheel-test audit bench clean
 
 install: .venv/installed
 
@@ -31,7 +31,15 @@ lint: install
 	$(BIN)/ruff format --check .ci src tests benchmarks experiments
 	$(BIN)/mypy
 
-# A wheel, installed into an environment of its own, runs every command of README.
+# The documentation as a site, build/site/index.html; a warning is an error.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Source distribution and wheel, checked, in build/dist.
+dist: install
+	$(BIN)/python .ci/dist.py
+
+# The wheel of `make dist`, installed into an environment of its own, runs every command of README.
 # With FULL=1 pip also installs what the wheel needs there, which takes minutes.
 wheel-test: install
 	$(BIN)/python .ci/wheel_test.py $(if $(FULL),--full)

@@ -1,29 +1,29 @@
 """A wheel in an environment of its own runs every command of README: `make wheel-test`.
 
-The wheel is built from a copy of the sources, and must hold every file of the package. The new
-environment sees the dependencies of the environment that runs this script, but not its fedsdr;
-with --full pip installs them there anew, as constraints.txt pins them, and what takes minutes is
-run too. README's own recipe is run, cut short, with a tiny model, in an empty folder, offline.
-Status 1 at the first command that fails, prints a traceback or a warning, or draws bars in a pipe.
+`dist.py` builds the wheel. The new environment sees the dependencies of the environment that runs
+this script, but not its fedsdr; with --full pip installs them there anew, as constraints.txt pins
+them, and what takes minutes is run too. README's own recipe is run, cut short, with a tiny model,
+in an empty folder, offline. Status 1 at the first command that fails, prints a traceback or a
+warning, or draws bars in a pipe.
 """
 
 import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import time
 import venv
-import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from dist import DistributionError, build_distributions
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -103,15 +103,14 @@ def main(full: bool) -> int:
     with tempfile.TemporaryDirectory(prefix="fedsdr-wheel-") as name:
         place = Path(name)
         try:
-            wheel = build(place)
-            check_files(wheel)
+            wheel = build_distributions(place / "dist").wheel
             environment = install(wheel, place / "environment", full)
             check_readme(BEFORE + AFTER + LONG)
             with judge() as variables:
                 home = prepared(environment, place / "work", variables)
                 for lanes in (BEFORE, AFTER, LONG if full else ()):
                     side_by_side(home, lanes)
-        except FailedError as error:
+        except (DistributionError, FailedError) as error:
             print(f"wheel-test: failed: {error}", file=sys.stderr)
             return 1
     count, seconds = len(home.seconds), time.monotonic() - began
@@ -121,34 +120,7 @@ def main(full: bool) -> int:
     return 0
 
 
-# --- The wheel and its environment
-
-
-def build(place: Path) -> Path:
-    """A wheel of a copy: nothing that an earlier build has left can get into it."""
-    copy = place / "copy"
-    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    shutil.copytree(ROOT / "src", copy / "src", ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, copy)
-    words = ("wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-cache-dir")
-    pip(*words, "--wheel-dir", str(place / "dist"), str(copy))
-    [wheel] = (place / "dist").glob("*.whl")
-    return wheel
-
-
-def check_files(wheel: Path) -> None:
-    """The package's files are those of the wheel."""
-    with zipfile.ZipFile(wheel) as archive:
-        held = {name for name in archive.namelist() if ".dist-info/" not in name}
-    paths = [path for path in (ROOT / "src" / "fedsdr").rglob("*") if path.is_file()]
-    ours = {
-        path.relative_to(ROOT / "src").as_posix()
-        for path in paths
-        if path.parent.name != "__pycache__"
-    }
-    if held != ours:
-        raise FailedError(f"files of the package and of its wheel differ: {sorted(held ^ ours)}")
+# --- The environment
 
 
 def install(wheel: Path, environment: Path, full: bool) -> Path:

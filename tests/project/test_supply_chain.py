@@ -147,7 +147,7 @@ def test_an_audit_without_an_answer_passes_only_where_there_is_no_network(error,
     assert said in text
 
 
-# --- The wheel; `.ci/wheel_test.py` builds one and runs it
+# --- The wheel; `.ci/dist.py` builds and checks one, `.ci/wheel_test.py` runs it
 
 
 def test_every_file_of_the_package_is_package_data():

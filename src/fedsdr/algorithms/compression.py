@@ -48,9 +48,10 @@ class Codec(NamedTuple):
 
 
 class TopK(Options):
-    """share: of each tensor's entries that are sent, at least one; those of largest magnitude."""
+    """How sparse updates are."""
 
     share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """The share of each tensor's entries that is sent: those of largest magnitude, at least one."""
 
 
 class DecodedFold(NamedTuple):

@@ -38,9 +38,9 @@ Factors = Literal["A", "B", "both"]
 
 
 class Options(BaseModel):
-    """Base of an algorithm's own options: `[options.NAME]` in a recipe, checked like the rest."""
+    """An algorithm's options, `[options.NAME]` of a recipe. The string below a key documents it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class NoOptions(Options):

@@ -35,9 +35,10 @@ GRADIENT = "h"
 
 
 class FedDyn(Options):
-    """alpha: strength of the pull towards the global adapter."""
+    """The dynamic regulariser."""
 
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    """The strength of the pull towards the global adapter."""
 
 
 def feddyn(setup: Setup, options: FedDyn) -> Algorithm:

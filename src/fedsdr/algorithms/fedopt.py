@@ -31,31 +31,39 @@ FIRST, SECOND = "m", "v"
 
 
 class FedAvgM(Options):
-    """lr: of the server; momentum: how much of the last step goes on. 1 and 0 are FedAvg.
-    dampening: of the change of a round that comes on top of a last step, as in `torch.optim.SGD`;
-    with 0.9, momentum is a mean of changes, as in OpenFedLLM."""
+    """lr = 1 and momentum = 0 are FedAvg."""
 
     lr: Rate = 1.0
+    """The server's learning rate."""
     momentum: Decay = 0.9
+    """The share of the last step that is added to the next."""
     dampening: Decay = 0.0
+    """Scales a round's change by 1 - dampening from the second round on, as in `torch.optim.SGD`.
+    0.9 makes the momentum a mean of changes, as in OpenFedLLM."""
 
 
 class Adaptive(Options):
-    """lr: of the server, about the size of a coordinate's step in a round; tau: the change of a
-    coordinate below which its step shrinks; beta1, beta2: decay of the moments."""
+    """Options of the adaptive server optimisers."""
 
     lr: Rate = 1e-2
+    """The server's learning rate: about the size of a coordinate's step in a round."""
     beta1: Decay = 0.9
+    """The decay of the first moment."""
     beta2: Decay = 0.99
+    """The decay of the second moment."""
     tau: Rate = 1e-3
+    """The adaptivity: a coordinate whose change is below tau takes smaller steps."""
 
 
 class FedAdagrad(Options):
-    """As `Adaptive`, without a decay of the second moment; beta1 = 0 is the paper's choice."""
+    """As `Adaptive`, without a decay of the second moment."""
 
     lr: Rate = 1e-2
+    """The server's learning rate: about the size of a coordinate's first step."""
     beta1: Decay = 0.0
+    """The decay of the first moment; the paper's choice is 0."""
     tau: Rate = 1e-3
+    """The adaptivity: a coordinate whose change is below tau takes smaller steps."""
 
 
 def fedavgm(setup: Setup, options: FedAvgM) -> Algorithm:

@@ -24,9 +24,10 @@ from fedsdr.core.adapters import Adapter
 
 
 class FedProx(Options):
-    """mu: strength of the pull."""
+    """The proximal term."""
 
     mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    """The strength of the pull towards the global adapter."""
 
 
 def fedprox(setup: Setup, options: FedProx) -> Algorithm:

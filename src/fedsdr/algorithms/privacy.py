@@ -35,11 +35,12 @@ from fedsdr.core.adapters import Adapter, WeightedSum, no_sum, resize_rank, zero
 
 
 class PrivacyOptions(Options):
-    """clip: C, the largest Euclidean norm of a client's change, in the units of the adapter;
-    noise_multiplier: z, the noise's standard deviation over C. inf and 0 protect nothing."""
+    """`[privacy]` as algorithms need it. clip = inf or noise_multiplier = 0 protects nothing."""
 
     clip: Annotated[float, Field(gt=0)] = 1.0
+    """C, the largest Euclidean norm of a client's change, in the units of the adapter."""
     noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """z, the noise's standard deviation in units of C."""
 
     @property
     def deviation(self) -> float:

@@ -51,9 +51,10 @@ CONTROL = "control/"
 
 
 class Scaffold(Options):
-    """lr: the server's step along the mean change; the paper's global learning rate."""
+    """The server's step."""
 
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """The paper's global learning rate: the server's step along the mean change."""
 
 
 def scaffold(setup: Setup, options: Scaffold) -> Algorithm:

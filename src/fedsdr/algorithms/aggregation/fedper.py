@@ -17,9 +17,10 @@ from fedsdr.core.errors import UserError
 
 
 class FedPer(Options):
-    """share: of the blocks, counted from the top, whose adapters stay with the client."""
+    """Which blocks are personal."""
 
     share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """The share of the blocks, counted from the top, whose adapters stay with the client."""
 
 
 def fedper(inner: Algorithm, options: FedPer) -> Algorithm:

@@ -29,11 +29,12 @@ DITTO_ADAPTER = "ditto"
 
 
 class Ditto(Options):
-    """strength: lambda of the pull; 0 is training alone. steps: in a round; as many as the
-    global adapter takes where it is not given."""
+    """How personal adapters are trained."""
 
     strength: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """lambda, the strength of the pull towards the global adapter; 0 is training alone."""
     steps: Annotated[int, Field(gt=0)] | None = None
+    """Optimiser steps in a round; by default as many as for the global adapter."""
 
 
 def ditto(

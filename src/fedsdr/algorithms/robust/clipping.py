@@ -17,10 +17,10 @@ from fedsdr.core.metrics import Mean
 
 
 class Clipping(Options):
-    """norm: the largest Euclidean norm of an update, in the units of the adapter; inf clips
-    nothing."""
+    """How much one update may move the mean."""
 
     norm: Annotated[float, Field(gt=0)] = 10.0
+    """The largest Euclidean norm of an update, in the units of the adapter; inf clips nothing."""
 
 
 class ClippedFold(NamedTuple):

@@ -22,12 +22,12 @@ from fedsdr.core.metrics import Mean
 
 
 class Krum(Options):
-    """malicious: f, the hostile clients to be reckoned with in a round, which needs f + 3 clients
-    at least; keep: m, how many updates are averaged (all, if fewer arrive). 1 is Krum, more is
-    multi-Krum."""
+    """keep = 1 is Krum, more is multi-Krum."""
 
     malicious: Annotated[int, Field(ge=0)] = 1
+    """f, the number of hostile clients to tolerate in a round, which needs at least f + 3."""
     keep: Annotated[int, Field(ge=1)] = 1
+    """m, the number of updates that are averaged (all, if fewer arrive)."""
 
 
 def krum(inner: Algorithm, options: Krum) -> Algorithm:

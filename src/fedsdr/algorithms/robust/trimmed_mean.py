@@ -20,10 +20,10 @@ from fedsdr.core.adapters import Adapter, check_same_keys
 
 
 class TrimmedMean(Options):
-    """share: beta, of the updates to be dropped at each end, of K clients floor(beta K): none
-    where K < 1 / beta."""
+    """How much is trimmed."""
 
     share: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+    """beta: of K updates floor(beta K) are dropped at each end, so none if K < 1 / beta."""
 
 
 def trimmed_mean(inner: Algorithm, options: TrimmedMean) -> Algorithm:

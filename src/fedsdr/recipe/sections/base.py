@@ -9,6 +9,14 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
-    """Unknown keys are errors: a misspelt option must not be silently a default."""
+    """A table of a recipe. The string below a key documents it on the reference page.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+    Unknown keys are errors: a misspelt option must not silently be a default.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        ser_json_inf_nan="constants",
+        use_attribute_docstrings=True,
+    )

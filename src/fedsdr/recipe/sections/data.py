@@ -11,27 +11,29 @@ FieldName = Literal["instruction", "input", "response", "system", "category", "a
 
 
 class Source(Section):
-    """One file (JSONL, JSON, CSV, Parquet; texts packed by gzip or not) or `datasets` folder, or
-    "hub:OWNER/NAME", the split "train" of a data set that `datasets.load_dataset` finds.
-
-    client: the client that holds it; without one its records go through `[data.split]`.
-    fields: record field -> column name, or a text with {column} in braces. Known layouts
-        (alpaca, dolly, gsm8k, chat messages) need none.
-    delimiter: between the cells of a CSV file, where its header does not tell.
-    category: a domain for all its records, where no column names one.
-    empty: what to do with a row whose response is empty: "error", or "skip" it.
-    limit: take this many records, drawn by seed, instead of all.
-    """
+    """One source of records. A recipe may list several, each as `[[data.sources]]`."""
 
     path: str
+    """A JSONL, JSON, CSV or Parquet file (text files may be gzip-compressed), a folder written by
+    `datasets`, or `"hub:OWNER/NAME"` for the `train` split of a data set on the Hugging Face hub.
+    """
     client: str | None = None
+    """The client that holds this source. Without it, its records are dealt by `[data.split]`."""
     format: Literal["auto", "jsonl", "json", "csv", "parquet", "datasets"] = "auto"
+    """The file format; `"auto"` goes by the file name."""
     encoding: str = "utf-8"
+    """The text encoding of JSONL, JSON and CSV files."""
     delimiter: str | None = None
+    """The delimiter of a CSV file, one character. By default it is detected from the header."""
     fields: dict[FieldName, str] = {}
+    """Maps each record field to a column name, or to a text with `{column}` placeholders. The
+    layouts alpaca, dolly, gsm8k and chat messages are recognised without it."""
     category: str = ""
+    """The category of all records of this source, where no column names one."""
     empty: Literal["error", "skip"] = "error"
+    """What to do with a row whose response is empty."""
     limit: Positive | None = None
+    """Use a sample of this many records, drawn by seed, instead of all."""
 
     @field_validator("delimiter")
     @classmethod
@@ -42,40 +44,55 @@ class Source(Section):
 
 
 class Split(Section):
-    """How pooled records are dealt to clients.
-
-    by: "iid"; "column", a client per category; "dirichlet", shares of each category drawn from
-    Dirichlet(alpha), or of TF-IDF clusters where records have no category.
-    """
+    """How the records of sources without a `client` are dealt to clients."""
 
     by: Literal["iid", "column", "dirichlet"] = "iid"
+    """`"iid"` deals records at random; `"column"` makes one client per category; `"dirichlet"`
+    draws each client's share of every category (or of every TF-IDF cluster, where records have no
+    category) from Dirichlet(`alpha`)."""
     clients: Positive = 5
+    """The number of clients, for `"iid"` and `"dirichlet"`."""
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.5
+    """The Dirichlet concentration: smaller values make clients more heterogeneous."""
     clusters: Positive = 8
+    """The number of TF-IDF clusters, for `"dirichlet"` without categories."""
 
 
 class Data(Section):
-    """held_out: share of each client's records kept for judging (at least one record)."""
+    """What the clients hold."""
 
     sources: tuple[Source, ...] = ()
+    """The files and data sets, each a table `[[data.sources]]`."""
     split: Split = Split()
+    """How records of sources without a `client` are dealt to clients."""
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """The share of each client's records that is held out for evaluation (at least one record,
+    unless it is 0)."""
 
 
 class Lab(Section):
-    """The embedded world (docs of each knob: `fedsdr.lab.world.WorldOptions`).
-
-    seed: of world and base model; the run's own seed where it is not given."""
+    """The embedded lab, used with `model.path = "lab"` (`fedsdr.lab.world.WorldOptions`)."""
 
     seed: int | None = None
+    """The seed of the synthetic world and its base model; by default the run's seed."""
     entities: Annotated[int, Field(ge=2, le=224)] = 80
+    """The number of entities that facts are about."""
     clients: Positive = 5
+    """The number of clients."""
     changed: Share = 0.5
+    """The share of client facts that contradict what the base model was pretrained on."""
     stubbornness: Share = 0.5
+    """How often the base model, when it rewrites, follows its memory against the reference. 0
+    turns the Rewrite Paradox off."""
     style_overlap: Share = 0.1
+    """The share of pretraining answers written in some client's style. 0 makes the clients'
+    styles conflict the hardest."""
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """If set, facts are dealt to clients by Dirichlet(`alpha`) instead of one attribute each."""
     imbalance: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+    """The ratio between the largest and the smallest client of one kind."""
     pretrain_steps: Positive = 1500
+    """Optimiser steps of the base model's pretraining."""
 
     @model_validator(mode="after")
     def _imbalance_has_somewhere_to_be(self) -> "Lab":

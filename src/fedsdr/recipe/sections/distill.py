@@ -8,93 +8,95 @@ from fedsdr.recipe.sections.base import Positive, Section, Share
 
 
 class Entailment(Section):
-    """The check "entailment": a natural language inference model reads both responses.
-
-    model: a sequence classifier's folder or hub name.
-    label: its class that means entailment, by name, whatever the case.
-    direction: what must follow from what. "rewrite_entails_raw": nothing of the raw response is
-        lost or contradicted (additions pass); "raw_entails_rewrite": nothing is added; "both".
-    threshold: the least probability of `label`, in each direction asked for.
-    question: whether the instruction stands before both responses, which short answers need.
-    max_length: longest pair in tokens; a longer one is refused, since it was not checked.
-    device: the one of `[model]` where it is not given.
-    """
+    """The check `"entailment"`: a natural language inference model compares both responses."""
 
     model: str = ""
+    """A sequence classifier: a folder or hub name. Required by the check."""
     label: str = "entailment"
+    """The name of the classifier's entailment class, in any case."""
     direction: Literal["rewrite_entails_raw", "raw_entails_rewrite", "both"] = "rewrite_entails_raw"
+    """What must follow from what. `"rewrite_entails_raw"`: nothing in the raw response is lost or
+    contradicted (additions pass); `"raw_entails_rewrite"`: nothing is added; `"both"`: the two are
+    equivalent."""
     threshold: Share = 0.5
+    """The least probability of `label`, in each direction that is checked."""
     question: bool = True
+    """Prefix both responses with the instruction; short answers need it."""
     max_length: Positive = 512
+    """The longest pair, in tokens. A longer one is rejected as not checked."""
     batch_size: Positive = 32
+    """Pairs in a batch of the classifier."""
     device: str | None = None
+    """The classifier's device; by default `model.device`."""
 
 
 class Support(Section):
-    """The check "support": lexical support, not entailment (`fedsdr.distillation.support`).
-
-    supported: least share of the rewrite's content words and numbers that stand in the prompt or
-        the raw response.
-    kept: least share of the raw response's numbers and rare words that stand in the rewrite.
-    rare: a word is rare in the raw responses of at most this share of the client's records.
-    """
+    """The check `"support"`: lexical support, not entailment (`fedsdr.distillation.support`)."""
 
     supported: Share = 0.2
+    """The least share of the rewrite's content words and numbers that occur in the prompt or the
+    raw response."""
     kept: Share = 0.5
+    """The least share of the raw response's numbers and rare words that occur in the rewrite."""
     rare: Share = 0.01
+    """A word is rare if it occurs in at most this share of the client's raw responses."""
 
 
 class Oracle(Section):
-    """The check "oracle", for simulations: it knows the gold answer and errs at given rates.
-
-    false_accept: how often it lets a wrong rewrite pass. false_reject: how often it refuses a
-        right one. Each attempt is an independent draw.
+    """The check `"oracle"`, for simulations: it knows the gold answer and errs at given rates,
+    independently for each attempt.
     """
 
     false_accept: Share = 0.0
+    """The probability of accepting a wrong rewrite."""
     false_reject: Share = 0.0
+    """The probability of rejecting a correct rewrite."""
 
 
 class Distill(Section):
-    """Self-distillation: how clients rewrite, and the gate a rewrite must pass.
-
-    prompt: with {instruction} and {response}, the user turn of the rewriting request.
-    temperature: 0 is greedy; retry_temperature is that of every attempt after the first.
-    max_ratio, min_tokens: a rewrite may have at most
-        max(min_tokens, max_ratio x tokens of the reference) tokens.
-    checks: names in `fedsdr.distillation.verify.CHECKS`, in order: put slow ones last, they see
-        what the others let pass. `[distill.entailment]`, `[distill.support]` and `[distill.oracle]`
-        are the options of those.
-    verify: the checks that the method "fedsd_verified" adds to them.
-    attempts: tries for each record, each with a fresh seed, before the raw response is kept.
-    prefer: which accepted rewrite is kept: the "first", or the "shorter" of `attempts` tries, the
-        one of fewest tokens.
-    batch_size: texts in the works at a time.
-    generator: who runs the model (`fedsdr.generation.table`). "fedsdr" samples each text from its
-        own seed, whatever its neighbours; "transformers" is its continuous batching, for GPUs.
-    pilot: records a client whose rewriting is timed and judged before that of all, where there are
-        several attempts or a check with a model; 0 for none.
-    """
+    """How clients rewrite their responses, and the checks that a rewrite must pass."""
 
     prompt: str = (
         "{instruction}\n\nHere is a reference answer:\n{response}\n\n"
         "Guided by the reference answer, write your own response to the instruction. "
         "Do not mention the reference answer."
     )
+    """The user turn of the rewriting request, with the placeholders `{instruction}` and
+    `{response}`."""
     temperature: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """The sampling temperature of the first attempt; 0 decodes greedily."""
     retry_temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
+    """The sampling temperature of all later attempts."""
     max_ratio: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
+    """A rewrite may have at most max(`min_tokens`, `max_ratio` x tokens of the raw response)
+    tokens."""
     min_tokens: Positive = 32
+    """See `max_ratio`."""
     checks: tuple[str, ...] = ("empty", "truncated", "repetition", "meta_talk")
+    """The checks, in order (`fedsdr.distillation.verify.CHECKS`). Each sees only what the ones
+    before it accepted, so put slow ones last."""
     verify: tuple[str, ...] = ("answer",)
+    """The checks that the method `"fedsd_verified"` adds to `checks`."""
     attempts: Positive = 1
+    """Attempts for each record, each with a fresh seed, before the raw response is kept."""
     prefer: Literal["first", "shorter"] = "first"
+    """Which accepted rewrite to keep: the `"first"`, or of all `attempts` the `"shorter"` one in
+    tokens."""
     batch_size: Positive = 16
+    """Texts that are generated at once."""
     generator: Literal["fedsdr", "transformers"] = "fedsdr"
+    """The text generator (`fedsdr.generation.table`). `"fedsdr"` samples each text from its own
+    seed, independent of the rest of the batch; `"transformers"` uses continuous batching of
+    transformers, on GPUs."""
     pilot: Annotated[int, Field(ge=0)] = 16
+    """Records per client that are rewritten first to estimate cost and acceptance, if there are
+    several attempts or a check with a model; 0 for none."""
     entailment: Entailment = Entailment()
+    """Options of the check `"entailment"`."""
     support: Support = Support()
+    """Options of the check `"support"`."""
     oracle: Oracle = Oracle()
+    """Options of the check `"oracle"`."""
 
     @model_validator(mode="after")
     def _prompt_has_places(self) -> "Distill":

@@ -8,36 +8,38 @@ from fedsdr.recipe.sections.base import Section
 
 
 class FederationSection(Section):
-    """Independent choices, each a name in one table of `fedsdr.algorithms.table`; `fedsdr
-    algorithms` lists them, and `[options.NAME]` sets the options of NAME.
-
-    algorithm: how clients train and the server steps. lora_aggregation: what of the adapters is
-        shared, and what their mean is.
-    targets: what clients learn from: the "raw" responses, the "distilled" ones (FedSD), both in
-        one stream ("mixed"; a response that was not rewritten counts twice), or "two_stream"
-        (FedSDR); "two_shared_streams" is an ablation that uploads S too, and so gives up the
-        privacy of it.
-    personalisation, robust, compression: transforms around these.
-    participation: share of the clients that take part in a round (at least one).
-    late: share of the clients, the last ones by order and at least one if any, that take part
-        from round late_round + 1 on only; until then, `participation` is of the others.
-    sample_counts: whether clients tell how many records they have, which their updates are weighed
-        by; where they do not, all weigh the same.
-    pooled: centralised training, as if one client held all data (a baseline).
+    """The algorithm, as independent choices. `fedsdr algorithms` lists the names for each, and
+    `[options.NAME]` sets the options of a choice (`fedsdr.algorithms.table`).
     """
 
     algorithm: str = "fedavg"
+    """How clients train and how the server takes its step."""
     lora_aggregation: str = "factors"
+    """Which adapter tensors are shared, and how they are averaged."""
     targets: Literal["raw", "distilled", "mixed", "two_stream", "two_shared_streams"] = "two_stream"
+    """What clients learn from: `"raw"` responses; `"distilled"` ones (FedSD); both in one stream
+    (`"mixed"`, where a response that was not rewritten counts twice); or `"two_stream"` (FedSDR).
+    `"two_shared_streams"` is an ablation that uploads S too, which is then no longer private."""
     personalisation: str = "none"
+    """A personal adapter for each client, trained after the shared one."""
     robust: str = "none"
+    """A robust mean of the updates."""
     compression: str = "none"
+    """How updates are compressed."""
     rounds: Annotated[int, Field(ge=0)] = 20
+    """Communication rounds. 0 evaluates the base model."""
     participation: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The share of clients sampled in a round (at least one)."""
     late: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The share of clients (the last by order, at least one if positive) that join only after round
+    `late_round`. Until then `participation` applies to the others."""
     late_round: Annotated[int, Field(ge=0)] = 0
+    """See `late`."""
     sample_counts: bool = True
+    """Whether clients report how many records they have, by which their updates are weighted.
+    Otherwise all weights are equal."""
     pooled: bool = False
+    """Centralised training, as if one client held all data: a baseline."""
 
     @property
     def rewrites(self) -> bool:
@@ -52,25 +54,23 @@ class FederationSection(Section):
 
 
 class Privacy(Section):
-    """Differential privacy of what clients upload, for each client's data as a whole.
-
-    mode: "central", the server adds noise to the sum of a round's updates; "local", each client
-        to its own.
-    clip: L2 norm that every update is clipped to.
-    noise_multiplier: standard deviation of the noise, in units of `clip`.
-    delta: of the (epsilon, delta) that the summary states.
-    lifetime_epsilon: of a client of a deployment, its own limit: what all releases of its data may
-        add up to, whatever the run; one that would pass it is refused. None: no limit.
-    noise_seed: makes the noise repeatable, for simulation: whoever knows it can take the noise
-        off. Without one it comes from the operating system.
-    """
+    """Client-level differential privacy of the updates: it hides a client's data as a whole."""
 
     mode: Literal["none", "central", "local"] = "none"
+    """`"central"`: the server adds noise to the sum of a round's updates. `"local"`: each client
+    adds noise to its own update."""
     clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """The L2 norm that each update is clipped to."""
     noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """The noise's standard deviation, in units of `clip`."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """The delta of the reported (epsilon, delta)."""
     lifetime_epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """The limit of a deployed client on what all releases of its data may add up to, over all runs.
+    An update that would exceed it is refused. Without it there is no limit."""
     noise_seed: int | None = None
+    """Makes the noise repeatable, for simulations only: whoever knows the seed can subtract the
+    noise. By default the noise comes from the operating system's randomness."""
 
     @model_validator(mode="after")
     def _limit_needs_noise(self) -> "Privacy":

@@ -11,49 +11,60 @@ LearningRate = Annotated[float, Field(gt=0, lt=10, allow_inf_nan=False)]
 
 
 class Local(Section):
-    """Local training. The rectify stage is the one that trains R: all there is in methods of
-    one stream. smoothing_state, smoothing_context and rectify_alone are FedSDR's open choices
-    (`fedsdr.algorithms.two_stream.Smoothing`), and these depart from it:
-
-    smoothing_state: "decay" keeps S, its weight B A times smoothing_decay in every round; 1 is
-        "keep", 0 starts from a weight of zero.
-    stage_order: "rectify_first" trains R first, beside the S of the last round, and then S.
-    smoothing_targets, rectify_targets: what S and R learn from.
-    consolidate_steps: of a third stage, 0 for none, in which R alone learns what the client's own
-        model, R with S, predicts (`fedsdr.training.teacher`), at the words of consolidate_targets.
-
-    micro_batch: records in memory at a time: a batch of more is worked off in parts, with the
-        same gradient.
-    cohort: clients trained at once, each row of a batch with its own client's adapters. It pays for
-        small models and small batches, whose steps are mostly the starting of operations, and not
-        where records of different lengths are padded at a price (docs/performance.md); "auto" is 1
-        there, and else as many as fit into half of the free memory. Results are the same but for
-        rounding.
-    schedule: the learning rates of all stages are constant, or fall from round to round along a
-        cosine to final_lr (`fedsdr.training.annealing`).
+    """Local training at a client. The rectify stage trains R, and is the only stage of methods with
+    one stream; the smooth stage trains S (`fedsdr.algorithms.two_stream.Smoothing`).
     """
 
     batch_size: Positive = 16
+    """Records in a batch."""
     micro_batch: Positive | None = None
+    """Records in memory at a time: larger batches are processed in parts, with the same
+    gradient."""
     cohort: Positive | Literal["auto"] = 1
+    """Clients that are trained at once, with one adapter per batch row. This is faster for small
+    models and small batches, and slower where records of different lengths need padding
+    (docs/performance.md). `"auto"` is 1 in that case, and otherwise as many as fit into half of the
+    free memory. Results differ only by rounding."""
     schedule: Literal["constant", "cosine"] = "constant"
+    """Whether the learning rates of all stages are constant, or fall from round to round along a
+    cosine to `final_lr`."""
     final_lr: Annotated[float, Field(ge=0, lt=10, allow_inf_nan=False)] = 0.0
+    """The learning rate that a cosine schedule falls to."""
     rectify_steps: Positive = 10
+    """Optimiser steps of the rectify stage in a round."""
     rectify_lr: LearningRate = 3e-4
+    """The AdamW learning rate of the rectify stage."""
     smooth_steps: Positive = 10
+    """Optimiser steps of the smooth stage in a round."""
     smooth_lr: LearningRate = 3e-4
+    """The AdamW learning rate of the smooth stage."""
     smoothing_state: Literal["keep", "reset", "decay"] = "reset"
+    """What S starts a round from: its state after the last round (`"keep"`), the same with its
+    weight B A scaled by `smoothing_decay` (`"decay"`), or a fresh adapter (`"reset"`)."""
     smoothing_decay: Share = 0.5
+    """The factor of `"decay"`."""
     smoothing_context: Literal["joint", "base"] = "base"
+    """What S is trained on top of: W0 + R (`"joint"`) or W0 (`"base"`)."""
     rectify_alone: Share = 0.5
+    """The share of rectify batches in which S is off, so that R learns to work without it."""
     stage_order: Literal["smooth_first", "rectify_first"] = "smooth_first"
+    """Which stage comes first. With `"rectify_first"`, R is trained with the S of the last round,
+    then S."""
     smoothing_targets: Literal["distilled", "raw"] = "distilled"
+    """What S learns from."""
     rectify_targets: Literal["raw", "distilled"] = "raw"
+    """What R learns from."""
     consolidate_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimiser steps of a third stage in which W0 + R learns to predict what the client's W0 + R +
+    S predicts; 0 for none."""
     consolidate_lr: LearningRate = 3e-4
+    """The AdamW learning rate of the third stage."""
     consolidate_targets: Literal["raw", "distilled"] = "raw"
+    """The responses on whose tokens the third stage learns."""
     clip: Annotated[float, Field(gt=0)] = 1.0
+    """The gradient norm that gradients are clipped to."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """AdamW's weight decay."""
 
     @model_validator(mode="after")
     def _rates_fall(self) -> "Local":

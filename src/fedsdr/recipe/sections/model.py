@@ -18,44 +18,50 @@ def _iso_date(value: Any) -> Any:
 
 
 class Model(Section):
-    """path: a model folder, a hub name, or "lab" for the embedded world's own base model.
-    template: "auto" (the tokenizer's own, else Alpaca's), "name:" and one of its several, "alpaca",
-        "plain", or a Jinja file.
-    date: what a template that prints today's date (Llama 3's do) prints instead, whenever and
-        wherever it is used: a day, as 2024-07-26, which is Llama 3.1's own.
-    dtype: of the weights; "auto" is bfloat16 on a GPU that has it, else float32.
-    quantisation: linear layers but the head in 8 or 4 bits, frozen (needs bitsandbytes).
-    gradient_checkpointing: less memory in training, for a third more arithmetic.
-    memory_check: whether weights larger than the free memory are refused before loading."""
+    """The base model."""
 
     path: str
+    """A model folder (beginning with `.`, `/` or `~`), a Hugging Face hub name, or `"lab"` for the
+    embedded lab's model."""
     template: str = "auto"
+    """The chat template: `"auto"` (the tokenizer's own, else Alpaca's), `"name:NAME"` for one of
+    several, `"alpaca"`, `"plain"`, or the path of a Jinja file."""
     date: Annotated[str, BeforeValidator(_iso_date)] = "2024-07-26"
+    """The date, as YYYY-MM-DD, that a template prints in place of today's. The default is that of
+    Llama 3.1's template."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """The type of the weights; `"auto"` is bfloat16 on a GPU that supports it, else float32."""
     quantisation: Literal["none", "int8", "nf4"] = "none"
+    """Store the frozen linear layers, except for the head, in 8 or 4 bits (needs bitsandbytes)."""
     device: str = "auto"
+    """A torch device, such as `"cpu"` or `"cuda:1"`; `"auto"` is the first CUDA GPU, else the
+    CPU."""
     max_length: Positive = 512
+    """The longest training example, in tokens. Longer responses are cut."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more arithmetic."""
     memory_check: bool = True
+    """Refuse weights that are larger than the free memory before loading them."""
 
 
 class Lora(Section):
-    """Both streams' rank and alpha; targets: "all-linear" or the last parts of layer names.
-
-    ranks: smaller ranks of R for clients that cannot afford `rank`, by client; for
-        lora_aggregation = "flexlora" or "flora".
-    smoothing_rank: the rank of S; `rank` where it is not given.
-    dropout: share of the input of the stream that is trained that is left out, in training alone,
-        as PEFT's `lora_dropout`; frozen streams read all of theirs.
-    All ranks have the scale alpha / rank.
-    """
+    """The adapters of both streams. Each has the scale alpha / rank, for all ranks alike."""
 
     rank: Positive = 16
+    """The rank of R."""
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 32.0
+    """The numerator of the scale alpha / rank."""
     targets: str | tuple[str, ...] = "all-linear"
+    """The adapted layers: `"all-linear"` (every linear layer but the head), or the last parts of
+    layer names, such as `["q_proj", "v_proj"]`."""
     ranks: dict[str, Positive] = {}
+    """Smaller ranks of R for single clients, by name; needs `lora_aggregation = "flexlora"` or
+    `"flora"`."""
     smoothing_rank: Positive | None = None
+    """The rank of S; by default `rank`."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The dropout probability on the input of the trained stream, as PEFT's `lora_dropout`. Frozen
+    streams have none."""
 
     @model_validator(mode="after")
     def _ranks_are_smaller(self) -> "Lora":

@@ -17,26 +17,40 @@ VariantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=100)]
 
 
 class Recipe(Section):
-    """A whole run. `baselines` are methods that run before the recipe's own, each into
-    `baselines/NAME` of the run folder: names of `fedsdr.recipe.methods.NAMED_METHODS`, or of
-    `variants`, which are the recipe's own method with some keys changed. `options` are those of the
-    names chosen in `[federation]`, here or by a baseline: `[options.fedprox]`, say."""
+    """A whole run: one TOML file."""
 
     seed: int = 0
+    """The seed of all random draws but the noise of differential privacy."""
     baselines: tuple[str, ...] = ()
+    """Methods that are run for comparison before the recipe's own, each into `baselines/NAME` of
+    the run folder: names of methods, choices joined by `+`, or names of `variants`."""
     variants: dict[VariantName, dict[str, Any]] = {}
+    """The recipe's own method with some keys changed, by name: `[variants.NAME]`."""
     options: dict[str, dict[str, Any]] = {}
+    """The options of choices, by name: `[options.fedprox]`. They apply to the recipe's method and
+    its baselines alike."""
     model: Model
+    """The base model."""
     lora: Lora = Lora()
+    """The adapters."""
     data: Data = Data()
+    """What the clients hold."""
     lab: Lab = Lab()
+    """The embedded lab."""
     distill: Distill = Distill()
+    """Rewriting and its checks."""
     federation: FederationSection = FederationSection()
+    """The algorithm."""
     privacy: Privacy = Privacy()
+    """Differential privacy."""
     local: Local = Local()
+    """Local training."""
     evaluate: Evaluate = Evaluate()
+    """Evaluation."""
     tracking: Tracking = Tracking()
+    """Experiment trackers."""
     deployment: Deployment = Deployment()
+    """Timeouts and limits of a deployment."""
 
     @property
     def uses_lab(self) -> bool:
