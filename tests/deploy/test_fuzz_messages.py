@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from fedsdr.core import files
 from fedsdr.core.metrics import Mean
+from fedsdr.core.progress import silent_reporter
 from fedsdr.deploy.client.journal import JOURNAL
 from fedsdr.deploy.client.operations import ClientSide
 from fedsdr.deploy.client.relay import ask_trainer
@@ -181,7 +182,7 @@ def sealed(client: ClientSide, place: Path) -> list[bytes]:
 def requests(place: Path) -> list[bytes]:
     """What the server asks, sealed by its key (signatures are random: never the same bytes)."""
     recipe = load_recipe(place / "recipe.toml")
-    first = Shape(recipe).first
+    first = Shape(recipe, silent_reporter()).first
     key, digest = read_private(place / "keys" / "server"), agreement_digest(recipe)
     hello = Request("hello", "run", digest, "-", agreed=agreed_keys(recipe), nonce="0" * 32)
     journal = files.read_json(place / "sides" / CLIENT / JOURNAL)["name"]

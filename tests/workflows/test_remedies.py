@@ -20,7 +20,6 @@ from fedsdr.cli.main import app
 from fedsdr.core.errors import UserError
 from fedsdr.core.progress import silent_reporter
 from fedsdr.recipe.load import load_recipe
-from fedsdr.workflows import run_folder as folders
 from fedsdr.workflows.prepare import Setting, prepare_run
 from fedsdr.workflows.run import run_recipe
 from support import tiny_recipe
@@ -197,9 +196,9 @@ def nothing(folder: Path, tables: Tables) -> None:
         (shards(no_index), ["holds model-00001-of-", "no model.safetensors.index.json"], [whole]),
         (shards(swapped), ["model-00002-of-", "which model.safetensors.index.json says"], [whole]),
         (pickled, ["pytorch_model.bin, a pickle", "model.save_pretrained does"], [unpickled]),
-        (gguf("model/model.gguf"), ["model.gguf is a GGUF file", "original"], [path("first")]),
-        (gguf("model"), ["model is a GGUF file", "original"], [path("first")]),
-        (key("model", "path", "w.gguf"), ["w.gguf is a GGUF file", "original"], [path("model")]),
+        (gguf("model/model.gguf"), ["model.gguf, a GGUF file", "give the file"], [path("first")]),
+        (gguf("model"), ["not a whole GGUF file", "copy it again"], [path("first")]),
+        (key("model", "path", "w.gguf"), ["w.gguf' is not there", "existing"], [path("model")]),
         (key("model", "path", "./gone"), ["is not a folder", "give a"], [path("model")]),
         (one_token_more("red green"), ["anna.jsonl:", "'red green' is number 23 of 24", "23 rows"],
          [resized, first_tokenizer]),
@@ -217,6 +216,7 @@ def nothing(folder: Path, tables: Tables) -> None:
 )  # fmt: skip
 def test_a_remedy_remedies(tables, tmp_path, monkeypatch, spoil, parts, remedies):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
     if spoil.__qualname__.startswith("one_token"):  # a record that has it
         tiny_recipe.write_rows(
             tmp_path / "data" / "anna.jsonl",
@@ -285,10 +285,10 @@ def test_room_at_out(tables, tmp_path, monkeypatch):
         assert result.exit_code == (2 if result.stderr else 0)
         return result.stderr
 
-    monkeypatch.setattr(folders.shutil, "disk_usage", lambda place: usage(needed - 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(needed - 1))
     assert "needs 0.0 MiB at least" in said("run")
     assert "make room, or give another --out" in said("check")
-    monkeypatch.setattr(folders.shutil, "disk_usage", lambda place: usage(needed))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(needed))
     assert said("check") == ""
 
 

@@ -45,7 +45,7 @@ def diagnose_command(
         with nullcontext() if out is None else claimed_folder(out, loaded, resume=False):
             options = diagnosis.DiagnosisOptions(gradients, distilled, rewrites, not no_model)
             diagnosis.check_diagnosis(options)
-            setting = prepare_run(loaded)
+            setting = prepare_run(loaded, reporter=reporter)
             found = diagnosis.run_diagnosis(setting, options, reporter)
             plan = plan_of(setting)
             found["costs"] = plan_costs(plan)

@@ -30,9 +30,9 @@ def check_command(
     from fedsdr.workflows.prepare import prepare_run
     from fedsdr.workflows.run_folder import check_folder, check_room, check_writable
 
-    with command_session():
+    with command_session() as reporter:
         loaded = recipes.load_recipe(recipe, set_ or [])
-        setting = prepare_run(loaded)
+        setting = prepare_run(loaded, reporter=reporter)
         if out is not None:
             check_folder(out, loaded, resume=False)
             check_writable(out)

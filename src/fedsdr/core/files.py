@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -26,6 +26,7 @@ from torch import Tensor
 from fedsdr.core.errors import UserError, WriteError
 
 PRIVATE = 0o600
+MIB: Final = 2**20
 LEFTOVER = re.compile(r"\..+\.(\d+)\.tmp")  # the names of `temporary_name`
 
 
@@ -136,6 +137,20 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> bool:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return False
+
+
+def check_space(folder: Path, needed: int, instead: str) -> None:
+    """Raise `UserError` where fewer bytes are free in `folder`, or where it is to be made.
+
+    instead: what the user may do but make room.
+    """
+    place = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UserError(
+            f"{folder} needs {needed / MIB:,.1f} MiB at least, and {free / MIB:,.1f} MiB are free "
+            f"there: make room, or {instead}"
+        )
 
 
 def remove_path(path: Path) -> None:

@@ -17,6 +17,7 @@ from fedsdr.model.base import DTYPES, load_chat
 from fedsdr.model.identity import chat_identity
 from fedsdr.model.peft_format import AdapterSettings, write_adapter
 from fedsdr.workflows.finished import GLOBAL_MODEL, Finished, open_base
+from fedsdr.workflows.prepare import plan_folder
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def export_model(run: Finished, choice: ExportChoice, out: Path, reporter: Repor
     if choice.merged:
         check_mergeable(run.recipe)
     _, client = run.place(choice.model)
-    where, settings = settings.base_model, _renamed(settings, choice.base)
+    settings = _renamed(settings, choice.base)
     if choice.merged:
         base = open_base(run, reporter)
         model, chat = base.model, base.chat
@@ -58,7 +59,9 @@ def export_model(run: Finished, choice: ExportChoice, out: Path, reporter: Repor
         merge_adapter(model, adapter, settings.alpha / settings.rank, DTYPES[dtype])
         model.generation_config = answer_settings(chat)
     else:
-        model, chat = None, load_chat(where, run.recipe.model.template, run.recipe.model.date)
+        with plan_folder(run.recipe, reporter) as path:
+            chat = load_chat(path, run.recipe.model.template, run.recipe.model.date)
+        model = None
         run.check_base(chat_identity(chat), reporter)
         dtype = choice.dtype or str(next(iter(adapter.values())).dtype).removeprefix("torch.")
         adapter = {key: tensor.to(DTYPES[dtype]) for key, tensor in adapter.items()}

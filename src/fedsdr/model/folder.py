@@ -12,15 +12,12 @@ CONFIG_FILE: Final = "config.json"
 MODEL_WEIGHTS: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 ADAPTER: Final = "adapter_config.json"
-GGUF: Final = b"GGUF"  # the first bytes of such a file
 FOLDER_MARKS: Final = (".", "/", "~")  # how a path begins that is no hub name
 
 
 def check_model_path(path: str) -> None:
     """Raise `UserError` where `path` can be neither a folder of a model nor a hub name."""
     folder = Path(path)
-    if folder.suffix == ".gguf" or (folder.is_file() and _is_gguf(folder)):
-        raise _no_gguf(path, folder.name)
     if folder.is_file() or (path.startswith(FOLDER_MARKS) and not folder.is_dir()):
         raise UserError(f"model.path = {path!r} is not a folder: give a Hugging Face model folder")
     if not folder.is_dir():
@@ -29,7 +26,7 @@ def check_model_path(path: str) -> None:
         raise _within(folder) if _has_weights(folder) else _alone(folder)
     if not (folder / CONFIG_FILE).is_file():
         if files := _gguf_files(folder):
-            raise _no_gguf(path, files[0].name)
+            raise _only_gguf(path, files[0])
         raise UserError(f"model.path = {path!r} has no config.json: it is not a model folder")
     if not has_tokenizer(folder):
         raise UserError(
@@ -72,7 +69,7 @@ def _no_weights(path: str) -> UserError:
             "never loaded: save them as safetensors (model.save_pretrained does)"
         )
     if files := _gguf_files(folder):
-        return _no_gguf(path, files[0].name)
+        return _only_gguf(path, files[0])
     if shards := sorted(each.name for each in folder.glob("model-*.safetensors")):
         return UserError(
             f"model.path = {path!r} holds {shards[0]} and no {INDEX}: fetch or copy the folder "
@@ -147,15 +144,8 @@ def _gguf_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.gguf"))
 
 
-def _is_gguf(file: Path) -> bool:
-    with file.open("rb") as handle:
-        return handle.read(len(GGUF)) == GGUF
-
-
-def _no_gguf(path: str, name: str) -> UserError:
+def _only_gguf(path: str, file: Path) -> UserError:
     return UserError(
-        f"model.path = {path!r}: {name} is a GGUF file, which is not read: give the model's "
-        "original Hugging Face folder (safetensors), or convert it (pip install gguf, then "
-        f"from_pretrained(FOLDER, gguf_file={name!r}) and save_pretrained of both "
-        "AutoModelForCausalLM and AutoTokenizer)"
+        f"model.path = {path!r} holds its weights as {file.name}, a GGUF file: give the file "
+        f"itself, model.path = {str(file)!r}"
     )

@@ -19,6 +19,7 @@ from fedsdr.recipe.sections.recipe import Recipe
 
 VARIABLE: Final = re.compile(r"\$(?:(?P<plain>\w+)|\{(?P<braced>\w+)(?::-(?P<default>[^}]*))?\})")
 PATH_MARKS = (".", "/", "~", "$")  # how a path begins that is not a plain name
+MODEL_FILES = (".gguf", ".whl")  # how the name of a file ends that holds a model
 DEEPEST: Final = 20  # levels of tables and lists; no key needs a third of them
 
 
@@ -137,9 +138,10 @@ def _with_paths(recipe: Recipe, folder: Path) -> Recipe:
             raise UserError(f"{text!r} is not a path: {error}") from error
 
     def model_at(text: str) -> str:
-        """A folder, told by how it begins; anything else is a hub name, or "lab"."""
+        """A folder by how it begins, a file by how it ends; else a name of a model."""
         expanded = _expand(text) if text.startswith("$") else text
-        return resolve(expanded) if expanded.startswith(PATH_MARKS) else expanded
+        is_path = expanded.startswith(PATH_MARKS) or expanded.endswith(MODEL_FILES)
+        return resolve(expanded) if is_path else expanded
 
     sources = [
         source.model_dump() | {"path": resolve(source.path)} for source in recipe.data.sources

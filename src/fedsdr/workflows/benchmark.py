@@ -24,7 +24,9 @@ from fedsdr.evaluate.benchmarks.results import Result
 from fedsdr.evaluate.benchmarks.table import HUB_TASK, ChosenBenchmark, choose_benchmarks
 from fedsdr.model.base import LoadedModel, check_model, load_base
 from fedsdr.model.identity import Identity, differing_parts
+from fedsdr.model.obtain import obtain_model
 from fedsdr.workflows.finished import BASE_MODEL, CLIENT_PREFIX, Models, open_finished
+from fedsdr.workflows.prepare import cache_folder
 from fedsdr.workflows.run_folder import locked_folder
 
 if TYPE_CHECKING:
@@ -35,7 +37,8 @@ ALL: Final = "all"
 
 @dataclass(frozen=True)
 class BenchmarkRequest:
-    """What `fedsdr eval` was asked. target: a run folder, or a model folder, which needs `out`.
+    """What `fedsdr eval` was asked. target: a run folder, or a model folder or GGUF file, which
+    need `out`.
 
     models: names as in `fedsdr.workflows.finished`; () is the base and every global model, ("all",)
     every model. against: a run folder, or a folder of results, to compare with.
@@ -90,6 +93,9 @@ def run_benchmarks(request: BenchmarkRequest, reporter: Reporter) -> dict[str, A
     for value, name in ((request.limit, "--limit"), (request.batch_size, "--batch-size")):
         if value is not None and value < 1:
             raise UserError(f"{name} {value}: expected at least 1")
+    if not request.target.is_dir():
+        obtained = obtain_model(str(request.target), cache_folder(), reporter)
+        request = replace(request, target=Path(obtained))
     out, names = _place(request), _names(request)
     others = _results_folder(request.against) if request.against else None
     chosen = choose_benchmarks(request.tasks, request.data)

@@ -123,12 +123,14 @@ def _loads(recipe: Recipe, options: DiagnosisOptions) -> bool:
     if not options.model:
         return False
     asked = options.gradients is not None or options.distilled is not None
-    return asked or recipe.uses_lab or _weights(Path(recipe.model.path)) <= SMALL
+    return asked or recipe.uses_lab or _weights(recipe) <= SMALL
 
 
-def _weights(folder: Path) -> float:
+def _weights(recipe: Recipe) -> float:
     """Bytes of a folder's weights; a hub name's are not known, and so not small."""
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) or float("inf")
+    with plan_folder(recipe) as path:
+        weights = Path(path).glob("*.safetensors")
+        return sum(file.stat().st_size for file in weights) or float("inf")
 
 
 def _chat(recipe: Recipe) -> tuple[ChatFormat, int]:

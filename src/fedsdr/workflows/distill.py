@@ -41,7 +41,7 @@ def run_distillation(
     Fills the rewrite cache, so that a run of the recipe, in `out` too, does not generate again.
     Raises `UserError` before any work, and before anything is written.
     """
-    setting = prepare_run(recipe)
+    setting = prepare_run(recipe, reporter=reporter)
     stages = distilling_methods(recipe, out)
     with claimed_folder(out, recipe, resume):
         announce_notices(setting.notices, reporter)
@@ -58,7 +58,7 @@ def run_distillation(
 
 def pilot_report(recipe: Recipe, count: int, reporter: Reporter) -> str:
     """What every kind of rewriting of a recipe would cost, from `count` records a client."""
-    setting = prepare_run(recipe)
+    setting = prepare_run(recipe, reporter=reporter)
     stages = distilling_methods(recipe, Path())
     check_pilot(count, setting.clients)
     bench = setting.workbench(reporter)

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from fedsdr.algorithms.participation import cohort_size, present_clients
 from fedsdr.core.errors import UserError
 from fedsdr.core.notices import Notice
-from fedsdr.core.progress import Reporter
+from fedsdr.core.progress import Reporter, silent_reporter
 from fedsdr.data.partition import build_clients
 from fedsdr.data.records import ClientData
 from fedsdr.data.sources import skipped_rows
@@ -24,6 +24,7 @@ from fedsdr.lab.pretrain import PretrainOptions, base_model_folder, save_outline
 from fedsdr.lab.world import World, WorldOptions, build_world, client_name
 from fedsdr.model.base import LoadedModel, check_model, load_base
 from fedsdr.model.folder import has_tokenizer
+from fedsdr.model.obtain import cached_model, obtain_model
 from fedsdr.recipe.build import build_algorithm
 from fedsdr.recipe.choices import check_cohort
 from fedsdr.recipe.load import override_recipe, recipe_differences
@@ -85,38 +86,45 @@ class Setting:
 
 
 def base_of(recipe: Recipe, reporter: Reporter) -> LoadedModel:
-    """Load a recipe's model; the lab's is trained the first time."""
-    options, path = recipe.model, recipe.model.path
-    if recipe.uses_lab:
-        world = build_world(world_options(recipe))
-        pretrain = PretrainOptions(steps=recipe.lab.pretrain_steps)
-        path = str(base_model_folder(world, pretrain, cache_folder(), reporter))
+    """Load a recipe's model."""
+    options = recipe.model
     return load_base(
-        path, options.template, recipe.dtype, options.device, options.quantisation,
-        options.memory_check, options.date,
+        base_folder(recipe, reporter), options.template, recipe.dtype, options.device,
+        options.quantisation, options.memory_check, options.date,
     )  # fmt: skip
 
 
-def prepare_run(recipe: Recipe, weights: bool = True) -> Setting:
+def base_folder(recipe: Recipe, reporter: Reporter) -> str:
+    """The folder or hub name of a recipe's model: the lab's is trained the first time, a GGUF file
+    converted."""
+    if not recipe.uses_lab:
+        return obtain_model(recipe.model.path, cache_folder(), reporter)
+    world = build_world(world_options(recipe))
+    pretrain = PretrainOptions(steps=recipe.lab.pretrain_steps)
+    return str(base_model_folder(world, pretrain, cache_folder(), reporter))
+
+
+def prepare_run(recipe: Recipe, weights: bool = True, reporter: Reporter | None = None) -> Setting:
     """Read all data and check every name in the recipe; raises `UserError` for what is wrong.
 
-    weights: whether the model must be there; a plan needs its configuration alone.
+    weights: whether the model must be there; a plan needs its configuration alone, and neither
+    downloads nor converts it. reporter: is told what is downloaded or converted.
     """
     check_methods(recipe)
     _check_split(recipe.data)
-    setting = _gather(recipe, weights)
+    setting = _gather(recipe, weights, reporter or silent_reporter())
     check_clients(recipe, [client.name for client in setting.clients])
     _check_rewriting(setting)
     return replace(_with_records(setting, weights), benchmarks=_benchmarks(recipe))
 
 
-def prepare_client(recipe: Recipe, client: str) -> Setting:
+def prepare_client(recipe: Recipe, client: str, reporter: Reporter | None = None) -> Setting:
     """The setting of one client by itself, which holds its own records and nobody else's.
 
     Others' data may be named by the recipe or not; what is there of them is left out.
     """
     check_methods(recipe)
-    setting = _gather(recipe, weights=True)
+    setting = _gather(recipe, True, reporter or silent_reporter())
     mine = [each for each in setting.clients if each.name == client]
     if not mine:
         there = ", ".join(each.name for each in setting.clients)
@@ -144,13 +152,14 @@ def _check_split(data: Data) -> None:
         )
 
 
-def _gather(recipe: Recipe, weights: bool) -> Setting:
+def _gather(recipe: Recipe, weights: bool, reporter: Reporter) -> Setting:
     if recipe.uses_lab:
         world = build_world(world_options(recipe))
         return Setting(recipe, world.client_data(), world)
     options = recipe.model
     if weights:
-        check_model(options.path, options.template, options.device, options.quantisation)
+        path = base_folder(recipe, reporter)
+        check_model(path, options.template, options.device, options.quantisation)
     return Setting(recipe, build_clients(recipe.data, recipe.seed), None)
 
 
@@ -186,11 +195,16 @@ def _benchmarks(recipe: Recipe) -> tuple[ChosenBenchmark, ...]:
 
 
 @contextmanager
-def plan_folder(recipe: Recipe) -> Iterator[str]:
+def plan_folder(recipe: Recipe, reporter: Reporter | None = None) -> Iterator[str]:
     """A folder with configuration and tokenizer of the recipe's model: its own, or, for the lab
-    whose base may not be trained yet, one for as long as it is used."""
+    whose base may not be trained yet, one for as long as it is used.
+
+    reporter: is told what is downloaded or converted; without one nothing is, and `UserError` is
+    raised where it has to be.
+    """
     if not recipe.uses_lab:
-        yield recipe.model.path
+        path, cache = recipe.model.path, cache_folder()
+        yield obtain_model(path, cache, reporter) if reporter else cached_model(path, cache)
         return
     with TemporaryDirectory() as folder:
         save_outline(build_world(world_options(recipe)), PretrainOptions(), Path(folder))

@@ -55,7 +55,7 @@ def run_recipe(
         if (out / REPORT_FILE).exists():
             with locked_folder(out):  # which one that was killed at its very end has left
                 return dict(files.read_json(out / SUMMARY_FILE))
-    setting = prepare_run(recipe)
+    setting = prepare_run(recipe, reporter=reporter)
     check_folder(out, recipe, resume)
     check_room(out, setting.least_bytes())
     with claimed_folder(out, recipe, resume):
@@ -100,7 +100,7 @@ def compare_seeds(
 ) -> dict[str, Any]:
     """Run a recipe and its baselines for several seeds, each into `out/seed-N`; summarise."""
     recipes = [recipe.model_copy(update={"seed": seed}) for seed in seeds]
-    needed = sum(prepare_run(each).least_bytes() for each in recipes)
+    needed = sum(prepare_run(each, reporter=reporter).least_bytes() for each in recipes)
     check_folder(out, recipe, resume)
     check_room(out, needed)
     with claimed_folder(out, recipe, resume):

@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,8 +15,6 @@ from fedsdr.core.layout import BASELINES_FOLDER, LOCK_FILE, RECIPE_FILE
 from fedsdr.recipe.load import load_recipe, recipe_differences, to_toml
 from fedsdr.recipe.methods import named_recipe, own_name
 from fedsdr.recipe.sections.recipe import Recipe
-
-MIB: Final = 2**20
 
 # What may differ at a resume: no adapter depends on it, and every score is of the same questions.
 # So an evaluation for which there is no memory can be left out, and patience can grow. In the lab
@@ -163,13 +160,7 @@ def check_room(out: Path, needed: int) -> None:
     part of its own already."""
     if (out / RECIPE_FILE).exists():
         return
-    place = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise UserError(
-            f"{out} needs {needed / MIB:,.1f} MiB at least, and {free / MIB:,.1f} MiB are free "
-            "there: make room, or give another --out"
-        )
+    files.check_space(out, needed, "give another --out")
 
 
 def claim_folder(out: Path, recipe: Recipe) -> None:

@@ -32,7 +32,7 @@ def simulate_federation(
     recipe: Recipe, out: Path, cpus: float, gpus: float, reporter: Reporter
 ) -> None:
     """Run a recipe in a folder, or go on there. cpus, gpus: what each of Ray's workers gets."""
-    clients = [client.name for client in prepare_run(recipe).clients]
+    clients = [client.name for client in prepare_run(recipe, reporter=reporter).clients]
     check_served(recipe, clients)
     out = out.resolve()
     if (out / ROSTER).exists():

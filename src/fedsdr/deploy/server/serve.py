@@ -70,7 +70,7 @@ def serve_federation(
         return dict(files.read_json(out / SUMMARY_FILE))
     with claimed_folder(out, recipe, resume=True):
         began, begun = time.perf_counter(), (out / RECIPE_FILE).exists()
-        shape = Shape(recipe)
+        shape = Shape(recipe, reporter)
         claim_folder(out, recipe)
         admission = Admission(link, recipe, known_run(out), roster, reporter, key, pause)
         admission.model = known_model(out)
@@ -134,9 +134,9 @@ def record_federation(out: Path, recipe: Recipe, admission: Admission) -> None:
 class Shape:
     """What a server must know of the model: the shape of its adapters, none of its weights."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, reporter: Reporter) -> None:
         lora = recipe.lora
-        with plan_folder(recipe) as folder:
+        with plan_folder(recipe, reporter) as folder:
             model = TwoStreamModel(model_outline(folder), lora.targets, lora.rank, lora.alpha)
         self.first = fresh_adapter(
             model.blank(), seeds.seeded_generator(recipe.seed, "first adapter")

@@ -166,7 +166,7 @@ def open_client(folder: Path, reporter: Reporter) -> ClientSide:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the server's public key: {error}") from error
     recipe = load_recipe(folder / RECIPE_FILE)
-    bench = prepare_client(recipe, client).workbench(reporter)
+    bench = prepare_client(recipe, client, reporter).workbench(reporter)
     private = folder / PRIVATE_FOLDER
     return ClientSide(bench.of(client), recipe, client, private, reporter, key, server)
 

