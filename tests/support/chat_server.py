@@ -1,6 +1,7 @@
 """A server of the chat-completions protocol on the loopback, which misbehaves on demand."""
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Reply = Callable[[list[dict[str, str]]], str]  # from the messages to what the model says
+
+
+class QuietServer(ThreadingHTTPServer):
+    """A client that has hung up is no news for stderr, where the command under test may write."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class ChatServer:
@@ -76,7 +85,7 @@ class ChatServer:
                 self.end_headers()
                 self.wfile.write(body)
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http = QuietServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
         self.http.block_on_close = False
 
