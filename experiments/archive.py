@@ -36,7 +36,7 @@ LARGEST: Final = 2**30  # bytes of all files together: more would be no archive 
 Files = Mapping[str, str]  # a cell's files -> what is in them
 
 
-def pack(cells: Path, folders: Iterable[Path], with_texts: Collection[Path]) -> bytes:
+def pack_cells(cells: Path, folders: Iterable[Path], with_texts: Collection[Path]) -> bytes:
     """An archive of these finished cells below `cells`, the same bytes for the same cells; with
     the clients' rewrites of some of them."""
     lines = []
@@ -48,7 +48,7 @@ def pack(cells: Path, folders: Iterable[Path], with_texts: Collection[Path]) -> 
     return lzma.compress("".join(line + "\n" for line in lines).encode())
 
 
-def unpack(archive: Path, cells: Path) -> int:
+def unpack_cells(archive: Path, cells: Path) -> int:
     """Put an archive's cells below `cells` where there is none of that name; returns how many
     those were.
 

@@ -2,7 +2,6 @@
 
 import csv
 import io
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,65 +13,13 @@ from matplotlib.colors import TABLEAU_COLORS
 from matplotlib.figure import Figure as Canvas
 
 from fedsdr.core import files
-from fedsdr.evaluate.intervals import Estimate
+from fedsdr.core.statistics import Estimate
+from fedsdr.evaluate.verdicts import Claim
 
-LEAST_SEEDS = 3  # with fewer, an interval is too uncertain itself to decide anything
 MANY_NAMES = 6  # more do not fit among the lines
-# Forty lines that can be told apart.
+# Forty distinguishable lines.
 LINES = cycler(linestyle=["-", "--", ":", "-."]) * cycler(color=list(TABLEAU_COLORS.values()))
 Draw = Callable[[Axes], None]
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One condition of a claim: a difference that should be positive (or negative)."""
-
-    what: str
-    difference: Estimate | None
-    positive: bool = True
-
-    @property
-    def verdict(self) -> str:
-        """ "holds", "fails" (the opposite is shown) or "open" (the interval includes zero)."""
-        d = self.difference
-        if d is None or d["low"] is None or d["high"] is None or d["n"] < LEAST_SEEDS:
-            return "open"
-        if d["low"] <= 0 <= d["high"]:
-            return "open"
-        return "holds" if (d["low"] > 0) == self.positive else "fails"
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What the paper says, put as conditions.
-
-    each: it is said of each of them ("every algorithm"), so that one that fails refutes it.
-    """
-
-    text: str
-    tests: Sequence[Condition]
-    each: bool = False
-
-    @property
-    def counts(self) -> str:
-        """How its conditions came out: "4 hold, 1 fails, 2 open"."""
-        found = Counter(test.verdict for test in self.tests)
-        words = {"holds": ("holds", "hold"), "fails": ("fails", "fail"), "open": ("open", "open")}
-        told = [f"{found[v]} {words[v][found[v] > 1]}" for v in words if found[v]]
-        return ", ".join(told)
-
-    @property
-    def verdict(self) -> str:
-        """Holds if all conditions do, in part if some do, fails if one is refuted and none holds,
-        or all would have to."""
-        found = [test.verdict for test in self.tests]
-        if self.each and "fails" in found:
-            return "fails"
-        if found and all(each == "holds" for each in found):
-            return "holds"
-        if "holds" in found:
-            return "holds in part"
-        return "fails" if "fails" in found else "open"
 
 
 @dataclass(frozen=True)
@@ -100,7 +47,7 @@ class Figure:
     data: Table
 
     def write(self, folder: Path) -> None:
-        """NAME.svg and, beside it, NAME.csv."""
+        """Write NAME.svg and NAME.csv."""
         canvas = Canvas(figsize=(5.2 * len(self.panels), 3.8), layout="constrained")
         FigureCanvasAgg(canvas)
         longest = 0
@@ -135,7 +82,7 @@ class Chapter:
     notes: Sequence[str] = field(default=())
 
 
-def shown(estimate: Estimate | None, digits: int = 1, sign: bool = False) -> str:
+def format_estimate(estimate: Estimate | None, digits: int = 1, sign: bool = False) -> str:
     """ "87.7 ± 0.9", half of a 95 % interval; the mean alone for one seed; "" for none."""
     if estimate is None:
         return ""

@@ -4,43 +4,44 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from experiments.archive import ARCHIVE, pack, unpack
-from experiments.chapter import Chapter, Claim, Condition, Table, shown
-from experiments.chapters.ablations import ablations
-from experiments.chapters.boosters import boosters
-from experiments.chapters.flattening import flattening
-from experiments.chapters.heterogeneity import heterogeneity
-from experiments.chapters.paradox import paradox
-from experiments.chapters.pareto import pareto
-from experiments.chapters.real_text import real_text
-from experiments.chapters.rivals import rivals
-from experiments.plan import EXPERIMENTS, QUICK, Cell, planned, whose_texts_are_read
+from experiments.archive import ARCHIVE, pack_cells, unpack_cells
+from experiments.chapter import Chapter, Table, format_estimate
+from experiments.chapters.ablations import ablations_chapter
+from experiments.chapters.boosters import boosters_chapter
+from experiments.chapters.flattening import flattening_chapter
+from experiments.chapters.heterogeneity import heterogeneity_chapter
+from experiments.chapters.paradox import paradox_chapter
+from experiments.chapters.pareto import pareto_chapter
+from experiments.chapters.real_text import real_text_chapter
+from experiments.chapters.rivals import rivals_chapter
+from experiments.plan import EXPERIMENTS, QUICK, Cell, cells_with_texts, planned_cells
 from experiments.results import Results
 from experiments.runner import CELLS_FOLDER, run_cells
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
 from fedsdr.core.progress import Reporter
+from fedsdr.evaluate.verdicts import Claim, Condition
 from fedsdr.workflows.run_folder import locked_folder
 
 HOW_TO_READ: Final = """Numbers are means over seeds, in percent, but for words, losses, cosines,
 bits and the chapter on real text; ± is half of a 95 % t interval; differences are paired by seed. A
 condition holds if its interval is on its side of zero, fails if it is on the other side, and is
 open otherwise, or with fewer than three seeds. A claim holds if all of its conditions do, in part
-if some do, fails if none does and one fails, or if it is said of each and one fails, and is open
+if some do, fails if none does and one fails, or if it speaks of each and one fails, and is open
 otherwise; the table counts. Nothing is corrected for how many intervals there are: of twenty that
-should include zero one will not. Every figure has its data beside it as CSV. What the lab can show
+should include zero one will not. Every figure has its data next to it as CSV. What the lab can show
 and what it cannot is in findings.md."""
 DOCUMENT: Final = "evidence.md"
 FIGURES: Final = "evidence"
 CELLS: Final = "cells.csv"
 CHAPTERS: Final = {
-    "boosters": boosters,
-    "flattening": flattening,
-    "paradox": paradox,
-    "rivals": rivals,
-    "ablations": ablations,
-    "pareto": pareto,
-    "heterogeneity": heterogeneity,
+    "boosters": boosters_chapter,
+    "flattening": flattening_chapter,
+    "paradox": paradox_chapter,
+    "rivals": rivals_chapter,
+    "ablations": ablations_chapter,
+    "pareto": pareto_chapter,
+    "heterogeneity": heterogeneity_chapter,
 }
 
 
@@ -69,9 +70,9 @@ def write_evidence(
     """
     with locked_folder(out):
         if known is not None:
-            count = unpack(known, out / CELLS_FOLDER)
+            count = unpack_cells(known, out / CELLS_FOLDER)
             reporter.say(f"{count} finished cells from {known}")
-        run_cells(planned(names, quick), seeds, out, jobs, reporter)
+        run_cells(planned_cells(names, quick), seeds, out, jobs, reporter)
         return write_document(out, seeds, names, quick)
 
 
@@ -80,7 +81,7 @@ def write_document(
 ) -> Path:
     """The document of whatever is finished in `out`."""
     results = Results(out, seeds)
-    written = [*(CHAPTERS[name](results) for name in names), real_text(results)]
+    written = [*(CHAPTERS[name](results) for name in names), real_text_chapter(results)]
     for chapter in written:
         for figure in chapter.figures:
             figure.write(out / FIGURES)
@@ -109,7 +110,7 @@ def write_document(
 def every_cell(results: Results, names: Sequence[str]) -> Table:
     """A row for each metric of each cell and seed: what all tables and verdicts are made of."""
     rows = []
-    for cell in planned(names):
+    for cell in planned_cells(names):
         for seed in results.done(cell):
             found = results.metrics(cell, seed)
             rows += [
@@ -124,13 +125,13 @@ def _archive(results: Results, names: Sequence[str]) -> bytes:
     def folders(cells: Iterable[Cell]) -> list[Path]:
         return [results.folder(cell, seed) for cell in cells for seed in results.done(cell)]
 
-    texts = folders(whose_texts_are_read())
-    return pack(results.out / CELLS_FOLDER, folders(planned(names)), texts)
+    texts = folders(cells_with_texts())
+    return pack_cells(results.out / CELLS_FOLDER, folders(planned_cells(names)), texts)
 
 
 def _missing(results: Results, names: Sequence[str]) -> list[str]:
     """That not everything has been run yet, if so."""
-    cells = planned(names)
+    cells = planned_cells(names)
     asked, done = len(cells) * len(results.seeds), sum(len(results.done(c)) for c in cells)
     if asked == done:
         return []
@@ -164,13 +165,12 @@ def _chapter(number: int, chapter: Chapter) -> str:
 
 
 def _claim(claim: Claim) -> str:
-    tests = "\n".join(
-        f"* {test.what}: {shown(test.difference, _digits(test), sign=True)} ({test.verdict})"
-        for test in claim.tests
-    )
-    return f"**{claim.text}: {claim.verdict}.**\n\n{tests}"
+    lines = "\n".join(f"* {each.what}: {_difference(each)}" for each in claim.conditions)
+    return f"**{claim.text}: {claim.verdict}.**\n\n{lines}"
 
 
-def _digits(test: Condition) -> int:
-    """Two, and more where these would round a difference away."""
-    return 4 if test.difference and abs(test.difference["mean"]) < 0.1 else 2
+def _difference(condition: Condition) -> str:
+    """With two decimals, and more where these would round a difference away."""
+    difference = condition.difference
+    digits = 4 if difference and abs(difference["mean"]) < 0.1 else 2
+    return f"{format_estimate(difference, digits, sign=True)} ({condition.verdict})"

@@ -27,7 +27,9 @@ GRADIENT_RECORDS = 96  # of each client
 Examples = Mapping[str, Sequence[Example]]
 
 
-def measure(bench: Workbench, setting: Setting, recipe: Recipe, folder: Path) -> dict[str, Any]:
+def measure_cell(
+    bench: Workbench, setting: Setting, recipe: Recipe, folder: Path
+) -> dict[str, Any]:
     """Of a global model its answers, its response loss and its clients' gradients; of clients
     that train alone how their models fare on each other's data."""
     committed = load_checkpoint(folder)

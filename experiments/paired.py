@@ -30,8 +30,9 @@ class Side(NamedTuple):
     """One half of the pairs.
 
     full: of all words. thinned: of equally many words in every group and on both sides, since
-    longer responses alone bring groups together. chance: as thinned, with responses dealt anew to
-    groups of the same sizes. How far the groups lie apart is what thinned has beyond chance.
+    longer responses alone bring groups together. chance: as thinned, with responses assigned at
+    random to groups of the same sizes. The distance of the groups is what thinned has beyond
+    chance.
     """
 
     stats: TextStats
@@ -66,7 +67,7 @@ def compare_pairs(
 ) -> PairedComparison:
     """The table before and after; `groups` says which (pseudo-)client each pair belongs to.
 
-    seed: of the words drawn for `thinned`, and of the groups dealt for `chance`.
+    seed: of the words drawn for `thinned`, and of the random groups of `chance`.
     """
     if not raw or not len(raw) == len(rewritten) == len(groups):
         raise UserError(
@@ -74,8 +75,8 @@ def compare_pairs(
             "labels: they must be equally many, and not 0"
         )
     order = np.random.default_rng(seeds.derive_seed(seed, "chance")).permutation(len(groups))
-    dealt = [groups[index] for index in order]
-    grouped = [(_group(texts, groups), _group(texts, dealt)) for texts in (raw, rewritten)]
+    shuffled = [groups[index] for index in order]
+    grouped = [(_group(texts, groups), _group(texts, shuffled)) for texts in (raw, rewritten)]
     size = min(fewest_words(each) for pair in grouped for each in pair)
     sides = [
         _side(texts, own, chance, size, seed)

@@ -1,6 +1,6 @@
-"""What is run: cells, each one method in one world, gathered into the experiments that need them.
+"""The cells to run, each one method in one world, grouped by the experiments that need them.
 
-A cell is named by the experiment's own words; cells of equal content are run once, whoever asks.
+Each experiment names its cells; cells of equal content are run once for all experiments.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ STUBBORNNESS: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
 ALPHAS: Final = (0.05, 0.5, 5.0, 100.0)
 CLIENTS: Final = (2, 10, 20)
 PARTICIPATION: Final = (0.1, 0.25, 0.5)  # of twenty clients; all of them is among `CLIENTS`
-STAGES: Final = (2, 5)  # after how many rounds, beside the last, a run is looked at
+STAGES: Final = (2, 5)  # rounds after which a run is evaluated, besides the last
 LITERAL: Final[Changes] = {
     "local.smoothing_context": "joint",
     "local.smoothing_state": "keep",
@@ -66,10 +66,10 @@ def base_recipe() -> Recipe:
         return load_recipe(path)
 
 
-Cells = dict[str, Cell]  # what a table or figure calls it -> the cell
+Cells = dict[str, Cell]  # its name in tables and figures -> the cell
 
 
-def boosters() -> Cells:
+def boosters_cells() -> Cells:
     """1. Every algorithm on raw and on rewritten data."""
     raw = {name: Cell(name) for name in BOOSTED}
     return raw | {f"fedsd+{name}": Cell(_on_rewrites(name)) for name in BOOSTED}
@@ -79,7 +79,7 @@ def _on_rewrites(algorithm: str) -> str:
     return "fedsd" if algorithm == "fedavg" else f"fedsd+{algorithm}"
 
 
-def flattening() -> Cells:
+def flattening_cells() -> Cells:
     """2. FedAvg and FedSD along training, and what local training on either gives."""
     cells = {"base": Cell("base"), "local": Cell("local"), "fedsd+local": Cell("fedsd+local")}
     for name in ("fedavg", "fedsd"):
@@ -89,7 +89,7 @@ def flattening() -> Cells:
     return cells
 
 
-def paradox() -> Cells:
+def paradox_cells() -> Cells:
     """3. Stubbornness from 0 to 1."""
     return {
         f"{name} {level}": Cell(name, world={"lab.stubbornness": level})
@@ -98,14 +98,16 @@ def paradox() -> Cells:
     }
 
 
-def whose_texts_are_read() -> list[Cell]:
-    """Cells of whose clients' rewrites a chapter says more than their metrics do."""
+def cells_with_texts() -> list[Cell]:
+    """Cells whose rewrites (and not only metrics) a chapter reads."""
     return [
-        cell for cell in (*flattening().values(), *paradox().values()) if cell.method == "fedsd"
+        cell
+        for cell in (*flattening_cells().values(), *paradox_cells().values())
+        if cell.method == "fedsd"
     ]
 
 
-def rivals() -> Cells:
+def rivals_cells() -> Cells:
     """4a. FedSDR against the others, and at equal compute."""
     names = (*MAIN, "fedsd_verified", "mixed", "feddpa", "ditto", "local", "flexlora", "fedex")
     longer = {"local.rectify_steps": 20}
@@ -113,7 +115,7 @@ def rivals() -> Cells:
     return {name: Cell(name) for name in names} | more
 
 
-def pareto() -> Cells:
+def pareto_cells() -> Cells:
     """4c. Personal models along training: the same runs, stopped earlier."""
     return {
         f"{name} {rounds}": Cell(name, {"federation.rounds": rounds})
@@ -122,7 +124,7 @@ def pareto() -> Cells:
     }
 
 
-def ablations() -> Cells:
+def ablations_cells() -> Cells:
     """4b. FedSDR with one choice changed."""
     half = {"local.rectify_steps": 5, "local.smooth_steps": 5}
     swapped = {"local.smoothing_targets": "raw", "local.rectify_targets": "distilled"}
@@ -177,8 +179,8 @@ def ablations() -> Cells:
     return cells
 
 
-def heterogeneity() -> Cells:
-    """5. Who holds what, how many there are, and who comes when."""
+def heterogeneity_cells() -> Cells:
+    """5. Data heterogeneity, number of clients, participation, and late clients."""
     cells: Cells = {}
     for name in MAIN:
         for alpha in ALPHAS:
@@ -205,15 +207,15 @@ def heterogeneity() -> Cells:
 
 
 EXPERIMENTS: Final = {
-    "boosters": boosters,
-    "flattening": flattening,
-    "rivals": rivals,
-    "ablations": ablations,
-    "pareto": pareto,
-    "paradox": paradox,
-    "heterogeneity": heterogeneity,
+    "boosters": boosters_cells,
+    "flattening": flattening_cells,
+    "rivals": rivals_cells,
+    "ablations": ablations_cells,
+    "pareto": pareto_cells,
+    "paradox": paradox_cells,
+    "heterogeneity": heterogeneity_cells,
 }
-# Of each experiment what a first look needs: ten minutes for two seeds on two cores.
+# The cells of --quick: ten minutes for two seeds on two cores.
 QUICK: Final = {
     "boosters": ("fedavg", "fedsd+fedavg", "fedyogi", "fedsd+fedyogi"),
     "flattening": ("local", "fedsd+local", "fedavg 2", "fedsd 2", "fedavg 10", "fedsd 10"),
@@ -223,7 +225,7 @@ QUICK: Final = {
 }
 
 
-def planned(names: Iterable[str], quick: bool = False) -> list[Cell]:
+def planned_cells(names: Iterable[str], quick: bool = False) -> list[Cell]:
     """The cells of these experiments, each once, in the order of the experiments."""
     cells = [
         cell

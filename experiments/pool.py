@@ -1,7 +1,7 @@
-"""Worker processes that never outlive the one that started them.
+"""Worker processes that never outlive their parent.
 
-Whatever ends that one, its workers end too: after an error or Ctrl-C it stops them; killed, it
-cannot, and they find within a second that they have another parent. Cells go on where they were.
+After an error or Ctrl-C the parent stops them; if it is killed they notice within a second that
+their parent process has changed, and exit. Cells are resumed where they were.
 """
 
 import os
@@ -13,15 +13,15 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import active_children, get_context
 
-SECONDS = 0.5  # between two looks at the parent
+SECONDS = 0.5  # between two checks of the parent process
 
 
 @contextmanager
-def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+def worker_pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
     """A pool of `jobs` processes of one thread each."""
     before = {*active_children()}
-    start, told = _begin, (os.getpid(),)
-    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=start, initargs=told) as pool:
+    context, parent = get_context("spawn"), (os.getpid(),)
+    with ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=parent) as pool:
         try:
             yield pool
         except BaseException:

@@ -10,8 +10,8 @@ from experiments.plan import Cell
 from experiments.runner import cell_folder
 from fedsdr.core import files
 from fedsdr.core.layout import DISTILLATION_FILE, METRICS_FILE, PERSONAL_FILE, RESULT_FILE
-from fedsdr.evaluate.equal_facts import LEARNT, kept_at_equal_facts
-from fedsdr.evaluate.intervals import Estimate, paired_difference, t_interval
+from fedsdr.core.statistics import Estimate, paired_difference, t_interval
+from fedsdr.evaluate.equal_facts import compare_at_equal_facts
 
 EXTRA: Final = ("response_loss", "gradients_first", "gradients_last", "transfer_gap")
 
@@ -72,13 +72,10 @@ class Results:
         and how many those are; None where a seed has learnt nothing, so that there is nothing to
         compare but the base model with itself."""
         seeds = self.done(a, b)
-        curves = [(self.curve(a, seed), self.curve(b, seed)) for seed in seeds]
-        points = [kept_at_equal_facts(*pair) for pair in curves]
-        starts = [max(curve[0][LEARNT] for curve in pair) for pair in curves]
-        if not seeds or any(point[0] <= start for point, start in zip(points, starts, strict=True)):
+        if not seeds:
             return None
-        difference = paired_difference([p[1] for p in points], [p[2] for p in points])
-        return difference, sum(p[0] for p in points) / len(points)
+        found = compare_at_equal_facts(*([self.curve(x, seed) for seed in seeds] for x in (a, b)))
+        return (found.difference, found.facts) if found.learnt else None
 
     def answers(self, cell: Cell, seed: int) -> list[tuple[bool, int]]:
         """(true, words) of the global model's answer to every held-out question."""

@@ -11,9 +11,9 @@ from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from pathlib import Path
 from typing import Final
 
-from experiments.measure import EVIDENCE_FILE, measure
+from experiments.measure import EVIDENCE_FILE, measure_cell
 from experiments.plan import Cell
-from experiments.pool import workers
+from experiments.pool import worker_pool
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
 from fedsdr.core.layout import RECIPE_FILE
@@ -49,7 +49,7 @@ def run_cells(
     waiting = [(seed, todo) for seed, tasks in groups if (todo := unfinished(tasks))]
     with reporter.bar("evidence: cells", len(folders)) as bar:
         bar.advance(shown := len(folders) - sum(len(tasks) for _, tasks in waiting))
-        with workers(jobs) as pool:
+        with worker_pool(jobs) as pool:
             futures = [pool.submit(run_group, seed, tasks) for seed, tasks in waiting]
             left: set[Future[None]] = set(futures)
             while left:
@@ -111,6 +111,6 @@ def run_group(seed: int, tasks: Sequence[Task]) -> None:
         recipe = cell.recipe(seed)
         record_start(folder, bench, seed, silent_reporter())
         run_method(bench, recipe, folder, cell.method, silent_reporter())
-        found = measure(bench, setting, recipe, folder)
+        found = measure_cell(bench, setting, recipe, folder)
         seconds = round(time.perf_counter() - began, 2)
         files.write_json(folder / EVIDENCE_FILE, {**found, "seconds": seconds})

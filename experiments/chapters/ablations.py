@@ -1,17 +1,25 @@
 """FedSDR's open choices, one changed at a time."""
 
 from experiments import plan
-from experiments.chapter import Chapter, Claim, Condition, Figure, Table, shown
-from experiments.chapters.shared import GLOBAL, PERSONAL, along_rounds, front, once, overview
+from experiments.chapter import Chapter, Figure, Table, format_estimate
+from experiments.chapters.shared import (
+    GLOBAL,
+    PERSONAL,
+    front_figure,
+    overview_table,
+    rounds_figure,
+    unique_cells,
+)
 from experiments.plan import Cell, Cells
 from experiments.results import Results
-from fedsdr.evaluate.intervals import t_interval
+from fedsdr.core.statistics import t_interval
+from fedsdr.evaluate.verdicts import Claim, Condition
 
 COMPARED = ("client_facts", "general", "hallucination", *PERSONAL)
 
 
-def ablations(results: Results) -> Chapter:
-    cells = plan.ablations()
+def ablations_chapter(results: Results) -> Chapter:
+    cells = plan.ablations_cells()
     own, literal = cells["fedsdr"], cells["as the equations say"]
     remedies = {
         "stage 1 without R": "literal, base context",
@@ -50,9 +58,9 @@ def ablations(results: Results) -> Chapter:
         ],
         [
             ("Difference to the default", _differences(results, cells)),
-            ("Absolute", overview(results, cells, GLOBAL | PERSONAL)),
+            ("Absolute", overview_table(results, cells, GLOBAL | PERSONAL)),
         ],
-        [_conflict(results, cells), front(results, "ablations", once(cells))],
+        [_conflict(results, cells), front_figure(results, "ablations", unique_cells(cells))],
     )
 
 
@@ -65,7 +73,7 @@ def _conflict(results: Results, cells: Cells) -> Figure:
         "norm/S": "norm of S's weight",
     }
     caption = "The two streams round by round, means over clients; bands are 95 % intervals."
-    return along_rounds(results, "conflict", caption, {n: cells[n] for n in names}, shown_as)
+    return rounds_figure(results, "conflict", caption, {n: cells[n] for n in names}, shown_as)
 
 
 def _differences(results: Results, cells: Cells) -> Table:
@@ -74,10 +82,10 @@ def _differences(results: Results, cells: Cells) -> Table:
     for name, cell in cells.items():
         if not results.done(own, cell):
             continue
-        moved = [shown(results.difference(cell, own, m), sign=True) for m in COMPARED]
+        moved = [format_estimate(results.difference(cell, own, m), sign=True) for m in COMPARED]
         shared = results.has(cell, "client_facts")  # there is a global model
         equal = results.at_equal_facts(cell, own) if shared else None
-        kept = f"{shown(equal[0], sign=True)} (at {equal[1]:.0f})" if equal else ""
+        kept = f"{format_estimate(equal[0], sign=True)} (at {equal[1]:.0f})" if equal else ""
         rows.append([name, *moved, kept, _cosine(results, cell)])
     names = [(GLOBAL | PERSONAL)[metric] for metric in COMPARED]
     return Table(["", *names, "general at equal facts", "cosine of S and R"], rows)
@@ -86,4 +94,4 @@ def _differences(results: Results, cells: Cells) -> Table:
 def _cosine(results: Results, cell: Cell) -> str:
     runs = [results.training(cell, seed, "conflict/cosine") for seed in results.done(cell)]
     means = [sum(run) / len(run) for run in runs if run]
-    return shown(t_interval(means), 3, sign=True) if means else ""
+    return format_estimate(t_interval(means), 3, sign=True) if means else ""

@@ -3,19 +3,20 @@
 from collections.abc import Callable
 
 from experiments import plan
-from experiments.chapter import Chapter, Claim, Condition, Table, shown
+from experiments.chapter import Chapter, Table, format_estimate
 from experiments.chapters.shared import at_equal_facts
 from experiments.plan import BOOSTED, Cell
 from experiments.results import Results, win_rate
-from fedsdr.evaluate.intervals import Estimate, t_interval
+from fedsdr.core.statistics import Estimate, t_interval
+from fedsdr.evaluate.verdicts import Claim, Condition
 from fedsdr.report.labels import method_label as label
 
 Measure = Callable[[Cell, Cell], Estimate | None]
 METRICS = ("general", "client_facts", "hallucination", "response_loss")
 
 
-def boosters(results: Results) -> Chapter:
-    cells = plan.boosters()
+def boosters_chapter(results: Results) -> Chapter:
+    cells = plan.boosters_cells()
     pairs = {name: (cells[f"fedsd+{name}"], cells[name]) for name in BOOSTED}
     ready = {name: pair for name, pair in pairs.items() if results.done(*pair)}
 
@@ -61,8 +62,8 @@ def _table(results: Results, ready: dict[str, tuple[Cell, Cell]]) -> Table:
             [
                 label(name).short,
                 *(_arrow(results, raw, rewritten, metric) for metric in METRICS),
-                shown(_wins(results, rewritten, raw)),
-                f"{shown(equal[0], sign=True)} (at {equal[1]:.0f})" if equal else "",
+                format_estimate(_wins(results, rewritten, raw)),
+                f"{format_estimate(equal[0], sign=True)} (at {equal[1]:.0f})" if equal else "",
                 str(len(results.done(rewritten, raw))),
             ]
         )
@@ -75,7 +76,7 @@ def _arrow(results: Results, raw: Cell, rewritten: Cell, metric: str) -> str:
     if first is None or second is None:
         return ""
     digits = 2 if metric == "response_loss" else 1
-    moved = shown(results.difference(rewritten, raw, metric), digits, sign=True)
+    moved = format_estimate(results.difference(rewritten, raw, metric), digits, sign=True)
     return f"{first['mean']:.{digits}f} -> {second['mean']:.{digits}f} ({moved})"
 
 

@@ -7,11 +7,18 @@ from typing import Final
 from matplotlib.axes import Axes
 
 from experiments import plan
-from experiments.chapter import Chapter, Claim, Condition, Draw, Figure, Table, shown
-from experiments.chapters.shared import NUMBERS, line_with_band, numbers
-from experiments.chapters.texts import Texts, raw, rewritten
+from experiments.chapter import Chapter, Draw, Figure, Table, format_estimate
+from experiments.chapters.shared import (
+    NUMBERS,
+    Texts,
+    estimate_cells,
+    line_with_band,
+    raw_texts,
+    rewritten_texts,
+)
 from experiments.plan import Cell
 from experiments.results import Results
+from fedsdr.core.statistics import Estimate, paired_difference, t_interval
 from fedsdr.diagnosis.divergence import (
     ClientWords,
     fewest_words,
@@ -21,18 +28,19 @@ from fedsdr.diagnosis.divergence import (
 )
 from fedsdr.diagnosis.maps import response_map
 from fedsdr.diagnosis.transfer import Losses, loss_on_others, loss_on_own
-from fedsdr.evaluate.intervals import Estimate, paired_difference, t_interval
+from fedsdr.evaluate.verdicts import Claim, Condition
 
 ROUNDS: Final = (*plan.STAGES, 10)
 TRANSFER: Final = {"on their own records": loss_on_own, "on the others'": loss_on_others}
 MAPPED: Final = 60  # responses of each client on the map
 
 
-def flattening(results: Results) -> Chapter:
-    cells = plan.flattening()
+def flattening_chapter(results: Results) -> Chapter:
+    cells = plan.flattening_cells()
     fedsd = cells["fedsd 10"]
     texts = {
-        seed: (raw(fedsd, seed), rewritten(results, fedsd, seed)) for seed in results.done(fedsd)
+        seed: (raw_texts(fedsd, seed), rewritten_texts(results, fedsd, seed))
+        for seed in results.done(fedsd)
     }
     equal = {seed: _equally_long(*pair) for seed, pair in texts.items()}
     measured = {
@@ -102,7 +110,7 @@ def _difference(pair: tuple[list[float], list[float]]) -> Estimate | None:
 
 
 def _cosine_of(method: str, rounds: int) -> tuple[Cell, str]:
-    cells = plan.flattening()
+    cells = plan.flattening_cells()
     when = "gradients_last" if rounds else "gradients_first"
     return cells[f"{method} {rounds or ROUNDS[0]}"], when
 
@@ -117,8 +125,8 @@ def _table(results: Results, measured: Mapping[str, tuple[list[float], list[floa
     rows = [
         [
             name,
-            *(shown(t_interval(side), 3) if side else "" for side in pair),
-            shown(_difference(pair), 3, sign=True),
+            *(format_estimate(t_interval(side), 3) if side else "" for side in pair),
+            format_estimate(_difference(pair), 3, sign=True),
         ]
         for name, pair in measured.items()
     ]
@@ -127,15 +135,15 @@ def _table(results: Results, measured: Mapping[str, tuple[list[float], list[floa
         rows.append([f"cosine of gradients, round {rounds}", *_sides(results, a, b, when)])
     for name, mean in TRANSFER.items():
         sides = (_transfer(results, which, mean) for which in ("local", "fedsd+local"))
-        told = (shown(t_interval([*side.values()]), 3) if side else "" for side in sides)
-        difference = shown(_transfer_difference(results, mean), 3, sign=True)
-        rows.append([f"own models' loss {name}, nats", *told, difference])
+        cells = (format_estimate(t_interval([*side.values()]), 3) if side else "" for side in sides)
+        difference = format_estimate(_transfer_difference(results, mean), 3, sign=True)
+        rows.append([f"own models' loss {name}, nats", *cells, difference])
     return Table(["", "raw", "rewritten", "difference"], rows)
 
 
 def _transfer(results: Results, which: str, mean: Callable[[Losses], float]) -> dict[int, float]:
     """A mean of the matrix of losses of `_transfers`, seed by seed."""
-    cell = plan.flattening()[which]
+    cell = plan.flattening_cells()[which]
     matrices = {seed: results.transfer(cell, seed) for seed in results.done(cell)}
     return {seed: mean(matrix) for seed, matrix in matrices.items() if matrix}
 
@@ -150,9 +158,9 @@ def _transfer_difference(results: Results, mean: Callable[[Losses], float]) -> E
 def _sides(results: Results, a: Cell, b: Cell, metric: str) -> list[str]:
     first, second = results.estimate(a, metric), results.estimate(b, metric)
     return [
-        shown(first, 3),
-        shown(second, 3),
-        shown(results.difference(b, a, metric), 3, sign=True),
+        format_estimate(first, 3),
+        format_estimate(second, 3),
+        format_estimate(results.difference(b, a, metric), 3, sign=True),
     ]
 
 
@@ -169,7 +177,11 @@ def _cosines(results: Results) -> Figure:
         axes.set_xlabel("round")
         axes.set_title("cosine of clients' gradients", loc="left", fontsize=10)
 
-    rows = [[method, f"{r:g}", *numbers(e)] for method, points in found.items() for r, e in points]
+    rows = [
+        [method, f"{r:g}", *estimate_cells(e)]
+        for method, points in found.items()
+        for r, e in points
+    ]
     data = Table(["method", "round", *NUMBERS], rows)
     return Figure(
         "gradients",
@@ -181,7 +193,10 @@ def _cosines(results: Results) -> Figure:
 
 def _transfers(results: Results) -> list[Figure]:
     """Held-out loss of each client's own model on each client's records, a matrix a side."""
-    cells = {"raw": plan.flattening()["local"], "rewritten": plan.flattening()["fedsd+local"]}
+    cells = {
+        "raw": plan.flattening_cells()["local"],
+        "rewritten": plan.flattening_cells()["fedsd+local"],
+    }
     found = {side: _mean_matrix(results, cell) for side, cell in cells.items()}
     if not all(found.values()):
         return []

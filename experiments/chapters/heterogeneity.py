@@ -1,16 +1,23 @@
-"""Who holds what, how many there are, how many take part, and who comes when."""
+"""Data heterogeneity, number of clients, partial participation, and clients that join late."""
 
 from collections.abc import Callable
 from statistics import fmean
 from typing import Final
 
 from experiments import plan
-from experiments.chapter import Chapter, Claim, Condition, Figure, Table, shown
-from experiments.chapters.shared import GLOBAL, PERSONAL, at_equal_facts, overview, sweep
+from experiments.chapter import Chapter, Figure, Table, format_estimate
+from experiments.chapters.shared import (
+    GLOBAL,
+    PERSONAL,
+    at_equal_facts,
+    overview_table,
+    sweep_figure,
+)
 from experiments.plan import ALPHAS, CLIENTS, MAIN, PARTICIPATION, Cell, Cells
 from experiments.results import Results
 from fedsdr.algorithms.participation import present_clients
-from fedsdr.evaluate.intervals import Estimate, t_interval
+from fedsdr.core.statistics import Estimate, t_interval
+from fedsdr.evaluate.verdicts import Claim, Condition
 from fedsdr.report.labels import method_label as label
 from fedsdr.workflows.prepare import prepare_run
 
@@ -18,15 +25,15 @@ SCORES: Final = ("client_facts", "general")
 NEWCOMERS: Final = {"two of five late": "half of the rounds", "two of five never": "no round"}
 
 
-def heterogeneity(results: Results) -> Chapter:
-    cells = plan.heterogeneity()
+def heterogeneity_chapter(results: Results) -> Chapter:
+    cells = plan.heterogeneity_cells()
     return Chapter(
         "Heterogeneity and scale",
-        "Facts dealt to five clients by Dirichlet(alpha), from almost exclusive to uniform (styles "
-        "stay the clients' own); 2 to 20 clients, and 50 of which a fifth take part in each round; "
-        "10 to 100 % of 20 clients; two clients of each kind, one with nine times as many facts; "
-        "two of five clients that join after half of the rounds, or never do: such a client has "
-        "the global model and no S.",
+        "Facts distributed to five clients by Dirichlet(alpha), from almost exclusive to uniform "
+        "(styles stay the clients' own); 2 to 20 clients, and 50 of which a fifth take part in "
+        "each round; 10 to 100 % of 20 clients; two clients of each kind, one with nine times as "
+        "many facts; two of five clients that join after half of the rounds, or never do: such a "
+        "client has the global model and no S.",
         [
             Claim(
                 "FedSD keeps more general knowledge than FedAvg at any heterogeneity, after as "
@@ -52,7 +59,7 @@ def heterogeneity(results: Results) -> Chapter:
         [
             ("Newcomers' own models", _newcomers(results, cells)),
             ("Large and small clients' own models", _sizes(results, cells)),
-            ("All cells", overview(results, cells, GLOBAL | PERSONAL)),
+            ("All cells", overview_table(results, cells, GLOBAL | PERSONAL)),
         ],
         _figures(results, cells),
     )
@@ -82,9 +89,9 @@ def _figures(results: Results, cells: Cells) -> list[Figure]:
     }
     shares = [100 * share for share in (*PARTICIPATION, 1.0)]
     return [
-        sweep(results, "heterogeneity", "alpha", ALPHAS, mixed, log=True),
-        sweep(results, "clients", "clients", (few, 5, *more), counted, log=True),
-        sweep(results, "participation", "percent of 20 clients in a round", shares, partly),
+        sweep_figure(results, "heterogeneity", "alpha", ALPHAS, mixed, log=True),
+        sweep_figure(results, "clients", "clients", (few, 5, *more), counted, log=True),
+        sweep_figure(results, "participation", "percent of 20 clients in a round", shares, partly),
     ]
 
 
@@ -157,7 +164,7 @@ def _newcomers(results: Results, cells: Cells) -> Table:
             for side in (0, 1)
             for metric in SCORES
         ]
-        rows.append([name, rounds, *map(shown, means), str(len(seeds))])
+        rows.append([name, rounds, *map(format_estimate, means), str(len(seeds))])
     columns = [f"{who}: {GLOBAL[metric]}" for who in ("founders", "newcomers") for metric in SCORES]
     return Table(["method", "newcomers took part in", *columns, "seeds"], rows)
 
@@ -179,7 +186,7 @@ def _sizes(results: Results, cells: Cells) -> Table:
                 for side in (0, 1)
                 for metric in SCORES
             ]
-            rows.append([label(method).short, *map(shown, means), str(len(seeds))])
+            rows.append([label(method).short, *map(format_estimate, means), str(len(seeds))])
     columns = [f"{who}: {GLOBAL[metric]}" for who in ("large", "small") for metric in SCORES]
     return Table(["method", *columns, "seeds"], rows)
 

@@ -1,26 +1,33 @@
 """The Rewrite Paradox: how false rewrites come about, and how averaging broadcasts them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from statistics import fmean
 from typing import Any, Final
 
 from experiments import plan
-from experiments.chapter import Chapter, Claim, Condition, Table, shown
-from experiments.chapters.shared import GLOBAL, along_training, overview, sweep
-from experiments.chapters.texts import raw, rewritten
-from experiments.crossing import sign_change
+from experiments.chapter import Chapter, Table, format_estimate
+from experiments.chapters.shared import (
+    GLOBAL,
+    overview_table,
+    raw_texts,
+    rewritten_texts,
+    sweep_figure,
+    training_figure,
+)
 from experiments.plan import MAIN, STUBBORNNESS, Cell, Cells
 from experiments.results import Results
+from fedsdr.core.statistics import t_interval
 from fedsdr.diagnosis.text import text_stats
-from fedsdr.evaluate.intervals import t_interval
+from fedsdr.evaluate.verdicts import Claim, Condition
 from fedsdr.report.labels import method_label as label
 
 METHODS: Final = (*MAIN, "fedsd_verified")
 TURNS: Final = (("fedsd", "fedavg"), ("fedsd", "fedsdr"), ("fedsdr", "fedavg"))
 
 
-def paradox(results: Results) -> Chapter:
-    cells = plan.paradox()
+def paradox_chapter(results: Results) -> Chapter:
+    cells = plan.paradox_cells()
     half = {method: cells[f"{method} 0.5"] for method in METHODS}
 
     def differs(a: str, b: str, metric: str, positive: bool = True) -> Condition:
@@ -65,14 +72,14 @@ def paradox(results: Results) -> Chapter:
         [
             ("Rewrites", _rewrites(results, cells)),
             ("Where the order of two methods turns", _crossings(results, cells)),
-            ("All cells", overview(results, cells, GLOBAL)),
+            ("All cells", overview_table(results, cells, GLOBAL)),
         ],
         [
-            sweep(
+            sweep_figure(
                 results, "stubbornness", "stubbornness", STUBBORNNESS,
                 {m: [cells[f"{m} {level}"] for level in STUBBORNNESS] for m in METHODS},
             ),
-            along_training(results, "paradox-rounds", half, ("hallucination", "length")),
+            training_figure(results, "paradox-rounds", half, ("hallucination", "length")),
         ],
     )  # fmt: skip
 
@@ -87,7 +94,7 @@ def _crossings(results: Results, cells: Cells) -> Table:
             seeds = results.done(*(cells[f"{m} {level}"] for m in (a, b) for level in STUBBORNNESS))
             found = [_crossing(results, cells, a, b, metric, seed) for seed in seeds]
             turned = [x for x in found if x is not None]
-            where = shown(t_interval(turned), 2) if turned else ""
+            where = format_estimate(t_interval(turned), 2) if turned else ""
             names = f"{label(a).short} and {label(b).short}"
             rows.append([GLOBAL[metric], names, where, f"{len(turned)} of {len(seeds)}"])
     return Table(["", "methods", "at stubbornness", "seeds that turn"], rows)
@@ -115,7 +122,9 @@ def _rewrites(results: Results, cells: Cells) -> Table:
             for seed in seeds
         ]
         if found:
-            numbers = (shown(t_interval([each[key] for each in found])) for key in found[0])
+            numbers = (
+                format_estimate(t_interval([each[key] for each in found])) for key in found[0]
+            )
             rows.append([f"{level:g}", *numbers])
     kinds = ("words", "with a filler, %", "repetitive, %")
     sides = [f"{kind}, {side}" for kind in kinds for side in ("raw", "rewritten")]
@@ -124,7 +133,7 @@ def _rewrites(results: Results, cells: Cells) -> Table:
 
 def _style(results: Results, cell: Cell, seed: int) -> dict[str, float]:
     """Responses with a filler and repetitive ones, in percent, by means over clients."""
-    sides = (raw(cell, seed), rewritten(results, cell, seed))
+    sides = (raw_texts(cell, seed), rewritten_texts(results, cell, seed))
     before, after = ([text_stats(texts) for texts in side.values()] for side in sides)
     return {
         "filler before": 100 * fmean(stats.filler for stats in before),
@@ -144,3 +153,13 @@ def _summary(distillation: Mapping[str, Any]) -> dict[str, float]:
         "raw": sum(client["raw_words"] * client["records"] for client in clients) / records,
         "words": sum(client["rewrite_words"] * client["records"] for client in clients) / records,
     }
+
+
+def sign_change(xs: Sequence[float], ys: Sequence[float]) -> float | None:
+    """The first x, of rising ones, at which the line through the points changes its sign; None if
+    it never does. Points at zero have no sign: what counts is the change around them."""
+    signed = [(x, y) for x, y in zip(xs, ys, strict=True) if y]
+    for (a, before), (b, after) in pairwise(signed):
+        if (before > 0) != (after > 0):
+            return a + (b - a) * before / (before - after)
+    return None

@@ -6,9 +6,8 @@ from typing import Final
 from matplotlib.axes import Axes
 
 from experiments import plan
-from experiments.chapter import Chapter, Draw, Figure, Table, shown
-from experiments.chapters.shared import mean_of, once
-from experiments.fronts import non_dominated
+from experiments.chapter import Chapter, Draw, Figure, Table, format_estimate
+from experiments.chapters.shared import mean_of, unique_cells
 from experiments.plan import Cells
 from experiments.results import Results
 
@@ -19,8 +18,8 @@ SIDES: Final = {
 Points = Mapping[str, tuple[float, float]]  # what it is called -> (client facts, general knowledge)
 
 
-def pareto(results: Results) -> Chapter:
-    cells = once(plan.rivals() | plan.ablations())
+def pareto_chapter(results: Results) -> Chapter:
+    cells = unique_cells(plan.rivals_cells() | plan.ablations_cells())
     return Chapter(
         "The Pareto front",
         "A point is on the front if no other method knows at least as many client facts and keeps "
@@ -67,7 +66,7 @@ def _fronts(results: Results, cells: Cells) -> Table:
         for name in _front(_points(results, cells, metrics)):
             estimates = (results.estimate(cells[name], metric) for metric in metrics)
             seeds = str(len(results.done(cells[name])))
-            rows.append([side, name, *map(shown, estimates), seeds])
+            rows.append([side, name, *map(format_estimate, estimates), seeds])
     return Table(["", "method", "client facts", "general", "seeds"], rows)
 
 
@@ -75,9 +74,9 @@ def _stages(results: Results) -> Table:
     """Global and personal models of the same methods after 2, 5 and 10 rounds."""
     rows = []
     metrics = [metric for pair in SIDES.values() for metric in pair]
-    for name, cell in plan.pareto().items():
+    for name, cell in plan.pareto_cells().items():
         if results.done(cell):
-            values = (shown(results.estimate(cell, metric)) for metric in metrics)
+            values = (format_estimate(results.estimate(cell, metric)) for metric in metrics)
             rows.append([name, *values, str(len(results.done(cell)))])
     columns = ["client facts", "general", "personal client facts", "personal general"]
     return Table(["method, rounds", *columns, "seeds"], rows)
@@ -149,3 +148,13 @@ def _name_axes(axes: Axes, title: str) -> None:
     axes.set_xlabel("client facts, %")
     axes.set_ylabel("general knowledge, %")
     axes.set_title(title, loc="left", fontsize=10)
+
+
+def non_dominated(points: Sequence[Sequence[float]]) -> list[bool]:
+    """Of each point, whether no other is at least as large in all coordinates and larger in one."""
+    return [not any(_dominates(other, point) for other in points) for point in points]
+
+
+def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
+    pairs = list(zip(a, b, strict=True))
+    return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)

@@ -2,29 +2,34 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from experiments.chapter import Chapter, Claim, Condition, Table, shown
-from experiments.clusters import pseudo_clients
+import numpy as np
+
+from experiments.chapter import Chapter, Table, format_estimate
 from experiments.paired import PairedComparison, compare_pairs
 from experiments.results import Results
+from fedsdr.core import seeds
+from fedsdr.core.errors import UserError
+from fedsdr.core.statistics import Estimate, paired_difference, t_interval
+from fedsdr.data.partition import cluster_texts
 from fedsdr.diagnosis.text import TextStats, text_stats
-from fedsdr.evaluate.intervals import Estimate, paired_difference, t_interval
+from fedsdr.evaluate.verdicts import Claim, Condition
 
 CLUSTERINGS: Final = (0, 1, 2, 3, 4)
 GROUPS: Final = 5
 Sides = dict[str, tuple[list[float], list[float]]]  # measure -> (before, after)
 
 
-def real_text(results: Results) -> Chapter:
+def real_text_chapter(results: Results) -> Chapter:
     """Read from `$FEDSDR_DATA/paired`; a chapter of one sentence where that is not there."""
     folder = Path(os.environ.get("FEDSDR_DATA", "")) / "paired"
     title = "Real text"
     if not (folder / "alpaca_raw.json").exists():
         return Chapter(title, "Not measured: $FEDSDR_DATA names no folder with paired/.")
-    found = compare(folder)
+    found = compare_clusterings(folder)
     sides = _sides(found)
 
     def moved(name: str, positive: bool) -> Condition:
@@ -32,8 +37,8 @@ def real_text(results: Results) -> Chapter:
         return Condition(f"{name}, rewritten - raw", paired_difference(after, before), positive)
 
     def beyond_chance(name: str, positive: bool) -> Condition:
-        own, dealt = (_moves(sides[f"{kind} {name}"]) for kind in ("thinned", "chance"))
-        return Condition(f"{name}, beyond chance", paired_difference(own, dealt), positive)
+        own, chance = (_moves(sides[f"{kind} {name}"]) for kind in ("thinned", "chance"))
+        return Condition(f"{name}, beyond chance", paired_difference(own, chance), positive)
 
     return Chapter(
         title,
@@ -42,7 +47,7 @@ def real_text(results: Results) -> Chapter:
         f"{GROUPS} clusters of the instructions, by TF-IDF; intervals of how far groups lie apart "
         "are over five clusterings of the same pairs and not over data, those of words and fillers "
         "over responses. `thinned` is at "
-        "equal word counts, `chance` the same for groups dealt by chance.",
+        "equal word counts, `chance` the same for groups formed by chance.",
         [
             Claim("Rewrites are longer and fuller of fillers", _style(folder)),
             Claim(
@@ -54,7 +59,7 @@ def real_text(results: Results) -> Chapter:
                 [moved("thinned js", False), moved("thinned tfidf_cosine", True)],
             ),
             Claim(
-                "Rewriting brings groups together at equal word counts, by more than groups dealt "
+                "Rewriting brings groups together at equal word counts, by more than groups formed "
                 "by chance come together",
                 [beyond_chance("js", False), beyond_chance("tfidf_cosine", True)],
             ),
@@ -98,7 +103,7 @@ def _spread(found: Estimate, sign: bool = False) -> str:
     """As `shown`; what no clustering changes has no interval."""
     if found["low"] == found["high"]:
         return f"{found['mean']:{'+' if sign else ''}.4f}"
-    return shown(found, 4, sign)
+    return format_estimate(found, 4, sign)
 
 
 def _table(sides: Sides) -> Table:
@@ -114,7 +119,7 @@ def _table(sides: Sides) -> Table:
     return Table(["", "raw", "rewritten", "difference"], rows)
 
 
-def compare(folder: Path) -> list[PairedComparison]:
+def compare_clusterings(folder: Path) -> list[PairedComparison]:
     """One comparison a clustering."""
     asked, before, after = _texts(folder)
     return [
@@ -131,3 +136,14 @@ def _texts(folder: Path) -> tuple[list[str], list[str], list[str]]:
     )
     asked = [f"{row['instruction']} {row['input']}".strip() for row in raw]
     return asked, [row["output"] for row in raw], [row["output"] for row in new]
+
+
+def pseudo_clients(instructions: Sequence[str], clusters: int, seed: int) -> list[int]:
+    """A label below `clusters` for each instruction, as split.by = "dirichlet" groups records."""
+    if not instructions or clusters < 1:
+        raise UserError(
+            f"clusters = {clusters} of {len(instructions)} instructions: at least 1 of each"
+        )
+    return cluster_texts(
+        instructions, clusters, np.random.default_rng(seeds.derive_seed(seed, "clusters"))
+    )

@@ -3,16 +3,17 @@
 from statistics import fmean
 
 from experiments import plan
-from experiments.chapter import Chapter, Claim, Condition, Table, shown
-from experiments.chapters.shared import GLOBAL, PERSONAL, front, overview
+from experiments.chapter import Chapter, Table, format_estimate
+from experiments.chapters.shared import GLOBAL, PERSONAL, front_figure, overview_table
 from experiments.plan import Cells
 from experiments.results import Results
-from fedsdr.evaluate.intervals import t_interval
+from fedsdr.core.statistics import t_interval
+from fedsdr.evaluate.verdicts import Claim, Condition
 from fedsdr.report.labels import method_label as label
 
 
-def rivals(results: Results) -> Chapter:
-    cells = plan.rivals()
+def rivals_chapter(results: Results) -> Chapter:
+    cells = plan.rivals_cells()
     own = [n for n, cell in cells.items() if results.has(cell, "personal_client_facts")]
 
     def ahead(other: str, metric: str) -> Condition:
@@ -62,10 +63,10 @@ def rivals(results: Results) -> Chapter:
             ),
         ],
         [
-            ("All methods", overview(results, cells, GLOBAL | PERSONAL)),
+            ("All methods", overview_table(results, cells, GLOBAL | PERSONAL)),
             ("What five clients send and receive in a round", _traffic(results, cells)),
         ],
-        [front(results, "rivals", cells)],
+        [front_figure(results, "rivals", cells)],
     )
 
 
@@ -79,5 +80,5 @@ def _traffic(results: Results, cells: Cells) -> Table:
         }
         if all(its and all(its) for its in runs.values()):
             means = (t_interval([fmean(run) / 1e6 for run in its]) for its in runs.values())
-            rows.append([label(name).short, *(shown(each, 2) for each in means)])
+            rows.append([label(name).short, *(format_estimate(each, 2) for each in means)])
     return Table(["method", "MB up", "MB down"], rows)

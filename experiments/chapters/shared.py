@@ -1,15 +1,18 @@
-"""Tables and figures that several chapters share."""
+"""Texts, tables and figures that several chapters share."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 from matplotlib.axes import Axes
 
-from experiments.chapter import Draw, Figure, Table, shown
+from experiments.chapter import Draw, Figure, Table, format_estimate
 from experiments.plan import Cell, Cells
 from experiments.results import Results
-from fedsdr.evaluate.intervals import Estimate, t_interval
+from fedsdr.core import files
+from fedsdr.core.layout import CLIENTS_FOLDER, REWRITES_FILE
+from fedsdr.core.statistics import Estimate, t_interval
 from fedsdr.report.labels import method_label as label
+from fedsdr.workflows.prepare import prepare_run
 
 GLOBAL: Final = {
     "client_facts": "client facts",
@@ -25,20 +28,25 @@ PERSONAL: Final = {
 }
 UNBOUNDED: Final = ("length", "response_loss", "conflict/cosine", "norm/R", "norm/S")
 NUMBERS: Final = ("mean", "low", "high", "seeds")
+Texts = dict[str, list[str]]  # client -> its responses
 Points = Mapping[tuple[str, str], Sequence[tuple[float, Estimate]]]  # (method, metric) -> (x, y)
 
 
-def overview(results: Results, cells: Cells, metrics: Mapping[str, str]) -> Table:
+def overview_table(results: Results, cells: Cells, metrics: Mapping[str, str]) -> Table:
     """A row a cell, a column a metric, and how many seeds each row has."""
     rows = [
-        [name, *(shown(results.estimate(cell, m)) for m in metrics), str(len(results.done(cell)))]
+        [
+            name,
+            *(format_estimate(results.estimate(cell, m)) for m in metrics),
+            str(len(results.done(cell))),
+        ]
         for name, cell in cells.items()
         if results.done(cell)
     ]
     return Table(["", *metrics.values(), "seeds"], rows)
 
 
-def once(cells: Cells) -> Cells:
+def unique_cells(cells: Cells) -> Cells:
     """Cells of equal content under the first of their names."""
     names: dict[str, str] = {}
     for name, cell in cells.items():
@@ -52,11 +60,11 @@ def at_equal_facts(results: Results, a: Cell, b: Cell) -> Estimate | None:
     return found[0] if found else None
 
 
-def sweep(
+def sweep_figure(
     results: Results, name: str, axis: str, levels: Sequence[float],
     cells: Mapping[str, Sequence[Cell]], log: bool = False,
 ) -> Figure:  # fmt: skip
-    """Facts, general knowledge and hallucination of methods over a knob."""
+    """Facts, general knowledge and hallucination of methods over the levels of one option."""
     metrics = ("client_facts", "general", "hallucination")
     found = {
         (method, metric): [
@@ -68,10 +76,10 @@ def sweep(
         for metric in metrics
     }
     caption = f"Final global models over {axis}; bands are 95 % intervals, within 0 and 100."
-    return lines(name, caption, axis, found, metrics, log)
+    return line_figure(name, caption, axis, found, metrics, log)
 
 
-def along_rounds(
+def rounds_figure(
     results: Results, name: str, caption: str, cells: Cells, metrics: Mapping[str, str]
 ) -> Figure:
     """Training metrics round by round, with what each is called."""
@@ -81,10 +89,10 @@ def along_rounds(
             runs = [results.training(cell, seed, metric) for seed in results.done(cell)]
             rounds = enumerate(zip(*runs, strict=True) if runs else (), 1)
             found[method, metric] = [(float(r), t_interval(values)) for r, values in rounds]
-    return lines(name, caption, "round", found, list(metrics), titles=metrics)
+    return line_figure(name, caption, "round", found, list(metrics), titles=metrics)
 
 
-def along_training(results: Results, name: str, cells: Cells, metrics: Sequence[str]) -> Figure:
+def training_figure(results: Results, name: str, cells: Cells, metrics: Sequence[str]) -> Figure:
     """Global models round by round."""
     found = {}
     for method, cell in cells.items():
@@ -95,10 +103,10 @@ def along_training(results: Results, name: str, cells: Cells, metrics: Sequence[
                 for rows in (zip(*runs, strict=True) if runs else ())
             ]
     caption = "Global models round by round; bands are 95 % intervals."
-    return lines(name, caption, "round", found, metrics)
+    return line_figure(name, caption, "round", found, metrics)
 
 
-def lines(
+def line_figure(
     name: str,
     caption: str,
     axis: str,
@@ -125,7 +133,7 @@ def lines(
         return draw
 
     rows = [
-        [method, f"{x:g}", metric, *numbers(e)]
+        [method, f"{x:g}", metric, *estimate_cells(e)]
         for (method, metric), points in found.items()
         for x, e in points
     ]
@@ -148,12 +156,12 @@ def line_with_band(
     axes.fill_between(xs, lows, highs, color=line.get_color(), alpha=0.15, linewidth=0)
 
 
-def numbers(e: Estimate) -> list[str]:
+def estimate_cells(e: Estimate) -> list[str]:
     bounds = ("" if bound is None else f"{bound:.4g}" for bound in (e["low"], e["high"]))
     return [f"{e['mean']:.4g}", *bounds, str(e["n"])]
 
 
-def front(results: Results, name: str, cells: Cells) -> Figure:
+def front_figure(results: Results, name: str, cells: Cells) -> Figure:
     """General knowledge against client facts along training, means over seeds."""
     ways: dict[str, list[tuple[float, float]]] = {}
     for method, cell in cells.items():
@@ -185,3 +193,16 @@ def front(results: Results, name: str, cells: Cells) -> Figure:
 
 def mean_of(rows: Sequence[Mapping[str, float]], metric: str) -> float:
     return sum(row[metric] for row in rows) / len(rows)
+
+
+def raw_texts(cell: Cell, seed: int) -> Texts:
+    clients = prepare_run(cell.recipe(seed)).clients
+    return {client.name: [record.response for record in client.train] for client in clients}
+
+
+def rewritten_texts(results: Results, cell: Cell, seed: int) -> Texts:
+    folders = sorted((results.folder(cell, seed) / CLIENTS_FOLDER).iterdir())
+    return {
+        folder.name: [row["text"] for row in files.read_json_lines(folder / REWRITES_FILE)]
+        for folder in folders
+    }

@@ -14,7 +14,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics.pairwise import cosine_similarity
 from torch.func import functional_call
 
-from experiments.clusters import pseudo_clients
+from experiments.chapters.real_text import pseudo_clients
 from experiments.paired import compare_pairs
 from fedsdr.core import adapters
 from fedsdr.core.adapters import A_SUFFIX, B_SUFFIX, FOLDED, Adapter

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments.clusters import pseudo_clients
+from experiments.chapters.real_text import pseudo_clients
 from experiments.paired import PairedComparison, compare_pairs
 from support.real_data import data_file
 

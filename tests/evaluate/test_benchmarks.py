@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fedsdr.core.errors import UserError
 from fedsdr.core.progress import silent_reporter
+from fedsdr.core.statistics import standard_error
 from fedsdr.data.template import ChatFormat
 from fedsdr.evaluate.benchmarks import results
 from fedsdr.evaluate.benchmarks.drop import score_drop as drop_score
@@ -308,8 +309,8 @@ def test_paired_differences_and_errors_are_those_of_scipy():
     assert (found["low"], found["high"]) == (
         pytest.approx(interval.low), pytest.approx(interval.high),
     )  # fmt: skip
-    assert results.standard_error(a) == pytest.approx(stats.sem(a))
-    assert results.standard_error([1.0]) is None
+    assert standard_error(a) == pytest.approx(stats.sem(a))
+    assert standard_error([1.0]) is None
     assert results.paired_results(result([1.0]), result([0.0]), "acc")["low"] is None
 
 

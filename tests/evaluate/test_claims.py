@@ -2,9 +2,9 @@
 
 import pytest
 
-from fedsdr.evaluate.claims import CLAIMS, PERSONAL_CLAIMS, Claim, judge_claim, judge_claims
+from fedsdr.evaluate.claims import CLAIMS, PERSONAL_FACTS, PaperClaim, judge_claim, judge_claims
 
-UP = Claim("a beats b", "general", "a", "b", True, ("general", "length", "client_facts"))
+UP = PaperClaim("a beats b", "general", "a", "b", True, ("general", "length", "client_facts"))
 DOWN = UP._replace(higher=False)
 B = [40.0, 50.0, 60.0]
 
@@ -121,10 +121,10 @@ def test_another_own_method_stands_in_fedsdrs_place():
 @pytest.mark.parametrize(("own", "verdict"), [(90.0, "holds"), (70.0, "fails"), (80.0, "open")])
 def test_personal_models_are_put_against_the_best_other(own, verdict):
     found = {
-        "base": [{PERSONAL_CLAIMS: 99.0}] * 3,
-        "local": [{PERSONAL_CLAIMS: 80.0}] * 3,
-        "fedavg": [{PERSONAL_CLAIMS: 60.0}] * 3,
-        "fedsdr": [{PERSONAL_CLAIMS: own}] * 3,
+        "base": [{PERSONAL_FACTS: 99.0}] * 3,
+        "local": [{PERSONAL_FACTS: 80.0}] * 3,
+        "fedavg": [{PERSONAL_FACTS: 60.0}] * 3,
+        "fedsdr": [{PERSONAL_FACTS: own}] * 3,
     }
     (only,) = judge_claims(found, "fedsdr")
     assert only["verdict"] == verdict
@@ -134,5 +134,5 @@ def test_personal_models_are_put_against_the_best_other(own, verdict):
 
 @pytest.mark.parametrize("methods", [("fedsdr",), ("base", "fedsdr"), ("fedavg", "local")])
 def test_personal_models_without_another_to_compare_are_not_judged(methods):
-    found = {name: [{PERSONAL_CLAIMS: 50.0}] * 2 for name in methods}
+    found = {name: [{PERSONAL_FACTS: 50.0}] * 2 for name in methods}
     assert judge_claims(found, "fedsdr") == []

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.crossing import sign_change
+from experiments.chapters.paradox import sign_change
 
 
 @pytest.mark.parametrize(

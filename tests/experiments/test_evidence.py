@@ -10,23 +10,24 @@ import pytest
 
 from experiments import plan, runner
 from experiments.__main__ import app as main
-from experiments.archive import ARCHIVE, unpack
-from experiments.chapter import Chapter, Claim, Condition, Figure, Table, shown
+from experiments.archive import ARCHIVE, unpack_cells
+from experiments.chapter import Chapter, Figure, Table, format_estimate
 from experiments.document import CHAPTERS, choose_experiments, write_document
-from experiments.plan import EXPERIMENTS, QUICK, Cell, planned
+from experiments.plan import EXPERIMENTS, QUICK, Cell, planned_cells
 from experiments.results import Results, win_rate
 from experiments.runner import CELLS_FOLDER, cell_folder, groups_of, run_cells, run_group
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
 from fedsdr.core.progress import silent_reporter
-from fedsdr.evaluate.intervals import Estimate, t_interval
+from fedsdr.core.statistics import Estimate, t_interval
+from fedsdr.evaluate.verdicts import Claim, Condition
 from fedsdr.recipe.build import build_algorithm
 from fedsdr.recipe.load import override_recipe
 from support.evidence_cells import fake, write
 from support.repository import REPOSITORY
 from support.tiny_lab import TABLES
 
-ALL = planned(EXPERIMENTS)
+ALL = planned_cells(EXPERIMENTS)
 
 
 # What is planned
@@ -54,7 +55,7 @@ def test_the_quick_form_is_a_part_of_the_whole_in_one_world():
     """Ten minutes on two cores: 13 cells for two seeds, and two base models."""
     for name, called in QUICK.items():
         assert {*called} <= EXPERIMENTS[name]().keys()
-    quick = planned(QUICK, quick=True)
+    quick = planned_cells(QUICK, quick=True)
     assert {cell.key for cell in quick} < {cell.key for cell in ALL}
     assert len(quick) == 13
     assert len({str(cell.recipe(0).lab) for cell in quick}) == 1
@@ -221,10 +222,10 @@ def test_the_win_rate_is_among_questions_on_which_the_models_differ(a, b, rate):
 
 
 def test_numbers_are_shown_with_half_of_their_interval():
-    assert shown(interval(1, 2)) == "1.5 ± 0.5"
-    assert shown(interval(1, 2), 2, sign=True) == "+1.50 ± 0.50"
-    assert shown({"n": 1, "mean": 3.0, "low": None, "high": None}) == "3.0"
-    assert shown(None) == ""
+    assert format_estimate(interval(1, 2)) == "1.5 ± 0.5"
+    assert format_estimate(interval(1, 2), 2, sign=True) == "+1.50 ± 0.50"
+    assert format_estimate({"n": 1, "mean": 3.0, "low": None, "high": None}) == "3.0"
+    assert format_estimate(None) == ""
 
 
 # The document
@@ -301,7 +302,7 @@ COMMITTED = DOCS / "evidence" / "cells.csv"
 def test_the_committed_document_is_what_its_archive_says(tmp_path):
     """Every verdict, table and number of every chapter but the one on real text, whose data are
     not in the archive."""
-    unpack(DOCS / "evidence" / ARCHIVE, tmp_path / CELLS_FOLDER)
+    unpack_cells(DOCS / "evidence" / ARCHIVE, tmp_path / CELLS_FOLDER)
     seeds = [0, 1, 2, 3, 4]
     assert len(Results(tmp_path, seeds).done(*ALL)) == len(seeds)
     written = write_document(tmp_path, seeds, [*EXPERIMENTS]).read_text(encoding="utf-8")

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from experiments import plan
 from experiments.__main__ import app as main
-from experiments.archive import CELL, unpack
+from experiments.archive import CELL, unpack_cells
 from experiments.document import write_document
-from experiments.plan import planned
+from experiments.plan import planned_cells
 from experiments.runner import cell_folder
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
@@ -23,7 +23,7 @@ from support.evidence_cells import fake
 from support.fuzzing import fuzzed, mutated, state
 
 NAMES = ["flattening", "paradox"]
-CELLS = planned(NAMES)
+CELLS = planned_cells(NAMES)
 
 
 def archive(path: Path, *rows: Any) -> Path:
@@ -51,7 +51,7 @@ def packed(whole: Path) -> Path:
 
 
 def test_the_document_from_an_archive_is_the_document(whole, packed, tmp_path):
-    assert unpack(packed, tmp_path / "cells") == 3 * len(CELLS)
+    assert unpack_cells(packed, tmp_path / "cells") == 3 * len(CELLS)
     write_document(tmp_path, [0, 1, 2], NAMES)
     for path in (whole / "evidence.md", *(whole / "evidence").iterdir()):
         if path.suffix != ".svg":  # in which elements are numbered at random
@@ -61,7 +61,7 @@ def test_the_document_from_an_archive_is_the_document(whole, packed, tmp_path):
 def test_texts_are_kept_of_those_cells_alone_that_are_read(packed):
     rows = [json.loads(line) for line in lzma.decompress(packed.read_bytes()).splitlines()]
     whose = [row["cell"] for row in rows if any("rewrites" in name for name in row["files"])]
-    assert {cell.split("/")[0] for cell in whose} == {c.key for c in plan.whose_texts_are_read()}
+    assert {cell.split("/")[0] for cell in whose} == {c.key for c in plan.cells_with_texts()}
     assert f"{plan.Cell('fedsd').key}/seed-0" in whose
 
 
@@ -69,9 +69,9 @@ def test_what_is_there_already_stays(packed, tmp_path):
     mine = cell_folder(tmp_path, CELLS[0], 1)
     fake(mine, 77.0)
     before = state(mine)
-    assert unpack(packed, tmp_path / "cells") == 3 * len(CELLS) - 1
+    assert unpack_cells(packed, tmp_path / "cells") == 3 * len(CELLS) - 1
     assert state(mine) == before
-    assert unpack(packed, tmp_path / "cells") == 0
+    assert unpack_cells(packed, tmp_path / "cells") == 0
 
 
 def test_the_command_runs_none_of_them_again(whole, packed, tmp_path, monkeypatch, capsys):
@@ -116,9 +116,9 @@ ROW = {"cell": GOOD, "files": FILES}
 def test_an_archive_of_anything_else_is_refused_whole(row, tmp_path):
     path = archive(tmp_path / "a.jsonl.xz", ROW, row)
     with pytest.raises(UserError, match=r"a\.jsonl\.xz is no archive of cells: it holds"):
-        unpack(path, tmp_path / "cells")
+        unpack_cells(path, tmp_path / "cells")
     assert sorted(tmp_path.iterdir()) == [path]
-    assert unpack(archive(path, ROW), tmp_path / "cells") == 1
+    assert unpack_cells(archive(path, ROW), tmp_path / "cells") == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\xfd7zXZ\x00", lzma.compress(b"x")[:-1]])
@@ -126,15 +126,15 @@ def test_what_is_no_archive_is_an_error_for_people(content, tmp_path):
     path = tmp_path / "a.jsonl.xz"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"cannot read the archive of cells .*a\.jsonl\.xz"):
-        unpack(path, tmp_path / "cells")
+        unpack_cells(path, tmp_path / "cells")
     with pytest.raises(UserError, match="cannot read"):
-        unpack(tmp_path / "none", tmp_path / "cells")
+        unpack_cells(tmp_path / "none", tmp_path / "cells")
 
 
 def test_an_archive_of_too_much_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("experiments.archive.LARGEST", 50)
     with pytest.raises(UserError, match="more than 50 bytes"):
-        unpack(archive(tmp_path / "a.jsonl.xz", ROW), tmp_path / "cells")
+        unpack_cells(archive(tmp_path / "a.jsonl.xz", ROW), tmp_path / "cells")
 
 
 ORIGINALS = st.just((json.dumps(ROW) + "\n").encode())
@@ -148,7 +148,7 @@ def test_mutated_archives(content, tmp_path_factory):
     path = folder / "a.jsonl.xz"
     path.write_bytes(content if content.startswith(b"\xfd7zXZ") else lzma.compress(content))
     try:
-        unpack(path, folder / "cells")
+        unpack_cells(path, folder / "cells")
     except UserError:
         assert not (folder / "cells").exists()
     else:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.fronts import non_dominated
+from experiments.chapters.pareto import non_dominated
 
 
 @pytest.mark.parametrize(

@@ -10,21 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from experiments.pool import workers
+from experiments.pool import worker_pool
 from support.repository import REPOSITORY
 
 # A process with two workers that sleep; each writes its number into the folder given.
 PARENT = """
 import os, sys, time
 from pathlib import Path
-from experiments.pool import workers
+from experiments.pool import worker_pool
 
 def sleep(folder):
     (Path(folder) / str(os.getpid())).touch()
     time.sleep(60)
 
 if __name__ == "__main__":
-    with workers(2) as pool:
+    with worker_pool(2) as pool:
         for future in [pool.submit(sleep, sys.argv[1]) for _ in range(3)]:
             future.result()
 """
@@ -76,7 +76,7 @@ def test_no_worker_outlives_its_parent(tmp_path, number):
 
 
 def fail_beside_a_sleeper() -> None:
-    with workers(1) as pool:
+    with worker_pool(1) as pool:
         pool.submit(time.sleep, 60)
         while not active_children():
             time.sleep(0.01)

@@ -11,7 +11,7 @@ from fedsdr.core import layout
 ROOT = Path(fedsdr.__file__).parent
 # Type variables, and what typer and Flower look for by name.
 SEVERAL = {"T", "app", "main"}
-MATHEMATICAL = {"add", "subtract", "scale", "dot", "norm", "cosine", "wilson"}
+MATHEMATICAL = {"add", "subtract", "scale", "dot", "norm", "cosine"}
 ENTRIES = {"main", "train"}  # of programs and of Flower's apps
 
 

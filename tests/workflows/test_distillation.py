@@ -10,11 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from fedsdr.cli.main import app
+from fedsdr.core.statistics import wilson_interval
 from fedsdr.data.records import Record, Turn
 from fedsdr.diagnosis.distilled import describe_all, describe_client
 from fedsdr.distillation import rewrite
 from fedsdr.distillation.checks import Verdict
-from fedsdr.distillation.pilot import extrapolate_sample, total_pilot, wilson
+from fedsdr.distillation.pilot import extrapolate_sample, total_pilot
 from fedsdr.distillation.rewrite import Attempt, Rewritten
 from fedsdr.report.distillation import write_client_page, write_overview
 from support import tiny_recipe, toy_clients
@@ -173,14 +174,6 @@ def test_mistakes(recipe, tmp_path, monkeypatch, args, parts):
 # --- What a pilot says
 
 
-def test_wilson_by_hand():
-    """Wilson (1927) at z = 1.95996: for 8 of 10, (0.4902, 0.9433)."""
-    assert wilson(0.8, 10) == pytest.approx((0.8, 0.49016, 0.94331), abs=1e-4)
-    assert wilson(0.0, 10).low == 0
-    assert wilson(0.0, 10).high > 0.2
-    assert wilson(1.0, 10).high == 1
-
-
 def outcome(*tries: tuple[str, int], text: str = "raw") -> Rewritten:
     """tries: reason and tokens of each attempt."""
     tried = tuple(Attempt(f"try {i}", n, Verdict(reason)) for i, (reason, n) in enumerate(tries))
@@ -192,7 +185,7 @@ def outcome(*tries: tuple[str, int], text: str = "raw") -> Rewritten:
 def test_a_pilot_is_scaled_to_all_records():
     sample = [outcome(("", 5)), outcome(("x", 7), ("", 3)), outcome(("x", 9), ("x", 9)), outcome()]
     pilot = extrapolate_sample("c", sample, records=40, seconds=2.0)
-    assert (pilot.first, pilot.raw) == (wilson(1 / 4, 4), wilson(2 / 4, 4))
+    assert (pilot.first, pilot.raw) == (wilson_interval(1 / 4, 4), wilson_interval(2 / 4, 4))
     assert (pilot.generations, pilot.tokens, pilot.seconds) == (50, 330, 20)
     both = total_pilot([pilot, extrapolate_sample("d", sample[:1], records=10, seconds=1.0)])
     assert (both.sample, both.records) == (5, 50)
@@ -207,10 +200,10 @@ def test_all_clients_together_are_all_their_records():
     both = total_pilot([large, small])
     assert (both.first.share, both.raw.share) == pytest.approx((0.55, 0.45))
     effective = 1 / (0.9**2 / 8 + 0.1**2 / 8)  # 9.8 records, of the 16
-    assert both.first == pytest.approx(wilson(0.55, effective))
+    assert both.first == pytest.approx(wilson_interval(0.55, effective))
     assert both.first.low > large.first.low
     alike = [large._replace(records=50), small._replace(records=50)]
-    assert total_pilot(alike).first == pytest.approx(wilson(0.75, 16))
+    assert total_pilot(alike).first == pytest.approx(wilson_interval(0.75, 16))
     assert total_pilot([small]).first == small.first
 
 

@@ -15,6 +15,7 @@ from scipy.special import xlogy
 
 from fedsdr.core import seeds
 from fedsdr.core.adapters import Adapter
+from fedsdr.core.statistics import Interval, normal_interval
 from fedsdr.data.template import Example
 from fedsdr.diagnosis.divergence import (
     fewest_words,
@@ -35,14 +36,6 @@ GROUPS: Final = 16  # of a client's records, for the interval of gradients
 MEMORY: Final = 2**31  # bytes that the groups' gradients may take
 Floats = NDArray[np.float64]
 RoundTexts = Mapping[str, Sequence[str]]
-
-
-class Interval(NamedTuple):
-    """low, high: None where there is no interval."""
-
-    mean: float
-    low: float | None = None
-    high: float | None = None
 
 
 class ClientDivergence(NamedTuple):
@@ -126,7 +119,7 @@ class WordCounts:
             measure(self._counts([self.random.multinomial(n, np.full(n, 1 / n)) for n in records]))
             for _ in range(RESAMPLES)
         ]
-        return interval_around(whole, draws)
+        return normal_interval(whole, draws)
 
     def _counts(self, weights: Sequence[NDArray[np.generic]]) -> list[Floats]:
         return [
@@ -142,12 +135,6 @@ class WordCounts:
             )
             for side in self.sides
         ]
-
-
-def interval_around(value: float, draws: Sequence[float]) -> Interval:
-    """None where the draws do not vary, or not all of them are numbers."""
-    spread = 1.96 * float(np.std(draws, ddof=1))
-    return Interval(value, value - spread, value + spread) if spread > 0 else Interval(value)
 
 
 def js_of(counts: Floats) -> float:
@@ -233,7 +220,7 @@ class GroupedGradients:
             others = float(np.mean(across[~np.eye(count, dtype=bool)]))
         draws = [self.mean(weights) for weights in self.resamples(0)]
         whole = self.mean(self._all())
-        interval = interval_around(whole, draws) if draws else Interval(whole)
+        interval = normal_interval(whole, draws) if draws else Interval(whole)
         return Gradients(Pairwise(self.names, matrix), interval, own, others, self.records)
 
     def resamples(self, seed: int) -> list[Floats]:
@@ -267,4 +254,4 @@ def gradient_change(raw: GroupedGradients, rewritten: GroupedGradients, seed: in
     whole = np.ones((len(raw.names), raw.groups))
     difference = rewritten.mean(whole) - raw.mean(whole)
     draws = [rewritten.mean(w) - raw.mean(w) for w in raw.resamples(seed)]
-    return interval_around(difference, draws) if draws else Interval(difference)
+    return normal_interval(difference, draws) if draws else Interval(difference)

@@ -7,24 +7,16 @@ often than others, so the acceptance of first attempts alone would promise too m
 import math
 import time
 from collections.abc import Sequence
-from statistics import NormalDist
 from typing import NamedTuple
 
 from fedsdr.core import seeds
 from fedsdr.core.progress import Bar
+from fedsdr.core.statistics import Proportion, wilson_interval
 from fedsdr.data.records import Record
 from fedsdr.distillation.cache import NoCache
 from fedsdr.distillation.rewrite import Rewritten, Teacher, rewrite_records
 from fedsdr.distillation.verify import Gate
 from fedsdr.recipe.sections.distill import Distill
-
-
-class PassRate(NamedTuple):
-    """A share, 0 to 1, with its 95 % interval (Wilson 1927)."""
-
-    share: float
-    low: float
-    high: float
 
 
 class Pilot(NamedTuple):
@@ -38,8 +30,8 @@ class Pilot(NamedTuple):
     client: str
     sample: int
     records: int
-    first: PassRate
-    raw: PassRate
+    first: Proportion
+    raw: Proportion
     generations: float
     tokens: float
     seconds: float
@@ -73,22 +65,12 @@ def extrapolate_sample(
         client,
         len(done),
         records,
-        wilson(first / len(done), len(done)),
-        wilson(sum(bool(r.reason) for r in done) / len(done), len(done)),
+        wilson_interval(first / len(done), len(done)),
+        wilson_interval(sum(bool(r.reason) for r in done) / len(done), len(done)),
         generations=scale * sum(len(r.tried) for r in done),
         tokens=scale * sum(attempt.tokens for r in done for attempt in r.tried),
         seconds=scale * seconds,
     )
-
-
-def wilson(share: float, n: float) -> PassRate:
-    """Of a share in a sample of n; of a weighted one, n is its effective size."""
-    z = NormalDist().inv_cdf(0.975)
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
-    # Where all or none do, that end is the share itself, but for rounding.
-    low, high = min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
-    return PassRate(share, low, high)
 
 
 def total_pilot(pilots: Sequence[Pilot]) -> Pilot:
@@ -99,9 +81,9 @@ def total_pilot(pilots: Sequence[Pilot]) -> Pilot:
     # Kish 1965: as many equally weighted records would tell the weighted mean as precisely.
     size = 1 / sum(w**2 / p.sample for w, p in zip(weights, pilots, strict=True))
 
-    def joint(rates: Sequence[PassRate]) -> PassRate:
+    def joint(rates: Sequence[Proportion]) -> Proportion:
         shares = (w * rate.share for w, rate in zip(weights, rates, strict=True))
-        return wilson(min(1.0, math.fsum(shares)), size)
+        return wilson_interval(min(1.0, math.fsum(shares)), size)
 
     return Pilot(
         "all",

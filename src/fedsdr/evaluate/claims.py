@@ -1,23 +1,23 @@
-"""The paper's claims, put to a comparison's own numbers, each answered in words.
+"""The paper's claims, judged by a comparison's own numbers and answered in words.
 
-A claim holds or fails when the 95 % interval of the paired difference over at least three seeds
-excludes zero, and is open otherwise. What was learnt and what was kept stand side by side in each
-answer: a method that learns nothing forgets nothing.
+Verdicts are those of `fedsdr.evaluate.verdicts`. Each answer names both what was learnt and
+what was kept: a method that learns nothing forgets nothing.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple, TypedDict, TypeVar
 
-from fedsdr.evaluate.equal_facts import Curve, kept_at_equal_facts
-from fedsdr.evaluate.intervals import Estimate, paired_difference
+from fedsdr.core.statistics import Estimate, paired_difference
+from fedsdr.evaluate.equal_facts import Curve, compare_at_equal_facts
+from fedsdr.evaluate.verdicts import Condition
 
 Runs = Mapping[str, Sequence[Mapping[str, float]]]  # method -> one {metric: value} a seed
 Curves = Mapping[str, Sequence[Curve]]
 V = TypeVar("V")
 
 
-class Claim(NamedTuple):
-    """`better` beats `worse` on `metric`; context: the metrics to name beside the answer."""
+class PaperClaim(NamedTuple):
+    """`better` beats `worse` on `metric`; context: further metrics that the answer names."""
 
     text: str
     metric: str
@@ -34,31 +34,28 @@ class ClaimVerdict(TypedDict):
 
 
 CLAIMS: Final = (
-    Claim(
+    PaperClaim(
         "FedSD keeps more general knowledge than FedAvg on raw data at equal rounds",
         "general", "fedsd", "fedavg", True, ("general", "client_facts"),
     ),
-    Claim(
+    PaperClaim(
         "FedSDR's global model hallucinates less than FedSD's",
         "hallucination", "fedsdr", "fedsd", False, ("hallucination", "client_facts", "general"),
     ),
-    Claim(
+    PaperClaim(
         "FedSDR's global model answers shorter than FedSD's",
         "length", "fedsdr", "fedsd", False, ("length", "client_facts", "general"),
     ),
-    Claim(
+    PaperClaim(
         "Verified rewrites teach more client facts than unverified ones",
         "client_facts", "fedsd_verified", "fedsd", True, ("client_facts", "general"),
     ),
 )  # fmt: skip
 
 FEDSDR: Final = "fedsdr"
-LEAST_SEEDS: Final = 3  # with fewer, an interval is too uncertain itself to decide anything
-PERSONAL_CLAIMS: Final = "personal_client_facts"
-LABELS: Final = {"general": "general knowledge", PERSONAL_CLAIMS: "personal client facts"}
-
-
-# Who is said to keep more general knowledge than whom for the same client facts.
+PERSONAL_FACTS: Final = "personal_client_facts"
+LABELS: Final = {"general": "general knowledge", PERSONAL_FACTS: "personal client facts"}
+# (a, b): a is claimed to keep more general knowledge than b at equal client facts.
 AT_EQUAL_FACTS: Final = (
     ("fedsd", "fedavg"),
     ("fedsd_verified", "fedavg"),
@@ -102,48 +99,40 @@ def judge_at_equal_facts(
     a_name: str, b_name: str, a: Sequence[Curve], b: Sequence[Curve]
 ) -> ClaimVerdict:
     """Whether `a` keeps more general knowledge than `b` at the client facts that both learn."""
-    points = [kept_at_equal_facts(x, y) for x, y in zip(a, b, strict=True)]
-    difference = paired_difference([p[1] for p in points], [p[2] for p in points])
-    facts, kept_a, kept_b = (sum(column) / len(points) for column in zip(*points, strict=True))
+    found = compare_at_equal_facts(a, b)
+    text = f"{a_name} keeps more general knowledge than {b_name} at equal client facts"
     return {
-        "claim": f"{a_name} keeps more general knowledge than {b_name} at equal client facts",
-        "verdict": _verdict(difference, higher=True),
-        "words": f"general knowledge: {_signed(difference)}. Both at {facts:.1f} client facts: "
-        f"general knowledge {kept_a:.1f} against {kept_b:.1f}",
+        "claim": text,
+        "verdict": Condition(text, found.difference).verdict,
+        "words": f"general knowledge: {_signed(found.difference)}. Both at {found.facts:.1f} "
+        f"client facts: general knowledge {found.kept_a:.1f} against {found.kept_b:.1f}",
     }
 
 
-def judge_claim(claim: Claim, runs: Runs) -> ClaimVerdict:
+def judge_claim(claim: PaperClaim, runs: Runs) -> ClaimVerdict:
     a = [run[claim.metric] for run in runs[claim.better]]
     b = [run[claim.metric] for run in runs[claim.worse]]
     difference = paired_difference(a, b)
-    verdict = _verdict(difference, claim.higher)
     words = f"{_label(claim.metric)}: {_signed(difference)}. " + "; ".join(
         f"{_label(name)} {_mean(runs, claim.better, name):.1f} against "
         f"{_mean(runs, claim.worse, name):.1f}"
         for name in claim.context
         if _has(runs, claim.better, name) and _has(runs, claim.worse, name)
     )
+    verdict = Condition(claim.text, difference, positive=claim.higher).verdict
     return {"claim": claim.text, "verdict": verdict, "words": words}
 
 
 def _best_personal(runs: Runs) -> list[ClaimVerdict]:
     """FedSDR's personal models against the best of any other method's."""
-    others = [m for m in runs if m not in (FEDSDR, "base") and _has(runs, m, PERSONAL_CLAIMS)]
-    if not others or not _has(runs, FEDSDR, PERSONAL_CLAIMS):
+    others = [m for m in runs if m not in (FEDSDR, "base") and _has(runs, m, PERSONAL_FACTS)]
+    if not others or not _has(runs, FEDSDR, PERSONAL_FACTS):
         return []
-    best = max(others, key=lambda m: _mean(runs, m, PERSONAL_CLAIMS))
+    best = max(others, key=lambda m: _mean(runs, m, PERSONAL_FACTS))
     text = "FedSDR's personal models (W0+R+S) know more client facts than any other method's"
-    context = (PERSONAL_CLAIMS, "personal_general")
-    verdict = judge_claim(Claim(text, PERSONAL_CLAIMS, FEDSDR, best, True, context), runs)
+    context = (PERSONAL_FACTS, "personal_general")
+    verdict = judge_claim(PaperClaim(text, PERSONAL_FACTS, FEDSDR, best, True, context), runs)
     return [{**verdict, "words": f"the best other is {best}. {verdict['words']}"}]
-
-
-def _verdict(difference: Estimate, higher: bool) -> str:
-    low, high = difference["low"], difference["high"]
-    if low is None or high is None or difference["n"] < LEAST_SEEDS or low <= 0 <= high:
-        return "open"
-    return "holds" if (low > 0) == higher else "fails"
 
 
 def _signed(d: Estimate) -> str:

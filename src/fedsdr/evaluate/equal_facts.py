@@ -7,7 +7,9 @@ curve is read where it first reaches the number of facts that both methods reach
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+
+from fedsdr.core.statistics import Estimate, paired_difference
 
 Curve = Sequence[Mapping[str, float]]  # the evaluations of one run, in the order of its rounds
 
@@ -16,7 +18,7 @@ KEPT: Final = "general"
 
 
 def curve_points(rows: Sequence[Mapping[str, Any]]) -> Curve:
-    """The curve in a run's log; a round that was only put to benchmarks is no point of it."""
+    """The curve in a run's log, without rounds that were evaluated on benchmarks only."""
     evaluations = (row.get("eval", {}) for row in rows)
     return [each for each in evaluations if LEARNT in each and KEPT in each]
 
@@ -39,3 +41,28 @@ def kept_at_equal_facts(a: Curve, b: Curve) -> tuple[float, float, float]:
     """(facts, kept by a, kept by b) at the most facts that both curves reach."""
     facts = min(max(point[LEARNT] for point in curve) for curve in (a, b))
     return facts, kept_at(a, facts), kept_at(b, facts)
+
+
+class EqualFacts(NamedTuple):
+    """General knowledge kept where both methods know equally many client facts, all in percent.
+
+    difference: kept by a minus kept by b, paired by seed. The others are means over seeds.
+    learnt: whether, with every seed, both learnt some fact since their first evaluation; else the
+        comparison is (in part) of the base model with itself.
+    """
+
+    difference: Estimate
+    facts: float
+    kept_a: float
+    kept_b: float
+    learnt: bool
+
+
+def compare_at_equal_facts(a: Sequence[Curve], b: Sequence[Curve]) -> EqualFacts:
+    """a, b: a curve a seed, in the same order of seeds."""
+    pairs = list(zip(a, b, strict=True))
+    facts, kept_a, kept_b = zip(*(kept_at_equal_facts(*pair) for pair in pairs), strict=True)
+    starts = (max(curve[0][LEARNT] for curve in pair) for pair in pairs)
+    learnt = all(found > start for found, start in zip(facts, starts, strict=True))
+    at, mean_a, mean_b = (sum(column) / len(pairs) for column in (facts, kept_a, kept_b))
+    return EqualFacts(paired_difference(kept_a, kept_b), at, mean_a, mean_b, learnt)

@@ -9,11 +9,10 @@ from typing import Any, Final, Literal
 import numpy as np
 from scipy import stats
 
-from fedsdr.evaluate.intervals import Estimate
+from fedsdr.core.statistics import Estimate, bootstrap_interval
 from fedsdr.judge.verdicts import VerdictChoice
 
 Winner = Literal["a", "b", "tie"]
-JUDGE_RESAMPLES: Final = 5000
 SIGNIFICANT: Final = 0.05
 POINTS: Final[dict[Winner, float]] = {"a": 1.0, "tie": 0.5, "b": 0.0}
 
@@ -115,7 +114,7 @@ def mean_by_question(points: JudgePoints) -> Estimate | None:
     means = np.array([np.mean(values) for values in turns.values()])
     if not len(means):
         return None
-    low, high = _bootstrap((means,), lambda x, axis: np.mean(x, axis=axis))
+    low, high = bootstrap_interval((means,), lambda x, axis: np.mean(x, axis=axis))
     return {"n": len(means), "mean": float(np.mean(means)), "low": low, "high": high}
 
 
@@ -150,7 +149,7 @@ def position_bias(comparisons: Sequence[JudgedComparison]) -> dict[str, Any]:
     up, down = int(np.sum(won > lost)), int(np.sum(won < lost))
     p = float(stats.binomtest(up, up + down).pvalue) if up + down else None
     decided = int(won.sum() + lost.sum())
-    low, high = _bootstrap((won, lost), _first_rate)
+    low, high = bootstrap_interval((won, lost), _first_rate)
     return {
         "first": int(won.sum()),
         "decided": decided,
@@ -166,16 +165,3 @@ def position_bias(comparisons: Sequence[JudgedComparison]) -> dict[str, Any]:
 
 def _first_rate(won: Any, lost: Any, axis: int) -> Any:
     return np.sum(won, axis=axis) / (np.sum(won, axis=axis) + np.sum(lost, axis=axis))
-
-
-def _bootstrap(
-    samples: tuple[Any, ...], statistic: Callable[..., Any]
-) -> tuple[float | None, float | None]:
-    """A 95 % percentile interval over questions; None where they do not differ at all."""
-    if len(samples[0]) < 2 or all(np.ptp(sample) == 0 for sample in samples):
-        return None, None
-    found = stats.bootstrap(
-        samples, statistic, paired=True, vectorized=True, method="percentile",
-        n_resamples=JUDGE_RESAMPLES, random_state=np.random.default_rng(0),
-    ).confidence_interval  # fmt: skip
-    return float(found.low), float(found.high)

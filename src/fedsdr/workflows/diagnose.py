@@ -13,6 +13,7 @@ import numpy as np
 from fedsdr.core import seeds
 from fedsdr.core.errors import UserError
 from fedsdr.core.progress import Reporter
+from fedsdr.core.statistics import Interval
 from fedsdr.data.records import ClientData, Record
 from fedsdr.data.sources import read_source, skipped_rows
 from fedsdr.data.template import ChatFormat
@@ -22,7 +23,6 @@ from fedsdr.diagnosis.heterogeneity import (
     ClientDivergence,
     Gradients,
     GroupedGradients,
-    Interval,
     divergence_change,
     gradient_change,
     measure_divergence,

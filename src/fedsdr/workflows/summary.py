@@ -6,9 +6,9 @@ from typing import Any
 
 from fedsdr.core import files
 from fedsdr.core.layout import METRICS_FILE, RECIPE_FILE, RESULT_FILE, SUMMARY_FILE
+from fedsdr.core.statistics import metric_intervals
 from fedsdr.evaluate.claims import FEDSDR, judge_claims
 from fedsdr.evaluate.equal_facts import KEPT, Curve, curve_points
-from fedsdr.evaluate.intervals import metric_intervals
 from fedsdr.recipe.load import load_recipe
 from fedsdr.recipe.methods import own_name
 from fedsdr.report.html import write_report

@@ -9,7 +9,7 @@ wrote is not kept: a client's own model may repeat what it was trained on.
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
-from fedsdr.evaluate.intervals import Estimate, paired_difference
+from fedsdr.core.statistics import Estimate, paired_difference, standard_error
 from fedsdr.model.identity import Identity
 
 Settings = Mapping[str, Any]
@@ -84,15 +84,6 @@ class Result:
         if len(means) > 1:
             found["subject_mean"] = math.fsum(means.values()) / len(means)
         return {**found, "subjects": means}
-
-
-def standard_error(values: Sequence[float]) -> float | None:
-    """Of the mean, the questions taken as a sample; None for a single one."""
-    n = len(values)
-    if n < 2:
-        return None
-    mean = math.fsum(values) / n
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
 
 
 def paired_results(a: Result, b: Result, metric: str) -> Estimate:

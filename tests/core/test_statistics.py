@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedsdr.evaluate.intervals import metric_intervals, paired_difference, t_interval
+from fedsdr.core.statistics import metric_intervals, paired_difference, t_interval, wilson_interval
 
 runs = st.lists(st.floats(-100, 100), min_size=2, max_size=8)
 
@@ -59,3 +59,11 @@ def test_estimates_go_metric_by_metric_over_the_runs_that_have_it():
     assert list(got) == ["a", "b"]
     assert got["a"] == {"n": 1, "mean": 4.0, "low": None, "high": None}
     assert got["b"] == t_interval([1.0, 3.0])
+
+
+def test_wilson_by_hand():
+    """Wilson (1927) at z = 1.95996: for 8 of 10, (0.4902, 0.9433)."""
+    assert wilson_interval(0.8, 10) == pytest.approx((0.8, 0.49016, 0.94331), abs=1e-4)
+    assert wilson_interval(0.0, 10).low == 0
+    assert wilson_interval(0.0, 10).high > 0.2
+    assert wilson_interval(1.0, 10).high == 1
