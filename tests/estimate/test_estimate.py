@@ -9,7 +9,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
-from fedsdr.cli.plan import format_hours, significant_digits
 from fedsdr.core.errors import UserError
 from fedsdr.core.progress import Reporter
 from fedsdr.data.batches import Batch
@@ -18,6 +17,7 @@ from fedsdr.estimate.hardware import Hardware, measure_rates
 from fedsdr.estimate.memory import cache_bytes, held_activations
 from fedsdr.estimate.plan import estimate_run
 from fedsdr.estimate.traffic import traced_stages
+from fedsdr.estimate.words import format_hours, significant_digits
 from fedsdr.generation.batched import generate_batch, generation_way
 from fedsdr.generation.sampling import Job
 from fedsdr.model.checkpointing import checkpointed_blocks, recompute_activations

@@ -41,6 +41,7 @@ ROOMS = (
     "export",
     "chat",
     "judge",
+    "api",
     "cli",
 )
 # Libraries that are known to some rooms alone.
@@ -54,9 +55,10 @@ KNOWN_TO = {
     "sqlite3": ("distillation",),
     "matplotlib": ("report",),
     "typer": ("cli",),
+    "IPython": ("core",),
     "cryptography": ("deploy/protocol", "deploy/sites"),
 }
-WITHOUT_TORCH = ("recipe/sections", "recipe", "report", "cli", "judge", "workflows")
+WITHOUT_TORCH = ("recipe/sections", "recipe", "report", "cli", "judge", "workflows", "api")
 
 
 def name(path: Path) -> str:

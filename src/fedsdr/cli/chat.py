@@ -18,10 +18,10 @@ def chat_command(
     seed: Annotated[int, typer.Option(help="Of sampling, where temperature is above 0.")] = 0,
 ) -> None:
     """Talk to a model of a finished run. Questions may come through a pipe, one a line."""
-    from fedsdr.chat.conversation import Conversation, Manner
+    from fedsdr.api.runs import open_run
     from fedsdr.chat.terminal import HELP, chat_loop, typed_lines
     from fedsdr.core.errors import UserError
-    from fedsdr.workflows.finished import CLIENT_PREFIX, GLOBAL_MODEL, Models, open_finished
+    from fedsdr.workflows.finished import CLIENT_PREFIX, GLOBAL_MODEL
 
     def notice(text: str) -> None:
         typer.echo(text, err=True)
@@ -30,16 +30,16 @@ def chat_command(
     with command_session() as reporter:
         if client and model:
             raise UserError(f"--client {client} and --model {model}: give one of them")
-        run = open_finished(folder)
+        run = open_run(folder)
         name = CLIENT_PREFIX + client if client else model or GLOBAL_MODEL
-        run.check(name)  # before the model is loaded
-        conversation = Conversation(
-            Models(run, reporter), name, Manner(system, temperature, max_tokens, seed), notice
-        )
+        conversation = run.chat(
+            name, system=system, temperature=temperature, max_tokens=max_tokens, seed=seed,
+            notice=notice, progress=reporter,
+        )  # fmt: skip
     # Outside of the session: bars are gone, and Ctrl-C is the chat's.
     try:
         if live:
-            notice(f"{name}, of {', '.join(run.model_names())}\n{HELP}   Ctrl-D: leave")
+            notice(f"{name}, of {', '.join(run.models)}\n{HELP}   Ctrl-D: leave")
         lines = typed_lines(lambda: f"{conversation.name}> ") if live else sys.stdin
         chat_loop(conversation, lines, sys.stdout, notice, live)
     except KeyboardInterrupt:

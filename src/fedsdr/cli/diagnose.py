@@ -1,7 +1,6 @@
 """`fedsdr diagnose`: who holds what and how heterogeneous it is, before spending a GPU-hour."""
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,28 +32,20 @@ def diagnose_command(
     set_: Sets = None,
 ) -> None:
     """Show who holds what, how heterogeneous it is, and what that suggests, before any training."""
-    from fedsdr.cli.plan import plan_costs, plan_of, print_costs
-    from fedsdr.recipe import load as recipes
-    from fedsdr.report.diagnosis import write_diagnosis
-    from fedsdr.workflows import diagnose as diagnosis
-    from fedsdr.workflows.prepare import prepare_run
-    from fedsdr.workflows.run_folder import claimed_folder
+    from fedsdr.api.recipes import diagnose
+    from fedsdr.cli.plan import print_costs
+    from fedsdr.recipe.load import load_recipe
 
     with command_session() as reporter:
-        loaded = recipes.load_recipe(recipe, set_ or [])
-        with nullcontext() if out is None else claimed_folder(out, loaded, resume=False):
-            options = diagnosis.DiagnosisOptions(gradients, distilled, rewrites, not no_model)
-            diagnosis.check_diagnosis(options)
-            setting = prepare_run(loaded, reporter=reporter)
-            found = diagnosis.run_diagnosis(setting, options, reporter)
-            plan = plan_of(setting)
-            found["costs"] = plan_costs(plan)
-            page = None if out is None else write_diagnosis(out, found)
-    print_diagnosis(found)
+        diagnosis = diagnose(
+            load_recipe(recipe, set_ or []), out, gradients=gradients, distilled=distilled,
+            rewrites=rewrites, weights=not no_model, progress=reporter,
+        )  # fmt: skip
+    print_diagnosis(diagnosis.found)
     typer.echo("\nWhat a run would take:")
-    print_costs(plan, Console())
-    if page is not None:
-        typer.echo(f"\ndiagnosis: {page}")
+    print_costs(diagnosis.plan, Console())
+    if diagnosis.page is not None:
+        typer.echo(f"\ndiagnosis: {diagnosis.page}")
 
 
 def print_diagnosis(found: Mapping[str, Any]) -> None:

@@ -25,11 +25,12 @@ def distill_command(
 
     With --pilot, a small sample is rewritten, judged and thrown away instead.
     """
-    from fedsdr.recipe import load as recipes
-    from fedsdr.workflows import distill as distillation
+    from fedsdr.api.recipes import distill, pilot_distillation
+    from fedsdr.recipe.load import load_recipe
+    from fedsdr.workflows.distill import describe_outcome, describe_pilots
 
     with command_session(RESUME) as reporter:
-        loaded = recipes.load_recipe(recipe, set_ or [])
+        loaded = load_recipe(recipe, set_ or [])
         if (out is None) == (pilot is None):
             raise UserError(
                 "give --out DIR to rewrite everything, or --pilot N for a sample, one of them: "
@@ -40,9 +41,9 @@ def distill_command(
             if report or resume:
                 option = "--report" if report else "--resume"
                 raise UserError(f"{option} is for --out DIR, and a pilot writes nothing: remove it")
-            typer.echo(distillation.pilot_report(loaded, pilot, reporter))
+            for name, pilots in pilot_distillation(loaded, pilot, progress=reporter).items():
+                typer.echo(f"{name}: {describe_pilots(pilots)}")
             return
-        for name, folder in distillation.run_distillation(
-            loaded, out, reporter, resume, report
-        ).items():
-            typer.echo(distillation.describe_outcome(name, folder))
+        folders = distill(loaded, out, resume=resume, report=report, progress=reporter)
+        for name, folder in folders.items():
+            typer.echo(describe_outcome(name, folder))

@@ -43,19 +43,15 @@ def eval_command(
     Writes results with standard errors and the score of every question, pairs each model with
     the base model, and adds a section to the report.
     """
-    from fedsdr.core.layout import SUMMARY_FILE
-    from fedsdr.report.html import write_report
+    from fedsdr.api.runs import benchmark_models
     from fedsdr.report.terminal import print_benchmarks
-    from fedsdr.workflows.benchmark import BenchmarkRequest, run_benchmarks
 
     def names(text: str) -> list[str]:
         return [name.strip() for name in text.split(",") if name.strip()]
 
     with command_session() as reporter:
-        request = BenchmarkRequest(
-            target, names(tasks), data, names(models), out, against, limit, chat, bos, batch_size
-        )
-        summary = run_benchmarks(request, reporter)
-        if out is None and (target / SUMMARY_FILE).exists():
-            write_report(target)
+        summary = benchmark_models(
+            target, names(tasks), data=data, models=names(models), out=out, against=against,
+            limit=limit, chat=chat, bos=bos, batch_size=batch_size, progress=reporter,
+        )  # fmt: skip
     print_benchmarks(summary)

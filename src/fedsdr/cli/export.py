@@ -24,16 +24,11 @@ def export_command(
     ] = False,
 ) -> None:
     """Write a model of a finished run as a PEFT adapter or merged, with tokenizer and card."""
-    from fedsdr.export.card import is_folder
-    from fedsdr.export.write import ExportChoice, export_model
-    from fedsdr.workflows.finished import open_finished
+    from fedsdr.api.runs import open_run
 
     with command_session() as reporter:
-        run = open_finished(folder)
-        choice = ExportChoice(model, merge, dtype, base, client_names)
-        written = export_model(run, choice, out, reporter)
-        if run.place(model)[1]:
-            reporter.say(f"{out} holds a client's private stream: it is that client's alone")
-        if is_folder(written.base):
-            reporter.say(f"it calls its base model {written.base}: --base gives a public name")
+        open_run(folder).export(
+            out, model, merged=merge, dtype=dtype, base=base, client_names=client_names,
+            progress=reporter,
+        )  # fmt: skip
     typer.echo(out)

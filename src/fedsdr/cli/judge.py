@@ -1,6 +1,5 @@
 """The command that has answers of a finished run's models judged by another model."""
 
-import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,12 +9,11 @@ import typer
 
 from fedsdr.cli.session import RunFolder, command_session
 from fedsdr.core.errors import UserError
-from fedsdr.core.layout import JUDGE_FILE, SUMMARY_FILE
+from fedsdr.core.layout import JUDGE_FILE
 
 if TYPE_CHECKING:
     from fedsdr.judge.asking import CostEstimate
     from fedsdr.judge.client import Endpoint
-    from fedsdr.judge.judging import PreparedJudging
 
 GO_ON: Final = "give the same command again to go on"
 
@@ -59,9 +57,9 @@ def judge_command(
     The same command goes on where an interrupted one stopped. Results: judge.json in the run
     folder, and its report.
     """
+    from fedsdr.api.judging import JudgeRequest, ask_judge, prepared_judging
     from fedsdr.judge.asking import Prices
-    from fedsdr.judge.judging import Plan, at_work, check_plan, prepare_judging, source_name
-    from fedsdr.judge.questions import read_questions
+    from fedsdr.report.terminal import print_judging
     from fedsdr.workflows.finished import open_finished
 
     options: dict[str, Any] = {
@@ -69,56 +67,37 @@ def judge_command(
         "retries": retries, "backoff": backoff, "requests_per_minute": rpm,
         "concurrency": concurrency,
     }  # fmt: skip
+    request = JudgeRequest(
+        questions, a, b, against, reference, limit, answer_tokens, batch_size,
+        Prices(price_in, price_out), max_cost,
+    )  # fmt: skip
     with ExitStack() as held:
         with command_session(GO_ON) as reporter:
             run = open_finished(folder)
-            if against is not None and not b:
-                raise UserError(f"--against {against} needs --b, the name of a model of that run")
-            other = run if against is None else open_finished(against)
-            asked = read_questions(questions, reference, limit)
-            plan = Plan(
-                run, a, b or None, other, asked, source_name(questions), answer_tokens,
-                batch_size, Prices(price_in, price_out), max_cost,
-            )  # fmt: skip
-            check_plan(plan)
             endpoint = _endpoint(base_url, judge_model, None if dry_run else key_variable, options)
-            held.enter_context(at_work(plan))
-            prepared = prepare_judging(plan, endpoint, reporter)
+            prepared = held.enter_context(prepared_judging(run, request, endpoint, reporter))
             reporter.say(_cost(prepared.cost, endpoint.host))
         if dry_run:
             return
         if prepared.cost.requests and not yes and not _confirmed():
             typer.echo("nobody was asked")
             return
-        _ask(prepared, folder)
+        with command_session(GO_ON) as reporter:
+            result = ask_judge(prepared, reporter)
+    print_judging(result)
+    typer.echo(f"\njudgement: {folder / JUDGE_FILE}")
 
 
 def _endpoint(
     base_url: str, model: str, key_variable: str | None, options: dict[str, Any]
 ) -> "Endpoint":
-    """Who is to be asked, reached once; where no key is named, nobody will be."""
-    from fedsdr.judge.client import OPENAI, Endpoint, endpoint_from
-    from fedsdr.judge.judging import check_endpoint
+    """Who is to be asked; where no key is named, nobody will be."""
+    from fedsdr.api.judging import judge_endpoint
+    from fedsdr.judge.client import OPENAI, Endpoint
 
     if key_variable is None:
         return Endpoint(base_url or OPENAI, model, "", **options)
-    endpoint = endpoint_from(os.environ, key_variable, base_url, model, **options)
-    check_endpoint(endpoint)
-    return endpoint
-
-
-def _ask(prepared: "PreparedJudging", folder: Path) -> None:
-    """Ask for the verdicts, and show what came of it."""
-    from fedsdr.judge.judging import carry_out
-    from fedsdr.report.html import write_report
-    from fedsdr.report.terminal import print_judging
-
-    with command_session(GO_ON) as reporter:
-        result = carry_out(prepared, reporter)
-        if (folder / SUMMARY_FILE).exists():
-            write_report(folder)
-    print_judging(result)
-    typer.echo(f"\njudgement: {folder / JUDGE_FILE}")
+    return judge_endpoint(model, base_url, key_variable, **options)
 
 
 def _cost(cost: "CostEstimate", host: str) -> str:

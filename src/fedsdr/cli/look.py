@@ -25,29 +25,22 @@ def check_command(
     set_: Sets = None,
 ) -> None:
     """Check all that a run needs but the weights; show who holds what and what will be left out."""
-    from fedsdr.data.partition import describe_clients
-    from fedsdr.recipe import load as recipes
-    from fedsdr.workflows.prepare import prepare_run
-    from fedsdr.workflows.run_folder import check_folder, check_room, check_writable
+    from fedsdr.api.recipes import check
+    from fedsdr.recipe.load import load_recipe
 
     with command_session() as reporter:
-        loaded = recipes.load_recipe(recipe, set_ or [])
-        setting = prepare_run(loaded, reporter=reporter)
-        if out is not None:
-            check_folder(out, loaded, resume=False)
-            check_writable(out)
-            check_room(out, setting.least_bytes())
+        checked = check(load_recipe(recipe, set_ or []), out, progress=reporter)
         rows = [
             [
                 row["name"], str(row["records"]), str(row["held_out"]),
                 f"{row['mean_prompt_words']:.1f}", f"{row['mean_response_words']:.1f}",
                 list_categories(row["categories"]),
             ]
-            for row in describe_clients(setting.clients)
+            for row in checked.clients
         ]  # fmt: skip
     print_holdings(("records", "held out", "words a prompt", "a response", "categories"), rows)
-    typer.echo(f"chat template: {setting.prepared.template}")
-    for notice in setting.notices:
+    typer.echo(f"chat template: {checked.template}")
+    for notice in checked.notices:
         typer.echo(notice)
 
 

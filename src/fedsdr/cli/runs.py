@@ -3,11 +3,11 @@
 Imports of heavy libraries are inside the commands: `--help` must not wait for them.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from fedsdr.cli.session import (
     RESUME,
@@ -22,9 +22,9 @@ from fedsdr.cli.session import (
     command_session,
     parse_seeds,
 )
-from fedsdr.core.layout import REPORT_FILE
 
 if TYPE_CHECKING:
+    from fedsdr.api.runs import Comparison, Run
     from fedsdr.recipe.sections.recipe import Recipe
 
 
@@ -36,11 +36,11 @@ def demo_command(
 
     An interrupted demo goes on where it stopped; a finished one is run anew.
     """
-    from fedsdr.workflows import run as runs
+    from fedsdr.api.runs import demo
 
     with command_session("go on with the same command") as reporter:
-        summary = runs.run_demo(out, parse_seeds(seeds), reporter)
-    print_outcome(out, summary)
+        found = demo(out, seeds=parse_seeds(seeds), progress=reporter)
+    print_outcome(found)
 
 
 def run_command(
@@ -52,16 +52,16 @@ def run_command(
     flops: Flops = None,
 ) -> None:
     """Run a recipe and its baselines into a folder, with a report."""
-    from fedsdr.recipe import load as recipes
-    from fedsdr.workflows import run as runs
+    from fedsdr.api.runs import run
+    from fedsdr.recipe.load import load_recipe
 
     folder = required_folder(out, dry_run, flops)
     with command_session(RESUME) as reporter:
-        loaded = recipes.load_recipe(recipe, set_ or [])
+        loaded = load_recipe(recipe, set_ or [])
         if dry_run:
-            return print_dry_run(loaded, out, [loaded.seed], flops, resume)
-        summary = runs.run_recipe(loaded, folder, reporter, resume)
-    return print_outcome(folder, summary)
+            return print_dry_run(loaded, out, 1, flops, resume)
+        found = run(loaded, folder, resume=resume, progress=reporter)
+    return print_outcome(found)
 
 
 def compare_command(
@@ -74,24 +74,26 @@ def compare_command(
     flops: Flops = None,
 ) -> None:
     """Run a recipe and its baselines for several seeds; report means with 95 % intervals."""
-    from fedsdr.recipe import load as recipes
-    from fedsdr.workflows import run as runs
+    from fedsdr.api.runs import compare
+    from fedsdr.recipe.load import load_recipe
 
     folder = required_folder(out, dry_run, flops)
     with command_session(RESUME) as reporter:
-        loaded = recipes.load_recipe(recipe, set_ or [])
+        loaded, chosen = load_recipe(recipe, set_ or []), parse_seeds(seeds)
         if dry_run:
-            return print_dry_run(loaded, out, parse_seeds(seeds), flops, resume)
-        summary = runs.compare_seeds(loaded, parse_seeds(seeds), folder, reporter, resume)
-    return print_outcome(folder, summary)
+            return print_dry_run(loaded, out, len(chosen), flops, resume)
+        found = compare(loaded, folder, seeds=chosen, resume=resume, progress=reporter)
+    return print_outcome(found)
 
 
 def print_dry_run(
-    recipe: "Recipe", out: Path | None, seeds: Sequence[int], flops: float | None, resume: bool
+    recipe: "Recipe", out: Path | None, runs: int, flops: float | None, resume: bool
 ) -> None:
-    from fedsdr.cli.plan import dry_run
+    """runs: how many seeds."""
+    from fedsdr.api.recipes import plan
+    from fedsdr.cli.plan import print_plan
 
-    dry_run(recipe, out, seeds, flops, resume)
+    print_plan(plan(recipe, out, resume=resume, flops=flops), Console(), runs)
 
 
 def required_folder(out: Path | None, dry_run: bool, flops: float | None) -> Path:
@@ -111,8 +113,8 @@ def report_command(folder: RunFolder) -> None:
         typer.echo(write_report(folder))
 
 
-def print_outcome(out: Path, summary: dict[str, object]) -> None:
+def print_outcome(found: "Run | Comparison") -> None:
     from fedsdr.report.terminal import print_summary
 
-    print_summary(summary)
-    typer.echo(f"\nreport: {out / REPORT_FILE}")
+    print_summary(found.summary)
+    typer.echo(f"\nreport: {found.report}")

@@ -9,6 +9,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TaskID,
     TextColumn,
@@ -43,16 +44,7 @@ class Reporter:
         if self._console is None or not self._console.is_terminal:
             yield
             return
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description:<26}"),
-            BarColumn(bar_width=10),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        with Progress(*columns, console=self._console, transient=False) as progress:
+        with Progress(*progress_columns(), console=self._console, transient=False) as progress:
             self._progress = progress
             try:
                 yield
@@ -78,6 +70,19 @@ class Reporter:
         """One line above the bars."""
         if self._console is not None:
             self._console.print(text, highlight=False, markup=False)
+
+
+def progress_columns() -> list[ProgressColumn]:
+    """What a bar shows."""
+    return [
+        SpinnerColumn(),
+        TextColumn("{task.description:<26}"),
+        BarColumn(bar_width=10),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    ]
 
 
 def silent_reporter() -> Reporter:

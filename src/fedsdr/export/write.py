@@ -11,7 +11,7 @@ from fedsdr.core.errors import UserError
 from fedsdr.core.progress import Reporter
 from fedsdr.data.template import ChatFormat
 from fedsdr.export.adapter import exported_adapter
-from fedsdr.export.card import Artefact, write_card
+from fedsdr.export.card import Artefact, is_folder, write_card
 from fedsdr.export.merge import check_mergeable, merge_adapter
 from fedsdr.model.base import DTYPES, load_chat
 from fedsdr.model.identity import chat_identity
@@ -85,6 +85,10 @@ def export_model(run: Finished, choice: ExportChoice, out: Path, reporter: Repor
 
     if not files.write_folder(out, write):
         raise UserError(f"{out} was made by someone else meanwhile: give another --out")
+    if client:
+        reporter.say(f"{out} holds a client's private stream: it is that client's alone")
+    if is_folder(artefact.base):
+        reporter.say(f"it calls its base model {artefact.base}: --base gives a public name")
     return artefact
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Final
 
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
@@ -124,6 +124,13 @@ def write_adapter(
     files.write_text(folder / CONFIG, _as_text(config), private=private)
     tensors = {PREFIX + key: tensor for key, tensor in adapter.items()}
     files.write_tensors(folder / WEIGHTS, tensors, {"format": "pt"}, private=private)
+
+
+def attach_adapter(model: Any, adapter: Adapter, settings: AdapterSettings) -> Any:
+    """A base model with an adapter on it, frozen and in evaluation mode, as PEFT loads it."""
+    with TemporaryDirectory() as folder:  # readable by its owner alone
+        write_adapter(Path(folder), adapter, settings)
+        return PeftModel.from_pretrained(model, folder).eval()
 
 
 def _as_text(config: LoraConfig) -> str:

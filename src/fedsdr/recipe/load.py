@@ -23,22 +23,46 @@ MODEL_FILES = (".gguf", ".whl")  # how the name of a file ends that holds a mode
 DEEPEST: Final = 20  # levels of tables and lists; no key needs a third of them
 
 
-def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a TOML recipe; `overrides` are "a.b=value" texts, the value in TOML's own syntax.
+RecipeSource = Recipe | str | os.PathLike[str] | Mapping[str, Any]
+Overrides = Mapping[str, Any] | Iterable[str]
 
-    Relative paths of sources, models and templates are taken from the recipe's own folder, and
-    $NAME, ${NAME} or ${NAME:-default} in them from the environment.
+
+def load_recipe(source: RecipeSource, overrides: Overrides = ()) -> Recipe:
+    """Read and check a recipe: a TOML file, or its tables as a mapping.
+
+    overrides: {"federation.rounds": 4}, or "federation.rounds=4" texts with the value in TOML's own
+    syntax. Relative paths of sources, models and templates are taken from the recipe's own folder
+    (of a mapping: the working directory), and $NAME, ${NAME} or ${NAME:-default} in them from the
+    environment; a `Path` in a mapping is taken as it is. Raises `UserError` for what is wrong.
     """
+    if isinstance(source, Recipe) and not overrides:
+        return source
+    if isinstance(source, Recipe | Mapping):
+        tables = source.model_dump(mode="json") if isinstance(source, Recipe) else _plain(source)
+        name, folder = "recipe", Path.cwd()
+    else:
+        tables, name, folder = _read_toml(Path(source)), str(source), Path(source).resolve().parent
+    texts = not isinstance(overrides, Mapping)
+    for key, value in map(_parse_override, overrides) if texts else _plain(overrides).items():
+        _put(tables, key, value)
+    return _with_paths(parse_recipe(tables, name), folder)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-        tables = tomllib.loads(text)
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     # ValueError: wrong UTF-8, wrong TOML, and numbers of thousands of digits
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read the recipe {path}: {error}") from error
-    for override in overrides:
-        _set(tables, override)
-    recipe = parse_recipe(tables, str(path))
-    return _with_paths(recipe, path.resolve().parent)
+
+
+def _plain(value: Any) -> Any:
+    """A copy that TOML could hold: paths as absolute texts, tuples as lists."""
+    if isinstance(value, os.PathLike):
+        return str(Path(value).absolute())
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def parse_recipe(tables: Mapping[str, Any], name: str = "recipe") -> Recipe:
@@ -94,12 +118,12 @@ def _known(location: tuple[str | int, ...]) -> str:
     return "known keys: " + ", ".join(section.model_fields)
 
 
-def _set(tables: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
+def _parse_override(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
     key = key.strip()
     if not equals or not all(key.split(".")):
-        raise UserError(f"--set {override!r}: expected a.b=value, e.g. --set federation.rounds=4")
-    _put(tables, key, _toml_value(value.strip()))
+        raise UserError(f"--set {text!r}: expected a.b=value, e.g. --set federation.rounds=4")
+    return key, _toml_value(value.strip())
 
 
 def _toml_value(text: str) -> Any:

@@ -56,15 +56,14 @@ def run_distillation(
     return {name: folder for name, folder, _ in stages}
 
 
-def pilot_report(recipe: Recipe, count: int, reporter: Reporter) -> str:
-    """What every kind of rewriting of a recipe would cost, from `count` records a client."""
+def pilot_methods(recipe: Recipe, count: int, reporter: Reporter) -> dict[str, list[Pilot]]:
+    """What every kind of rewriting of a recipe would cost, from `count` records a client, by the
+    name of its method."""
     setting = prepare_run(recipe, reporter=reporter)
     stages = distilling_methods(recipe, Path())
     check_pilot(count, setting.clients)
     bench = setting.workbench(reporter)
-    return "\n".join(
-        f"{name}: {describe_pilots(pilot_clients(bench, each, count))}" for name, _, each in stages
-    )
+    return {name: pilot_clients(bench, each, count) for name, _, each in stages}
 
 
 def describe_outcome(name: str, folder: Path) -> str:

@@ -1,0 +1,109 @@
+"""Verdicts of another model on the answers of a run's models."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from fedsdr.api.progress import ProgressOption, call_reporter
+from fedsdr.core.errors import UserError
+from fedsdr.core.layout import SUMMARY_FILE
+from fedsdr.judge.asking import Prices
+from fedsdr.judge.client import Endpoint, endpoint_from
+from fedsdr.judge.judging import (
+    NO_PRICES,
+    Plan,
+    PreparedJudging,
+    at_work,
+    carry_out,
+    check_endpoint,
+    check_plan,
+    prepare_judging,
+    source_name,
+)
+from fedsdr.judge.questions import read_questions
+from fedsdr.report.html import write_report
+from fedsdr.workflows.finished import GLOBAL_MODEL, Finished, open_finished
+
+
+@dataclass(frozen=True)
+class JudgeRequest:
+    """What is judged.
+
+    questions: JSONL with `turns`, `question`, `instruction` or `prompt`, or a folder with
+    question.jsonl. a, b: models of the run; without `b`, answers of `a` are rated 1 to 10.
+    against: the folder of another run, which `b` is of. reference: a file of FastChat's reference
+    answers. limit: the first questions alone. answer_tokens: at most, of an answer's turn.
+    batch_size: answers that are written at a time. prices: of a million tokens. max_cost: money
+    that is not passed, which needs prices.
+    """
+
+    questions: str | PathLike[str]
+    a: str = GLOBAL_MODEL
+    b: str = ""
+    against: str | PathLike[str] | None = None
+    reference: str | PathLike[str] | None = None
+    limit: int | None = None
+    answer_tokens: int = 512
+    batch_size: int = 8
+    prices: Prices = NO_PRICES
+    max_cost: float | None = None
+
+
+def judge_endpoint(
+    model: str, base_url: str = "", key_variable: str = "OPENAI_API_KEY", **options: Any
+) -> Endpoint:
+    """An OpenAI-compatible endpoint that judges, as `model` there is called.
+
+    base_url: that of $OPENAI_BASE_URL, or OpenAI's, where not given. key_variable: the environment
+    variable that holds the key, which no file ever does. options: the other fields of `Endpoint`.
+    """
+    base_url = base_url or os.environ.get("OPENAI_BASE_URL", "")
+    return endpoint_from(os.environ, key_variable, base_url, model, **options)
+
+
+@contextmanager
+def prepared_judging(
+    run: Finished, request: JudgeRequest, endpoint: Endpoint, progress: ProgressOption = True
+) -> Iterator[PreparedJudging]:
+    """Let the run's models answer, and find out what verdicts are missing and their cost.
+
+    Nothing is sent but a look whether the endpoint takes the key; and not that without a key. What
+    the judge keeps in the run's folder is held until the end of the block.
+    """
+    with ExitStack() as held:
+        with call_reporter(progress) as reporter:
+            plan = _plan(run, request)
+            if endpoint.key:
+                check_endpoint(endpoint)
+            held.enter_context(at_work(plan))
+            prepared = prepare_judging(plan, endpoint, reporter)
+        yield prepared
+
+
+def ask_judge(prepared: PreparedJudging, progress: ProgressOption = True) -> dict[str, Any]:
+    """Ask for the verdicts that are missing; writes the run's judge.json and its report anew."""
+    folder = prepared.plan.run.folder
+    with call_reporter(progress) as reporter:
+        result = carry_out(prepared, reporter)
+        if (folder / SUMMARY_FILE).exists():
+            write_report(folder)
+    return result
+
+
+def _plan(run: Finished, request: JudgeRequest) -> Plan:
+    if request.against is not None and not request.b:
+        raise UserError(f"--against {request.against} needs --b, the name of a model of that run")
+    other = run if request.against is None else open_finished(Path(request.against))
+    questions = Path(request.questions)
+    reference = None if request.reference is None else Path(request.reference)
+    plan = Plan(
+        run, request.a, request.b or None, other,
+        read_questions(questions, reference, request.limit), source_name(questions),
+        request.answer_tokens, request.batch_size, request.prices, request.max_cost,
+    )  # fmt: skip
+    check_plan(plan)
+    return plan

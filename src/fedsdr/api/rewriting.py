@@ -1,0 +1,53 @@
+"""Rewriting by itself: any model, any records, no federation."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedsdr.api.progress import ProgressOption, call_reporter
+from fedsdr.data.layouts import records_from_rows
+from fedsdr.data.records import Record
+from fedsdr.data.rows import Places
+from fedsdr.data.template import ChatFormat
+from fedsdr.distillation.cache import NoCache
+from fedsdr.distillation.rewrite import Rewritten, Teacher, rewrite_records
+from fedsdr.distillation.verify import build_verifier, check_verifier
+from fedsdr.model.base import context_positions
+from fedsdr.recipe.load import parse_recipe
+from fedsdr.recipe.sections.data import Source
+
+
+def rewrite(
+    model: Any,
+    tokenizer: Any,
+    records: Sequence[Record | Mapping[str, Any]],
+    *,
+    template: str = "auto",
+    seed: int = 0,
+    progress: ProgressOption = True,
+    **options: Any,
+) -> list[Rewritten]:
+    """Rewrite responses with a transformers model as teacher: y~ ~ f(. given c, x, y).
+
+    records: `Record`s, or rows in a layout that data files may have, such as {"instruction",
+    "response"}. template: as `model.template` of a recipe. options: keys of `[distill]`: the
+    request, temperature, attempts, and the checks that a rewrite must pass. Returns one `Rewritten`
+    a record, in order; its `text` is the raw response where no attempt passed, and `reason` says
+    why. arXiv 2605.18028, Sec. method; SDFT, arXiv 2402.13669.
+    """
+    # A recipe checks the options, and names what is wrong with them.
+    distill = parse_recipe({"model": {"path": "lab"}, "distill": options}).distill
+    given = [_record(number, each) for number, each in enumerate(records, start=1)]
+    check_verifier(distill, given, "auto")
+    chat = ChatFormat(tokenizer, template)
+    teacher = Teacher(model, chat, identity="", context=context_positions(model.config))
+    with call_reporter(progress) as reporter, reporter.bar("rewriting", len(given)) as bar:
+        gate = build_verifier(distill, seed, "auto").gate(given)
+        return rewrite_records(teacher, given, distill, NoCache(), seed, bar, gate)
+
+
+def _record(number: int, row: Record | Mapping[str, Any]) -> Record:
+    if isinstance(row, Record):
+        return row
+    [record] = records_from_rows(Places(Path("records"), "row"), [(number, row)], Source(path=""))
+    return record

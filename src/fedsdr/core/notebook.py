@@ -1,0 +1,66 @@
+"""Progress in a notebook: one display that is drawn anew, where rich would ask for widgets."""
+
+import io
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+from fedsdr.core.progress import Reporter, progress_columns, terminal_reporter
+
+REDRAW: Final = 0.2  # seconds between two drawings
+WIDTH: Final = 100  # characters
+
+
+def default_reporter() -> Reporter:
+    """For calls from Python: drawn in the output of a notebook's cell, else as at a terminal."""
+    return NotebookReporter() if Console().is_jupyter else terminal_reporter()
+
+
+class NotebookReporter(Reporter):
+    """Lines go to the cell's output as printed text, bars below them into one display."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(file=sys.stdout, force_jupyter=False, soft_wrap=True))
+
+    @contextmanager
+    def live(self) -> Iterator[None]:
+        self._progress = progress = _DisplayedProgress()
+        try:
+            yield
+        finally:
+            progress.draw()
+            self._progress = None
+
+
+class _DisplayedProgress(Progress):
+    """Keeps the tasks, and shows them by IPython instead of rich's live display."""
+
+    def __init__(self) -> None:
+        super().__init__(*progress_columns(), disable=True)
+        self._page = Console(file=io.StringIO(), force_jupyter=False, width=WIDTH)
+        self._display: Any = None
+        self._drawn = 0.0
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        super().update(task_id, **changes)
+        if time.monotonic() - self._drawn > REDRAW:
+            self.draw()
+
+    def draw(self) -> None:
+        from IPython.display import display
+
+        if not self.tasks:
+            return
+        with self._page.capture() as page:
+            self._page.print(self.get_renderable())
+        content = {"text/plain": page.get()}
+        if self._display is None:
+            self._display = display(content, raw=True, display_id=True)
+        else:
+            self._display.update(content, raw=True)
+        self._drawn = time.monotonic()
