@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from peft import PeftModel
 from transformers import LlamaForCausalLM
@@ -16,11 +15,13 @@ from transformers.utils import logging as transformers_logging
 import fedsdr
 from fedsdr.core.progress import silent_reporter
 from fedsdr.workflows.finished import Models, open_finished
+from support import tiny_recipe, toy_clients
+from support.repository import REPOSITORY
 
 # PEFT asks for an attribute that transformers is about to rename.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
 
-ROOT = Path(__file__).parents[2]
+
 IDS = torch.tensor([[6, 7, 8, 9]])
 
 
@@ -30,7 +31,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("python")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDSDR_CACHE", str(folder / "cache"))
-        tiny.setting(folder, federation={"rounds": 2, "targets": "two_stream"})
+        tiny_recipe.write_recipe(folder, federation={"rounds": 2, "targets": "two_stream"})
         yield folder
 
 
@@ -46,7 +47,9 @@ def read(path: Path) -> Any:
 
 
 def test_four_lines_of_the_readme(home, monkeypatch, capsys):
-    [lines] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    [lines] = re.findall(
+        r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text("utf-8"), re.DOTALL
+    )
     assert len([line for line in lines.splitlines() if line.strip()]) == 4
     monkeypatch.chdir(home)
     (home / "my.toml").write_bytes((home / "recipe.toml").read_bytes())
@@ -75,13 +78,13 @@ def test_rounds_are_a_row_for_each_method_and_round(run):
     last = json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert rows[-1]["train/loss/rectify"] == last["train"]["loss/rectify"]
     assert rows[-1]["eval/loss"] == last["eval"]["loss"]
-    assert {*rows[-1]["clients"]} == {*tiny.CLIENTS}
+    assert {*rows[-1]["clients"]} == {*toy_clients.CLIENTS}
     assert "eval/loss" not in rows[1]  # every second round
 
 
 def test_clients_are_a_row_for_each_model_of_their_own(run):
     rows = [row for row in run.clients() if row["method"] == "fedsdr"]
-    assert [row["client"] for row in rows] == list(tiny.CLIENTS)
+    assert [row["client"] for row in rows] == list(toy_clients.CLIENTS)
     known = read(run.folder / "personal.json")
     assert all(row["loss"] == known[row["client"]]["loss"] for row in rows)
 
@@ -171,7 +174,7 @@ def test_a_plan_and_a_diagnosis_load_no_weights(home):
     diagnosis = fedsdr.diagnose(home / "recipe.toml", weights=False, progress=False)
     assert diagnosis.page is None
     assert not diagnosis.found["weights_loaded"]
-    assert [each["name"] for each in diagnosis.found["clients"]] == list(tiny.CLIENTS)
+    assert [each["name"] for each in diagnosis.found["clients"]] == list(toy_clients.CLIENTS)
 
 
 def test_a_distillation_fills_the_cache_and_a_pilot_tells_its_cost(home, run):
