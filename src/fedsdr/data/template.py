@@ -15,9 +15,9 @@ from jinja2 import TemplateError
 from fedsdr.core.errors import UserError
 from fedsdr.data.clock import reads_clock, with_date
 from fedsdr.data.records import Record, Role, Turn
+from fedsdr.recipe.sections.model import TEMPLATE_DATE
 
 NAMED: Final = "name:"  # before the name of one of a tokenizer's several templates
-DATE: Final = "2024-07-26"  # Llama 3.1's, for whom there is no other
 SENTINEL: Final = "Turn number "  # a text that no template has of its own
 
 
@@ -43,7 +43,7 @@ class TemplateRefusalError(UserError):
 class ChatFormat:
     """A tokenizer with its chat template, reduced to the three things the stages need."""
 
-    def __init__(self, tokenizer: Any, template: str = "auto", date: str = DATE) -> None:
+    def __init__(self, tokenizer: Any, template: str = "auto", date: str = TEMPLATE_DATE) -> None:
         """`template`: "auto" is the tokenizer's own, or Alpaca's where it has none; "name:" and
         one of the tokenizer's, where it has several; a name shipped in `fedsdr/data/templates`; or
         the path of a Jinja file. `date` (YYYY-MM-DD): what is printed by one that asks for today's.

@@ -8,12 +8,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fedsdr.core.errors import UserError
 from fedsdr.data.records import Turn
-from fedsdr.data.template import DATE, ChatFormat
+from fedsdr.data.template import ChatFormat
 from fedsdr.model.fit import check_fits
 from fedsdr.model.folder import check_model_path, check_weight_files
 from fedsdr.model.identity import Identity, model_identity
 from fedsdr.model.quantised import check_quantisation, keep_differentiable, loading_options
 from fedsdr.model.trials import check_causal
+from fedsdr.recipe.sections.model import TEMPLATE_DATE
 
 UNBOUNDED: Final = 2**20  # tokens, for models whose positions are computed and not stored
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -58,7 +59,7 @@ def load_base(
     device: str = "auto",
     quantisation: str = "none",
     memory_check: bool = True,
-    date: str = DATE,
+    date: str = TEMPLATE_DATE,
 ) -> LoadedModel:
     """Load a model folder or hub name onto a device, frozen and in evaluation mode.
 
@@ -111,7 +112,7 @@ def check_model(
     check_weight_files(path)
 
 
-def load_chat(path: str, template: str = "auto", date: str = DATE) -> ChatFormat:
+def load_chat(path: str, template: str = "auto", date: str = TEMPLATE_DATE) -> ChatFormat:
     """A model folder's tokenizer and template, without its weights."""
     return ChatFormat(load_tokenizer(path), template, date)
 

@@ -1,11 +1,13 @@
 """`[model]` and `[lora]`: the base model, and the shape of its adapters."""
 
 from datetime import date
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from fedsdr.recipe.sections.base import Positive, Section
+
+TEMPLATE_DATE: Final = "2024-07-26"  # Llama 3.1's own, for templates that print today's date
 
 
 def _iso_date(value: Any) -> Any:
@@ -13,7 +15,7 @@ def _iso_date(value: Any) -> Any:
     try:
         day = date.fromisoformat(value) if isinstance(value, str) else value
     except ValueError:
-        raise ValueError('expected a day, as "2024-07-26"') from None
+        raise ValueError(f'expected a day, as "{TEMPLATE_DATE}"') from None
     return day.isoformat() if type(day) is date else value
 
 
@@ -27,7 +29,7 @@ class Model(Section):
     template: str = "auto"
     """The chat template: `"auto"` (the tokenizer's own, else Alpaca's), `"name:NAME"` for one of
     several, `"alpaca"`, `"plain"`, or the path of a Jinja file."""
-    date: Annotated[str, BeforeValidator(_iso_date)] = "2024-07-26"
+    date: Annotated[str, BeforeValidator(_iso_date)] = TEMPLATE_DATE
     """The date, as YYYY-MM-DD, that a template prints in place of today's. The default is that of
     Llama 3.1's template."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
