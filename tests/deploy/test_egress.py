@@ -182,3 +182,59 @@ def test_a_log_goes_on_after_a_restart(tmp_path):
         Audit(tmp_path).refused(reason)
     rows = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
     assert [row["refused"] for row in rows] == ["one", "two"]
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_junk_without_end_is_a_line_a_minute_with_its_count(tmp_path):
+    clock = Clock()
+    audit = Audit(tmp_path, clock)
+    for k in range(6000):  # fifty a second
+        clock.now = k / 50
+        audit.refused("not a message of this protocol")
+    audit.write_rest()
+    counts = [row.get("count", 1) for row in files.read_json_lines(audit.path)]
+    assert counts == [1, 3000, 2999]
+
+
+def test_reasons_without_end_are_a_bounded_number_of_lines(tmp_path):
+    audit = Audit(tmp_path, Clock())
+    for k in range(3000):
+        audit.refused(f"reason {k}")
+        hello = Answer("hello", f"run-{k}", "anna", refused=f"the recipes differ in {k}")
+        audit.sent(hello, b"12", f"{k:032x}")
+    audit.write_rest()
+    rows = files.read_json_lines(audit.path)
+    assert len(rows) < 100
+    assert sum(row.get("count", 1) for row in rows) == 6000
+
+
+def test_whatever_leaves_has_a_line_before_it_does_and_the_same_again_a_count(tmp_path):
+    """A relay that asks a recorded question again gets the bytes that have left already."""
+    clock = Clock()
+    audit = Audit(tmp_path, clock)
+    for k in range(200):  # distinct, however many
+        audit.sent(FIT, b"12345", f"{k:032x}")
+        assert len(files.read_json_lines(audit.path)) == k + 1
+    for _ in range(500):
+        audit.sent(FIT, b"12345", "0" * 32)
+    audit.write_rest()
+    *_, again = rows = files.read_json_lines(audit.path)
+    assert len(rows) == 201
+    assert (again["digest"], again["count"]) == ("0" * 32, 500)
+
+
+def test_greetings_without_end_are_a_line_a_minute(tmp_path):
+    """Each has an answer of its own, which says the same."""
+    clock = Clock()
+    audit = Audit(tmp_path, clock)
+    for k in range(1200):
+        clock.now = k / 10
+        audit.sent(Answer("hello", "run", "anna", facts={"model": "m"}), b"1", f"{k:032x}")
+    audit.write_rest()
+    assert [row.get("count", 1) for row in files.read_json_lines(audit.path)] == [1, 600, 599]

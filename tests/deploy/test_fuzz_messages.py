@@ -200,6 +200,7 @@ def refused(client: ClientSide, data: bytes, place: Path) -> None:
     before, noted = state(place / "sides", without=LOG), client.audit.path.read_bytes()
     with pytest.raises(WireError):
         client(data)
+    client.audit.write_rest()  # where a refusal of this kind was noted a moment ago
     assert state(place / "sides", without=LOG) == before
     [line] = client.audit.path.read_bytes().removeprefix(noted).splitlines()
     assert json.loads(line)["refused"]

@@ -2,6 +2,7 @@
 whatever name, and ends at its own limit."""
 
 import shutil
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from fedsdr.algorithms.accounting import single_epsilon
 from fedsdr.core import files
 from fedsdr.core.adapters import Adapter
 from fedsdr.core.errors import UserError
-from fedsdr.deploy.client.ledger import LEDGER, BudgetError, Ledger
+from fedsdr.core.progress import silent_reporter
+from fedsdr.deploy.client.ledger import LEDGER, BudgetError, Ledger, UpdateKey
 from fedsdr.deploy.client.operations import ClientSide
 from fedsdr.deploy.protocol.agreement import agreement_digest
-from fedsdr.deploy.protocol.messages import Answer, Request
+from fedsdr.deploy.protocol.messages import Answer, Request, decode_answer, encode_message
+from fedsdr.deploy.protocol.signing import UNSIGNED, open_sealed, seal_payload
 from fedsdr.deploy.sites.init import init_federation, own_recipe
 from fedsdr.deploy.sites.status import client_status
 from fedsdr.recipe.load import load_recipe, override_recipe
@@ -152,13 +155,150 @@ def test_without_differential_privacy_there_is_no_ledger(tmp_path):
     assert not side.ledger.path.exists()
 
 
+# A client that dies, and a ledger that was cut
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, event: int) -> None:
+    """Die before or after the nth write or append, counted from 0."""
+    left = [event]
+
+    def watch(real: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*args: Any, **options: Any) -> None:
+            step()
+            real(*args, **options)
+            step()
+
+        return watched
+
+    def step() -> None:
+        if left[0] == 0:
+            raise Killed
+        left[0] -= 1
+
+    for name in ("write_bytes", "append_json_lines"):
+        monkeypatch.setattr(files, name, watch(getattr(files, name)))
+
+
+def question(side: ClientSide, round: int, counted: int) -> bytes:
+    agreed, first = agreement_digest(side.recipe), side._first()
+    journal = side.journal.name
+    place = ("fit", "run", agreed, "anna", "fedsdr", round, first, counted)
+    return seal_payload(encode_message(Request(*place, began=1, journal=journal)), UNSIGNED)
+
+
+def test_a_fit_that_was_killed_anywhere_is_one_release_and_the_same_bytes(tmp_path, monkeypatch):
+    """And one that ended is asked again for nothing."""
+    path = recipe_file(tmp_path, privacy_of(limit=spent(2)))
+    path.write_text(path.read_text().replace('targets = "raw"', 'targets = "two_stream"'))
+    begun = anna(path)
+    monkeypatch.setattr("secrets.token_hex", lambda count: "ab" * count)
+
+    def client(folder: Path) -> ClientSide:
+        return ClientSide(
+            begun.bench, begun.recipe, "anna", folder, silent_reporter(), UNSIGNED, UNSIGNED
+        )
+
+    first, whole = client(tmp_path / "first"), tmp_path / "whole"
+    questions = [question(first, round, counted=round - 1) for round in (1, 2)]
+    answers = [first(questions[0])]
+    shutil.copytree(first.folder, whole)
+    answers.append(client(whole)(questions[1]))
+    assert not any(decode_answer(open_sealed(each, UNSIGNED)).refused for each in answers)
+    for event in range(100):
+        folder = tmp_path / f"killed-{event}"
+        shutil.copytree(first.folder, folder)
+        with monkeypatch.context() as patch:
+            kill_at(patch, event)
+            try:
+                answer = client(folder)(questions[1])
+            except Killed:
+                answer = b""
+        assert answer in (b"", answers[1])
+        again = client(folder)
+        assert again(questions[1]) == answers[1]
+        assert again(questions[1]) == answers[1]
+        assert [each.round for each in again.ledger.releases()] == [1, 2]
+        if answer:
+            break
+    assert 8 < event < 99
+
+
+def with_two_releases(folder: Path) -> tuple[Path, ClientSide]:
+    path = recipe_file(folder, privacy_of())
+    side = anna(path)
+    assert not fit(side, "run").refused
+    assert not fit(side, "run", round=2).refused
+    return path, side
+
+
+@pytest.mark.parametrize(
+    ("cut", "why"),
+    [
+        (lambda lines: lines[:1], r"1 line\(s\), and the client's journal knows of 2"),
+        (lambda lines: [], r"0 line\(s\), and the client's journal knows of 2"),
+        (lambda lines: [lines[0], lines[1].replace("4.0", "40.0")], "not those that the client's"),
+        (lambda lines: [lines[0].replace("4.0", "40.0"), lines[1]], "not those that the client's"),
+    ],
+)
+def test_a_ledger_that_lacks_what_the_journal_knows_releases_nothing(tmp_path, cut, why):
+    path, side = with_two_releases(tmp_path)
+    good = side.ledger.path.read_text()
+    side.ledger.path.write_text("".join(cut(good.splitlines(keepends=True))))
+    assert "ledger of releases cannot be read" in fit(side, "next").refused
+    with pytest.raises(UserError, match=why):
+        anna(path)
+    side.ledger.path.write_text(good)
+    assert not fit(anna(path), "next").refused
+    assert len(side.ledger.releases()) == 3
+
+
+def test_a_ledger_that_was_deleted_is_missed(tmp_path):
+    path, side = with_two_releases(tmp_path)
+    side.audit.refused("a stranger's")
+    side.ledger.path.unlink()
+    with pytest.raises(UserError, match="put a good copy in its place"):
+        anna(path)
+    folder = tmp_path / "site"
+    shutil.copytree(side.folder, folder / "private")
+    shutil.copy(path, folder / "recipe.toml")
+    with pytest.raises(UserError, match="the client's journal knows of 2"):
+        client_status(folder)
+
+
+def test_a_copy_of_an_older_ledger_in_a_new_folder_is_known_from_the_first_start(tmp_path):
+    path, side = with_two_releases(tmp_path)
+    (side.folder / "journal.json").unlink()
+    side = anna(path)
+    side.ledger.path.write_text(side.ledger.path.read_text().splitlines(keepends=True)[0])
+    with pytest.raises(UserError, match="the client's journal knows of 2"):
+        anna(path)
+
+
+def test_a_ledger_of_an_earlier_version_goes_on(tmp_path):
+    """Its lines name no question, and the journal no ledger."""
+    path, side = with_two_releases(tmp_path)
+    rows = files.read_json_lines(side.ledger.path)
+    files.write_json_lines(
+        side.ledger.path, [{k: v for k, v in row.items() if k != "question"} for row in rows]
+    )
+    book = files.read_json(side.journal.path)
+    del book["ledger"]
+    files.write_json(side.journal.path, book)
+    assert not fit(anna(path), "next").refused
+    assert len(side.ledger.releases()) == 3
+
+
 # The ledger by itself
 
 
 def charged(folder: Path, own: Privacy, *releases: Privacy) -> Ledger:
     ledger = Ledger(folder, own)
     for k, release in enumerate(releases or (own,)):
-        ledger.charge(release, f"run-{k}", "fedavg", 1, "d")
+        ledger.charge(release, UpdateKey(f"run-{k}", "fedavg", 1, "q"), "d")
     return ledger
 
 
@@ -181,9 +321,10 @@ def test_a_method_has_neither_a_limit_nor_a_delta_of_its_own(tmp_path):
     generous = privacy_of(limit=1e6, delta=0.9)
     ledger = charged(tmp_path, own, generous)
     with pytest.raises(BudgetError, match="lifetime_epsilon"):
-        ledger.charge(generous, "run", "fedavg", 2, "d")
+        ledger.charge(generous, UpdateKey("run", "fedavg", 2, "q"), "d")
 
 
+KEY = UpdateKey("r", "m", 1, "q")
 LINE = (
     '{"number": 2, "time": 1.0, "run": "r", "method": "m", "round": 1, "mode": "local", '
     '"noise_multiplier": 4.0, "data": "d"}\n'
@@ -210,7 +351,7 @@ def test_a_ledger_that_was_changed_releases_nothing(tmp_path, broken):
     ledger = charged(tmp_path, own)
     ledger.path.write_text(broken(ledger.path.read_text()) + LINE)
     before = ledger.path.read_bytes()
-    for act in (lambda: ledger.check(own), lambda: ledger.charge(own, "r", "m", 1, "d")):
+    for act in (lambda: ledger.check(own), lambda: ledger.charge(own, KEY, "d")):
         with pytest.raises(BudgetError, match="nothing is released until") as caught:
             act()
         assert str(tmp_path) not in str(caught.value), "it goes to the server"
@@ -307,10 +448,13 @@ def test_the_status_of_a_client_says_what_it_has_spent(tmp_path):
     path = recipe_file(tmp_path, privacy_of(limit=50.0))
     side = anna(path)
     fit(side, "run")
-    side.audit.refused("a stranger's")
+    for _ in range(4):
+        side.audit.refused("a stranger's")
+    side.audit.write_rest()
     folder = tmp_path / "site"
     shutil.copytree(side.folder, folder / "private")
     shutil.copy(path, folder / "recipe.toml")
     assert f"epsilon {spent(1):.4g} at delta 1e-05 spent for life, by 1 release(s) (limit 50)" in (
         client_status(folder)
     )
+    assert "refused 4; the last one: a stranger's" in client_status(folder)

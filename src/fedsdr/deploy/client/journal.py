@@ -61,9 +61,17 @@ class Page(BaseModel):
         return mine <= last
 
 
+class LedgerMark(BaseModel):
+    """How long the ledger of releases was, in lines, and the digest of these lines."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    count: Annotated[int, Field(gt=0)]
+    digest: Digest
+
+
 class Book(BaseModel):
-    """The journal's file: its name, the newest run that was entered, that run's methods, and the
-    names of all runs before it."""
+    """The journal's file: its name, the newest run that was entered, that run's methods, the names
+    of all runs before it, and the ledger as it was when an update was entered last."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     name: Digest
@@ -71,6 +79,7 @@ class Book(BaseModel):
     began: int = 0
     methods: dict[Name, Page] = {}
     past: list[Name] = []
+    ledger: LedgerMark | None = None
 
 
 class RequestJournal:
@@ -110,8 +119,18 @@ class RequestJournal:
             )
         return None
 
-    def enter(self, request: Request, digest: str, folder: Path, answer: Answer) -> None:
-        """Keep the answer, and note the question; an update before the last one goes."""
+    def enter(
+        self,
+        request: Request,
+        digest: str,
+        folder: Path,
+        answer: Answer,
+        ledger: LedgerMark | None = None,
+    ) -> None:
+        """Keep the answer, and note the question; an update before the last one goes.
+
+        ledger: how long it is with the release of this answer; None for one that is no release.
+        """
         book = self._read()
         page = self._page(book, request, folder)
         files.write_bytes(_path(request, digest, folder), encode_message(answer), private=True)
@@ -125,11 +144,20 @@ class RequestJournal:
         before = [] if book.run in (None, request.run) else [book.run]
         past = [*book.past, *before]
         self._write(
-            Book(name=book.name, run=request.run, began=request.began, methods=methods, past=past)
-        )
+            Book(
+                name=book.name, run=request.run, began=request.began, methods=methods, past=past,
+                ledger=ledger or book.ledger,
+            )
+        )  # fmt: skip
         for round, path in _updates(folder):
             if request.operation == "fit" and round < page.fitted:
                 path.unlink()
+
+    def note_ledger(self, ledger: LedgerMark | None) -> None:
+        """Note how long the ledger is, where that is not known yet."""
+        book = self._read()
+        if ledger != book.ledger:
+            self._write(book.model_copy(update={"ledger": ledger}))
 
     def _page(self, book: Book, request: Request, folder: Path) -> Page:
         """Where a method stands; one of a lost journal, at the updates that are kept."""
@@ -137,16 +165,27 @@ class RequestJournal:
         return found or Page(fitted=max((round for round, _ in _updates(folder)), default=0))
 
     def _read(self) -> Book:
-        try:
-            return Book.model_validate(files.read_json(self.path))
-        except ValidationError as error:
-            raise UserError(
-                f"{self.path} is broken: {error.errors()[0]['msg']}: delete it, and this client "
-                "can take part in new runs"
-            ) from error
+        return _read_book(self.path)
 
     def _write(self, book: Book) -> None:
         files.write_json(self.path, book.model_dump(), private=True)
+
+
+def _read_book(path: Path) -> Book:
+    try:
+        return Book.model_validate(files.read_json(path))
+    except ValidationError as error:
+        raise UserError(
+            f"{path} is broken: {error.errors()[0]['msg']}: delete it, and this client can take "
+            "part in new runs"
+        ) from error
+
+
+def ledger_mark(folder: Path) -> LedgerMark | None:
+    """How long the ledger in a client's private folder is at least, as its journal knows; None
+    where it knows of no release. Raises `UserError` for a journal that is broken."""
+    path = folder / JOURNAL
+    return _read_book(path).ledger if path.exists() else None
 
 
 def _check_run(book: Book, request: Request) -> None:

@@ -33,7 +33,7 @@ from fedsdr.core.progress import Reporter
 from fedsdr.data.partition import data_fingerprint
 from fedsdr.deploy.client.begun import changed_parts
 from fedsdr.deploy.client.journal import RefusalError, RequestJournal
-from fedsdr.deploy.client.ledger import BudgetError, Ledger
+from fedsdr.deploy.client.ledger import BudgetError, Ledger, UpdateKey, ledger_begun
 from fedsdr.deploy.client.questions import check_question, longest_request
 from fedsdr.deploy.protocol.agreement import agreed_keys, agreement_digest
 from fedsdr.deploy.protocol.egress import (
@@ -117,7 +117,9 @@ class ClientSide:
         files.make_folder(folder, private=True)
         self.audit, self.journal = Audit(folder), RequestJournal(folder)
         self.ledger, self.data = Ledger(folder, recipe.privacy), data_fingerprint(bench.clients)
-        if self.ledger.path.exists():
+        if ledger_begun(folder):
+            # A crash may have left lines that the journal does not know, or the owner put a copy.
+            self.journal.note_ledger(self.ledger.mark())
             reporter.say(f"{client}: privacy: {self.ledger.describe()}")
         found = method_folders(recipe, Path())
         self._methods = {name: (place, each) for name, place, each in found}
@@ -171,11 +173,12 @@ class ClientSide:
         if (before := self.journal.recall(request, name, method.folder)) is not None:
             return before
         release = method.recipe.privacy
+        update = UpdateKey(request.run, request.method, request.round, name)
         counted = (
             release.mode != "none" and allowed_contents(request.operation, method.recipe).change
         )
         if counted:
-            self.ledger.check(release)  # before any work
+            self.ledger.check(release, update)  # before any work
         OPENINGS[request.operation](self, request)  # what fails here may be asked again
         try:
             answer = without_undeclared(
@@ -184,10 +187,11 @@ class ClientSide:
             check_declared(answer, method.recipe)
         except Exception as error:  # the work is done, and failed: that is the answer
             answer = _refusal(blank, error)
+        released = None
         if counted:  # before the answer is written, and so before it leaves
-            self.ledger.charge(release, request.run, request.method, request.round, self.data)
+            released = self.ledger.charge(release, update, self.data)
             log.info("privacy: %s", self.ledger.describe())
-        self.journal.enter(request, name, method.folder, answer)
+        self.journal.enter(request, name, method.folder, answer, released)
         return answer
 
     # --- Operations

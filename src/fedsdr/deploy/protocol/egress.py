@@ -8,7 +8,7 @@ leaves but the change that noise was added to.
 
 import fnmatch
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -20,10 +20,12 @@ from fedsdr.core import files
 from fedsdr.core.adapters import Adapter, size_in_bytes
 from fedsdr.core.errors import UserError
 from fedsdr.core.metrics import drop_weights
+from fedsdr.core.repeats import RepeatLimit
 from fedsdr.deploy.protocol.messages import Answer, Operation
 from fedsdr.recipe.sections.recipe import Recipe
 
 LOG: Final = "egress.jsonl"
+_Row = Mapping[str, Any]
 
 
 class Declared(NamedTuple):
@@ -126,41 +128,65 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 class Audit:
-    """The log of one client, a line a message: readable by its owner alone."""
+    """The log of one client, readable by its owner alone: a line for each message that leaves.
 
-    def __init__(self, folder: Path) -> None:
+    A message that leaves again, a greeting, a refusal and a request that is refused are one line
+    a minute for each kind, with a "count" where there were several: whatever is sent to a client,
+    and however often, the log grows by a bounded number of lines a minute. A process that is
+    killed leaves out counts of its last minute.
+    """
+
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        """clock: gives the seconds by which repeats are counted."""
         self.path = folder / LOG
+        self._repeated: RepeatLimit[_Row] = RepeatLimit(kinds=None, clock=clock)
+        self._words: RepeatLimit[_Row] = RepeatLimit(clock=clock)
 
     def sent(self, answer: Answer, payload: bytes, digest: str) -> None:
         """Note what is about to leave."""
-        self._append(
-            {
-                "operation": answer.operation,
-                "run": answer.run,
-                "method": answer.method,
-                "round": answer.round,
-                "bytes": len(payload),
-                "digest": digest,
-                "tensors": {
-                    key: {
-                        "shape": list(tensor.shape),
-                        "dtype": str(tensor.dtype).removeprefix("torch."),
-                        "bytes": size_in_bytes({key: tensor}),
-                    }
-                    for key, tensor in answer.change.items()
-                },
-                "weight": answer.weight,
-                "metrics": sorted(answer.metrics),
-                "facts": dict(answer.facts),
-                "refused": answer.refused,
-            }
-        )
+        row = {
+            "operation": answer.operation,
+            "run": answer.run,
+            "method": answer.method,
+            "round": answer.round,
+            "bytes": len(payload),
+            "digest": digest,
+            "tensors": {
+                key: {
+                    "shape": list(tensor.shape),
+                    "dtype": str(tensor.dtype).removeprefix("torch."),
+                    "bytes": size_in_bytes({key: tensor}),
+                }
+                for key, tensor in answer.change.items()
+            },
+            "weight": answer.weight,
+            "metrics": sorted(answer.metrics),
+            "facts": dict(answer.facts),
+            "refused": answer.refused,
+        }
+        if answer.operation == "hello" or answer.refused:  # says nothing of the records
+            kind = f"{answer.operation} {answer.method} {answer.refused}"
+            self._append(self._words.add(kind, row))
+        else:
+            self._append(self._repeated.add(f"{answer.run} {digest}", row))
 
     def refused(self, reason: str) -> None:
         """Note a request that was not from this client's server, or no request at all."""
-        self._append({"operation": "-", "bytes": 0, "refused": reason})
+        row = {"operation": "-", "bytes": 0, "refused": reason}
+        self._append(self._words.add(f"- {reason}", row))
 
-    def _append(self, row: Mapping[str, Any]) -> None:
+    def write_rest(self) -> None:
+        """Write the counts that are not in the log yet; to be called before a process ends."""
+        self._append([*self._repeated.rest(), *self._words.rest()])
+
+    def _append(self, reports: Sequence[tuple[_Row, int]]) -> None:
+        if not reports:
+            return
         if not self.path.exists():
             files.write_text(self.path, "", private=True)
-        files.append_json_line(self.path, {"time": round(time.time(), 3), **row})
+        now = round(time.time(), 3)
+        rows = [
+            {"time": now, **row, **({"count": count} if count > 1 else {})}
+            for row, count in reports
+        ]
+        files.append_json_lines(self.path, rows)

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple, Protocol
 
 from fedsdr.core.errors import UserError
 from fedsdr.core.progress import Reporter
+from fedsdr.core.repeats import RepeatLimit
 from fedsdr.deploy.protocol.agreement import agreed_keys, agreement_digest
 from fedsdr.deploy.protocol.messages import (
     Answer,
@@ -111,6 +112,7 @@ class Admission:
         self._strangers: dict[int, str] = {}  # node -> why it is no client of ours
         self._failures: Counter[int] = Counter()  # node -> wrong answers in a row
         self._avoided: set[int] = set()  # nodes that are not greeted until the next question
+        self._reports: RepeatLimit[str] = RepeatLimit()
         self.agreement, self._agreed = agreement_digest(recipe), agreed_keys(recipe)
 
     def connect(self, needed: int, seconds: float) -> None:
@@ -167,7 +169,7 @@ class Admission:
         self._failures[node] += 1
         if self._failures[node] >= FAILURES:
             self._avoided.add(node)
-            self.reporter.say(f"node {node} is avoided, it led to {client} wrongly: {why}")
+            self._say("avoided", node, f"it led to {client} wrongly: {why}")
 
     def forgive(self) -> None:
         """Greet nodes again that were avoided; each more wrong answer ends that."""
@@ -179,7 +181,14 @@ class Admission:
 
     def _turn_away(self, node: int, why: str) -> None:
         self._strangers[node] = why
-        self.reporter.say(f"node {node} is turned away: {why}")
+        self._say("turned away", node, why)
+
+    def _say(self, fate: str, node: int, why: str) -> None:
+        """Report what becomes of a node; nodes may come without end, each by a new number."""
+        words = f"node {node} is {fate}: {why}"
+        for found, count in self._reports.add(f"{fate}: {why}", words):
+            more = f" ({count - 1} more nodes since the last report)" if count > 1 else ""
+            self.reporter.say(found + more)
 
     # --- Greetings
 

@@ -21,6 +21,7 @@ from fedsdr.core.errors import UserError
 from fedsdr.core.layout import RECIPE_FILE
 from fedsdr.core.progress import Reporter, terminal_reporter
 from fedsdr.core.quiet import quiet_libraries
+from fedsdr.core.repeats import RepeatHandler
 from fedsdr.deploy.client.operations import ClientSide
 from fedsdr.deploy.client.trainer import SOCKET, allowed_users, listen_socket, serve_requests
 from fedsdr.deploy.protocol.messages import Name
@@ -181,7 +182,11 @@ def run_trainer(
     os.umask(0o077)
     # Relays open the socket by its whole path, whose length is limited.
     path = (socket or folder / SOCKET).absolute()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        handlers=[RepeatHandler()],  # whoever may connect could fill the disk with words
+    )
     users = allowed_users(relay_user)
     with only_one(folder):
         files.make_folder(folder / PRIVATE_FOLDER, private=True)
@@ -190,7 +195,10 @@ def run_trainer(
         try:
             client = open_client(folder, reporter)
             reporter.say(f"client {client.client} is ready: {path}")
-            serve_requests(server, client, users, client.longest_request())
+            try:
+                serve_requests(server, client, users, client.longest_request())
+            finally:
+                client.audit.write_rest()
         finally:
             server.close()
             path.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from fedsdr.core import files
 from fedsdr.core.console import Grid, print_grid
 from fedsdr.core.errors import UserError
 from fedsdr.core.layout import METRICS_FILE, RECIPE_FILE, RESULT_FILE
-from fedsdr.deploy.client.ledger import LEDGER, Ledger
+from fedsdr.deploy.client.ledger import Ledger, ledger_begun
 from fedsdr.deploy.protocol.egress import LOG
 from fedsdr.deploy.sites.site import (
     CLIENT_FILE,
@@ -92,18 +92,23 @@ def client_status(folder: Path) -> str:
     rows = files.read_json_lines(folder / PRIVATE_FOLDER / LOG)
     if not rows:
         return "nothing has left this client"
-    sent = sum(row["bytes"] for row in rows)
-    kinds = Counter(row["operation"] for row in rows if row["operation"] != "-")
+    counts = [row.get("count", 1) for row in rows]  # of a line for several messages
+    sent = sum(row["bytes"] * count for row, count in zip(rows, counts, strict=True)) / files.MIB
+    kinds: Counter[str] = Counter()
+    for row, count in zip(rows, counts, strict=True):
+        if row["operation"] != "-":
+            kinds[row["operation"]] += count
     lines = [
-        f"{len(rows)} messages, {sent / files.MIB:.1f} MiB, the last one {_ago(rows[-1]['time'])}",
+        f"{sum(counts)} messages, {sent:.1f} MiB, the last one {_ago(rows[-1]['time'])}",
         "of these: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items()),
     ]
-    if (folder / PRIVATE_FOLDER / LEDGER).exists():
+    if ledger_begun(folder / PRIVATE_FOLDER):
         privacy = load_recipe(folder / RECIPE_FILE).privacy
         lines.append(f"privacy: {Ledger(folder / PRIVATE_FOLDER, privacy).describe()}")
     refused = [row for row in rows if row["refused"]]
     if refused:
-        lines.append(f"refused {len(refused)}; the last one: {refused[-1]['refused']}")
+        total = sum(row.get("count", 1) for row in refused)
+        lines.append(f"refused {total}; the last one: {refused[-1]['refused']}")
     return "\n".join([*lines, f"all of them: {folder / PRIVATE_FOLDER / LOG}"])
 
 
