@@ -143,6 +143,26 @@ def test_operations_are_those_that_pytorch_counts(family):
     assert work.training(tokens, length, frozen=1.0) == pytest.approx(counted + saved, rel=0.01)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_below_the_adapted_ones_cost_a_forward_pass_alone(family):
+    """The two streams of the upper block; saved besides: the inputs of its first layers."""
+    model = make(family)
+    model.set_attn_implementation("eager")
+    two = TwoStreamModel(model, "all-linear", 3, 6.0, [1])
+    shapes, blocks = two.blank(), two.blocks
+    adapter = sum(tensor.numel() for tensor in shapes.values())
+    work = count_operations(two.detach(), adapter, blocks)
+    two = TwoStreamModel(model, "all-linear", 3, 6.0, [1])
+    rows, length = 2, 24
+    tokens, saved = rows * length, 0
+    for path in two.paths:
+        if path.endswith(("q_proj", "k_proj", "v_proj", "c_attn")):
+            outputs = shapes[path + ".lora_B.weight"].shape[0]
+            saved += 2 * tokens * (outputs * 32 + 2 * 32 * 3 + outputs * 3)
+    counted = step_flops(two, rows, length)
+    assert work.training(tokens, length, frozen=1.0) == pytest.approx(counted + saved, rel=0.01)
+
+
 def test_checkpointing_repeats_the_forward_pass():
     work = count_operations(make("llama"), 100)
     plain, again = work.training(10, 5, 1.0), work.training(10, 5, 1.0, again=True)

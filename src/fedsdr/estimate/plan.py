@@ -110,8 +110,10 @@ def estimate_run(
     place = path or recipe.model.path
     device = choose_device(recipe.model.device)
     dtype = choose_dtype(recipe.dtype, device)
-    base = model_outline(place)
-    two = TwoStreamModel(copy.copy(base), recipe.lora.targets, recipe.lora.rank, recipe.lora.alpha)
+    base, options = model_outline(place), recipe.lora
+    two = TwoStreamModel(
+        copy.copy(base), options.targets, options.rank, options.alpha, options.layers
+    )
     with torch.device("meta"):
         first = two.blank()
     lora = sum(tensor.numel() for tensor in first.values())
@@ -127,7 +129,7 @@ def estimate_run(
     most = min(recipe.model.max_length, context)
     counter = Counter(recipe, place)
     plans = tuple(client_plan(client, counter, recipe, most, context) for client in clients)
-    work = count_operations(base, lora)
+    work = count_operations(base, lora, two.blocks)
     timer = Timer(hardware, utilisation, model.weights)
     chosen = [(name, named_recipe(name, recipe)) for name in recipe.baselines]
     methods = tuple(
@@ -239,7 +241,7 @@ def memory_plan(
     many = 1 if local.cohort == "auto" else min(local.cohort, len(clients))  # clients at once
     rows = many * min(local.micro_batch or local.batch_size, local.batch_size)
     length = max(client.longest for client in clients)
-    two = TwoStreamModel(base.to(dtype), lora.targets, lora.rank, lora.alpha)
+    two = TwoStreamModel(base.to(dtype), lora.targets, lora.rank, lora.alpha, lora.layers)
     held = held_activations(
         two, rows, length, recipe.model.gradient_checkpointing, recipe.lora.dropout
     )

@@ -52,7 +52,11 @@ def bytes_of_a_client(bench: Workbench, recipe: Recipe, longest: int) -> int | N
     """Activations and logits of its longest (micro-)batch, and its adapters while they learn."""
     lora, model, rows = recipe.lora, bench.base.model, rows_of(recipe)
     two = TwoStreamModel(
-        model_outline(bench.base.path).to(model.dtype), lora.targets, lora.rank, lora.alpha
+        model_outline(bench.base.path).to(model.dtype),
+        lora.targets,
+        lora.rank,
+        lora.alpha,
+        lora.layers,
     )
     held = held_activations(two, rows, longest, recipe.model.gradient_checkpointing, lora.dropout)
     if held is None:

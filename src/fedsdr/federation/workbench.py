@@ -82,7 +82,7 @@ class Workbench:
         self.max_length = min(recipe.model.max_length, base.context)
         self.identity, self.description = base.identity, base.description
         lora = recipe.lora
-        self.model = TwoStreamModel(base.model, lora.targets, lora.rank, lora.alpha)
+        self.model = TwoStreamModel(base.model, lora.targets, lora.rank, lora.alpha, lora.layers)
         check_learns(self.model, recipe.model.gradient_checkpointing)
         self.dropout = lora.dropout
         if self.dropout:

@@ -25,6 +25,7 @@ from fedsdr.core import seeds
 from fedsdr.core.adapters import A_SUFFIX, B_SUFFIX, Adapter, check_same_keys, stack_clients
 from fedsdr.core.errors import UserError
 from fedsdr.data.batches import Batch
+from fedsdr.model.blocks import ALL_BLOCKS, choose_blocks
 from fedsdr.model.dropout import MASK, Dropout, lora_dropout
 from fedsdr.model.low_rank import FactorPair, add_low_rank
 from fedsdr.model.packing import Packing
@@ -130,15 +131,24 @@ class TwoStreamModel:
     """
 
     def __init__(
-        self, model: nn.Module, targets: str | Collection[str], rank: int, alpha: float
+        self,
+        model: nn.Module,
+        targets: str | Collection[str],
+        rank: int,
+        alpha: float,
+        layers: str | Sequence[int] = ALL_BLOCKS,
     ) -> None:
-        """Adapt the layers that `targets` selects: "all-linear" or the last parts of names."""
+        """Adapt the layers that `targets` selects: "all-linear" or the last parts of names.
+
+        layers: of which blocks: "all", "upper_half" or numbers.
+        """
         self.model: Any = model
         self.rank, self.alpha = rank, alpha
         model.requires_grad_(False)
         self.module_paths = [path for path, _ in model.named_modules() if path]
+        self.blocks = choose_blocks(model, layers, adaptable_layers(model))
         self._layers: dict[str, TwoStreamLinear] = {}
-        for path in select_layers(model, targets):
+        for path in select_layers(model, targets, layers):
             layer = TwoStreamLinear(model.get_submodule(path), rank, alpha)
             layer.key = seeds.derive_seed(0, "layer", path) & MASK
             model.set_submodule(path, layer)
@@ -310,21 +320,30 @@ def _is_linear(layer: nn.Module) -> bool:
     return isinstance(found, Tensor) and found.shape == (2, outputs)
 
 
-def select_layers(model: nn.Module, targets: str | Collection[str]) -> list[str]:
+def select_layers(
+    model: nn.Module, targets: str | Collection[str], layers: str | Sequence[int] = ALL_BLOCKS
+) -> list[str]:
     """Paths of the linear layers that `targets` names, by type and exact last name part.
 
-    "all-linear" is every linear layer but the output head, as in PEFT. A name that selects
-    nothing is an error: a silent no-op adapter is the worst outcome.
+    "all-linear" is every linear layer but the output head, as in PEFT. layers: of which blocks. A
+    name that selects nothing is an error: a silent no-op adapter is the worst outcome.
     """
-    linear = {path: path.rpartition(".")[2] for path in adaptable_layers(model)}
-    if targets == ALL_LINEAR:
+    adaptable = adaptable_layers(model)
+    blocks = choose_blocks(model, layers, adaptable)
+    linear = {
+        path: path.rpartition(".")[2]
+        for path in adaptable
+        if blocks is None or blocks.includes(path)
+    }
+    where = "" if blocks is None else f" in layers {', '.join(map(str, blocks.numbers))}"
+    if targets == ALL_LINEAR and linear:
         return list(linear)
     names = {targets} if isinstance(targets, str) else set(targets)
     if not names:
         raise UserError(f"lora.targets is empty: choose from {_quoted(set(linear.values()))}")
     if unknown := names - set(linear.values()):
         raise UserError(
-            f"lora.targets names {_quoted(unknown)}, which this model does not have: "
+            f"lora.targets names {_quoted(unknown)}, which this model does not have{where}: "
             f"choose from {_quoted(set(linear.values()))}, or {ALL_LINEAR!r}"
         )
     return [path for path, name in linear.items() if name in names]

@@ -35,6 +35,8 @@ class _Config(BaseModel):
     base_model_name_or_path: str
     fan_in_fan_out: bool
     lora_dropout: float = 0.0
+    layers_to_transform: list[int] | None = None
+    layers_pattern: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,9 @@ class AdapterSettings:
     """What an adapter's tensors do not say: alpha, the base model, GPT-2's transposed layers.
 
     modules: target_modules of adapter_config.json. dropout: that it was trained with. parameters:
-    target_parameters, the weights of layers that PEFT would not find by their names. Modules and
-    parameters together select exactly the adapted layers.
+    target_parameters, the weights of layers that PEFT would not find by their names. layers,
+    layers_pattern: layers_to_transform, the numbers of the adapted blocks, and the name of their
+    list; () and "" for all. All of these together select exactly the adapted layers.
     """
 
     rank: int
@@ -53,20 +56,26 @@ class AdapterSettings:
     fan_in_fan_out: bool = False
     dropout: float = 0.0
     parameters: Sequence[str] = ()
+    layers: Sequence[int] = ()
+    layers_pattern: str = ""
 
 
 def settings_of(model: TwoStreamModel, base: str, dropout: float = 0.0) -> AdapterSettings:
     """What PEFT must know to apply a model's adapters to the base model called `base`."""
-    modules = target_modules(model.paths, model.module_paths)
+    blocks = model.blocks
+    there = [each for each in model.module_paths if blocks is None or blocks.selects(each)]
+    modules = target_modules(model.paths, there)
     parameters: list[str] = []
     if experts := _taken_for_experts(model.model, modules):
         modules = [each for each in modules if each not in experts]
         names = {each.rpartition(".")[2] for each in experts}
         found = [path for path in model.paths if path.rpartition(".")[2] in names]
         parameters = [f"{path}.weight" for path in found if path not in modules]
+    numbers, pattern = ((), "") if blocks is None else (blocks.numbers, blocks.pattern)
     return AdapterSettings(
-        model.rank, model.alpha, modules, base, model.transposed, dropout, parameters
-    )
+        model.rank, model.alpha, modules, base, model.transposed, dropout, parameters,
+        numbers, pattern,
+    )  # fmt: skip
 
 
 def _taken_for_experts(model: Any, modules: Sequence[str]) -> set[str]:
@@ -101,7 +110,12 @@ def write_adapter(
     """
     ranks = {path: adapter[path + A_SUFFIX].shape[0] for path in layer_paths(adapter)}
     scale = settings.alpha / settings.rank
-    named = {"target_parameters": list(settings.parameters)} if settings.parameters else {}
+    named: dict[str, Any] = {}
+    if settings.parameters:
+        named["target_parameters"] = list(settings.parameters)
+    if settings.layers:
+        named["layers_to_transform"] = list(settings.layers)
+        named["layers_pattern"] = settings.layers_pattern
     # As many layers as possible by one number, the others by name.
     usual = max(ranks.values(), key=list(ranks.values()).count)
     others = {path: rank for path, rank in ranks.items() if rank != usual}
@@ -189,6 +203,8 @@ def read_settings(folder: Path) -> AdapterSettings:
         config.fan_in_fan_out,
         config.lora_dropout,
         config.target_parameters or (),
+        config.layers_to_transform or (),
+        config.layers_pattern or "",
     )
 
 

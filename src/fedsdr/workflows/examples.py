@@ -51,7 +51,7 @@ def prepare_records(
         _check_memory(recipe, base)
     chat = load_chat(path, recipe.model.template, recipe.model.date)
     context = context_positions(base.config)
-    paths = select_layers(base, recipe.lora.targets)
+    paths = select_layers(base, recipe.lora.targets, recipe.lora.layers)
     frozen = experts_notice(base, paths)
     limit = min(recipe.model.max_length, context)
     table = base.config.get_text_config().vocab_size

@@ -172,7 +172,9 @@ class Models:
         self.run = run
         self.base = open_base(run, reporter)
         lora = run.recipe.lora
-        self.streams = TwoStreamModel(self.base.model, lora.targets, lora.rank, lora.alpha)
+        self.streams = TwoStreamModel(
+            self.base.model, lora.targets, lora.rank, lora.alpha, lora.layers
+        )
         self._identities: dict[str, Identity] = {}  # each reads and digests a model's adapters
 
     def names(self) -> list[str]:

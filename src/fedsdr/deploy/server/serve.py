@@ -137,7 +137,9 @@ class Shape:
     def __init__(self, recipe: Recipe, reporter: Reporter) -> None:
         lora = recipe.lora
         with plan_folder(recipe, reporter) as folder:
-            model = TwoStreamModel(model_outline(folder), lora.targets, lora.rank, lora.alpha)
+            model = TwoStreamModel(
+                model_outline(folder), lora.targets, lora.rank, lora.alpha, lora.layers
+            )
         self.first = fresh_adapter(
             model.blank(), seeds.seeded_generator(recipe.seed, "first adapter")
         )

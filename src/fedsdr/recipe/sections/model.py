@@ -19,6 +19,17 @@ def _iso_date(value: Any) -> Any:
     return day.isoformat() if type(day) is date else value
 
 
+def _layer_numbers(value: Any) -> Any:
+    """Numbers in order, each once."""
+    if value in ("all", "upper_half"):
+        return value
+    numbers = list(value) if isinstance(value, list | tuple) else []
+    whole = all(type(each) is int and each >= 0 for each in numbers)
+    if not numbers or not whole or len(set(numbers)) < len(numbers):
+        raise ValueError('expected "all", "upper_half" or different numbers from 0 on, as [14, 15]')
+    return tuple(sorted(numbers))
+
+
 class Model(Section):
     """The base model."""
 
@@ -57,6 +68,12 @@ class Lora(Section):
     targets: str | tuple[str, ...] = "all-linear"
     """The adapted layers: `"all-linear"` (every linear layer but the head), or the last parts of
     layer names, such as `["q_proj", "v_proj"]`."""
+    layers: Annotated[
+        Literal["all", "upper_half"] | tuple[int, ...], BeforeValidator(_layer_numbers)
+    ] = "all"
+    """The blocks that are adapted, as PEFT's `layers_to_transform`: `"all"`, `"upper_half"` (of N
+    blocks those from N // 2 on), or numbers such as `[14, 15]`, counted from 0 at the embedding.
+    The backward pass ends at the lowest of them, which saves time and memory."""
     ranks: dict[str, Positive] = {}
     """Smaller ranks of R for single clients, by name; needs `lora_aggregation = "flexlora"` or
     `"flora"`."""
