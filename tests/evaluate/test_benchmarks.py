@@ -26,7 +26,8 @@ from fedsdr.evaluate.benchmarks import results
 from fedsdr.evaluate.benchmarks.drop import score_drop as drop_score
 from fedsdr.evaluate.benchmarks.folder import read_lines
 from fedsdr.evaluate.benchmarks.gsm8k import score_gsm8k as gsm8k_score
-from fedsdr.evaluate.benchmarks.harness import HarnessOptions, StreamLM, Suite
+from fedsdr.evaluate.benchmarks.harness import Suite
+from fedsdr.evaluate.benchmarks.harness_model import HarnessOptions, StreamLM
 from fedsdr.evaluate.benchmarks.results import Question, Result
 from fedsdr.evaluate.benchmarks.table import TASKS, choose_benchmarks
 from fedsdr.evaluate.benchmarks.truthfulqa import score_truthfulqa as truthfulqa_score

@@ -1,36 +1,47 @@
-"""What a diagnosis suggests, in words: only what docs/findings.md or arithmetic supports."""
+"""What a diagnosis suggests, in words: only what arithmetic or docs/findings.md supports.
+
+No number here is a measurement of ours: those are in docs/findings.md, with the commands that
+reproduce them.
+"""
 
 from collections.abc import Mapping
 from typing import Any, Final
 
-NEAR: Final = 0.02  # bits of divergence beyond chance; both are conventions, not measurements:
-FAR: Final = 0.1  # the lab's clients, with a style of their own each, are above the second
-CROWDED: Final = 0.5  # bits that chance alone gives: too few words to tell more from it
+NEAR: Final = 0.02  # bits of divergence beyond chance; both thresholds are conventions:
+FAR: Final = 0.1  # the lab's clients, each with a style of its own, exceed the second
+CROWDED: Final = 0.5  # bits that chance alone gives: too few words to distinguish more from it
+FINDINGS: Final = "docs/findings.md"
+# A count of `fedsdr.diagnosis.data_quality` -> what to say where some client's is not 0.
+COUNTS: Final = {
+    "leaked": "LEAK: held-out records whose prompt the same client trains on: {clients}. Their "
+    "scores say nothing of generalisation: remove the duplicates.",
+    "leaked_across": "LEAK across clients: held-out records whose prompt another client trains on: "
+    "{clients}. They flatter the global model.",
+    "repeated": "Records that repeat an earlier one of the same client: {clients}. Each counts "
+    "again in training and in the client's weight.",
+    "shared": "Records that other clients hold too: {clients}.",
+    "left_out": "Records whose prompt alone fills {limit} tokens are left out: {clients}.",
+    "truncated": "Responses cut at {limit} tokens: {clients}. A cut response teaches no end of "
+    "turn: raise model.max_length if the model's context allows it.",
+    "wordless": "Responses without a letter or digit: {clients}.",
+    "short": "Suspiciously short responses (at most two words where the client's median is ten or "
+    "more): {clients}.",
+}
 
 Found = Mapping[str, Any]
 
 
 def interpret_diagnosis(found: Found) -> list[str]:
+    """Sentences on what `fedsdr.workflows.diagnose.run_diagnosis` returns."""
     return [
         *_skipped(found),
-        *_leaks(found),
-        *_repeats(found),
-        *_lengths(found),
+        *_counts(found),
         *_sizes(found),
-        *_apart(found),
+        *_divergence(found),
         *_rewriting(found),
         *_gradients(found),
-        *_truth(found),
+        *_verifiable(found),
     ]
-
-
-def _total(found: Found, key: str) -> int:
-    return sum(client[key] for client in found["clients"])
-
-
-def _named(found: Found, key: str) -> str:
-    rows = [f"{c['name']} {c[key]}" for c in found["clients"] if c[key]]
-    return ", ".join(rows)
 
 
 def _skipped(found: Found) -> list[str]:
@@ -42,53 +53,11 @@ def _skipped(found: Found) -> list[str]:
     ]
 
 
-def _leaks(found: Found) -> list[str]:
+def _counts(found: Found) -> list[str]:
     sentences = []
-    if _total(found, "leaked"):
-        sentences.append(
-            "LEAK: held-out records whose prompt the same client trains on: "
-            f"{_named(found, 'leaked')}. Their scores say nothing of generalisation: remove the "
-            "duplicates."
-        )
-    if _total(found, "leaked_across"):
-        sentences.append(
-            "LEAK across clients: held-out records whose prompt another client trains on: "
-            f"{_named(found, 'leaked_across')}. They flatter the global model."
-        )
-    return sentences
-
-
-def _repeats(found: Found) -> list[str]:
-    sentences = []
-    if _total(found, "repeated"):
-        sentences.append(
-            f"Records that repeat an earlier one of the same client: {_named(found, 'repeated')}. "
-            "Each counts again in training and in the client's weight."
-        )
-    if _total(found, "shared"):
-        sentences.append(f"Records that other clients hold too: {_named(found, 'shared')}.")
-    return sentences
-
-
-def _lengths(found: Found) -> list[str]:
-    sentences, limit = [], found["max_length"]
-    if _total(found, "left_out"):
-        sentences.append(
-            f"Records whose prompt alone fills {limit} tokens are left out: "
-            f"{_named(found, 'left_out')}."
-        )
-    if _total(found, "truncated"):
-        sentences.append(
-            f"Responses cut at {limit} tokens: {_named(found, 'truncated')}. A cut response "
-            "teaches no end of turn: raise model.max_length if the model's context allows it."
-        )
-    if _total(found, "wordless"):
-        sentences.append(f"Responses without a letter or digit: {_named(found, 'wordless')}.")
-    if _total(found, "short"):
-        sentences.append(
-            "Suspiciously short responses (at most two words where the client's median is ten or "
-            f"more): {_named(found, 'short')}."
-        )
+    for key, words in COUNTS.items():
+        if rows := [f"{c['name']} {c[key]}" for c in found["clients"] if c[key]]:
+            sentences.append(words.format(clients=", ".join(rows), limit=found["max_length"]))
     return sentences
 
 
@@ -113,23 +82,23 @@ def _sizes(found: Found) -> list[str]:
     return sentences
 
 
-def _apart(found: Found) -> list[str]:
+def _divergence(found: Found) -> list[str]:
     if "apart" not in found:
         return []
     each = found["apart"]
     beyond = each["even_js"] - each["chance_js"]
     numbers = (
         f"at equal word counts the divergence is {each['even_js']:.3f} bits, where the same "
-        f"records dealt by chance have {each['chance_js']:.3f}"
+        f"records assigned to clients at random have {each['chance_js']:.3f}"
     )
     if each["chance_js"] > CROWDED:
         return [
             f"The divergence of all words is {each['js']['mean']:.3f} bits. The client with least "
-            f"has {each['words']} words, too few to tell what is more than chance ({numbers})."
+            f"has {each['words']} words, too few to distinguish from chance ({numbers})."
         ]
     if beyond < NEAR:
         return [
-            f"The clients' responses lie about as far apart as chance would put them ({numbers}): "
+            f"The clients' responses differ about as much as chance would make them ({numbers}): "
             "there is little between clients for rewriting to flatten."
         ]
     degree = "strongly" if beyond >= FAR else "somewhat"
@@ -137,12 +106,11 @@ def _apart(found: Found) -> list[str]:
     if beyond < FAR:
         return [sentence]
     return [
-        f"{sentence} Where styles conflict like this on the lab, FedAvg on raw responses lost "
-        "general knowledge and FedSD kept more of it at equal rounds (+12 points, three seeds) "
-        "but learnt fewer facts; at equal facts the difference could not be told from zero under "
-        "FedAvg, and was large under FedAdam and FedYogi (+44). The lab is a toy: it says "
-        "what can happen, not how large it is for your model. Words also differ because subjects "
-        "do, which rewriting does not and should not change."
+        f"{sentence} Where styles conflict like this in the synthetic lab, FedAvg on raw responses "
+        "loses general knowledge, and FedSD keeps more of it at equal rounds while it learns fewer "
+        f"facts; how much, and what is left at equal facts, is in {FINDINGS}. The lab shows what "
+        "can happen, not how large it is for your model. Words also differ because subjects do, "
+        "which rewriting does not and should not change."
     ]
 
 
@@ -181,20 +149,22 @@ def _gradients(found: Found) -> list[str]:
             f"different clients {each['others']:.3f}"
         )
     return [
-        f"{sentence}. Read it as a description: on the lab rewriting lowered this cosine at round "
-        "0, whatever FedSD did later, so the first gradient does not tell whether it helps."
+        f"{sentence}. It describes the clients and predicts nothing: the first round's gradients "
+        f"do not show whether rewriting helps ({FINDINGS})."
     ]
 
 
-def _truth(found: Found) -> list[str]:
-    known, records = _total(found, "checkable"), _total(found, "records")
+def _verifiable(found: Found) -> list[str]:
+    known, records = (
+        sum(client[key] for client in found["clients"]) for key in ("checkable", "records")
+    )
     if not known:
         return [
-            "No record has an answer that a check knows: rewrites cannot be verified. On the lab "
-            "31 % of unverified rewrites were wrong, and they limited what FedSD learnt."
+            "No record has an answer that a check knows, so rewrites cannot be verified; wrong "
+            f"rewrites limit what FedSD learns ({FINDINGS})."
         ]
     return [
         f"{known} of {records} records have an answer that a check of rewrites knows (answer, "
-        "number, label). On the lab verified rewrites taught 33 points more facts than "
-        "unverified ones: such checks belong into distill.checks, with several distill.attempts."
+        "number, label). Add such checks to distill.checks, with several distill.attempts: in the "
+        f"lab verified rewrites teach more than unverified ones ({FINDINGS})."
     ]

@@ -5,10 +5,9 @@ from collections.abc import Callable
 
 from fedsdr.algorithms.aggregation.error import with_aggregation_error
 from fedsdr.algorithms.contract import Algorithm, Schedule, Setup, Targets
-from fedsdr.algorithms.limited import with_norm_limit
 from fedsdr.algorithms.privacy import PrivacyOptions
 from fedsdr.algorithms.two_stream import Smoothing
-from fedsdr.algorithms.uncounted import with_equal_weights
+from fedsdr.algorithms.uploads import with_equal_weights, with_norm_limit
 from fedsdr.recipe.choices import all_choices, check_options, has_global_model, smaller_ranks
 from fedsdr.recipe.exclusions import check_choices
 from fedsdr.recipe.sections.recipe import Recipe

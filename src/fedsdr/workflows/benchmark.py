@@ -157,7 +157,8 @@ def evaluate_models(
 
     others: results that these are to be compared with; raises at once where they cannot be.
     """
-    from fedsdr.evaluate.benchmarks.harness import HarnessOptions, Suite
+    from fedsdr.evaluate.benchmarks.harness import Suite
+    from fedsdr.evaluate.benchmarks.harness_model import HarnessOptions
 
     models = _open(request, reporter)
     options = HarnessOptions(request.limit, request.chat, request.bos, request.batch_size)

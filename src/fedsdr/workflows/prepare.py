@@ -79,7 +79,8 @@ class Setting:
         return Workbench(self.recipe, base, self.clients, encoded, evaluator, suite)
 
     def _suite(self, base: LoadedModel, reporter: Reporter) -> Benchmarks:
-        from fedsdr.evaluate.benchmarks.harness import HarnessOptions, Suite
+        from fedsdr.evaluate.benchmarks.harness import Suite
+        from fedsdr.evaluate.benchmarks.harness_model import HarnessOptions
 
         options = HarnessOptions(limit=self.recipe.evaluate.benchmark_limit)
         return Suite(self.benchmarks, base, options, reporter)
