@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedsdr.chat import terminal
-from fedsdr.chat.conversation import Conversation, Manner, new_text
+from fedsdr.chat.conversation import ChatOptions, Conversation, new_text
 from fedsdr.chat.terminal import chat_loop, typed_lines
 from fedsdr.cli.main import app
 from fedsdr.core.errors import UserError
@@ -73,7 +73,7 @@ def test_what_the_cache_holds_is_not_fed_again(monkeypatch):
 
 
 def test_two_turns_and_another_model_answer_as_computed_in_one_go(opened):
-    chat = Conversation(opened, "global", Manner(limit=8), print)
+    chat = Conversation(opened, "global", ChatOptions(limit=8), print)
     first = "".join(chat.ask("red green"))
     assert first == whole(opened, "red green")
     assert "".join(chat.ask("dog")) == (second := whole(opened, "red green", first, "dog"))
@@ -89,7 +89,7 @@ def test_two_turns_and_another_model_answer_as_computed_in_one_go(opened):
 
 def test_the_oldest_exchanges_make_room_and_it_is_said(opened):
     notices: list[str] = []
-    chat = Conversation(opened, "global", Manner(limit=80), notices.append)
+    chat = Conversation(opened, "global", ChatOptions(limit=80), notices.append)
     answers = ["".join(chat.ask(f"red {word}")) for word in ("one", "two", "three", "cat")]
     assert all(answers)
     assert notices
@@ -103,7 +103,7 @@ def test_the_oldest_exchanges_make_room_and_it_is_said(opened):
 def test_sampling_repeats_by_seed(opened):
     def sample(seed):
         return "".join(
-            Conversation(opened, "global", Manner("", 1.5, 20, seed), print).ask("red cat")
+            Conversation(opened, "global", ChatOptions("", 1.5, 20, seed), print).ask("red cat")
         )
 
     assert sample(1) == sample(1)
@@ -186,7 +186,7 @@ class Interrupting(io.StringIO):
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_chat(opened):
-    chat = Conversation(opened, "global", Manner(limit=8), print)
+    chat = Conversation(opened, "global", ChatOptions(limit=8), print)
     out = Interrupting()
     chat_loop(chat, ["red green", "dog"], out, print, live=True)
     first, second = out.getvalue().splitlines()

@@ -16,6 +16,7 @@ from fedsdr.core.adapters import cosine
 from fedsdr.data.records import ClientData, Record, Turn
 from fedsdr.data.sources import skipped_rows
 from fedsdr.data.template import ChatFormat
+from fedsdr.diagnosis.data_quality import measure_quality, normalise_text
 from fedsdr.diagnosis.divergence import mean_js, tfidf_cosine
 from fedsdr.diagnosis.gradients import client_gradients
 from fedsdr.diagnosis.heterogeneity import (
@@ -26,7 +27,6 @@ from fedsdr.diagnosis.heterogeneity import (
     measure_divergence,
     tfidf_of,
 )
-from fedsdr.diagnosis.holdings import client_holdings, normalise_text
 from fedsdr.diagnosis.reading import interpret_diagnosis
 from fedsdr.recipe.sections.data import Source
 from support import tiny_recipe, toy_clients
@@ -42,7 +42,7 @@ def record(prompt: str, response: str, **more: str) -> Record:
     return Record((Turn("user", prompt),), response, **more)
 
 
-# --- Holdings
+# --- Data quality
 
 
 def test_holdings_by_hand():
@@ -63,7 +63,7 @@ def test_holdings_by_hand():
         "ben",
         (record("green", "cat", category="pets"), record("bird", "?", answer="x")),
     )
-    a, b = client_holdings([anna, ben], chat, 7)
+    a, b = measure_quality([anna, ben], chat, 7)
     assert (a.records, a.held_out, b.records, b.held_out) == (5, 2, 2, 0)
     assert a.prompt_tokens.total == (1 + 1 + 1 + 6 + 1) + 5 * 2
     assert a.response_tokens.total == (2 + 2 + 1 + 1 + 4) + 5
@@ -80,7 +80,7 @@ def test_holdings_by_hand():
 def test_short_responses_stand_out_only_among_long_ones():
     chat = ChatFormat(tiny_recipe.word_tokenizer(tiny_recipe.WORDS))
     long = [record(f"p {i}", "cat " * 12) for i in range(3)]
-    some, none = client_holdings(
+    some, none = measure_quality(
         [
             ClientData("a", (*long, record("q", "a cat"), record("r", "a cat sees"))),
             ClientData("b", tuple(record(f"s {i}", "positive") for i in range(3))),
@@ -310,7 +310,7 @@ def test_rewrites_of_other_prompts(recipe, tmp_path):
 def test_leaks_are_named():
     chat = ChatFormat(tiny_recipe.word_tokenizer(tiny_recipe.WORDS))
     train = (record("red", "one"), record("blue", "two"))
-    rows = client_holdings(
+    rows = measure_quality(
         [ClientData("anna", train, train[:1]), ClientData("ben", train[1:])], chat, 64
     )
     clients = [vars(each) for each in rows]

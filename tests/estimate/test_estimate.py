@@ -18,7 +18,7 @@ from fedsdr.estimate.memory import cache_bytes, held_activations
 from fedsdr.estimate.plan import estimate_run
 from fedsdr.estimate.traffic import traced_stages
 from fedsdr.estimate.words import format_hours, significant_digits
-from fedsdr.generation.batched import generate_batch, generation_way
+from fedsdr.generation.batched import generate_batch, generation_mode
 from fedsdr.generation.sampling import Job
 from fedsdr.model.checkpointing import checkpointed_blocks, recompute_activations
 from fedsdr.model.lora import Stream, TwoStreamModel
@@ -240,7 +240,7 @@ def test_activations_are_at_least_what_autograd_keeps(family, again, tmp_path):
 
 def test_the_cache_is_that_of_generation():
     model = make("llama")
-    generation_way(model)  # found out before caches are weighed
+    generation_mode(model)  # found out before caches are weighed
     real = []
 
     def weigh(module: Any, args: Any, kwargs: Any, out: Any) -> None:

@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from fedsdr.generation import batched as generation
-from fedsdr.generation.batched import generate_batch, generation_way, in_batches
+from fedsdr.generation.batched import generate_batch, generation_mode, in_batches
 from fedsdr.generation.sampling import Job
 from fedsdr.generation.slots import supports_slots
 from fedsdr.model.prepacked import prepacked_weights
@@ -184,7 +184,7 @@ def test_greedy_texts_of_packed_weights_are_the_plain_ones(dtype, monkeypatch):
 def test_a_batch_shrinks_when_nothing_waits():
     model = make("llama")
     sizes = []
-    generation_way(model)  # found out before passes are counted
+    generation_mode(model)  # found out before passes are counted
     model.model.embed_tokens.register_forward_hook(lambda *given: sizes.append(given[1][0].shape))
     limits = [2, 3, 9, 12, 4, 1]
     generate_batch(model, [Job([7], limit) for limit in limits], NEVER, rows=4)
@@ -196,7 +196,7 @@ def test_a_batch_shrinks_when_nothing_waits():
 def test_the_largest_row_alone_pays_for_its_length():
     """A step attends to as many positions as its longest row has, not to a slot's capacity."""
     model, seen = make("llama"), []
-    generation_way(model)  # found out before passes are counted
+    generation_mode(model)  # found out before passes are counted
     model.model.register_forward_pre_hook(
         lambda _, __, given: seen.append(given["attention_mask"]), with_kwargs=True
     )
@@ -220,7 +220,7 @@ def test_others_are_served_in_static_batches():
     model = make("gemma")
     jobs = [Job(job.prompt, 6) for job in MANY]
     sizes = []
-    generation_way(model)  # found out before passes are counted
+    generation_mode(model)  # found out before passes are counted
     model.model.embed_tokens.register_forward_hook(lambda *given: sizes.append(len(given[1][0])))
     texts = generate_batch(model, jobs, NEVER, rows=8)
     assert sizes == [8] * 12 + [7] * 6

@@ -11,7 +11,7 @@ from fedsdr.core.errors import UserError
 from fedsdr.core.progress import Bar
 from fedsdr.judge.answers import ModelAnswer
 from fedsdr.judge.asking import Budget, Prices, ask_all, estimate_cost, items_for
-from fedsdr.judge.client import Endpoint, JudgeClient, Pace, endpoint_from, host_of
+from fedsdr.judge.client import Endpoint, JudgeClient, RateLimiter, endpoint_from, host_of
 from fedsdr.judge.journal import VerdictJournal
 from fedsdr.judge.judging import check_endpoint
 from fedsdr.judge.questions import JudgeQuestion
@@ -138,13 +138,13 @@ def test_a_pause_of_hours_ends_the_session():
 
 def test_the_pace_is_kept():
     now = 0.0
-    pace = Pace(120, lambda: now)
+    pace = RateLimiter(120, lambda: now)
     assert [pace.reserve() for _ in range(3)] == [0.0, 0.5, 1.0]
     now = 10.0
     assert pace.reserve() == 0.0
     pace.hold(4)
     assert [pace.reserve(), pace.reserve()] == [4.0, 4.5]
-    free = Pace(0, lambda: now)
+    free = RateLimiter(0, lambda: now)
     assert [free.reserve(), free.reserve()] == [0.0, 0.0]
 
 

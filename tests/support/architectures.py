@@ -18,7 +18,7 @@ from fedsdr.core.errors import UserError
 from fedsdr.data.batches import Batch, collate_examples, end_to_end
 from fedsdr.data.template import Example
 from fedsdr.generation import streaming as stream
-from fedsdr.generation.batched import generate_batch, generation_way
+from fedsdr.generation.batched import generate_batch, generation_mode
 from fedsdr.generation.sampling import Job
 from fedsdr.model import experts
 from fedsdr.model.checkpointing import checkpointed_blocks, recompute_activations
@@ -224,7 +224,7 @@ def conform(name: str) -> Row:
     note = experts.experts_notice(model, adapted)
     if unused:
         note += f"{'; ' if note else ''}text does not pass through {unused} of them"
-    generation = generation_way(model)
+    generation = generation_mode(model)
     with TemporaryDirectory() as folder:
         write_adapter(Path(folder), adapter, settings)
         peft = PeftModel.from_pretrained(model, folder)

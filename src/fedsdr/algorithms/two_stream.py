@@ -81,10 +81,10 @@ def two_stream(inner: Algorithm, options: Smoothing) -> Algorithm:
         losses: dict[str, Mean] = {}
 
         def rectify(stage: Stage) -> Fitted:
-            beside = smoothed.after if smoothed else s
-            stage = replace(stage, private=beside, targets=options.rectify_on, alone=options.alone)
+            s_used = smoothed.after if smoothed else s
+            stage = replace(stage, private=s_used, targets=options.rectify_on, alone=options.alone)
             fitted = fit(stage)
-            if beside is not None and options.consolidation is not None:
+            if s_used is not None and options.consolidation is not None:
                 after = fit(consolidation_stage(stage, fitted, options.consolidation, options))
                 losses["loss/consolidate"] = after.loss
                 fitted = replace(fitted, after=after.after, shared=after.shared, own=after.own)

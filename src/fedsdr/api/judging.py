@@ -15,13 +15,13 @@ from fedsdr.judge.asking import Prices
 from fedsdr.judge.client import Endpoint, endpoint_from
 from fedsdr.judge.judging import (
     NO_PRICES,
-    Plan,
+    JudgingPlan,
     PreparedJudging,
-    at_work,
-    carry_out,
     check_endpoint,
     check_plan,
+    lock_runs,
     prepare_judging,
+    run_judging,
     source_name,
 )
 from fedsdr.judge.questions import read_questions
@@ -79,7 +79,7 @@ def prepared_judging(
             plan = _plan(run, request)
             if endpoint.key:
                 check_endpoint(endpoint)
-            held.enter_context(at_work(plan))
+            held.enter_context(lock_runs(plan))
             prepared = prepare_judging(plan, endpoint, reporter)
         yield prepared
 
@@ -88,19 +88,19 @@ def ask_judge(prepared: PreparedJudging, progress: ProgressOption = True) -> dic
     """Ask for the verdicts that are missing; writes the run's judge.json and its report anew."""
     folder = prepared.plan.run.folder
     with call_reporter(progress) as reporter:
-        result = carry_out(prepared, reporter)
+        result = run_judging(prepared, reporter)
         if (folder / SUMMARY_FILE).exists():
             write_report(folder)
     return result
 
 
-def _plan(run: Finished, request: JudgeRequest) -> Plan:
+def _plan(run: Finished, request: JudgeRequest) -> JudgingPlan:
     if request.against is not None and not request.b:
         raise UserError(f"--against {request.against} needs --b, the name of a model of that run")
     other = run if request.against is None else open_finished(Path(request.against))
     questions = Path(request.questions)
     reference = None if request.reference is None else Path(request.reference)
-    plan = Plan(
+    plan = JudgingPlan(
         run, request.a, request.b or None, other,
         read_questions(questions, reference, request.limit), source_name(questions),
         request.answer_tokens, request.batch_size, request.prices, request.max_cost,

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedsdr.api.judging import JudgeRequest, ask_judge, prepared_judging
 from fedsdr.api.progress import ProgressOption, call_reporter
-from fedsdr.chat.conversation import Conversation, Manner
+from fedsdr.chat.conversation import ChatOptions, Conversation
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
 from fedsdr.core.layout import METRICS_FILE, PERSONAL_FILE, REPORT_FILE, RESULT_FILE, SUMMARY_FILE
@@ -176,7 +176,7 @@ class Run:
         self.finished.check(model)  # before anything is loaded
         with call_reporter(progress) as reporter:
             models = Models(self.finished, reporter)
-        manner = Manner(system, temperature, max_tokens, seed)
+        manner = ChatOptions(system, temperature, max_tokens, seed)
         return Conversation(models, model, manner, notice)
 
 

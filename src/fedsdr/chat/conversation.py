@@ -12,7 +12,7 @@ from fedsdr.workflows.finished import Models
 
 
 @dataclass(frozen=True)
-class Manner:
+class ChatOptions:
     """system: a system prompt, or "". temperature: 0 is greedy. limit: tokens of an answer."""
 
     system: str = ""
@@ -25,9 +25,9 @@ class Conversation:
     """Turns with whichever model of a run is chosen; the base model is loaded once."""
 
     def __init__(
-        self, models: Models, name: str, manner: Manner, notice: Callable[[str], None]
+        self, models: Models, name: str, options: ChatOptions, notice: Callable[[str], None]
     ) -> None:
-        self.models, self.manner, self.notice = models, manner, notice
+        self.models, self.options, self.notice = models, options, notice
         self._turns: list[Turn] = []
         self._asked = 0
         self.use(name)
@@ -50,14 +50,14 @@ class Conversation:
         """
         chat, context = self.models.base.chat, self.models.base.context
         prompt, self._turns = self._fitting([*self._turns, Turn("user", question)], context)
-        room = min(self.manner.limit, context - len(prompt))
-        draw = seeds.seeded_generator(self.manner.seed, "chat", self._asked)
+        room = min(self.options.limit, context - len(prompt))
+        draw = seeds.seeded_generator(self.options.seed, "chat", self._asked)
         self._asked += 1
         ids: list[int] = []
         said = ""
         try:
             for token in self._stream.generate(
-                prompt, room, chat.end_of_turn, self.manner.temperature, draw
+                prompt, room, chat.end_of_turn, self.options.temperature, draw
             ):
                 ids.append(token)
                 piece = new_text(chat, ids, said)
@@ -71,7 +71,7 @@ class Conversation:
         """The prompt's ids and its turns, the oldest exchanges dropped until an answer has room."""
         left = turns
         prompt = self._prompt_ids(left)
-        while len(prompt) + self.manner.limit > context and len(left) > 1:
+        while len(prompt) + self.options.limit > context and len(left) > 1:
             left = left[2:]
             prompt = self._prompt_ids(left)
         if len(prompt) >= context:
@@ -84,7 +84,7 @@ class Conversation:
         return prompt, left
 
     def _prompt_ids(self, turns: list[Turn]) -> list[int]:
-        system = [Turn("system", self.manner.system)] if self.manner.system else []
+        system = [Turn("system", self.options.system)] if self.options.system else []
         return self.models.base.chat.prompt_ids((*system, *turns))
 
 

@@ -62,9 +62,9 @@ class Change(NamedTuple):
 
 def measure_divergence(clients: RoundTexts, seed: int, size: int | None = None) -> ClientDivergence:
     """`size`: words of each client in the even comparison; by default the fewest there are."""
-    dealt = _dealt(clients, seed)
-    size = size or min(fewest_words(clients), fewest_words(dealt))
-    even, chance = sample_words(clients, size, seed), sample_words(dealt, size, seed)
+    shuffled = _shuffled(clients, seed)
+    size = size or min(fewest_words(clients), fewest_words(shuffled))
+    even, chance = sample_words(clients, size, seed), sample_words(shuffled, size, seed)
     counts = WordCounts([clients], seed)
     js, tfidf = js_matrix(clients), tfidf_matrix(clients)
     return ClientDivergence(
@@ -89,7 +89,7 @@ def divergence_change(raw: RoundTexts, rewritten: RoundTexts, seed: int) -> Chan
     )
 
 
-def _dealt(clients: RoundTexts, seed: int) -> dict[str, list[str]]:
+def _shuffled(clients: RoundTexts, seed: int) -> dict[str, list[str]]:
     texts = [text for each in clients.values() for text in each]
     order = iter(np.random.default_rng(seeds.derive_seed(seed, "chance")).permutation(len(texts)))
     return {name: [texts[next(order)] for _ in each] for name, each in clients.items()}

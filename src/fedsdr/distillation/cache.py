@@ -59,7 +59,7 @@ class RewriteCache:
                 f"cannot write the rewrite cache: {error}: set FEDSDR_CACHE to another folder"
             ) from error
         self._path = path
-        with self._told("write"):
+        with self._database_errors("write"):
             self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("CREATE TABLE IF NOT EXISTS rewrites (key TEXT PRIMARY KEY, ids TEXT)")
@@ -71,14 +71,14 @@ class RewriteCache:
         self._db.close()
 
     def get(self, key: str) -> list[int] | None:
-        with self._told("read"):
+        with self._database_errors("read"):
             row = self._db.execute("SELECT ids FROM rewrites WHERE key = ?", (key,)).fetchone()
         return None if row is None else list(json.loads(row[0]))
 
     def put(self, results: Mapping[str, Sequence[int]]) -> None:
         """Store a batch, all of it or nothing."""
         rows = [(key, json.dumps(list(ids))) for key, ids in results.items()]
-        with self._told("write"):
+        with self._database_errors("write"):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 self._db.executemany("INSERT OR REPLACE INTO rewrites VALUES (?, ?)", rows)
@@ -88,7 +88,7 @@ class RewriteCache:
                     self._db.execute("ROLLBACK")
 
     @contextmanager
-    def _told(self, what: str) -> Iterator[None]:
+    def _database_errors(self, what: str) -> Iterator[None]:
         """Turns what goes wrong in the file (no space, another's lock, damage) into `UserError`."""
         try:
             yield

@@ -28,7 +28,7 @@ from fedsdr.distillation.cache import RewriteCache
 from fedsdr.distillation.rewrite import Rewritten, Teacher, rewrite_records
 from fedsdr.distillation.verify import build_verifier
 from fedsdr.evaluate.loss import LossEvaluator
-from fedsdr.generation.batched import Way, generation_way
+from fedsdr.generation.batched import GenerationMode, generation_mode
 from fedsdr.model.base import LoadedModel
 from fedsdr.model.checkpointing import check_checkpointing
 from fedsdr.model.identity import identity_digest, identity_text
@@ -192,7 +192,7 @@ def slow_ways(model: Any) -> list[str]:
     notes = []
     if not passes_trial(model, pads_rightly):
         notes.append("texts are trained on one at a time: this architecture does not hide padding")
-    if (chosen := generation_way(model)) in (Way.SINGLE, Way.UNCACHED):
+    if (chosen := generation_mode(model)) in (GenerationMode.SINGLE, GenerationMode.UNCACHED):
         notes.append(f"texts are written {chosen}: a faster way is not right for this architecture")
     return notes
 

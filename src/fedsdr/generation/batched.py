@@ -27,7 +27,7 @@ from fedsdr.model.trials import (
 )
 
 
-class Way(StrEnum):
+class GenerationMode(StrEnum):
     """How texts are written."""
 
     CONTINUOUS = "continuous"
@@ -52,23 +52,23 @@ def generate_batch(
     if not jobs:
         return []
     rows = min(rows or len(jobs), len(jobs))
-    chosen = generation_way(model)
-    if chosen is Way.CONTINUOUS:
+    chosen = generation_mode(model)
+    if chosen is GenerationMode.CONTINUOUS:
         with prepacked_weights(model):
             return Slots(model, jobs, stop, temperature, rows).run()
-    if chosen is Way.UNCACHED:
+    if chosen is GenerationMode.UNCACHED:
         return [_uncached(model, job, stop, temperature) for job in jobs]
-    rows = rows if chosen is Way.BATCHES else 1
+    rows = rows if chosen is GenerationMode.BATCHES else 1
     return in_batches(model, jobs, stop, temperature, rows)
 
 
-def generation_way(model: Any) -> Way:
+def generation_mode(model: Any) -> GenerationMode:
     """The fastest that is right for a model, by trials made once."""
     if supports_slots(model):
-        return Way.CONTINUOUS
+        return GenerationMode.CONTINUOUS
     if passes_trial(model, pads_left):
-        return Way.BATCHES
-    return Way.SINGLE if passes_trial(model, caches_rightly) else Way.UNCACHED
+        return GenerationMode.BATCHES
+    return GenerationMode.SINGLE if passes_trial(model, caches_rightly) else GenerationMode.UNCACHED
 
 
 @torch.no_grad()
@@ -91,7 +91,7 @@ def _batch(model: Any, jobs: Sequence[Job], stop: int, temperature: float) -> li
     draws = _all_uniforms(jobs, steps).to(model.device) if temperature > 0 else None
     written = torch.full((len(jobs), steps), stop, device=model.device)
     running = limits > 0
-    rows = Padded(model, [job.prompt for job in jobs])
+    rows = PaddedRows(model, [job.prompt for job in jobs])
     for step in range(steps):
         draw = None if draws is None else draws[:, step]
         token = choose_tokens(rows.logits().float(), temperature, draw)  # (B,)
@@ -103,7 +103,7 @@ def _batch(model: Any, jobs: Sequence[Job], stop: int, temperature: float) -> li
     return [_trim(row, job.limit, stop) for row, job in zip(written.tolist(), jobs, strict=True)]
 
 
-class Padded:
+class PaddedRows:
     """Texts that grow by a token at a time, padded on the left, their past in a cache."""
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]]) -> None:
@@ -150,7 +150,7 @@ def caches_rightly(model: Any) -> bool:
 
 
 def _grows_right(model: Any, texts: Sequence[Sequence[int]]) -> bool:
-    rows = Padded(model, [text[:-STEPS] for text in texts])
+    rows = PaddedRows(model, [text[:-STEPS] for text in texts])
     for left in range(STEPS, 0, -1):
         wanted = torch.stack([plain_logits(model, text[:-left])[-1] for text in texts])
         if not same_logits(rows.logits(), wanted, compute_precision(model)):

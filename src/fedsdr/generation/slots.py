@@ -28,7 +28,7 @@ SLOT_GROUP: Final = 8  # of the rows, one part in so many is free before prompts
 
 
 @dataclass
-class Place:
+class CachePosition:
     """Where the next keys and values belong.
 
     rows: when prompts are read, the slot of each; None in a step, which has a token for every row.
@@ -46,7 +46,7 @@ class Place:
 class SlotLayer(DynamicLayer):  # type: ignore[misc]
     """One layer's keys and values, (B, heads, capacity, width)."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: CachePosition) -> None:
         super().__init__()
         self.keys: Tensor | None
         self.values: Tensor | None
@@ -131,7 +131,7 @@ class Slots:
         self.model, self.jobs, self.stop, self.temperature = model, jobs, stop, temperature
         self.device = model.device
         capacity = max(len(job.prompt) + job.limit for job in jobs)
-        self.place = Place(capacity, rows)
+        self.place = CachePosition(capacity, rows)
         self.cache = DynamicCache(config=model.config)
         self.cache.layers = [SlotLayer(self.place) for _ in self.cache.layers]
         self.rows: list[SlotRow | None] = [None] * rows

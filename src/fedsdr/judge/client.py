@@ -18,10 +18,10 @@ from fedsdr.core.errors import UserError
 from fedsdr.judge.prompts import Messages
 
 OPENAI: Final = "https://api.openai.com/v1"
-AGAIN: Final = "nothing is lost: give the same command again later to go on"
+RESUME_HINT: Final = "nothing is lost: give the same command again later to go on"
 SHORTEST_SECRET: Final = 8  # shorter "keys" (EMPTY, none) are for servers without keys
 UNREACHABLE: Final = "cannot be reached"
-HOPELESS: Final = (UNREACHABLE, "HTTP 401", "HTTP 403")
+FATAL: Final = (UNREACHABLE, "HTTP 401", "HTTP 403")
 LONGEST_WAIT: Final = 600.0  # seconds that a server may ask us to wait
 
 
@@ -115,7 +115,7 @@ def import_openai() -> Any:
     return openai
 
 
-class Pace:
+class RateLimiter:
     """Starts requests at a steady pace, and none before a moment that a server has named."""
 
     def __init__(self, requests_per_minute: float, clock: Callable[[], float]) -> None:
@@ -156,7 +156,9 @@ class JudgeClient:
             max_retries=0,
         )
         self._sleep = sleep
-        self._pace = Pace(endpoint.requests_per_minute, clock or asyncio.get_running_loop().time)
+        self._limiter = RateLimiter(
+            endpoint.requests_per_minute, clock or asyncio.get_running_loop().time
+        )
 
     async def __aenter__(self) -> "JudgeClient":
         return self
@@ -170,8 +172,8 @@ class JudgeClient:
         Not every server lists its models: other refusals say nothing about the judge.
         """
         failure = await self._attempt(lambda: self._client.models.list(timeout=10.0))
-        if isinstance(failure, Failure) and failure.words.startswith(HOPELESS):
-            raise self._hopeless(replace(failure, retry=False))
+        if isinstance(failure, Failure) and failure.words.startswith(FATAL):
+            raise self._failed(replace(failure, retry=False))
 
     async def ask(self, messages: Messages) -> JudgeReply:
         """One reply. Fleeting faults are tried again, ever later; others raise `UserError`."""
@@ -184,7 +186,7 @@ class JudgeClient:
             if isinstance(reply, JudgeReply):
                 return reply
             failure, attempt = reply, attempt + 1
-        raise self._hopeless(failure)
+        raise self._failed(failure)
 
     async def _wait(self, failure: Failure, attempt: int) -> None:
         """Until it is this request's turn; after a failure exponentially longer, at random."""
@@ -193,12 +195,12 @@ class JudgeClient:
             longest = self.endpoint.backoff * 2.0 ** (attempt - 1)
             seconds = min(longest, self.endpoint.longest_backoff) * random.uniform(0.5, 1)
         if failure.wait > LONGEST_WAIT:
-            raise self._hopeless(Failure(f"it asks to wait {failure.wait:.0f} s", retry=False))
+            raise self._failed(Failure(f"it asks to wait {failure.wait:.0f} s", retry=False))
         if failure.wait:
-            self._pace.hold(failure.wait)
+            self._limiter.hold(failure.wait)
         if seconds := max(seconds, failure.wait):
             await self._sleep(seconds)
-        if (turn := self._pace.reserve()) > 0:
+        if (turn := self._limiter.reserve()) > 0:
             await self._sleep(turn)
 
     async def _create(self, messages: Messages) -> Any:
@@ -254,11 +256,11 @@ class JudgeClient:
         key = self.endpoint.key
         return text.replace(key, "[key]") if len(key) >= SHORTEST_SECRET else text
 
-    def _hopeless(self, failure: Failure) -> UserError:
+    def _failed(self, failure: Failure) -> UserError:
         tried = f" after {self.endpoint.retries + 1} attempts" if failure.retry else ""
         return UserError(
             f"the judge {self.endpoint.model!r} at {self.endpoint.host} fails{tried} "
-            f"({failure.words}): {AGAIN}"
+            f"({failure.words}): {RESUME_HINT}"
         )
 
 

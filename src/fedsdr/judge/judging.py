@@ -38,7 +38,7 @@ NO_PRICES: Final = Prices()
 
 
 @dataclass(frozen=True)
-class Plan:
+class JudgingPlan:
     """What is judged. b: None rates A alone. other: the run that B is of. limit: new tokens of an
     answer. max_cost: money, None for no bound."""
 
@@ -64,7 +64,7 @@ class Plan:
 class PreparedJudging:
     """Answers are there; nobody has been asked yet. cost: of what is still to ask."""
 
-    plan: Plan
+    plan: JudgingPlan
     endpoint: Endpoint
     answers: tuple[Answers, Answers | None]
     items: Sequence[JudgeItem]
@@ -72,7 +72,7 @@ class PreparedJudging:
     cost: CostEstimate
 
 
-def check_plan(plan: Plan) -> None:
+def check_plan(plan: JudgingPlan) -> None:
     """Raise `UserError` for names that the runs lack, equal models, a bound without prices, a
     spoilt judge.json."""
     stored_judgings(plan.run.folder)
@@ -86,7 +86,7 @@ def check_plan(plan: Plan) -> None:
 
 
 @contextmanager
-def at_work(plan: Plan) -> Iterator[None]:
+def lock_runs(plan: JudgingPlan) -> Iterator[None]:
     """Hold what the judge keeps in the folders of the plan's runs, against other processes."""
     with ExitStack() as held:
         for folder in sorted({each.folder.resolve() for each in (plan.run, plan.other)}):
@@ -106,7 +106,7 @@ def check_endpoint(
     run_loop(look)
 
 
-def prepare_judging(plan: Plan, endpoint: Endpoint, reporter: Reporter) -> PreparedJudging:
+def prepare_judging(plan: JudgingPlan, endpoint: Endpoint, reporter: Reporter) -> PreparedJudging:
     """Let our models answer, and find out what is still to be asked of the judge."""
     check_plan(plan)
     rest = (plan.questions, plan.limit, plan.batch_size, reporter)
@@ -128,7 +128,7 @@ def prepare_judging(plan: Plan, endpoint: Endpoint, reporter: Reporter) -> Prepa
     return PreparedJudging(plan, endpoint, (a, b), items, journal, cost)
 
 
-def carry_out(
+def run_judging(
     prepared: PreparedJudging,
     reporter: Reporter,
     judge: Callable[[Endpoint], JudgeClient] = JudgeClient,
@@ -182,7 +182,7 @@ def _result(prepared: PreparedJudging) -> dict[str, Any]:
     }
 
 
-def _head(plan: Plan, endpoint: Endpoint) -> dict[str, Any]:
+def _head(plan: JudgingPlan, endpoint: Endpoint) -> dict[str, Any]:
     """What makes it this judging and no other: its id is the hash of this."""
     texts = json.dumps([[q.turns, q.references] for q in plan.questions])
     return {
@@ -211,7 +211,7 @@ def _head(plan: Plan, endpoint: Endpoint) -> dict[str, Any]:
 
 
 def _judged(
-    plan: Plan, a: Answers, b: Answers | None, rows: Sequence[dict[str, Any]]
+    plan: JudgingPlan, a: Answers, b: Answers | None, rows: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """The verdicts taken together; without B they are scores."""
     said = {(row["question"], row["turn"], row["order"]): row["verdict"] for row in rows}
@@ -220,7 +220,7 @@ def _judged(
     return pairwise_result([_comparison(q, n, a, b, said) for q, n in _turns(plan)])
 
 
-def _turns(plan: Plan) -> list[tuple[JudgeQuestion, int]]:
+def _turns(plan: JudgingPlan) -> list[tuple[JudgeQuestion, int]]:
     return [(question, n) for question in plan.questions for n in range(len(question.turns))]
 
 

@@ -90,8 +90,10 @@ class LabEvaluator:
 
     def _score(self, own: Sequence[Fact], general: Sequence[Fact]) -> Metrics:
         answers = self._ask([*own, *general])
-        told = [LabAnswer(text, fact) for text, fact in zip(answers, [*own, *general], strict=True)]
-        mine, known = told[: len(own)], told[len(own) :]
+        answered = [
+            LabAnswer(text, fact) for text, fact in zip(answers, [*own, *general], strict=True)
+        ]
+        mine, known = answered[: len(own)], answered[len(own) :]
         return {
             "client_facts": _percent([a.true for a in mine]),
             "changed_facts": _percent([a.true for a in mine if a.fact.changed]),

@@ -67,7 +67,7 @@ def base_model_folder(
     world: World, options: PretrainOptions, cache: Path, reporter: Reporter
 ) -> Path:
     """The folder of this world's base model, trained on first use and cached."""
-    key = {"world": _believed(world.options), "pretrain": asdict(options), "recipe": RECIPE}
+    key = {"world": _pretraining_key(world.options), "pretrain": asdict(options), "recipe": RECIPE}
     name = f"lab-{seeds.derive_seed(0, str(key)):016x}"
     folder = cache / "models" / name
     if not folder.exists():
@@ -78,14 +78,14 @@ def base_model_folder(
     return folder
 
 
-DEALT: Final = ("alpha", "imbalance")  # options of who holds what
+OWNERSHIP: Final = ("alpha", "imbalance")  # options of who holds what
 
 
-def _believed(options: WorldOptions) -> dict[str, Any]:
+def _pretraining_key(options: WorldOptions) -> dict[str, Any]:
     """What of a world its base model depends on: all but who holds the facts."""
     kinds = min(options.clients, len(CLIENT_ATTRIBUTES))
     known = asdict(replace(options, clients=kinds))
-    return {key: value for key, value in known.items() if key not in DEALT}
+    return {key: value for key, value in known.items() if key not in OWNERSHIP}
 
 
 def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -158,7 +158,7 @@ def build_world(options: WorldOptions) -> World:
             truth = _other_value(draw, memory) if changed else memory
             owner = owners[number] if owners else None
             facts.append(Fact(entity, attribute, memory, truth, owner))
-    owned = facts if options.alpha is None else _dealt(facts, options, options.alpha)
+    owned = facts if options.alpha is None else _dirichlet_owners(facts, options, options.alpha)
     return World(options, tuple(owned))
 
 
@@ -186,7 +186,7 @@ def _shared_out(kind: Sequence[int], entities: int, imbalance: float) -> list[in
     return owners
 
 
-def _dealt(facts: Sequence[Fact], options: WorldOptions, alpha: float) -> list[Fact]:
+def _dirichlet_owners(facts: Sequence[Fact], options: WorldOptions, alpha: float) -> list[Fact]:
     """The same facts with other owners (`WorldOptions.alpha`), none of them without a fact."""
     draw = np.random.default_rng(seeds.derive_seed(options.seed, "owners"))
     held: list[list[int]] = [[] for _ in range(options.clients)]

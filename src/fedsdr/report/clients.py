@@ -11,7 +11,7 @@ from fedsdr.report.tables import TableCell
 
 LOSS = "loss"
 HIDDEN = ("base_style",)
-RIVAL, COMPARED = "local", ("client_facts", "general", LOSS)  # for comparison, only these
+REFERENCE, COMPARED = "local", ("client_facts", "general", LOSS)  # for comparison, only these
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class ClientScores:
 def client_table(material: Material, styles: Mapping[str, Style]) -> ClientScores | None:
     """The own method's clients, beside those of local training; None where they are unknown."""
     methods = {method.name: method for method in material.methods}
-    own, rival = methods.get(material.own), methods.get(RIVAL)
+    own, reference = methods.get(material.own), methods.get(REFERENCE)
     names = _names(own) if own else []
     if not own or not names:
         return None
     groups = [ClientGroup(labels.method_label(own.name).label, styles[own.name], _columns(own))]
-    if rival and rival is not own and (columns := _compared(rival)):
-        groups.append(ClientGroup(labels.method_label(RIVAL).label, styles[RIVAL], columns))
+    if reference and reference is not own and (columns := _compared(reference)):
+        groups.append(ClientGroup(labels.method_label(REFERENCE).label, styles[REFERENCE], columns))
     columns = tuple(column for group in groups for column in group.columns)
     rows = tuple((name, tuple(column.cell(name) for column in columns)) for name in names)
     return ClientScores(tuple(groups), rows, _note(own, names))
@@ -71,8 +71,8 @@ def _columns(own: MethodRuns) -> tuple[Column, ...]:
     return (*plain, *(_losses(own) if LOSS in _metrics(own) else ()))
 
 
-def _compared(rival: MethodRuns) -> tuple[Column, ...]:
-    return tuple(_column(rival, name) for name in _metrics(rival) if name in COMPARED)
+def _compared(reference: MethodRuns) -> tuple[Column, ...]:
+    return tuple(_column(reference, name) for name in _metrics(reference) if name in COMPARED)
 
 
 def _column(method: MethodRuns, name: str) -> Column:

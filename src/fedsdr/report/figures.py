@@ -148,7 +148,7 @@ def plane_figure(
         _make_room(axes)
         _mark_start(axes, paths)
         _name_ends(axes, [_end_of_path(path, styles, path.method == own) for path in paths])
-        return to_svg(figure, name, title, _ways(paths))
+        return to_svg(figure, name, title, _describe_paths(paths))
 
 
 _NO_CURVE = MeanCurve("", (), (), (), (), 0)
@@ -239,7 +239,7 @@ def describe_figure(found: Sequence[MeanCurve], unit: str) -> str:
     return " ".join(sentences)
 
 
-def _ways(paths: Sequence[Path]) -> str:
+def _describe_paths(paths: Sequence[Path]) -> str:
     rows = (
         (labels.method_label(path.method).label, path.points[0], path.points[-1]) for path in paths
     )

@@ -61,7 +61,7 @@ def render_report(material: Material) -> str:
         aggregation=tables.aggregation_table(material, styles),
         judgements=judgements.judging_views(material.judgings),
         rewrites=rewrites.rewrite_groups(material),
-        holdings=tables.holdings_table(material.partition),
+        partition=tables.partition_table(material.partition),
         notices=material.notices,
         traffic=tables.traffic_table(material, styles),
         recipe=material.recipe,

@@ -145,7 +145,7 @@ def aggregation_table(material: Material, styles: Mapping[str, Style]) -> list[d
     return _with_widths(rows)
 
 
-def holdings_table(partition: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def partition_table(partition: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Who holds which data."""
     rows = [
         {

@@ -28,7 +28,7 @@ from fedsdr.training.loss import token_losses
 from fedsdr.training.teacher import ConsolidationTeacher
 
 T = TypeVar("T")
-NOBODY: Final = Example((0,), ())  # a row that nothing is learnt from
+EMPTY_EXAMPLE: Final = Example((0,), ())  # a row that nothing is learnt from
 
 
 def train_cohort(trainers: Sequence[LocalTrainer], stages: Sequence[Stage]) -> list[Fitted]:
@@ -36,19 +36,19 @@ def train_cohort(trainers: Sequence[LocalTrainer], stages: Sequence[Stage]) -> l
     starts = [t.streams(s) for t, s in zip(trainers, stages, strict=True)]
     groups: dict[Any, list[int]] = {}
     for k, stage in enumerate(stages):
-        groups.setdefault(stage_likeness(stage, starts[k]), []).append(k)
+        groups.setdefault(stage_signature(stage, starts[k]), []).append(k)
     fitted: dict[int, Fitted] = {}
     for group in groups.values():
         if len(group) == 1:
             fitted[group[0]] = trainers[group[0]](stages[group[0]])
             continue
-        together = Together([trainers[k] for k in group], [stages[k] for k in group])
+        together = CohortTrainer([trainers[k] for k in group], [stages[k] for k in group])
         found = together.train([starts[k] for k in group])
         fitted |= dict(zip(group, found, strict=True))
     return [fitted[k] for k in range(len(trainers))]
 
 
-def stage_likeness(stage: Stage, streams: Mapping[Stream, Adapter]) -> Any:
+def stage_signature(stage: Stage, streams: Mapping[Stream, Adapter]) -> Any:
     """What stages must have in common to be trained at once; ranks and records may differ."""
     pull = (stage.pull.strength, frozenset(stage.pull.towards)) if stage.pull else None
     shift = None if stage.shift is None else frozenset(stage.shift)
@@ -56,7 +56,7 @@ def stage_likeness(stage: Stage, streams: Mapping[Stream, Adapter]) -> Any:
     return (*same, pull, shift, stage.mean_gradient, frozenset(streams))
 
 
-class Together:
+class CohortTrainer:
     """One stage of K clients at once, by trainers of one run and one round."""
 
     def __init__(self, trainers: Sequence[LocalTrainer], stages: Sequence[Stage]) -> None:
@@ -66,30 +66,30 @@ class Together:
 
     def train(self, starts: Sequence[Mapping[Stream, Adapter]]) -> list[Fitted]:
         """starts: the streams that each client's stage begins with."""
-        company, stream = tuple(starts[0]), TRAINS[self.stage.trains]
+        loaded, stream = tuple(starts[0]), TRAINS[self.stage.trains]
         shapes = [start[stream] for start in starts]
         try:
-            for each in company:
+            for each in loaded:
                 self.model.load_side_by_side(each, [start[each] for start in starts])
             before = adapters.unstack_clients(self.model.read(stream), shapes)
-            totals, gradient = self._steps(stream, company)
+            totals, gradient = self._steps(stream, loaded)
             after = adapters.unstack_clients(self.model.read(stream), shapes)
         finally:
-            for each in company:
+            for each in loaded:
                 self.model.load(each, self.model.blank())
         slopes = adapters.unstack_clients(gradient, shapes) if gradient else [{}] * len(shapes)
         parts = zip(self.trainers, self.stages, totals, before, after, slopes, strict=True)
         return [trainer.fitted(stage, *rest) for trainer, stage, *rest in parts]
 
-    def _steps(self, stream: Stream, company: tuple[Stream, ...]) -> tuple[list[Mean], Adapter]:
+    def _steps(self, stream: Stream, loaded: tuple[Stream, ...]) -> tuple[list[Mean], Adapter]:
         stage, first = self.stage, self.first
         parameters, optimiser = first.learning(stage, stream)
         correction = Correction(self._corrections(), parameters)
-        by_token = self._losses(company)
+        by_token = self._losses(loaded)
         batches = [t.batches(s) for t, s in zip(self.trainers, self.stages, strict=True)]
         totals = [Mean(0.0, 0.0) for _ in self.trainers]
         for step in range(stage.schedule.steps):
-            self.model.activate(*active_streams(company, stage, step))
+            self.model.activate(*active_streams(loaded, stage, step))
             found = self._backward([next(each) for each in batches], step, by_token)
             correction.apply()
             norms = clip_each([p.grad for p in parameters.values()], first.clip)
@@ -100,9 +100,9 @@ class Together:
         self.model.train_only(None)
         return totals, correction.mean_gradient(self.model.read(stream))
 
-    def _losses(self, company: tuple[Stream, ...]) -> Callable[[Batch], Tensor]:
+    def _losses(self, loaded: tuple[Stream, ...]) -> Callable[[Batch], Tensor]:
         if self.stage.distil:
-            return ConsolidationTeacher(self.model, Stream.FOLDED in company).losses
+            return ConsolidationTeacher(self.model, Stream.FOLDED in loaded).losses
         return lambda batch: token_losses(self.model.model, batch)
 
     def _corrections(self) -> Stage:
@@ -125,7 +125,7 @@ class Together:
         sums = torch.zeros(count, dtype=torch.float64)
         clients = zip(self.trainers, self.stages, chosen, strict=True)
         keys = [trainer.keys(stage, step, len(each)) for trainer, stage, each in clients]
-        for part, own in zip(self._parts(chosen, NOBODY), self._parts(keys, 0), strict=True):
+        for part, own in zip(self._parts(chosen, EMPTY_EXAMPLE), self._parts(keys, 0), strict=True):
             batch = collate_examples(list(chain(*part)), self.first.pad).to(self.device)
             drop = self.first.dropped(batch, list(chain(*own)))
             rows = batch.predicting.nonzero()[:, 0]

@@ -19,8 +19,8 @@ class Correction:
     def __init__(self, stage: Stage, parameters: Mapping[str, torch.nn.Parameter]) -> None:
         self.parameters = parameters
         self.strength = stage.pull.strength if stage.pull else 0.0
-        self.towards = self._placed(stage.pull.towards if stage.pull else {})
-        self.shift = self._placed(stage.shift or {})
+        self.towards = self._of_parameters(stage.pull.towards if stage.pull else {})
+        self.shift = self._of_parameters(stage.shift or {})
         self.sums = (
             {key: torch.zeros_like(p) for key, p in parameters.items()}
             if stage.mean_gradient
@@ -28,7 +28,7 @@ class Correction:
         )
         self.steps = 0
 
-    def _placed(self, adapter: Adapter) -> dict[str, Tensor]:
+    def _of_parameters(self, adapter: Adapter) -> dict[str, Tensor]:
         """The tensors that concern trained parameters, where and as those are."""
         return {
             key: adapter[key].to(parameter.device, parameter.dtype)

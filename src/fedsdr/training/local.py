@@ -127,16 +127,16 @@ class LocalTrainer:
         return adapters.fresh_adapter(adapters.resize_rank(like, rank) if rank else like, draw)
 
     def _steps(
-        self, stage: Stage, stream: Stream, company: tuple[Stream, ...]
+        self, stage: Stage, stream: Stream, loaded: tuple[Stream, ...]
     ) -> tuple[Mean, Adapter]:
         parameters, optimiser = self.learning(stage, stream)
         correction = Correction(stage, parameters)
-        teacher = ConsolidationTeacher(self.model, Stream.FOLDED in company)
+        teacher = ConsolidationTeacher(self.model, Stream.FOLDED in loaded)
         summed = teacher.summed_loss if stage.distil else self._summed_loss
         batches = self.batches(stage)
         total = Mean(0.0, 0.0)
         for step in range(stage.schedule.steps):
-            self.model.activate(*active_streams(company, stage, step))
+            self.model.activate(*active_streams(loaded, stage, step))
             chosen = next(batches)
             loss = self._backward(chosen, self.keys(stage, step, len(chosen)), summed)
             correction.apply()
@@ -228,10 +228,10 @@ class LocalTrainer:
         )
 
 
-def active_streams(company: Iterable[Stream], stage: Stage, step: int) -> list[Stream]:
+def active_streams(loaded: Iterable[Stream], stage: Stage, step: int) -> list[Stream]:
     """The streams that take part in a step."""
     alone = _falls_alone(step, stage.alone)
-    return [stream for stream in company if not alone or stream != Stream.SMOOTH]
+    return [stream for stream in loaded if not alone or stream != Stream.SMOOTH]
 
 
 def _falls_alone(step: int, share: float) -> bool:

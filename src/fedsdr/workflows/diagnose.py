@@ -17,6 +17,7 @@ from fedsdr.core.statistics import Interval
 from fedsdr.data.records import ClientData, Record
 from fedsdr.data.sources import read_source, skipped_rows
 from fedsdr.data.template import ChatFormat
+from fedsdr.diagnosis.data_quality import QUANTILES, measure_quality, prompt_key
 from fedsdr.diagnosis.divergence import fewest_words
 from fedsdr.diagnosis.heterogeneity import (
     Change,
@@ -27,7 +28,6 @@ from fedsdr.diagnosis.heterogeneity import (
     gradient_change,
     measure_divergence,
 )
-from fedsdr.diagnosis.holdings import QUANTILES, client_holdings, prompt_key
 from fedsdr.diagnosis.maps import FEWEST_POINTS, response_map
 from fedsdr.diagnosis.pairwise import Pairwise
 from fedsdr.diagnosis.reading import interpret_diagnosis
@@ -70,7 +70,7 @@ def run_diagnosis(
     bench = setting.workbench(reporter) if _loads(recipe, options) else None
     chat, context = (bench.base.chat, bench.base.context) if bench else _chat(recipe)
     limit = min(recipe.model.max_length, context)
-    held = client_holdings(setting.clients, chat, limit)
+    held = measure_quality(setting.clients, chat, limit)
     usable = {
         c.name: [r for r in c.train if len(chat.prompt_ids(r.prompt)) < limit]
         for c in setting.clients

@@ -21,7 +21,7 @@ class FedExFold(NamedTuple):
 
 def fedex_lora(inner: Algorithm, options: NoOptions) -> Algorithm:
     """`inner` on the factors, exact in the products."""
-    beside = with_folded_part(inner)
+    wrapped = with_folded_part(inner)
 
     def collect(fold: FedExFold, update: Update) -> FedExFold:
         change = plain_factors(update.change)
@@ -39,7 +39,7 @@ def fedex_lora(inner: Algorithm, options: NoOptions) -> Algorithm:
         folded = fold_in(state, [exact, (mean, -1.0)])
         return ServerState(moved.adapter, {**moved.memory, FOLDED: folded}, moved.metrics)
 
-    return beside._replace(
+    return wrapped._replace(
         start=lambda state, round: FedExFold(
             state.adapter, no_sum(state.adapter), ProductSum(), inner.start(state, round)
         ),

@@ -33,7 +33,7 @@ class FLoRAFold(NamedTuple):
 
 def flora(inner: Algorithm, options: NoOptions, ranks: Collection[int] = ()) -> Algorithm:
     """The client half of `inner`; `ranks`: those of clients that have smaller ones."""
-    beside = with_folded_part(inner)
+    wrapped = with_folded_part(inner)
 
     def client(
         sent: Adapter, state: ClientState, fit: Fit, round: Round
@@ -41,7 +41,7 @@ def flora(inner: Algorithm, options: NoOptions, ranks: Collection[int] = ()) -> 
         mine = sent
         if state.rank in ranks:
             mine = {**sent, **resize_rank(trained_part(sent), state.rank or 0)}
-        return beside.client(mine, state, fit, round)
+        return wrapped.client(mine, state, fit, round)
 
     def collect(fold: FLoRAFold, update: Update) -> FLoRAFold:
         trained = add(starting_point(fold.state, rank_of(update.change)), update.change)
@@ -56,7 +56,7 @@ def flora(inner: Algorithm, options: NoOptions, ranks: Collection[int] = ()) -> 
         draw: torch.Generator = seeds.seeded_generator(round.seed, "fresh adapter")
         return ServerState(fresh_adapter(state.adapter, draw), {**state.memory, FOLDED: folded})
 
-    return beside._replace(
+    return wrapped._replace(
         client=client,
         start=lambda state, round: FLoRAFold(state, ProductSum()),
         add=collect,

@@ -36,10 +36,10 @@ def with_folded_part(inner: Algorithm) -> Algorithm:
     ) -> tuple[Update, ClientState]:
         frozen = select_tensors(sent, is_folded)
 
-        def fit_beside(stage: Stage) -> Fitted:
+        def fit_with_frozen(stage: Stage) -> Fitted:
             return fit(replace(stage, shared={**(stage.shared or {}), **frozen}))
 
-        return inner.client(trained_part(sent), state, fit_beside, round)
+        return inner.client(trained_part(sent), state, fit_with_frozen, round)
 
     def personal(sent: Adapter, state: ClientState) -> Personal:
         mine = inner.personal(trained_part(sent), state)

@@ -48,8 +48,8 @@ def with_clipping(inner: Algorithm, options: Clipping) -> Algorithm:
 
     def finish(state: ServerState, fold: ClippedFold, round: Round) -> ServerState:
         moved = inner.finish(state, fold.inner, round)
-        told = {"robust/clipped": fold.clipped, "robust/norm": fold.length}
-        return replace(moved, metrics={**moved.metrics, **told})
+        metrics = {"robust/clipped": fold.clipped, "robust/norm": fold.length}
+        return replace(moved, metrics={**moved.metrics, **metrics})
 
     return inner._replace(
         start=lambda state, round: ClippedFold(inner.start(state, round)),

@@ -30,7 +30,7 @@ class Lengths:
 
 
 @dataclass(frozen=True)
-class Holding:
+class ClientQuality:
     """What one client holds; all but `held_out` and the leaks are of records to train on.
 
     truncated: prompt and response together are longer than max_length, so the response is cut.
@@ -61,22 +61,22 @@ class Holding:
     leaks: tuple[str, ...]  # where the first few leaked records stand in the files
 
 
-def client_holdings(
+def measure_quality(
     clients: Sequence[ClientData], chat: ChatFormat, max_length: int
-) -> list[Holding]:
+) -> list[ClientQuality]:
     """A row for each client, counted under this tokenizer and template."""
     prompts = {c.name: {prompt_key(r) for r in c.train} for c in clients}
     whole = {c.name: {_key(r) for r in c.train} for c in clients}
-    return [_holding(c, chat, max_length, prompts, whole) for c in clients]
+    return [_quality(c, chat, max_length, prompts, whole) for c in clients]
 
 
-def _holding(
+def _quality(
     client: ClientData,
     chat: ChatFormat,
     max_length: int,
     prompts: Mapping[str, set[RecordKey]],
     whole: Mapping[str, set[RecordKey]],
-) -> Holding:
+) -> ClientQuality:
     asked = [len(chat.prompt_ids(r.prompt)) for r in client.train]
     told = [len(chat.response_ids(r.response)) for r in client.train]
     counts = [len(split_words(r.response)) for r in client.train]
@@ -85,7 +85,7 @@ def _holding(
     others = _others(prompts, client.name)
     across = [r for r in client.held_out if prompt_key(r) in others]
     elsewhere = _others(whole, client.name)
-    return Holding(
+    return ClientQuality(
         name=client.name,
         records=len(client.train),
         held_out=len(client.held_out),
