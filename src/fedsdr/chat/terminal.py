@@ -28,7 +28,7 @@ def chat_loop(
             if text == "/quit":
                 return
             if text.startswith("/"):
-                notice(run_command(conversation, text))
+                notice(execute_command(conversation, text))
             elif text:
                 print_answer(conversation, text, out, live)
         except UserError as error:
@@ -37,8 +37,8 @@ def chat_loop(
                 out.write("\n")  # so that the nth answer is that of the nth question
 
 
-def run_command(conversation: Conversation, text: str) -> str:
-    """Obey a line that begins with a slash; returns what to say about it."""
+def execute_command(conversation: Conversation, text: str) -> str:
+    """Execute a line that begins with a slash; returns the message to show for it."""
     word, _, rest = text.partition(" ")
     if word == "/reset":
         conversation.reset()
