@@ -18,7 +18,12 @@ sys.path.insert(0, str(ROOT / ".ci"))
 import reference_pages as reference  # noqa: E402
 
 MODULES: Final = "Modules"  # the entry of the navigation that is filled with a page for each room
-ROOT_PAGES: Final = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+ROOT_PAGES: Final = {
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security-policy.md",
+}
+FIGURE: Final = re.compile(r"!\[[^\]]*\]\((figures/[\w-]+\.svg)\)")
 CODE: Final = re.compile(r"`(?:src/fedsdr/)?((?:\w+/)*\w+)\.py(?:: ([\w., ]+))?`")
 
 
@@ -37,11 +42,12 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def fill_modules(items: list[dict[str, object]]) -> None:
-    """Put a page for each room into the navigation's entry `MODULES`."""
+    """Put a page for each room but `api`, which has an entry, into the navigation's `MODULES`."""
     for item in items:
         for title, value in item.items():
             if title == MODULES:
-                item[title] = [{room: f"api/{room}.md"} for room in reference.rooms()]
+                rooms = [room for room in reference.rooms() if room != "api"]
+                item[title] = [{room: f"api/{room}.md"} for room in rooms]
             elif isinstance(value, list):
                 fill_modules(value)
 
@@ -59,7 +65,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return markdown
     for source, path in ROOT_PAGES.items():
         markdown = markdown.replace(f"](../{source}", f"]({path}")
-    return link_code(markdown.replace("](../recipes/", "](recipes/"))
+    markdown = FIGURE.sub(inline_figure, markdown.replace("](../recipes/", "](recipes/"))
+    return link_code(markdown)
+
+
+def inline_figure(match: re.Match[str]) -> str:
+    """A figure as part of the page, which then follows the page's light or dark colours."""
+    drawing = (ROOT / "docs" / match.group(1)).read_text(encoding="utf-8")
+    return f'<div class="figure">{drawing.strip()}</div>'
 
 
 def link_code(markdown: str) -> str:

@@ -16,7 +16,7 @@ from support.repository import REPOSITORY
 
 PAGES = [
     REPOSITORY / "README.md",
-    REPOSITORY / "CONTRIBUTING.md",
+    *(REPOSITORY / name for name in ("CONTRIBUTING.md", "SECURITY.md")),
     *sorted((REPOSITORY / "docs").glob("*.md")),
 ]
 TEXTS = {str(page.relative_to(REPOSITORY)): page.read_text(encoding="utf-8") for page in PAGES}
