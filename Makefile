@@ -27,8 +27,8 @@ models-table: install
 	PYTHONPATH=tests $(BIN)/python -W ignore -m support.architectures
 
 lint: install
-	$(BIN)/ruff check .ci src tests benchmarks experiments
-	$(BIN)/ruff format --check .ci src tests benchmarks experiments
+	$(BIN)/ruff check .ci src tests benchmarks experiments examples
+	$(BIN)/ruff format --check .ci src tests benchmarks experiments examples
 	$(BIN)/mypy
 
 # The documentation as a site, build/site/index.html; a warning is an error.

@@ -55,8 +55,9 @@ def fill_modules(items: list[dict[str, object]]) -> None:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, text in generated_pages().items():
         files.append(File.generated(config, path, content=text))
-    for path in sorted((ROOT / "recipes").glob("*.toml")):
-        files.append(File.generated(config, f"recipes/{path.name}", abs_src_path=str(path)))
+    for path in sorted(path for folder in LINKED for path in (ROOT / folder).glob("*.*")):
+        place = path.relative_to(ROOT).as_posix()
+        files.append(File.generated(config, place, abs_src_path=str(path)))
     return files
 
 
@@ -65,8 +66,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return markdown
     for source, path in ROOT_PAGES.items():
         markdown = markdown.replace(f"](../{source}", f"]({path}")
-    markdown = FIGURE.sub(inline_figure, markdown.replace("](../recipes/", "](recipes/"))
-    return link_code(markdown)
+    for folder in LINKED:
+        markdown = markdown.replace(f"](../{folder}/", f"]({folder}/")
+    return link_code(FIGURE.sub(inline_figure, markdown))
 
 
 def inline_figure(match: re.Match[str]) -> str:

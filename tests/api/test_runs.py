@@ -18,10 +18,6 @@ from fedsdr.workflows.finished import Models, open_finished
 from support import tiny_recipe, toy_clients
 from support.repository import REPOSITORY
 
-# PEFT asks for an attribute that transformers is about to rename.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
-
-
 IDS = torch.tensor([[6, 7, 8, 9]])
 
 

@@ -25,7 +25,10 @@ class NotebookReporter(Reporter):
     """Lines go to the cell's output as printed text, bars below them into one display."""
 
     def __init__(self) -> None:
-        super().__init__(Console(file=sys.stdout, force_jupyter=False, soft_wrap=True))
+        console = Console(
+            file=sys.stdout, force_jupyter=False, force_terminal=False, soft_wrap=True
+        )  # a kernel sets FORCE_COLOR, which rich takes for a terminal
+        super().__init__(console)
 
     @contextmanager
     def live(self) -> Iterator[None]:
@@ -42,7 +45,9 @@ class _DisplayedProgress(Progress):
 
     def __init__(self) -> None:
         super().__init__(*progress_columns(), disable=True)
-        self._page = Console(file=io.StringIO(), force_jupyter=False, width=WIDTH)
+        self._page = Console(
+            file=io.StringIO(), force_jupyter=False, width=WIDTH, color_system=None
+        )
         self._display: Any = None
         self._drawn = 0.0
 

@@ -5,6 +5,7 @@
 """
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,7 +143,9 @@ def write_adapter(
 
 def attach_adapter(model: Any, adapter: Adapter, settings: AdapterSettings) -> Any:
     """A base model with an adapter on it, frozen and in evaluation mode, as PEFT loads it."""
-    with TemporaryDirectory() as folder:  # readable by its owner alone
+    with TemporaryDirectory() as folder, warnings.catch_warnings():  # readable by its owner alone
+        # PEFT asks for an attribute that transformers is about to rename.
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated")
         write_adapter(Path(folder), adapter, settings)
         return PeftModel.from_pretrained(model, folder).eval()
 
