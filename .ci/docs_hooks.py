@@ -24,6 +24,7 @@ ROOT_PAGES: Final = {
     "SECURITY.md": "security-policy.md",
 }
 FIGURE: Final = re.compile(r"!\[[^\]]*\]\((figures/[\w-]+\.svg)\)")
+LINKED: Final = ("examples", "recipes")  # folders whose files are part of the site
 CODE: Final = re.compile(r"`(?:src/fedsdr/)?((?:\w+/)*\w+)\.py(?:: ([\w., ]+))?`")
 
 
