@@ -1,6 +1,7 @@
 """Model families: both streams learn, generate, and go through PEFT's files; how training saves
 memory; what is refused before anything is loaded."""
 
+import json
 import math
 
 import pytest
@@ -171,6 +172,16 @@ def test_pickled_weights_are_refused(tmp_path):
         check_model(str(folder))
     with pytest.raises(UserError, match="a pickle, which is never loaded"):
         load_base(str(folder), device="cpu")
+
+
+def test_weights_of_another_shape_than_configured_are_refused_by_name(tmp_path):
+    """transformers would print a report, or draw them at random."""
+    folder = save_family("llama", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 40}))
+    with pytest.raises(UserError, match=r"do not fit its config.json: '.*mlp.*' is \[") as caught:
+        load_base(str(folder), device="cpu")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_sharded_checkpoint_loads(tmp_path):

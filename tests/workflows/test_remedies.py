@@ -153,6 +153,20 @@ def resized(folder: Path, tables: Tables) -> None:
     model.save_pretrained(folder / "model")
 
 
+def resized_without_configuration(folder: Path, tables: Tables) -> None:
+    """Weights of a resized table under the configuration of before."""
+    config = (folder / "model" / "config.json").read_text()
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    model.resize_token_embeddings(64)
+    model.save_pretrained(folder / "model")
+    (folder / "model" / "config.json").write_text(config)
+
+
+def configured(folder: Path, tables: Tables) -> None:
+    file = folder / "model" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "vocab_size": 64}))
+
+
 def first_tokenizer(folder: Path, tables: Tables) -> None:
     tiny_recipe.word_tokenizer(tiny_recipe.WORDS).save_pretrained(folder / "model")
 
@@ -195,10 +209,12 @@ def nothing(folder: Path, tables: Tables) -> None:
         (shards(cut), ["model-00002-of-", "is not a whole safetensors file", "again"], [whole]),
         (shards(no_index), ["holds model-00001-of-", "no model.safetensors.index.json"], [whole]),
         (shards(swapped), ["model-00002-of-", "which model.safetensors.index.json says"], [whole]),
-        (pickled, ["pytorch_model.bin, a pickle", "model.save_pretrained does"], [unpickled]),
+        (pickled, ["pytorch_model.bin, a pickle", "save_pretrained(NEW_FOLDER)"], [unpickled]),
         (gguf("model/model.gguf"), ["model.gguf, a GGUF file", "give the file"], [path("first")]),
         (gguf("model"), ["not a whole GGUF file", "copy it again"], [path("first")]),
         (key("model", "path", "w.gguf"), ["w.gguf' is not there", "existing"], [path("model")]),
+        (resized_without_configuration, ["vocab_size = 23, and model.embed_tokens.weight in",
+         "has 64 rows: set vocab_size = 64"], [configured]),
         (key("model", "path", "./gone"), ["is not a folder", "give a"], [path("model")]),
         (one_token_more("red green"), ["anna.jsonl:", "'red green' is number 23 of 24", "23 rows"],
          [resized, first_tokenizer]),

@@ -77,10 +77,17 @@ def load_base(
             dtype=choose_dtype(dtype, place),
             output_loading_info=True,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             **loading_options(quantisation, choose_dtype(dtype, place), place),
         )
     except Exception as error:  # transformers and safetensors raise what they like
         raise UserError(f"cannot load a causal language model from {path!r}: {error}") from error
+    if mismatched := sorted(loading["mismatched_keys"]):
+        name, held, built = mismatched[0]
+        raise UserError(
+            f"the weights of {path!r} do not fit its config.json: {name!r} is {list(held)}, and a "
+            f"model of that configuration has {list(built)}: give the config.json of these weights"
+        )
     if missing := sorted(loading["missing_keys"]):  # transformers would draw them at random
         raise UserError(
             f"the weights of {path!r} lack {len(missing)} of the model's tensors, {missing[0]!r} "

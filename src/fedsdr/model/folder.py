@@ -66,7 +66,9 @@ def _no_weights(path: str) -> UserError:
     if pickles := sorted(each.name for each in folder.glob("*.bin")):
         return UserError(
             f"model.path = {path!r} holds its weights as {pickles[0]}, a pickle, which is "
-            "never loaded: save them as safetensors (model.save_pretrained does)"
+            "never loaded: convert them to safetensors once, where you trust their author, by "
+            f"AutoModelForCausalLM.from_pretrained({path!r}).save_pretrained(NEW_FOLDER), and "
+            "AutoTokenizer likewise"
         )
     if files := _gguf_files(folder):
         return _only_gguf(path, files[0])
@@ -78,6 +80,31 @@ def _no_weights(path: str) -> UserError:
     return UserError(
         f"model.path = {path!r} holds no weights: expected {MODEL_WEIGHTS} beside config.json"
     )
+
+
+def check_token_table(path: str, name: str, rows: int) -> None:
+    """Raise `UserError` where a folder's weights have a table of another size than configured.
+
+    name: of the embedding's tensor; one that is stored under another name is not looked at.
+    """
+    file = _file_of(Path(path), name)
+    if file is None:
+        return
+    with safe_open(file, framework="pt") as handle:
+        shape = handle.get_slice(name).get_shape() if name in handle.keys() else [rows]  # noqa: SIM118
+    if shape[0] != rows:
+        raise UserError(
+            f"model.path = {path!r}: config.json says vocab_size = {rows}, and {name} in "
+            f"{file.name} has {shape[0]} rows: set vocab_size = {shape[0]} in config.json"
+        )
+
+
+def _file_of(folder: Path, tensor: str) -> Path | None:
+    """The file of a folder's weights that a tensor is expected in."""
+    if (folder / MODEL_WEIGHTS).is_file():
+        return folder / MODEL_WEIGHTS
+    shards = _shards(folder / INDEX) if (folder / INDEX).is_file() else {}
+    return next((folder / name for name, held in shards.items() if tensor in held), None)
 
 
 def _shards(index: Path) -> dict[str, set[str]]:

@@ -39,6 +39,15 @@ def outline_of(config: Any, path: str) -> Any:
         raise UserError(f"{path!r} is not a causal language model: {error}") from error
 
 
+def token_table(model: Any) -> tuple[str, int] | None:
+    """Name and number of rows of the table that turns tokens into vectors; None for other kinds."""
+    table = model.get_input_embeddings()
+    if not isinstance(table, nn.Embedding):
+        return None
+    path = next(path for path, module in model.named_modules() if module is table)
+    return f"{path}.weight", table.num_embeddings
+
+
 def weight_bytes(model: nn.Module, dtype: torch.dtype, quantisation: str = "none") -> int:
     """Bytes of the loaded weights, tied ones counted once, with quantisation's own scales.
 

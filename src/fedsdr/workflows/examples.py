@@ -16,8 +16,9 @@ from fedsdr.distillation.rewrite import rewriting_job
 from fedsdr.model.base import choose_device, choose_dtype, context_positions, load_chat
 from fedsdr.model.experts import experts_notice
 from fedsdr.model.fit import check_size
+from fedsdr.model.folder import check_token_table
 from fedsdr.model.lora import layer_shape, select_layers
-from fedsdr.model.outline import model_outline, weight_bytes
+from fedsdr.model.outline import model_outline, token_table, weight_bytes
 from fedsdr.recipe.sections.distill import Distill
 from fedsdr.recipe.sections.recipe import Recipe
 
@@ -47,6 +48,8 @@ def prepare_records(
     """
     recipe = recipes[0]
     base = model_outline(path, download=weights)
+    if weights and (tokens := token_table(base)):
+        check_token_table(path, *tokens)
     if recipe.model.memory_check and weights:
         _check_memory(recipe, base)
     chat = load_chat(path, recipe.model.template, recipe.model.date)
