@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from fedsdr.deploy.client import relay, trainer
 from fedsdr.deploy.client.relay import TrainerError, ask_trainer
 from fedsdr.deploy.client.trainer import (
     LONGEST_MESSAGE,
+    MemoryBudget,
     allowed_users,
     listen_socket,
     serve_requests,
@@ -33,14 +35,17 @@ from fedsdr.workflows.run_folder import locked_folder
 
 @contextmanager
 def serving(
-    path: Path, answer: Callable[[bytes], bytes], users: frozenset[int] | None = None
+    path: Path,
+    answer: Callable[[bytes], bytes],
+    users: frozenset[int] | None = None,
+    **limits: int,
 ) -> Iterator[None]:
     """A trainer at work on `path`."""
     server = listen_socket(path, users)
 
     def run() -> None:
         with suppress(OSError):  # of accept, once the socket is shut down
-            serve_requests(server, answer, users)
+            serve_requests(server, answer, users, **limits)
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -260,6 +265,67 @@ def test_no_more_is_read_than_a_request_can_have(path, caplog):
     server.close()
     assert asked == [b"x" * 10]
     assert "11 bytes is larger than 10" in caplog.text
+
+
+def test_all_that_is_read_at_once_stays_within_a_budget(path, monkeypatch):
+    """However many relays send questions of the greatest length, and each is answered."""
+    held, most_held, lock = [0], [0], threading.Lock()
+    ask = trainer._ask_trainer
+
+    def asking(line: socket.socket, length: int, questions: trainer.Questions) -> object:
+        with lock:
+            held[0] += length
+            most_held[0] = max(most_held[0], held[0])
+        try:
+            time.sleep(0.01)
+            return ask(line, length, questions)
+        finally:
+            with lock:
+                held[0] -= length
+
+    monkeypatch.setattr(trainer, "_ask_trainer", asking)
+    messages = [bytes([k]) * (60 if k % 3 else 1 + k) for k in range(40)]
+    with (
+        serving(path, lambda asked: asked[::-1] + b"!", most=60, buffered=130),
+        ThreadPoolExecutor(len(messages)) as pool,
+    ):
+        answers = [*pool.map(lambda message: ask_trainer(path, message), messages)]
+    assert answers == [message + b"!" for message in messages]
+    assert 120 <= most_held[0] <= 130
+
+
+def test_a_relay_that_goes_away_gives_its_memory_back(path, monkeypatch):
+    monkeypatch.setattr(trainer, "PATIENCE", 0.5)
+    with serving(path, lambda asked: asked, most=60, buffered=60):
+        gone, silent = connected(path), connected(path)
+        for line in (gone, silent):
+            line.sendall((60).to_bytes(8, "big") + b"half")
+        gone.close()
+        assert ask_trainer(path, b"x" * 60) == b"x" * 60
+        silent.close()
+
+
+def test_a_question_that_is_longer_than_the_budget_is_read_alone(path):
+    with serving(path, lambda asked: asked, most=60, buffered=10):
+        assert ask_trainer(path, b"x" * 60) == b"x" * 60
+
+
+def test_who_waits_for_much_memory_is_not_overtaken_by_who_needs_little():
+    budget, order = MemoryBudget(10), []
+
+    def hold(count: int) -> None:
+        with budget.holding(count):
+            order.append(count)
+
+    threads = [threading.Thread(target=hold, args=(count,)) for count in (9, 2)]
+    with budget.holding(5):
+        for thread in threads:
+            thread.start()
+            time.sleep(0.1)
+        assert order == []
+    for thread in threads:
+        thread.join(10)
+    assert order == [9, 2]
 
 
 def test_questions_are_carried_out_in_one_thread(path):

@@ -57,21 +57,21 @@ def write_frame(line: socket.socket, data: bytes) -> None:
     line.sendall(len(data).to_bytes(8, "big") + data)
 
 
-def read_frame(
-    line: socket.socket,
-    most: int = MOST_BYTES,
-    end: float | None = None,
-    begun: float | None = None,
-) -> bytes:
-    """Raises OSError where the other side goes away, announces more than `most` bytes, has not
-    announced them at `begun`, or not sent all of them at `end` (of `time.monotonic`)."""
-    length = int.from_bytes(read_exactly(line, 8, begun), "big")
+def read_frame(line: socket.socket) -> bytes:
+    return read_exactly(line, read_length(line))
+
+
+def read_length(line: socket.socket, most: int = MOST_BYTES, end: float | None = None) -> int:
+    """The bytes of the message that follows. Raises OSError where the other side goes away,
+    announces more than `most`, or nothing until `end` (of `time.monotonic`)."""
+    length = int.from_bytes(read_exactly(line, 8, end), "big")
     if length > most:
         raise OSError(f"a message of {length} bytes is larger than {most}")
-    return read_exactly(line, length, end)
+    return length
 
 
 def read_exactly(line: socket.socket, count: int, end: float | None = None) -> bytes:
+    """Raises OSError where the other side goes away, or has not sent all bytes at `end`."""
     parts = []
     while count:
         if end is not None:  # a timeout of the socket alone would begin anew with every byte

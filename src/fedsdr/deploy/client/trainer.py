@@ -2,8 +2,9 @@
 
 It listens on a Unix socket that its owner alone can use, or one other user, as whom the SuperNode
 runs; and carries out one request at a time, in the main thread. Each relay has a thread that reads
-and writes, and a time for both, so one that is slow holds up no other. A relay that goes away loses
-nothing: the answer is on disk, and is given when asked for again.
+and writes, and a time for both, so one that is slow holds up no other. What they send is read
+within a budget of memory that they share. A relay that goes away loses nothing: the answer is on
+disk, and is given when asked for again.
 """
 
 import fcntl
@@ -14,7 +15,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from typing import BinaryIO, Final, NamedTuple
@@ -26,6 +28,7 @@ SOCKET: Final = "trainer.sock"
 LONGEST_MESSAGE: Final = 100  # bytes of a socket's path, which the system limits to about 107
 WAITING: Final = 16  # connections in line
 LINES: Final = 16  # relays that are served at once
+BUFFERED: Final = 2**30  # bytes of all their questions, or one question that is longer
 HURRY: Final = 5.0  # seconds for a relay to say how long its question is
 PATIENCE: Final = 120.0  # seconds for a relay to take its answer, or to give its question, whole
 
@@ -121,14 +124,17 @@ def serve_requests(
     answer: Callable[[bytes], bytes],
     users: frozenset[int] | None = None,
     most: int = relay.MOST_BYTES,
+    buffered: int = BUFFERED,
 ) -> None:
     """Answer requests until the process ends, one after another, of `users` alone.
 
-    most: bytes of a request; more are not read. Raises OSError where the socket is shut down.
+    most: bytes of a request; more are not read. buffered: bytes of all requests that are read,
+    wait or are being answered, together; one that is longer than that is the only one. Raises
+    OSError where the socket is shut down.
     """
     questions: Questions = SimpleQueue()
-    asked = (server, questions, users or allowed_users(), most)
-    threading.Thread(target=_accept, args=asked, daemon=True).start()
+    desk = _Desk(questions, users or allowed_users(), most, MemoryBudget(max(buffered, most)))
+    threading.Thread(target=_accept, args=(server, desk), daemon=True).start()
     while True:
         question = questions.get()
         if isinstance(question, OSError):
@@ -146,14 +152,45 @@ class OpenQuestion(NamedTuple):
 Questions = SimpleQueue[OpenQuestion | OSError]
 
 
-def _accept(server: socket.socket, questions: Questions, users: frozenset[int], most: int) -> None:
+class MemoryBudget:
+    """Bytes that several threads may hold together; who finds too few waits, in turn."""
+
+    def __init__(self, total: int) -> None:
+        self._left, self._total = total, total
+        self._changed, self._turn = threading.Condition(), threading.Lock()
+
+    @contextmanager
+    def holding(self, count: int) -> Iterator[None]:
+        """Hold `count` bytes, no more than there are in all, until the end of the block."""
+        assert count <= self._total
+        with self._turn, self._changed:  # a long message is not overtaken by short ones for ever
+            self._changed.wait_for(lambda: self._left >= count)
+            self._left -= count
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._left += count
+                self._changed.notify_all()
+
+
+class _Desk(NamedTuple):
+    """What the threads of all relays share. most: bytes of a question."""
+
+    questions: Questions
+    users: frozenset[int]
+    most: int
+    budget: MemoryBudget
+
+
+def _accept(server: socket.socket, desk: _Desk) -> None:
     free = threading.BoundedSemaphore(LINES)
 
     def serve(line: socket.socket) -> None:
         try:
             with line:
                 try:
-                    _serve_one(line, questions, users, most)
+                    _serve_one(line, desk)
                 except Exception as error:  # whatever a relay does, the next one has its line
                     log.warning("a relay went away: %s", error)
         finally:
@@ -164,7 +201,7 @@ def _accept(server: socket.socket, questions: Questions, users: frozenset[int], 
         try:
             line, _ = server.accept()
         except OSError as error:
-            questions.put(error)
+            desk.questions.put(error)
             return
         try:
             threading.Thread(target=serve, args=(line,), daemon=True).start()
@@ -183,18 +220,25 @@ def is_allowed(line: socket.socket, users: frozenset[int]) -> bool:
     return bool(struct.unpack("3i", credentials)[1] in users)
 
 
-def _serve_one(line: socket.socket, questions: Questions, users: frozenset[int], most: int) -> None:
-    if not is_allowed(line, users):
+def _serve_one(line: socket.socket, desk: _Desk) -> None:
+    if not is_allowed(line, desk.users):
         log.error("another user tried to connect")
         return
-    now = time.monotonic()
-    data = relay.read_frame(line, most, now + PATIENCE, now + HURRY)
+    length = relay.read_length(line, desk.most, time.monotonic() + HURRY)
+    # Held until the answer is taken, which is about as long as its question, or much shorter.
+    with desk.budget.holding(length):
+        status, reply = _ask_trainer(line, length, desk.questions)
+        line.settimeout(PATIENCE)  # of each of the two as a whole
+        line.sendall(status)
+        relay.write_frame(line, reply)
+
+
+def _ask_trainer(line: socket.socket, length: int, questions: Questions) -> tuple[bytes, bytes]:
+    """Read a question and wait for what is said to it; the question is not kept any longer."""
+    data = relay.read_exactly(line, length, time.monotonic() + PATIENCE)
     question = OpenQuestion(data, SimpleQueue())
     questions.put(question)
-    status, reply = question.reply.get()
-    line.settimeout(PATIENCE)  # of each of the two as a whole
-    line.sendall(status)
-    relay.write_frame(line, reply)
+    return question.reply.get()
 
 
 def _answered(data: bytes, answer: Callable[[bytes], bytes]) -> tuple[bytes, bytes]:
