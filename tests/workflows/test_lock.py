@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,17 @@ import pytest
 from typer.testing import CliRunner
 
 from fedsdr.cli.main import app
+from fedsdr.core import files
 from fedsdr.core.errors import UserError
 from fedsdr.core.layout import LOCK_FILE
 from fedsdr.core.progress import silent_reporter
+from fedsdr.deploy.flower import simulation
+from fedsdr.deploy.flower.simulation import simulate_federation
+from fedsdr.deploy.flower.submit import SUBMIT_LOCK, run_federation
 from fedsdr.deploy.protocol.signing import UNSIGNED
 from fedsdr.deploy.server.serve import serve_federation
-from fedsdr.deploy.sites.site import run_trainer, serve_folder
-from fedsdr.recipe.load import load_recipe
+from fedsdr.deploy.sites.site import ROSTER, SERVER_FILE, run_trainer, serve_folder
+from fedsdr.recipe.load import load_recipe, to_toml
 from fedsdr.workflows.prepare import Setting
 from fedsdr.workflows.run_folder import check_folder, locked_folder
 from support import tiny_recipe
@@ -37,12 +42,12 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Setting, "workbench", lambda *_: pytest.fail("loads a model"))
 
 
-def holder(folder: Path) -> int:
+def holder(folder: Path, lock: str = LOCK_FILE) -> int:
     """A process that holds a folder until it is killed."""
     ready, told = os.pipe()
     child = os.fork()
     if child == 0:
-        with locked_folder(folder):
+        with locked_folder(folder, lock=lock):
             os.write(told, b"x")
             signal.pause()
         os._exit(0)
@@ -101,6 +106,52 @@ def test_a_second_process_of_a_site_is_refused(home, tmp_path, site, held):
     finally:
         os.umask(before)
     assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK_FILE]
+
+
+SUBMITTING: dict[str, Callable[[Path, Any], object]] = {
+    "simulate": lambda out, recipe: simulate_federation(recipe, out, 1.0, 0.0, silent_reporter()),
+    "run": lambda out, recipe: run_federation(out, silent_reporter(), 1),
+}
+
+
+@pytest.mark.parametrize("command", SUBMITTING)
+def test_a_second_command_that_submits_is_refused_before_it_writes(home, tmp_path, command):
+    """The first may be waiting for its ServerApp, which locks the folder only once it is up."""
+    out, recipe = tmp_path / "out", load_recipe(home / "recipe.toml")
+    files.write_json(out / SERVER_FILE, {"port": 9000})
+    files.write_json(out / ROSTER, {"unsigned": ["anna"]})
+    (out / "recipe.toml").write_text(to_toml(recipe))
+    child = holder(out, SUBMIT_LOCK)
+    before = {path.name for path in out.iterdir()}
+    try:
+        with pytest.raises(UserError, match=in_use(out, child)):
+            SUBMITTING[command](out, recipe)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert {path.name for path in out.iterdir()} == before
+
+
+def test_a_simulation_that_was_killed_before_it_wrote_anything_leaves_no_folder_of_others(
+    home, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    child = holder(out, SUBMIT_LOCK)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    began = []
+    monkeypatch.setattr(
+        simulation, "running_superlink", lambda *_: began.append(1) or nullcontext()
+    )
+    monkeypatch.setattr(simulation, "submit_federation", lambda *_, **__: None)
+    recipe = load_recipe(home / "recipe.toml")
+    simulate_federation(recipe, out, 1.0, 0.0, silent_reporter())
+    assert began == [out]
+    assert not (out / SUBMIT_LOCK).exists()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "theirs").touch()
+    with pytest.raises(UserError, match="is not empty and nothing is written over"):
+        simulate_federation(recipe, tmp_path / "full", 1.0, 0.0, silent_reporter())
 
 
 def test_a_lock_ends_with_its_process_and_what_is_left_of_it_is_no_run(home, tmp_path):

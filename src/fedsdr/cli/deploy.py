@@ -72,11 +72,11 @@ def run_federation_command(
     attempts: Annotated[int, typer.Option(min=1, help="ServerApps that may die.")] = 5,
 ) -> None:
     """Submit the federation to its SuperLink, or go on with it, and wait for its end."""
-    from fedsdr.deploy.flower.submit import submit_federation
+    from fedsdr.deploy.flower.submit import run_federation
     from fedsdr.deploy.sites.site import RUN
 
     with command_session("the federation goes on; ask by `fedsdr status`") as reporter:
-        submit_federation(folder, reporter, attempts)
+        run_federation(folder, reporter, attempts)
     typer.echo(f"report: {folder / RUN / REPORT_FILE}")
 
 

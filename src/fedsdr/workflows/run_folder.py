@@ -33,14 +33,16 @@ def method_folders(recipe: Recipe, out: Path) -> list[tuple[str, Path, Recipe]]:
 
 
 @contextmanager
-def locked_folder(folder: Path, instead: str = "give another --out") -> Iterator[None]:
+def locked_folder(
+    folder: Path, instead: str = "give another --out", lock: str = LOCK_FILE
+) -> Iterator[None]:
     """Hold a folder, made where it is missing, against every other process until the end.
 
-    instead: what else the user may do. Raises `UserError` where another process holds it, or
-    nothing can be written into it. A lock ends with its process, however that dies. A folder in
-    which nothing came to be is removed again.
+    instead: what else the user may do. lock: the lock's file in the folder. Raises `UserError`
+    where another process holds it, or nothing can be written into it. A lock ends with its process,
+    however that dies. A folder in which nothing came to be is removed again.
     """
-    file, made = folder / LOCK_FILE, []
+    file, made = folder / lock, []
     try:
         made = files.make_folder(folder)
         descriptor = _lock(file, instead)

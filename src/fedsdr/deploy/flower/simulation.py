@@ -17,7 +17,12 @@ from fedsdr.core import files
 from fedsdr.core.errors import UserError
 from fedsdr.core.layout import RECIPE_FILE
 from fedsdr.core.progress import Reporter
-from fedsdr.deploy.flower.submit import flower_environment, submit_federation
+from fedsdr.deploy.flower.submit import (
+    SUBMIT_LOCK,
+    flower_environment,
+    submit_federation,
+    submitting,
+)
 from fedsdr.deploy.server.serve import check_served
 from fedsdr.deploy.sites.init import program_folder, write_app
 from fedsdr.deploy.sites.site import ROSTER
@@ -31,28 +36,39 @@ UP: Final = 60.0  # seconds that a SuperLink may take to start
 def simulate_federation(
     recipe: Recipe, out: Path, cpus: float, gpus: float, reporter: Reporter
 ) -> None:
-    """Run a recipe in a folder, or go on there. cpus, gpus: what each of Ray's workers gets."""
-    clients = [client.name for client in prepare_run(recipe, reporter=reporter).clients]
+    """Run a recipe in a folder, or go on there. cpus, gpus: what each of Ray's workers gets.
+
+    Raises `UserError` where another process does so, or the folder holds something else.
+    """
+    clients = [client.name for client in prepare_run(recipe).clients]
     check_served(recipe, clients)
     out = out.resolve()
+    if not (out / SUBMIT_LOCK).exists():
+        _check_out(out, recipe)  # before anything is made
+    with submitting(out):
+        _check_out(out, recipe)  # another may have ended just before
+        port = free_port()
+        files.write_text(out / RECIPE_FILE, to_toml(recipe))
+        write_app(out, port)
+        files.write_json(out / ROSTER, {"unsigned": clients})
+        resources = (
+            f"num-supernodes={len(clients)} client-resources-num-cpus={cpus:g} "
+            f"client-resources-num-gpus={gpus:g}"
+        )
+        with running_superlink(out, port):
+            submit_federation(out, reporter, options=("--federation-config", resources))
+
+
+def _check_out(out: Path, recipe: Recipe) -> None:
+    """Raise `UserError` unless `out` is new, or a simulation of the same recipe to go on with."""
     if (out / ROSTER).exists():
         if changed := recipe_differences(load_recipe(out / RECIPE_FILE), recipe):
             raise UserError(
                 f"{out} holds a run of another recipe (they differ in {', '.join(changed)}): "
                 "give another --out"
             )
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and any(path.name != SUBMIT_LOCK for path in out.iterdir()):
         raise UserError(f"{out} is not empty and nothing is written over: give another --out")
-    port = free_port()
-    files.write_text(out / RECIPE_FILE, to_toml(recipe))
-    write_app(out, port)
-    files.write_json(out / ROSTER, {"unsigned": clients})
-    resources = (
-        f"num-supernodes={len(clients)} client-resources-num-cpus={cpus:g} "
-        f"client-resources-num-gpus={gpus:g}"
-    )
-    with running_superlink(out, port):
-        submit_federation(out, reporter, options=("--federation-config", resources))
 
 
 def free_port() -> int:

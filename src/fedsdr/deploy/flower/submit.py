@@ -10,6 +10,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -18,8 +19,10 @@ from fedsdr.core.errors import UserError
 from fedsdr.core.progress import Reporter
 from fedsdr.deploy.sites.init import NODES, fill_template, program_folder
 from fedsdr.deploy.sites.site import STATUS, only_one, server_port
+from fedsdr.workflows.run_folder import locked_folder
 
 LINK: Final = "federation"  # the SuperLink's name in flower/config.toml
+SUBMIT_LOCK: Final = ".submit.lock"  # of the command, whose ServerApp locks the folder itself
 LINK_AWAY: Final = 600.0  # seconds that a SuperLink that was there may take to come back
 QUIET: Final = {  # nothing calls home, nothing is installed
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -35,6 +38,24 @@ def flower_environment(folder: Path) -> dict[str, str]:
     return {**os.environ, **QUIET, "PATH": path, "FLWR_HOME": str(folder.resolve() / "flower")}
 
 
+def submitting(folder: Path) -> AbstractContextManager[None]:
+    """Hold a server's folder as the one command that submits its app, until the end.
+
+    Raises `UserError` where another one does.
+    """
+    return locked_folder(folder, "use another folder", SUBMIT_LOCK)
+
+
+def run_federation(folder: Path, reporter: Reporter, attempts: int) -> None:
+    """Run the federation of a server's folder, as the one command that does.
+
+    Raises `UserError` as `submit_federation` does, and where there is another command.
+    """
+    server_port(folder)  # of a folder that is none of ours, nothing is written into
+    with submitting(folder):
+        submit_federation(folder, reporter, attempts)
+
+
 def submit_federation(
     folder: Path,
     reporter: Reporter,
@@ -42,12 +63,11 @@ def submit_federation(
     pause: float = 2.0,
     options: Sequence[str] = (),
 ) -> None:
-    """Run the federation of a server's folder; returns when it is finished.
+    """Run the federation of a server's folder, under `submitting`; returns when it is finished.
 
     options: further words for `flwr run`. Raises `UserError` where one is running there already,
     where it failed, where `attempts` ServerApps died, or the SuperLink did and stayed away.
     """
-    server_port(folder)  # of a folder that is none of ours, nothing is written into
     with only_one(folder):  # a ServerApp that an earlier command submitted may be at work
         pass
     for attempt in range(1, attempts + 1):
