@@ -175,6 +175,19 @@ def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == {*kept}
 
 
+def test_folders_that_are_not_ours_are_left_alone(tmp_path):
+    names = ("a.txt", "ours/a.txt", "theirs/a.txt", "ours/theirs/a.txt")
+    places = [tmp_path / name for name in names]
+    left = [path.with_name(f".{path.name}.{DEAD}.tmp") for path in places]
+    theirs = tmp_path / f".theirs.{DEAD}.tmp"
+    for path in (*left, theirs / "a.txt"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    files.recover_folder(tmp_path, lambda path: path.name != "theirs")
+    assert [path.exists() for path in left] == [False, False, True, True]
+    assert (theirs / "a.txt").exists()
+
+
 def test_a_folder_that_fails_leaves_the_old_one(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()

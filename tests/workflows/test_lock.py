@@ -146,7 +146,7 @@ def test_a_simulation_that_was_killed_before_it_wrote_anything_leaves_no_folder_
     monkeypatch.setattr(simulation, "submit_federation", lambda *_, **__: None)
     recipe = load_recipe(home / "recipe.toml")
     simulate_federation(recipe, out, 1.0, 0.0, silent_reporter())
-    assert began == [out]
+    assert began == [1]
     assert not (out / SUBMIT_LOCK).exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "theirs").touch()

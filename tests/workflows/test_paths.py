@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -17,7 +18,7 @@ from fedsdr.recipe.load import load_recipe, parse_recipe
 from fedsdr.recipe.sections.data import Data, Source, Split
 from fedsdr.workflows.prepare import check_methods
 from fedsdr.workflows.run import run_recipe
-from fedsdr.workflows.run_folder import check_folder, locked_folder, method_folders
+from fedsdr.workflows.run_folder import check_folder, claim_folder, locked_folder, method_folders
 from support import tiny_recipe
 from support.fuzzing import fuzzed, value_or_user_error
 
@@ -128,3 +129,30 @@ def test_a_link_to_itself_is_no_run_folder(tmp_path):
     link.symlink_to(link)
     with pytest.raises(UserError, match="give another --out"), locked_folder(link):
         pass
+
+
+OF_RUNS = (
+    "metrics.jsonl", "recipe.toml", "global/adapter.safetensors", "clients/anna/state.safetensors",
+    "baselines/fedavg/result.json", "baselines/fedavg/clients/anna/a/b.json",
+    "seed-3/summary.json", "seed-3/baselines/fedavg/global/adapter_config.json",
+)  # fmt: skip
+OF_OTHERS = (
+    "benchmarks/summary.json", "judge/answers.json", "judge.json", "export/model.safetensors",
+    "baselines/fedavg/benchmarks/summary.json", "seed-3/benchmarks/gsm8k.json", "exported",
+)  # fmt: skip
+
+
+def test_a_run_that_goes_on_tidies_its_own_files_alone(tmp_path):
+    """Evaluations, judges and exports may be at work in a run's folder, on other machines too."""
+    out, dead = tmp_path / "out", 2**31 - 1
+
+    def leftover(name: str) -> Path:
+        path = out / name
+        return path.with_name(f".{path.name}.{dead}.tmp")
+
+    for name in (*OF_RUNS, *OF_OTHERS):
+        leftover(name).parent.mkdir(parents=True, exist_ok=True)
+        leftover(name).touch()
+    claim_folder(out, parse_recipe(LAB))
+    assert [name for name in OF_RUNS if leftover(name).exists()] == []
+    assert [name for name in OF_OTHERS if not leftover(name).exists()] == []

@@ -27,7 +27,7 @@ from fedsdr.core.errors import UserError, WriteError
 
 PRIVATE = 0o600
 MIB: Final = 2**20
-LEFTOVER = re.compile(r"\..+\.(\d+)\.tmp")  # the names of `temporary_name`
+LEFTOVER = re.compile(r"\.(.+)\.(\d+)\.tmp")  # the names of `temporary_name`
 
 
 def temporary_name(path: Path) -> Path:
@@ -162,17 +162,22 @@ def remove_path(path: Path) -> None:
         _delete(temporary)
 
 
-def recover_folder(folder: Path) -> None:
+def recover_folder(folder: Path, is_ours: Callable[[Path], bool] = lambda path: True) -> None:
     """Go on where a process was killed: delete what it left half written below `folder`, and sync
-    what it had renamed, for what is built on it now must not outlive it."""
+    what it had renamed, for what is built on it now must not outlive it.
+
+    is_ours: whether a file or folder, by the path that it has once it is whole, is of the kind of
+    process that was killed. Others may be at work on the rest, on another machine perhaps, so it
+    is left alone, with all that is in it.
+    """
     with disk_errors(folder):
-        for path in [*folder.rglob(".*.tmp")]:
-            found = LEFTOVER.fullmatch(path.name)
-            if found and not _is_at_work(int(found[1])):
-                _delete(path)
-        for path in (folder, *folder.rglob("*")):
-            if path.is_dir() and not path.is_symlink():
-                _sync_folder(path)
+        for path in [*folder.iterdir()]:
+            if found := LEFTOVER.fullmatch(path.name):
+                if is_ours(folder / found[1]) and not _is_at_work(int(found[2])):
+                    _delete(path)
+            elif path.is_dir() and not path.is_symlink() and is_ours(path):
+                recover_folder(path, is_ours)
+        _sync_folder(folder)
 
 
 def _is_at_work(process: int) -> bool:

@@ -2,8 +2,9 @@
 
 import fcntl
 import os
+import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -11,10 +12,20 @@ from typing import Final
 
 from fedsdr.core import files
 from fedsdr.core.errors import REMEDIES, UserError, WriteError
-from fedsdr.core.layout import BASELINES_FOLDER, LOCK_FILE, RECIPE_FILE
+from fedsdr.core.layout import (
+    BASELINES_FOLDER,
+    CLIENTS_FOLDER,
+    GLOBAL_ADAPTER,
+    JUDGE_FILE,
+    LOCK_FILE,
+    RECIPE_FILE,
+)
 from fedsdr.recipe.load import load_recipe, recipe_differences, to_toml
 from fedsdr.recipe.methods import named_recipe, own_name
 from fedsdr.recipe.sections.recipe import Recipe
+
+SEED_FOLDER: Final = re.compile(r"seed-\d+")  # of a comparison
+RUN_SUFFIXES: Final = (".toml", ".json", ".jsonl", ".html", ".safetensors")  # of a run's own files
 
 # What may differ at a resume: no adapter depends on it, and every score is of the same questions.
 # So an evaluation for which there is no memory can be left out, and patience can grow. In the lab
@@ -168,5 +179,18 @@ def check_room(out: Path, needed: int) -> None:
 def claim_folder(out: Path, recipe: Recipe) -> None:
     """Make the folder, its recipe first: that is what --resume goes by; or tidy a resumed one."""
     files.make_folder(out)
-    files.recover_folder(out)
+    files.recover_folder(out, lambda path: _is_of_runs(path.relative_to(out).parts))
     files.write_text(out / RECIPE_FILE, to_toml(recipe))
+
+
+def _is_of_runs(place: Sequence[str]) -> bool:
+    """Whether a path of a run folder, in parts, is written by runs, and not by what works on a run:
+    evaluations, judges, exports."""
+    first, *rest = place
+    if first in (CLIENTS_FOLDER, GLOBAL_ADAPTER):
+        return True
+    if first == BASELINES_FOLDER:
+        return len(rest) < 2 or _is_of_runs(rest[1:])
+    if SEED_FOLDER.fullmatch(first):
+        return not rest or _is_of_runs(rest)
+    return not rest and Path(first).suffix in RUN_SUFFIXES and first != JUDGE_FILE
