@@ -1,7 +1,7 @@
-"""What a run's noise is worth: epsilon of (epsilon, delta)-differential privacy of a client.
+"""Privacy accounting: epsilon of (epsilon, delta)-differential privacy of a client.
 
-Gaussian mechanisms in a row, accounted for by their privacy loss distribution (Koskela et al.
-2020, arXiv 1906.03049; the library dp-accounting).
+The composition of Gaussian mechanisms, by their privacy loss distribution (Koskela et al. 2020,
+arXiv 1906.03049; the library dp-accounting).
 """
 
 import math
@@ -14,8 +14,8 @@ import numpy as np
 def single_epsilon(noise_multiplier: float, releases: int, delta: float, local: bool) -> float:
     """epsilon at `delta` of `fedsdr.algorithms.privacy` with z = `noise_multiplier`.
 
-    releases: the number of rounds in which the client that took part most often did. Everything
-    else is as in `composed_epsilon`.
+    releases: the most rounds that any client took part in. Everything else is as in
+    `composed_epsilon`.
     """
     return composed_epsilon({noise_multiplier: releases}, delta, local)
 
@@ -46,7 +46,7 @@ def composed_epsilon(releases: Mapping[float, int], delta: float, local: bool) -
     return _gaussian(tuple(made), delta, 2 if local else 1)
 
 
-@lru_cache(maxsize=256)  # a ledger asks for the same sum again and again
+@lru_cache(maxsize=256)  # a ledger repeats the same composition many times
 def _gaussian(made: tuple[tuple[float, int], ...], delta: float, apart: int) -> float:
     """epsilon of Gaussian mechanisms: (noise multiplier, how many), values `apart` x C apart."""
     # Together they are one Gaussian mechanism; its loss has mean mu^2 / 2 and deviation mu.
@@ -61,5 +61,5 @@ def _gaussian(made: tuple[tuple[float, int], ...], delta: float, apart: int) -> 
     accountant = PLDAccountant(NeighboringRelation.REPLACE_SPECIAL, 1e-3 * mu)
     for noise, count in made:
         accountant.compose(GaussianDpEvent(noise / apart), count)
-    with np.errstate(over="ignore"):  # it looks for epsilon among losses of no mass, too
+    with np.errstate(over="ignore"):  # its search includes losses without mass
         return float(accountant.get_epsilon(delta))

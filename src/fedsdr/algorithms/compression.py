@@ -7,9 +7,9 @@ change of a round, e the residual, zero at first, and C encoding and decoding:
     p = x + e,    send C(p),    e' = p - C(p)
 
 So the sum of what arrives is that of the changes, but for the last residual. That supposes that a
-tensor's coordinates mean the same from round to round. What is sent beside the adapter (SCAFFOLD's
-control variates) has no residual: it is the difference to what the server has, so that the next
-one holds what this one lost.
+tensor's coordinates mean the same from round to round. Further tensors (SCAFFOLD's
+control variates) need no residual: they are differences to what the server has, so that the next
+one contains what this one lost.
 
 A codec wraps everything else: whatever is inside sees decoded updates.
 """

@@ -1,4 +1,4 @@
-"""What an algorithm is: a few pure functions, its client half and its server half together.
+"""The contract of an algorithm: a few pure functions, its client half and its server half.
 
 An algorithm sees adapters (dicts of tensors) and `fit`, the client's local trainer. It imports
 nothing of models, data or engines, keeps no state of its own, and never mutates what it is
@@ -44,16 +44,18 @@ class Options(BaseModel):
 
 
 class NoOptions(Options):
-    """For those that have nothing to choose."""
+    """Of algorithms without options."""
 
 
 class Round(NamedTuple):
-    """number: from 1. seed: for the own randomness of the half that is given it, in this round:
-    a restarted adapter, say. secret: for what nobody else may be able to draw, the noise of
-    differential privacy; empty where there is none. A client's and the server's are unrelated.
+    """One round, as a client half or the server half sees it.
 
-    population, for the server's half alone: sum of the weights n_k of all clients that it knows
-    of when the round's updates are in, those of the round and the others.
+    number: from 1.
+    seed: of this half's own random draws in this round (a restarted adapter, say).
+    population: for the server half only: the sum of the weights n_k of all clients known when the
+        round's updates are in, whether or not they took part in it.
+    secret: 32 bytes from which this half draws the noise of differential privacy; empty without.
+        A client's and the server's are independent.
     """
 
     number: int
@@ -88,14 +90,14 @@ class Pull:
 
 @dataclass(frozen=True)
 class Stage:
-    """A request to the local trainer: one stream learns, the others may keep it company.
+    """A request to the local trainer: one stream learns, others may be frozen in the forward pass.
 
     name: the purpose of its random draws ("rectify", "smooth").
-    trains: "R" or "S"; whatever else is given is in the forward pass, frozen.
+    trains: "R" or "S"; every other given stream is in the forward pass, frozen.
     shared: R's tensors as the server sent them, or None; those under the prefix
         `fedsdr.core.adapters.FOLDED` are a frozen part of R, from earlier rounds.
-    own: R's tensors that this client keeps to itself. R is in the forward pass where `shared` or
-        `own` is given; what of a trained R neither has starts fresh, and is the client's own.
+    own: R's tensors that this client does not share. R is in the forward pass where `shared` or
+        `own` is given; tensors of a trained R that are in neither start fresh, as the client's own.
     private: S, or None to leave it out; an S to be trained starts fresh from None.
     fade: factor on the weight B A of an S to be trained, before its first step.
     targets: what responses to learn from.
@@ -125,12 +127,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What local training gives back: what of the trained stream may be sent, and how it went.
+    """The result of local training.
 
     examples: n_k, the number of the client's raw records.
     before, after: the whole trained stream.
-    shared: those tensors of a trained R that the stage's `shared` had, trained.
-    own: the others: what the server did not send does not go back to it.
+    shared: the trained values of those tensors of R that were in the stage's `shared`.
+    own: the other tensors of R, which are not sent.
     gradient: the mean over steps of the loss's gradient with respect to `shared`, uncorrected
         and unclipped (zero for a frozen factor), where the stage asked for it.
     """
@@ -203,7 +205,7 @@ class Update:
 class ServerState:
     """What the server keeps: the global adapter, and an algorithm's own tensors (moments, say).
 
-    metrics: what the last round's aggregation has to say, for the log.
+    metrics: of the last round's aggregation, for the log.
     population: that of the last round (`Round.population`), 0 before the first. The round loop
         sets it, algorithms need not carry it over.
     """
@@ -240,13 +242,13 @@ class Algorithm(NamedTuple):
     clients do not share a whole model. uploads: tensors of the keys, shapes and dtypes that a
     round's updates must have; ranks: other ranks than theirs that updates may have.
 
-    rescaled: the server's state with what it remembers as a mean over all clients, not over a
-    round's, times a factor: their weights' old sum over the new one, when that has changed.
-    seen: the state that `client` left a client in (`after`, from `before`), where the server gets
-    another change than the one that `client` returned: a transform that alters it must ask for
-    this, so that what a client remembers of a round is what the server does.
-    later: prefixes under which a broadcast and a deployed adapter may hold a further adapter, of
-    any rank, once there was a round.
+    rescaled: the server's state with its means over all clients (not only a round's) multiplied by
+    a factor: the old sum of all clients' weights over the new one, when clients have joined.
+    seen: (before, after, change) -> the client's state after a round in which the server receives
+    `change` instead of the one that `client` returned with `after`. A transform that alters a
+    change (lossy compression, say) must call it, so that client and server remember the same.
+    later: prefixes of further adapters, of any rank, that a broadcast and a deployed adapter may
+    hold after the first round.
     """
 
     init: Callable[[Adapter], ServerState]
@@ -265,9 +267,9 @@ class Algorithm(NamedTuple):
 
 
 def check_broadcast(sent: Adapter, like: Adapter, later: frozenset[str] = frozenset()) -> None:
-    """Raise `ValueError` for what no server of an algorithm sends.
+    """Raise `ValueError` unless `sent` can be a broadcast (or deployed adapter) of an algorithm.
 
-    like: what it sends, or deploys, before the first round. later: the algorithm's.
+    like: its broadcast before the first round. later: `Algorithm.later`.
     """
     grown = {key for key in sent.keys() - like.keys() if key.startswith(tuple(later))}
     same = {key: tensor for key, tensor in sent.items() if key not in grown}
@@ -285,7 +287,7 @@ def check_broadcast(sent: Adapter, like: Adapter, later: frozenset[str] = frozen
 
 
 def _check_grown(part: Adapter, like: Adapter) -> None:
-    """An adapter for the layers of `like`, of a rank for each that it can have."""
+    """Check an adapter for the layers of `like`, whose layers may have any possible rank."""
     if part.keys() != like.keys():
         raise ValueError("what the server sent: its frozen part is not one of this model's layers")
     for path in layer_paths(part):
@@ -303,7 +305,11 @@ def _check_grown(part: Adapter, like: Adapter) -> None:
 def check_update(
     client: str, update: Update, like: Adapter, ranks: frozenset[int] = frozenset()
 ) -> None:
-    """Refuse an update that cannot be aggregated; the error names the client and the reason."""
+    """Raise `ValueError`, naming the client and the reason, for an update that cannot be
+    aggregated.
+
+    like: tensors of the keys, shapes and dtypes expected. ranks: smaller ranks allowed instead.
+    """
     for rank in ranks:
         smaller = resize_rank(like, rank)
         if all(update.change.get(key, like[key]).shape == t.shape for key, t in smaller.items()):

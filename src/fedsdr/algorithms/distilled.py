@@ -26,7 +26,7 @@ def distilled_targets(inner: Algorithm) -> Algorithm:
 def mixed_targets(inner: Algorithm) -> Algorithm:
     """`inner`, learning from the raw responses and the rewritten ones as one set of records.
 
-    What FedSDR tells apart in two streams, without the streams: its baseline.
+    FedSDR's data without its two streams: the baseline for them.
     """
     return _learning(inner, "mixed")
 

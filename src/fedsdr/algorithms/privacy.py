@@ -1,4 +1,4 @@
-"""Differential privacy of clients: the update of one is bounded, and drowned in noise.
+"""Client-level differential privacy: each update is clipped, and Gaussian noise added.
 
 McMahan et al. 2018 (arXiv 1710.06963), Algorithm 1. A client scales its whole change to norm C at
 most. Nothing else that it sends depends on its records: its weight is 1, since the number of
@@ -49,7 +49,7 @@ class PrivacyOptions(Options):
 
 
 def central_privacy(inner: Algorithm, options: PrivacyOptions) -> Algorithm:
-    """The server is trusted: `inner` learns of a round only its noisy sum.
+    """Central differential privacy, with a trusted server: `inner` sees only a round's noisy mean.
 
     The server clips once more and weighs every client 1, whatever it claims. `inner` is given the
     noisy mean as one update, as heavy as there were clients: whatever it makes of that, be it
@@ -73,7 +73,7 @@ def central_privacy(inner: Algorithm, options: PrivacyOptions) -> Algorithm:
 
 
 def local_noise(inner: Algorithm, options: PrivacyOptions) -> Algorithm:
-    """No server is trusted: each client adds its own noise before it sends anything.
+    """Local differential privacy, without a trusted server: each client adds noise to its update.
 
     The server does not clip: noise makes honest updates longer than C, by far where there are
     many coordinates.
@@ -108,8 +108,8 @@ def with_failures_hidden(
 ) -> Algorithm:
     """`inner`, whose client half gives a change of zeros where it failed, and keeps its state.
 
-    Whether training fails depends on the records, and no noise would hide it. first: an adapter of
-    the client's model. note: is given the reason, which is for the client's owner alone.
+    Whether training fails depends on the records, and noise does not hide it. first: an adapter of
+    the client's model. note: called with the reason, which must stay at the client.
     """
 
     def client(
@@ -131,7 +131,7 @@ def with_failures_hidden(
 def add_noise(adapter: Adapter, deviation: float, secret: bytes) -> Adapter:
     """`adapter` + N(0, deviation^2) in every coordinate, drawn for each tensor by its name.
 
-    secret: of this party and round; whoever has it can take the noise off.
+    secret: of this party and round; it suffices to remove the noise.
     """
     if not deviation:
         return adapter

@@ -48,7 +48,7 @@ class AlgorithmRow(NamedTuple):
 
     build: of an algorithm, from (Setup, options); of a transform, from (Algorithm, options) and
         what else its table says.
-    traits: what decides about the company it can keep (`fedsdr.recipe.build`).
+    traits: properties that decide which choices combine (`fedsdr.recipe.build`).
     least: how many clients a round must have, given the options.
     """
 
@@ -215,7 +215,7 @@ TARGETS: Final[Mapping[str, AlgorithmRow]] = {
 # build(inner, options, schedule, targets)
 PERSONALISATION: Final[Mapping[str, AlgorithmRow]] = {
     "none": AlgorithmRow(
-        lambda inner, options, schedule, targets: inner, "no model beside the others", "baseline"
+        lambda inner, options, schedule, targets: inner, "no personal model", "baseline"
     ),
     "ditto": AlgorithmRow(
         ditto,
@@ -225,7 +225,7 @@ PERSONALISATION: Final[Mapping[str, AlgorithmRow]] = {
     ),
     "feddpa": AlgorithmRow(
         feddpa,
-        "each client trains a second adapter beside the global one",
+        "each client trains a second adapter on top of the global one",
         "Yang et al. 2024, arXiv 2403.19211",
     ),
 }

@@ -2,9 +2,9 @@
 
 Both streams are trained as in FedSDR (`fedsdr.algorithms.two_stream`), but S is no client's own: it
 is broadcast, its change is uploaded under the prefix `SHARED`, and the server takes the mean, as
-FedAvg does. The deployed model is W0 + R + S, and so is everybody's. What S tells of a client is
-then sent like R; arXiv 2605.18028 keeps it at home for that reason. It can be had by
-`federation.targets = "two_shared_streams"` alone, and by no method's name.
+FedAvg does. The deployed model, and every client's, is W0 + R + S. What S reveals of a client is
+then sent like R, which is why arXiv 2605.18028 keeps S local. It is selected by
+`federation.targets = "two_shared_streams"`; no method's name stands for it.
 """
 
 from dataclasses import replace
@@ -40,7 +40,7 @@ SHARED = "smoothing/"
 
 
 def two_shared_streams(inner: Algorithm, options: Smoothing) -> Algorithm:
-    """`inner` on raw data with a second stream beside it, trained on rewrites and averaged."""
+    """`inner` on raw data with a second stream, trained on rewrites and averaged."""
 
     def init(first: Adapter) -> ServerState:
         # Another A than R's, or the streams would begin in one subspace; B is zero.
@@ -56,9 +56,9 @@ def two_shared_streams(inner: Algorithm, options: Smoothing) -> Algorithm:
         done: list[Fitted] = []
 
         def rectify(stage: Stage) -> Fitted:
-            beside = Private(smoothed.shared)  # what a stage has beside R is private elsewhere
-            stage = replace(stage, private=beside, targets=options.rectify_on, alone=options.alone)
-            done.append(fit(stage))
+            s_frozen = Private(smoothed.shared)  # a stage takes S as a private adapter
+            targets, alone = options.rectify_on, options.alone
+            done.append(fit(replace(stage, private=s_frozen, targets=targets, alone=alone)))
             return done[-1]
 
         update, state = inner.client(shared, state, rectify, round)
@@ -100,9 +100,9 @@ def two_shared_streams(inner: Algorithm, options: Smoothing) -> Algorithm:
 
 
 def smooth_shared(r: Personal, s: Adapter, fit: Fit, options: Smoothing) -> Fitted:
-    """Stage 1: S is trained as any shared adapter is, R frozen beside it or off."""
-    beside = add_prefix(r.shared or {}, FOLDED) if options.context == "joint" else {}
-    stage = Stage("smooth", "R", options.schedule, {**s, **beside}, targets=options.smooth_on)
+    """Stage 1: S is trained like any shared adapter, with R frozen or off."""
+    r_frozen = add_prefix(r.shared or {}, FOLDED) if options.context == "joint" else {}
+    stage = Stage("smooth", "R", options.schedule, {**s, **r_frozen}, targets=options.smooth_on)
     return fit(stage)
 
 

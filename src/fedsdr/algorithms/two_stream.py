@@ -6,10 +6,9 @@ arXiv 2605.18028, Sec. method. In round t, client k, starting from the global R^
 2. rectify: R <- argmin E_{D_raw}  -log p_{R,S}(y  | c, x), S frozen
 3. upload dR_k = R_k - R^t; S stays.
 
-Stages 2 and 3, and the whole server half, are the inner algorithm's: it trains what it takes for
-its only adapter, and this transform puts S beside it. Options exchange the order of the stages, or
-what each learns from, or have R consolidated between 2 and 3: without S, it learns from what it
-predicts with S.
+Stages 2 and 3, and the whole server half, are the inner algorithm's: it trains R as its only
+adapter, and this transform adds S to the forward pass. Options exchange the order of the stages or
+their targets, or consolidate R between 2 and 3: R without S learns what R with S predicts.
 """
 
 from collections.abc import Callable
@@ -43,15 +42,14 @@ class Smoothing:
         weight B A times `decay`, or a fresh one ("reset").
     context: what S learns on top of, W0 + R ("joint", the equation as written) or W0 ("base").
     alone: share of stage 2's batches in which S is off, so that R learns to stand alone.
-    order: which stage comes first. In "rectify_first", R is trained beside the S of the last
-        round, whatever becomes of that S afterwards, and beside none in the first; then S, in
-        joint context on top of the R that this client has just trained.
+    order: which stage comes first. In "rectify_first", R is trained with the last round's S frozen
+        (without S in the first round); then S, in joint context on top of the R that this client
+        has just trained.
     smooth_on, rectify_on: what S and R learn from.
     consolidation: the stage in which W0 + R learns from W0 + R + S (`fedsdr.training.teacher`);
-        none if not given. It shares R's corrections, and goes beside the S that R was
-        rectified beside. consolidate_on: the responses at whose words it learns. Raw ones lead
-        up to each word by true ones, so that teacher and student are asked what follows the
-        truth; rewrites, by words of which some are false.
+        none if not given. It has R's gradient corrections, and the S of the rectifying stage.
+    consolidate_on: the responses whose tokens condition teacher and student: raw ones are true,
+        rewrites are partly false.
     """
 
     schedule: Schedule
@@ -67,7 +65,7 @@ class Smoothing:
 
 
 def two_stream(inner: Algorithm, options: Smoothing) -> Algorithm:
-    """`inner` on raw data with a private stream S trained on rewrites beside it."""
+    """`inner` on raw data with an additional private stream S, trained on rewrites."""
 
     def client(
         shared: Adapter, state: ClientState, fit: Fit, round: Round
@@ -105,7 +103,7 @@ def two_stream(inner: Algorithm, options: Smoothing) -> Algorithm:
 
 
 def stage_result(stage: Stage, fitted: Fitted) -> Personal:
-    """R as a stage has left it, what is folded included."""
+    """R after a stage, including its folded part."""
     shared = None if stage.shared is None else {**stage.shared, **fitted.shared}
     return Personal(shared, fitted.own)
 
@@ -129,7 +127,7 @@ def consolidation_stage(
 
 
 def smoothing_stage(r: Personal, s: Private | None, fit: Fit, options: Smoothing) -> Fitted:
-    """Stage 1: S learns (the rewrites, if not told otherwise), R frozen beside it or off."""
+    """Stage 1: S learns (by default from the rewrites), with R frozen or off."""
     joint = options.context == "joint"
     return fit(
         Stage(
@@ -148,7 +146,7 @@ def smoothing_stage(r: Personal, s: Private | None, fit: Fit, options: Smoothing
 def stream_conflict(rectified: Fitted, smoothed: Fitted) -> dict[str, Mean]:
     """How the two streams' weight updates of one round relate: their cosine, and the norms.
 
-    A cosine below zero says that each stream undoes what the other does. Numbers only: the
+    A cosine below zero means that each stream undoes what the other does. Numbers only: the
     tensors of the streams stay wrapped.
     """
 

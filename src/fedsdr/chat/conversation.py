@@ -1,4 +1,4 @@
-"""A conversation with one model: its turns, what fits into the context, answers as they come."""
+"""A conversation with a model: its turns, truncation to the context, streamed answers."""
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -33,17 +33,17 @@ class Conversation:
         self.use(name)
 
     def use(self, name: str) -> None:
-        """Go on with another model of the run; what was said stays."""
+        """Switch to another model of the run; the conversation is kept."""
         self.models.use(name)
         self.name = name
         self._stream = TokenStream(self.models.base.model)
 
     def reset(self) -> None:
-        """Forget what was said."""
+        """Clear the conversation."""
         self._turns = []
 
     def ask(self, question: str) -> Generator[str, None, None]:
-        """The answer in pieces of text. Stopped early, what was said of it is kept.
+        """The answer in pieces of text. If it is stopped early, the text so far is kept.
 
         Raises `UserError` where the question alone leaves no room for an answer; it is then
         not part of the conversation.
@@ -89,9 +89,9 @@ class Conversation:
 
 
 def new_text(chat: ChatFormat, ids: list[int], said: str) -> str:
-    """What the ids say beyond `said`: nothing while a character is incomplete.
+    """The text of the ids beyond `said`; "" while a character is incomplete.
 
-    White space at the end waits for what follows it, so that all pieces together are
+    Trailing white space is held back until more text follows, so that all pieces together are
     `chat.text(ids)`.
     """
     text = chat.text(ids)

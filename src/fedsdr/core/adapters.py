@@ -3,10 +3,10 @@
 An adapter maps PEFT's names to PEFT's shapes: for a layer at `path` with `in` inputs and `out`
 outputs, `path.lora_A.weight` is (r, in) and `path.lora_B.weight` is (out, r). All operations
 are pure and insist on equal keys and shapes, so that a misnamed tensor is an error and never
-a silent no-op. What the weights B A of adapters have to do with each other is `products`.
+a silent no-op. Operations on the products B A are in `products`.
 
-What is sent beside an adapter has the same names under a prefix that ends with a slash:
-`control/path.lora_A.weight`.
+Further tensors that are sent with an adapter have the same names under a prefix that ends with a
+slash: `control/path.lora_A.weight`.
 """
 
 import math
@@ -28,7 +28,7 @@ class Private:
 
     It is not a dict of tensors, so neither the type checker nor `Update` accepts it, and it
     cannot be pickled or copied into a message. The local trainer and the client's own store
-    unwrap it (`unwrap`); nothing else may. What algorithms can learn of it are single numbers.
+    unwrap it (`unwrap_private`); nothing else may. Algorithms can only read single numbers of it.
     """
 
     __slots__ = ("_adapter",)
@@ -92,7 +92,7 @@ def zeros_like(a: Adapter, dtype: torch.dtype | None = None) -> Adapter:
 
 
 class WeightedSum(NamedTuple):
-    """sum_k w_k a_k in float64, and sum_k w_k: a fold that is constant in the number of clients."""
+    """sum_k w_k a_k in float64, and sum_k w_k: a fold whose memory does not grow with K."""
 
     total: Adapter
     weight: float = 0.0
@@ -127,8 +127,8 @@ def weighted_mean(pairs: Iterable[tuple[Adapter, float]]) -> Adapter:
 
 
 def dot(a: Adapter, b: Adapter) -> float:
-    """Inner product of all entries, in float64; the same bits in whatever order the keys are, which
-    a message changes."""
+    """Inner product of all entries, in float64; bit-identical for every order of the keys, which
+    serialisation may change."""
     check_same_keys(a, b)
     return float(sum(torch.sum(a[key].double() * b[key].double()) for key in sorted(a)))
 
@@ -158,7 +158,7 @@ def layer_paths(a: Adapter) -> list[str]:
 
 
 def factor_of(key: str) -> Literal["A", "B"]:
-    """Which of the two factors a tensor is (or, under a prefix, speaks of)."""
+    """Which of the two factors a tensor is (or, with a prefix, belongs to)."""
     if key.endswith(A_SUFFIX):
         return "A"
     if key.endswith(B_SUFFIX):
@@ -189,7 +189,7 @@ def resize_rank(a: Adapter, rank: int) -> Adapter:
 
 
 def stack_clients(adapters: Sequence[Adapter]) -> Adapter:
-    """K adapters in one, tensors (K, ...); ranks may differ, zeros fill up the smaller ones."""
+    """K adapters as one with tensors (K, ...); smaller ranks are padded with zeros."""
     return {key: _filled([each[key] for each in adapters]) for key in adapters[0]}
 
 
@@ -202,7 +202,7 @@ def _filled(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def unstack_clients(whole: Adapter, like: Sequence[Adapter]) -> list[Adapter]:
-    """The K adapters of `beside`, each of the shapes of its `like`."""
+    """The inverse of `stack_clients`: K adapters, each cut to the shapes of its `like`."""
     return [
         {key: whole[key][k, : t.shape[0], : t.shape[1]].clone() for key, t in each.items()}
         for k, each in enumerate(like)
@@ -215,7 +215,7 @@ def select_tensors(a: Adapter, wanted: Callable[[str], bool]) -> Adapter:
 
 
 def add_prefix(a: Adapter, prefix: str) -> Adapter:
-    """The same tensors under names that begin with `prefix`, to be sent beside an adapter."""
+    """The same tensors under names that begin with `prefix`, to be sent with an adapter."""
     return {prefix + key: tensor for key, tensor in a.items()}
 
 

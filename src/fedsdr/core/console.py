@@ -16,8 +16,8 @@ WRAPPED: Final = 20  # characters that a column of sentences has at least
 
 @dataclass(frozen=True)
 class Grid:
-    """A table. heads: of its columns, the first of what a row is about. wraps: whether the last
-    column holds sentences, which may go over several lines."""
+    """A table. heads: of its columns; the first column names the row. wraps: whether the last
+    column holds sentences, which may span several lines."""
 
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -26,7 +26,7 @@ class Grid:
 
 
 def print_grid(grid: Grid, console: Console | None = None) -> None:
-    """Nothing is cut and nothing is wider than the console."""
+    """Print the table, or row by row where it does not fit; nothing is cut or overflows."""
     console = console or Console()
     if console.width >= _width(grid):
         console.print(_table(grid))

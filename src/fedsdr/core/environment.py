@@ -1,4 +1,4 @@
-"""What a run ran on: enough to repeat it, nothing that names a machine or a person."""
+"""The environment of a run: enough to repeat it, nothing that identifies a machine or a person."""
 
 import platform
 import subprocess

@@ -1,8 +1,8 @@
-"""Files that neither a crash nor a loss of power leaves half written, or out of their order.
+"""Crash-safe files: neither a crash nor a loss of power leaves one half written or reorders writes.
 
 Every write goes to a temporary name in the same folder, is synced, and is renamed over the target,
-which POSIX does whole or not at all; then the folder is synced. So what a function here has written
-outlives the power once it returns, and nothing that is written later outlives it alone. Tensors are
+which POSIX does atomically; then the folder is synced. So what a function here has written survives
+a loss of power once the function has returned, and no later write survives without it. Tensors are
 stored as safetensors: no pickle.
 
 A write takes two syncs, an append one: each under a millisecond on an SSD, some ten on a disk that
@@ -31,13 +31,13 @@ LEFTOVER = re.compile(r"\.(.+)\.(\d+)\.tmp")  # the names of `temporary_name`
 
 
 def temporary_name(path: Path) -> Path:
-    """What `path` is called while it is written: a name of this process alone."""
+    """The name of `path` while it is written, unique to this process."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turns what goes wrong on the disk (no room, no permission) into `WriteError`."""
+    """Converts errors of the disk (no room, no permission) into `WriteError`."""
     try:
         yield
     except WriteError as error:  # of a part of it, under a temporary name perhaps
@@ -52,7 +52,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def write_bytes(path: Path, data: bytes, private: bool = False) -> None:
-    """Write a file, whole or not at all; its folder is made where it is missing.
+    """Write a file atomically; its folder is created if necessary.
 
     private: the file is readable by its owner alone (mode 0600), from the first byte.
     """
@@ -84,7 +84,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make what was created, renamed and removed in a folder outlive a loss of power."""
+    """Make creations, renames and removals in a folder survive a loss of power."""
     _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
 
 
@@ -93,14 +93,14 @@ def _sync(path: Path, flags: int = os.O_RDONLY) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # the file system has no such thing
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not supported by the file system
             raise
     finally:
         os.close(descriptor)
 
 
 def make_folder(folder: Path, private: bool = False) -> list[Path]:
-    """Make a folder and those above it, where they are missing; returns what was made.
+    """Create a folder and its missing parents; returns what was created.
 
     private: the folder is its owner's alone (mode 0700).
     """
@@ -114,9 +114,9 @@ def make_folder(folder: Path, private: bool = False) -> list[Path]:
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> bool:
-    """Make a new folder by `write(temporary)` and a rename; one that is there already is kept.
+    """Create a folder by `write(temporary)` and a rename; an existing folder is kept.
 
-    So of two processes that make the same folder at once, both find it whole. Returns whether
+    So two processes that create the same folder at once both find it complete. Returns whether
     the folder is the one written here.
     """
     make_folder(folder.parent)
@@ -154,7 +154,7 @@ def check_space(folder: Path, needed: int, instead: str) -> None:
 
 
 def remove_path(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it, whole or not at all."""
+    """Remove a file, or a folder with its contents, atomically."""
     temporary = temporary_name(path)
     with disk_errors(path):
         os.replace(path, temporary)
@@ -163,12 +163,12 @@ def remove_path(path: Path) -> None:
 
 
 def recover_folder(folder: Path, is_ours: Callable[[Path], bool] = lambda path: True) -> None:
-    """Go on where a process was killed: delete what it left half written below `folder`, and sync
-    what it had renamed, for what is built on it now must not outlive it.
+    """Clean up after a killed process: delete its temporary files below `folder`, and sync the
+    folders, since later writes must not survive the renames that they build on.
 
-    is_ours: whether a file or folder, by the path that it has once it is whole, is of the kind of
-    process that was killed. Others may be at work on the rest, on another machine perhaps, so it
-    is left alone, with all that is in it.
+    is_ours: whether a file or folder, by its final path, belongs to the kind of process that was
+    killed. Everything else is left alone with its contents: other processes, perhaps on another
+    machine, may be writing it.
     """
     with disk_errors(folder):
         for path in [*folder.iterdir()]:
@@ -181,15 +181,15 @@ def recover_folder(folder: Path, is_ours: Callable[[Path], bool] = lambda path: 
 
 
 def _is_at_work(process: int) -> bool:
-    """Whether another process of this machine has that number: an export or an evaluation may be
-    writing below a run's folder."""
-    if process == os.getpid():  # its number was another's before, as in containers
+    """Whether another process with this id is alive: an export or an evaluation may be writing
+    below a run's folder."""
+    if process == os.getpid():  # the id was reused, as in containers
         return False
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # another user's
         return True
     return True
 
@@ -243,12 +243,12 @@ def read_json_lines(path: Path) -> list[Any]:
 
 
 def append_json_line(path: Path, row: Any) -> None:
-    """Add a line; one that a crash had cut short before it is dropped."""
+    """Append a line; a preceding line that a crash cut short is dropped."""
     append_json_lines(path, [row])
 
 
 def append_json_lines(path: Path, rows: Iterable[Any]) -> None:
-    """Add lines with a single sync."""
+    """Append lines with a single sync."""
     data = _lines(rows)
     with disk_errors(path):
         fresh = not path.exists()

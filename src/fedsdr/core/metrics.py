@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Mean(NamedTuple):
-    """A mean that can still be merged: `sum` over `weight` things."""
+    """A mean that can still be merged: the total `sum` of `weight` items."""
 
     sum: float
     weight: float
@@ -25,7 +25,7 @@ Metrics = Mapping[str, Mean]
 
 
 def merge_all(parts: Iterable[Metrics]) -> dict[str, Mean]:
-    """Merge metrics name by name."""
+    """Merge metrics of the same name."""
     merged: dict[str, Mean] = {}
     for part in parts:
         for name, mean in part.items():
@@ -34,9 +34,10 @@ def merge_all(parts: Iterable[Metrics]) -> dict[str, Mean]:
 
 
 def drop_weights(metrics: Metrics) -> dict[str, Mean]:
-    """The same means, each of weight 1: how many things they are of is not told."""
+    """The same means, each of weight 1, which hides how many items they are of."""
     return {name: Mean(mean.value, 1.0) for name, mean in metrics.items() if mean.weight}
 
 
 def metric_values(metrics: Metrics) -> dict[str, float]:
+    """Metric -> its mean, in name order; metrics of weight 0 are left out."""
     return {name: mean.value for name, mean in sorted(metrics.items()) if mean.weight}

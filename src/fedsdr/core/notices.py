@@ -1,5 +1,7 @@
-"""What a run leaves out, cuts, freezes or does not judge: a line each, said by `check` and `run`
-before the work and shown in the report after it."""
+"""Notices: what a run skips, cuts, freezes or does not evaluate, a line each.
+
+Printed by `check` and `run` before the work, and shown in the report after it.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -35,9 +37,9 @@ def as_rows(notices: Sequence[Notice]) -> list[dict[str, Any]]:
 
 
 def records_by_client(records: Mapping[str, Sequence[str]]) -> str:
-    """How many records there are of each client, and where the first of them stands.
+    """The number of records of each client, and the position of the first of them.
 
-    records: client -> the places of its records.
+    records: client -> positions (file and line) of its records.
     """
     some = {client: places for client, places in records.items() if places}
     listed = [f"{client} {len(places)}" for client, places in some.items()]

@@ -107,7 +107,7 @@ class ProductSum(NamedTuple):
 
 
 def _layer_sum(formed: Weights | None, parts: Sequence[tuple[Adapter, float]], path: str) -> Tensor:
-    """One layer's formed weight and w_k B_k A_k of all parts, with no other weight in between."""
+    """One layer's formed weight plus w_k B_k A_k of all parts: (out, in)."""
     first = parts[0][0]
     shape = first[path + B_SUFFIX].shape[0], first[path + A_SUFFIX].shape[1]
     zeros = first[path + B_SUFFIX].new_zeros(shape, dtype=torch.float64)
@@ -164,7 +164,7 @@ def truncate_rank(a: Adapter, rank: int) -> Adapter:
 
 
 def compact_rank(a: Adapter) -> Adapter:
-    """The same weights B A by as few components as float64 can tell from zero, but at least one."""
+    """The same weights B A with as few components as are nonzero in float64, but at least one."""
     small: Adapter = {}
     for path in layer_paths(a):
         u, s, vt = thin_svd(a[path + A_SUFFIX], a[path + B_SUFFIX])
@@ -183,7 +183,7 @@ def procrustes_rotation(cross: Tensor) -> Tensor:
 
 
 def rotate_factors(a: Adapter, turns: Weights) -> Adapter:
-    """B Q, Q^T A for each layer's orthogonal Q (r, r): other factors of the same weights."""
+    """B Q, Q^T A for each layer's orthogonal Q (r, r): factors of the same weights."""
     turned: Adapter = {}
     for path, q in turns.items():
         for key, new in (

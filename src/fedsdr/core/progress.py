@@ -32,7 +32,7 @@ class Bar:
 
 
 class Reporter:
-    """Where the long-running stages say how far they are. `Reporter(None)` is silent."""
+    """Progress of long-running stages. `Reporter(None)` is silent."""
 
     def __init__(self, console: Console | None) -> None:
         self._console = console

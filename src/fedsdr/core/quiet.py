@@ -1,4 +1,4 @@
-"""Keep other libraries' progress bars and advice out of ours."""
+"""Silence other libraries' progress bars and advice."""
 
 import logging
 import os

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 PERIOD: Final = 60.0  # seconds between two reports of one kind
-KINDS: Final = 50  # that are told apart within a period; events of further kinds count as one kind
+KINDS: Final = 50  # distinguished within a period; events of further kinds count as one kind
 OTHERS: Final = ""
 
 Event = TypeVar("Event")

@@ -3,8 +3,8 @@
 So a resumed run needs no replay, clients may run in any order or place, and two methods that
 share a seed see the same client samples and batches.
 
-`torch.Generator` uses 32 bits of its seed, so whoever sees its draws can search all of them. What
-has to stay a secret, the noise of differential privacy, is drawn from a secret of 32 bytes instead.
+`torch.Generator` uses 32 bits of its seed, so its seed can be found by search from its draws. The
+noise of differential privacy, which must stay secret, is drawn from a secret of 32 bytes instead.
 """
 
 import hashlib
@@ -19,20 +19,20 @@ SECRET_BYTES: Final = 32
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
-    """A 63-bit seed for one purpose, e.g. `derive(seed, "batches", round, client)`."""
+    """A 63-bit seed for one purpose, e.g. `derive_seed(seed, "batches", round, client)`."""
     text = "\x1f".join([str(seed), *map(str, names)])
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def seeded_generator(seed: int, *names: str | int) -> torch.Generator:
-    """A CPU generator seeded by `derive(seed, *names)`."""
+    """A CPU generator seeded by `derive_seed(seed, *names)`."""
     return torch.Generator().manual_seed(derive_seed(seed, *names))
 
 
 def derive_secret(secret: bytes, *names: str | int) -> bytes:
-    """A secret of 32 bytes for one purpose; none of them tells anything of another. Of no secret
-    (empty) there is none."""
+    """A secret of 32 bytes for one purpose, which reveals nothing of those for other purposes;
+    b"" for an empty secret."""
     if not secret:
         return b""
     text = "\x1f".join(map(str, names))

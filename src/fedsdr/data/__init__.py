@@ -1,1 +1,1 @@
-"""Stage 1, data: records, where they come from, who holds them, and how they become batches."""
+"""Stage 1, data: records, their sources, their partition among clients, and batches."""

@@ -1,4 +1,4 @@
-"""Batches: which examples a local step sees, and their tensors, padded or end to end."""
+"""Batches: which examples a local step sees, and their tensors, padded or packed end to end."""
 
 from array import array
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ class Batch:
 
     @property
     def predicting(self) -> Tensor:
-        """Where the next token is one of a response: (B, T), booleans."""
+        """Positions whose next token is a response token: (B, T), booleans."""
         places = torch.zeros_like(self.labels, dtype=torch.bool)
         places[:, :-1] = self.labels[:, 1:] != IGNORE
         if self.lengths:  # the last token of an example does not predict the next example

@@ -1,9 +1,10 @@
-"""Chat templates that print the date of today, at a date that stays.
+"""Chat templates that print today's date, fixed to one date.
 
-Llama 3's and others' ask transformers for it by `strftime_now(format)`. Prompts of a run that goes
-on tomorrow, of its evaluation and of its export would be others, and nothing would say so. A macro
-of that name before a template takes the function's place wherever the template is rendered, and
-whatever knows a template by its text knows the date too.
+Llama 3's and others call transformers' `strftime_now(format)`. The prompts of a run that is
+resumed, evaluated or exported on another day would silently differ. A macro of that name, put
+before
+the template, replaces the function wherever the template is rendered, and makes the date a part of
+the template's text.
 """
 
 from datetime import datetime
@@ -16,12 +17,12 @@ CODES: Final = (  # of strftime, and GNU's without leading zeros
 
 
 def reads_clock(template: str) -> bool:
-    """Whether a template asks what time it is; one that has been given a date does not."""
+    """Whether a template reads the clock; one with a fixed date does not."""
     return FUNCTION in template and f"macro {FUNCTION}" not in template
 
 
 def with_date(template: str, date: str) -> str:
-    """The template, for which it is always midnight of that date (YYYY-MM-DD)."""
+    """The template, with the clock fixed to midnight of `date` (YYYY-MM-DD)."""
     moment = datetime.fromisoformat(date)
     values = {f"%{code}": moment.strftime(f"%{code}") for code in CODES} | {"%%": "%"}
     filters = "".join(f'|replace("{code}","{value}")' for code, value in values.items())

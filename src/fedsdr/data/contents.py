@@ -1,4 +1,4 @@
-"""What the first bytes of a file say: packed text is unpacked, and what is no text is named."""
+"""Reading text files by their content: gzip is decompressed, and other formats are recognised."""
 
 import gzip
 import os

@@ -18,7 +18,7 @@ LARGEST: Final = 2**31 - 1  # a C long, where it is shortest
 
 
 def csv_rows(path: Path, text: str, delimiter: str | None) -> tuple[Places, list[Row]]:
-    """Rows by line. delimiter: between cells, or None to tell it from the header."""
+    """Rows by line. delimiter: between cells, or None to detect it from the header."""
     places = Places(path, "line")
     declared = SEP.match(text)
     used = delimiter or (declared[2] if declared else _delimiter(path, text))

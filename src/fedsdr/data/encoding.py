@@ -1,5 +1,5 @@
-"""Every record of every client as tokens: which the model's template or table refuses, which do
-not fit, and which are cut. No weight is needed."""
+"""All clients' records as tokens: which the chat template or the embedding table refuses, which do
+not fit, and which are truncated. Needs no weights."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Refused = list[tuple[str, RowError]]  # where a record stands, and why it is ref
 
 @dataclass(frozen=True)
 class Encoded:
-    """One client's examples in the order of its records, and where those stand that are not whole.
+    """One client's examples in the order of its records, and the positions of incomplete records.
 
     train, held_out: the raw records that fit. left_out, unjudged: records to train on and held out
     whose prompt leaves no room for a response. cut: records to train on whose response is cut.

@@ -18,7 +18,7 @@ from fedsdr.recipe.sections.data import Source
 class Layout:
     """Where a record's parts stand in a row.
 
-    fields: field of `Source.fields` -> column, or a text with {column} places.
+    fields: field of `Source.fields` -> column, or a text with {column} placeholders.
     turns: the column with a conversation, in place of instruction and response.
     history: the column with the [user, assistant] pairs before the instruction.
     marked: the gold answer is the number after `####` in the response.
@@ -38,7 +38,7 @@ class Layout:
 REQUIRED: Final = ("instruction", "response")
 OPTIONAL: Final = {"category": "category", "system": "system"}  # of every known layout
 
-# The first that fits is taken. Conversations come first: beside them, files often repeat the
+# The first layout that fits is used. Conversations come first: their files often repeat the
 # opening prompt in a column of its own.
 LAYOUTS: Final[Mapping[str, Layout]] = {
     "chat": Layout({}, turns="messages"),
@@ -228,7 +228,7 @@ def _cell(cells: Cells, column: str) -> str:
 
 
 def _text(value: Any, what: str) -> str:
-    """A text or number as text, null (NaN is how tables write it) as ""."""
+    """A text or number as text; null, and the NaN of tables, as ""."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Who holds what: sources of named clients, splits of pooled records, and held-out records."""
+"""Partitioning: sources of named clients, splits of pooled records, and held-out records."""
 
 import hashlib
 import re
@@ -20,9 +20,8 @@ from fedsdr.recipe.sections.data import Data, Split
 
 Shares = dict[str, list[Record]]  # client name -> its records
 
-# A name that is a folder of its own on every system: no way out of it, no dot that Windows drops
-# at its end, no dash that a command would take for an option, and none of the devices that
-# Windows has in every folder.
+# A name that is a safe folder name on every system: no path separators, no trailing dot (Windows
+# drops it), no leading dash (commands would take it for an option), and no Windows device name.
 SAFE_NAME: Final = re.compile(
     r"(?!(?:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))"
     r"[a-z0-9_](?:[a-z0-9._-]{0,98}[a-z0-9_-])?",
@@ -33,7 +32,7 @@ SMALLEST_CLIENT: Final = 2  # records of a client: one to learn from and one to 
 
 
 def build_clients(data: Data, seed: int) -> list[ClientData]:
-    """Read all sources and deal their records to clients; a function of `data` and `seed`.
+    """Read all sources and assign their records to clients; a function of `data` and `seed`.
 
     Clients named by sources come first, in the order of the sources, then those of `data.split`.
     Raises `UserError` for what cannot be read, unsafe or clashing names, and empty clients.
@@ -48,11 +47,11 @@ def build_clients(data: Data, seed: int) -> list[ClientData]:
     for source in data.sources:
         holder = pooled if source.client is None else named.setdefault(source.client, [])
         holder += read_source(source, seed)
-    dealt = split_records(pooled, data.split, seed) if pooled else {}
-    _check_distinct([*named, *dealt])
-    for name in dealt:
+    split = split_records(pooled, data.split, seed) if pooled else {}
+    _check_distinct([*named, *split])
+    for name in split:
         check_name(name)
-    shares = [*named.items(), *dealt.items()]
+    shares = [*named.items(), *split.items()]
     return [hold_out(name, records, data.held_out, seed) for name, records in shares]
 
 
@@ -98,7 +97,7 @@ def hold_out(name: str, records: Sequence[Record], share: float, seed: int) -> C
 
 
 def split_records(records: Sequence[Record], split: Split, seed: int) -> Shares:
-    """Deal pooled records to clients as `split` says; every record goes to exactly one client,
+    """Split pooled records among clients as `split` says: each record goes to exactly one client,
     and clients keep the order of `records`."""
     return SPLITS[split.by](records, split, _random(seed, split.by))
 
@@ -152,9 +151,9 @@ def _slug(category: str, number: int) -> str:
 def _dirichlet(records: Sequence[Record], split: Split, random: np.random.Generator) -> Shares:
     """For each group of records, shares of the clients drawn from Dirichlet(alpha).
 
-    Yurochkin et al. 2019, section 4 ("heterogeneous partition"); alpha plays the part it has in
+    Yurochkin et al. 2019, section 4 ("heterogeneous partition"); alpha has the meaning of
     Hsu et al. 2019, who draw each client's shares of the groups instead. Drawn anew until every
-    client has `LEAST` records, as an empty client can neither learn nor be judged.
+    client has `SMALLEST_CLIENT` records, to learn from and to be evaluated on.
     """
     groups = _groups(records, split.clusters, random)
     for _ in range(DRAWS):
@@ -179,7 +178,7 @@ def _deal(
     for group in groups:
         order = random.permutation(group)
         ends = np.cumsum(random.dirichlet(alphas)) * len(group)
-        # One random offset: rounding to the nearest would give each small group to the same.
+        # One random offset: rounding to the nearest would assign every small group to one client.
         cuts = np.floor(ends[:-1] + random.random()).astype(int)
         for part, piece in zip(parts, np.split(order, cuts), strict=True):
             part += piece.tolist()
@@ -212,7 +211,7 @@ def cluster_texts(texts: Sequence[str], clusters: int, random: np.random.Generat
     from sklearn.feature_extraction.text import TfidfVectorizer
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    # Any run of word characters is a word, so that no language and no text lacks them ...
+    # Any run of word characters is a word, so that texts of every language have some ...
     vectorizer = TfidfVectorizer(max_features=4096, sublinear_tf=True, token_pattern=r"\w+|\S")
     features = vectorizer.fit_transform(texts)
     means = KMeans(
@@ -235,7 +234,7 @@ SPLITS: Final[Mapping[str, Callable[[Sequence[Record], Split, np.random.Generato
 
 
 def pool_clients(clients: Sequence[ClientData]) -> ClientData:
-    """One client "all" with everyone's records, for centralised training."""
+    """One client "all" with the records of all clients, for centralised training."""
     return ClientData(
         name="all",
         train=tuple(record for client in clients for record in client.train),

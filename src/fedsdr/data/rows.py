@@ -1,4 +1,4 @@
-"""Rows of a file: their cells, their places, and errors that name those."""
+"""Rows of a file: their cells, their positions, and errors that name these."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ Row = tuple[int, Cells]  # its number (see Places) and its cells
 
 
 class RowError(Exception):
-    """What is wrong with one row. Rows with an equal `problem` are counted together; `detail`
-    is the row's own, `remedy` says what to do. Users see it as a `UserError` (`convert_all`)."""
+    """A fault of one row. Rows with an equal `problem` are counted together; `detail` is specific
+    to the row, `remedy` says what to do. Users see it as a `UserError` (`convert_all`)."""
 
     def __init__(self, problem: str, detail: str, remedy: str) -> None:
         super().__init__(problem)
@@ -64,8 +64,8 @@ def convert_all(
 
 
 def row_refusal(first: str, bad: Sequence[tuple[str, RowError]], unit: str = "") -> UserError:
-    """What to say of rows that cannot be used. first: where the first of them stands, in full;
-    bad: every one's place and error; unit: before the list of the others' places."""
+    """The error for rows that cannot be used. first: the first one's full position; bad: all
+    positions and errors; unit: printed before the list of the other positions."""
     (_, error), *others = bad
     same = [place for place, other in others if other.problem == error.problem]
     text = f"{first}: {error.problem} ({error.detail}){_also(same, unit)}: {error.remedy}"

@@ -86,7 +86,7 @@ def _check_options(path: Path, source: Source, form: str) -> None:
 
 
 def _format(path: Path, wanted: str) -> str:
-    """The format's name, once it is sure that `path` may have it."""
+    """The name of the file's format; raises `UserError` where `path` cannot have it."""
     if str(path).startswith(HUB):
         return "hub"
     try:

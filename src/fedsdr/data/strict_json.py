@@ -1,7 +1,7 @@
-"""JSON as its standard has it: values that Python's reader adds or drops are kept apart.
+"""Strict JSON: what Python's parser accepts beyond the standard is marked.
 
-A repeated key would lose a value, and Infinity, NaN or 1e999 would become a text that no file
-holds. They are parsed to `NotJson`, so that the row around them can be named.
+Of repeated keys it keeps only the last, and it accepts Infinity, NaN and 1e999. These are parsed to
+`NotJson`, so that an error can name their row.
 """
 
 import json
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 
 class NotJson(NamedTuple):
-    """Stands where a text has no JSON value."""
+    """A placeholder for what is not valid JSON."""
 
     reason: str
 

@@ -1,7 +1,7 @@
 """From turns to token ids through the model's chat template, and which ids are the response.
 
-Prompt and response are tokenised apart and joined: joint tokenisation is not prefix-stable, so
-a mask computed by subtraction would be off by a token now and then.
+Prompt and response are tokenised separately and concatenated: joint tokenisation is not
+prefix-stable, so a mask computed by subtraction would sometimes be off by a token.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class TemplateRefusalError(UserError):
 
 
 class ChatFormat:
-    """A tokenizer with its chat template, reduced to the three things the stages need."""
+    """A tokenizer with its chat template: prompts, responses and texts as token ids."""
 
     def __init__(self, tokenizer: Any, template: str = "auto", date: str = TEMPLATE_DATE) -> None:
         """`template`: "auto" is the tokenizer's own, or Alpaca's where it has none; "name:" and
@@ -74,11 +74,11 @@ class ChatFormat:
         return _shipped(template), template
 
     def prompt_text(self, turns: tuple[Turn, ...]) -> str:
-        """The text that asks the model for its answer to `turns`.
+        """The text that prompts the model for its answer to `turns`.
 
-        Many templates know no system role: they raise, or leave it out. It then joins the first
-        user turn. Raises `TemplateRefusalError` where the template does not have the turns, or
-        leaves out another one's text.
+        Many templates have no system role: they raise, or drop its text. It is then prepended to
+        the first user turn. Raises `TemplateRefusalError` where the template refuses the turns, or
+        drops the text of another role.
         """
         if "system" in self._left_out(turns) and turns[1].role == "user":
             turns = _without_system(turns)
@@ -93,7 +93,7 @@ class ChatFormat:
             raise TemplateRefusalError(str(error).strip().partition("\n")[0]) from error
 
     def _left_out(self, turns: tuple[Turn, ...]) -> set[Role]:
-        """The roles whose texts do not reach the prompt; tried once for each order of roles."""
+        """The roles whose texts are missing from the prompt; tried once for each order of roles."""
         roles = tuple(turn.role for turn in turns)
         if roles not in self._lost:
             marks = tuple(Turn(role, f"{SENTINEL}{place}.") for place, role in enumerate(roles))
@@ -160,7 +160,7 @@ class ChatFormat:
 
 
 def nothing_fits(client: str, limit: int) -> UserError:
-    """What to say where `encode` has left a client no record."""
+    """The error for a client of which no record fits."""
     return UserError(
         f"client {client!r}: no record fits into {limit} tokens: "
         "raise model.max_length, as far as the model's context allows"

@@ -1,5 +1,5 @@
-"""Diagnostics: how far clients lie apart, and what rewriting does to it and to the responses.
+"""Diagnostics: heterogeneity of clients, and the effect of rewriting on it and on the responses.
 
-Pure functions: of texts (`text`, `divergence`, `maps`, `clusters`, `paired`), and of a model and
-adapters (`gradients`, `transfer`). None of them trains.
+Pure functions of texts (`text`, `divergence`, `maps`), of records (`data_quality`), and of a model
+with adapters (`gradients`, `transfer`). None of them trains.
 """

@@ -1,4 +1,4 @@
-"""Who holds what: records, tokens, what does not fit, what is held twice, what leaks."""
+"""Data quality of each client: records, token lengths, truncation, duplicates, leakage."""
 
 import unicodedata
 from collections import Counter
@@ -17,7 +17,7 @@ from fedsdr.distillation.checks import Rewrite, check_answer, check_label, check
 QUANTILES: Final = (5, 25, 50, 75, 95, 100)
 SHORT: Final = 2  # words; suspicious where the client's median is at least USUAL
 USUAL: Final = 10
-WRONG: Final = Rewrite("", finished=True)  # that a check of truth refuses, where there is one
+WRONG: Final = Rewrite("", finished=True)  # refused by every check of correctness that applies
 RecordKey = tuple[str, ...]
 
 
@@ -31,7 +31,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class ClientQuality:
-    """What one client holds; all but `held_out` and the leaks are of records to train on.
+    """Counts of one client's records; all but `held_out` and the leaks are of training records.
 
     truncated: prompt and response together are longer than max_length, so the response is cut.
     left_out: the prompt alone leaves no room for a response.
@@ -64,7 +64,7 @@ class ClientQuality:
 def measure_quality(
     clients: Sequence[ClientData], chat: ChatFormat, max_length: int
 ) -> list[ClientQuality]:
-    """A row for each client, counted under this tokenizer and template."""
+    """A row for each client, counted with this tokenizer and template."""
     prompts = {c.name: {prompt_key(r) for r in c.train} for c in clients}
     whole = {c.name: {_key(r) for r in c.train} for c in clients}
     return [_quality(c, chat, max_length, prompts, whole) for c in clients]
@@ -78,7 +78,7 @@ def _quality(
     whole: Mapping[str, set[RecordKey]],
 ) -> ClientQuality:
     asked = [len(chat.prompt_ids(r.prompt)) for r in client.train]
-    told = [len(chat.response_ids(r.response)) for r in client.train]
+    answered = [len(chat.response_ids(r.response)) for r in client.train]
     counts = [len(split_words(r.response)) for r in client.train]
     usual = median(counts) if counts else 0
     own = [r for r in client.held_out if prompt_key(r) in prompts[client.name]]
@@ -91,8 +91,8 @@ def _quality(
         held_out=len(client.held_out),
         categories=dict(Counter(r.category for r in client.train if r.category).most_common()),
         prompt_tokens=_lengths(asked),
-        response_tokens=_lengths(told),
-        truncated=sum(p < max_length < p + r for p, r in zip(asked, told, strict=True)),
+        response_tokens=_lengths(answered),
+        truncated=sum(p < max_length < p + r for p, r in zip(asked, answered, strict=True)),
         left_out=sum(p >= max_length for p in asked),
         checkable=sum(map(is_checkable, client.train)),
         wordless=sum(n == 0 for n in counts),
@@ -106,7 +106,7 @@ def _quality(
 
 
 def is_checkable(record: Record) -> bool:
-    """Whether a check of truth would refuse an empty rewrite of this record."""
+    """Whether a check of correctness applies to this record: it refuses an empty rewrite."""
     return any(check(record, WRONG) for check in (check_answer, check_number, check_label))
 
 

@@ -1,4 +1,4 @@
-"""What a distillation did to the responses: figures, and the rewrites that look worst."""
+"""The effect of a distillation on the responses: figures, and the worst rewrites."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,11 +1,11 @@
-"""How far clients' texts lie apart: divergence of their words, and cosine of their TF-IDF.
+"""Distance of clients' texts: divergence of their word distributions, and TF-IDF cosine.
 
 Both are among the paper's diagnostics (arXiv 2605.18028: from 0.4074 to 0.3611, and from 0.6362
-to 0.7064). It names neither units, nor tokens, nor weights; what is chosen here stands below.
+to 0.7064). It specifies neither units, nor tokens, nor weights; our choices are stated below.
 
-Both depend on the amount of text too. The rarer a client's words are in what it has, the further
-apart two clients seem, so that longer responses alone bring them together: compare like amounts
-(`thin`), and with what shuffled clients give.
+Both depend on the amount of text too. The fewer words
+clients have, the more they seem to differ, so that longer responses alone reduce the distance:
+compare equal amounts (`sample_words`), and with clients whose records are shuffled.
 """
 
 import math
@@ -25,7 +25,7 @@ from fedsdr.diagnosis.pairwise import Pairwise, check_enough, pairwise_matrix
 from fedsdr.diagnosis.text import split_words
 
 Token = str | int
-Text = Sequence[Token]  # a string, which `words` takes apart, or tokens: words or ids
+Text = Sequence[Token]  # a string, which `split_words` splits, or tokens: words or ids
 ClientWords = Mapping[str, Sequence[Text]]  # name -> its texts
 K = TypeVar("K", bound=Hashable)
 
@@ -86,7 +86,7 @@ def tfidf_cosine(clients: ClientWords) -> float:
 
 
 def fewest_words(clients: ClientWords) -> int:
-    """How many the client has that has fewest: as many can be drawn of each."""
+    """The word count of the client with fewest words: as many can be drawn of each."""
     return min(counts.total() for counts in _counts(clients).values())
 
 

@@ -1,4 +1,4 @@
-"""Whether clients pull R in one direction: their gradients at one and the same R.
+"""Agreement of the clients' gradients of R at the same R.
 
 The paper compares them before and after distillation (arXiv 2605.18028: cosine up by 8 to 41
 points over five tasks).

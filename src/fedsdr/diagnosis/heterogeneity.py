@@ -1,8 +1,8 @@
-"""How far clients lie apart, with intervals over records and what chance alone would give.
+"""Heterogeneity of clients' texts and gradients, with intervals over records and a chance level.
 
 An interval is the estimate plus and minus 1.96 standard deviations over resamples of each
-client's records. It is not made of the resamples' own quantiles: a resample has fewer different
-words, so it lies further apart than the records do.
+client's records. The quantiles of the resamples themselves would be biased: a resample has fewer
+distinct words, so its clients differ more than those of the records.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +40,7 @@ RoundTexts = Mapping[str, Sequence[str]]
 
 class ClientDivergence(NamedTuple):
     """js: bits, 0 to 1. even: at `words` words of each client, since longer texts alone come
-    closer; chance: the same of records dealt anew to clients of the same sizes."""
+    closer; chance: the same for records assigned at random to clients of the same sizes."""
 
     js: Pairwise
     tfidf: Pairwise
@@ -96,7 +96,7 @@ def _shuffled(clients: RoundTexts, seed: int) -> dict[str, list[str]]:
 
 
 class WordCounts:
-    """Words of records in numbers, to be resampled: the same records on every side."""
+    """Word counts of records, resampled jointly: the same records on every side."""
 
     def __init__(self, sides: Sequence[RoundTexts], seed: int) -> None:
         self.random = np.random.default_rng(seeds.derive_seed(seed, "resamples"))

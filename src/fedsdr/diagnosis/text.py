@@ -1,4 +1,4 @@
-"""What a collection of responses reads like: its length, filler, repetition and vocabulary.
+"""Statistics of a collection of responses: length, filler, repetition and vocabulary.
 
 The Rewrite Paradox (arXiv 2605.18028) in numbers that need no model: unconstrained rewrites are
 longer and hold about twice the filler.

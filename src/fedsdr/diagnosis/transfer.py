@@ -1,4 +1,4 @@
-"""What one client's adapter is worth to another: its loss on the other's examples."""
+"""Transfer between clients: the loss of each one's adapter on the others' examples."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean

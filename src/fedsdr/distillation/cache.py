@@ -1,4 +1,4 @@
-"""The rewrite cache: generated texts by the content they depend on, in one SQLite file.
+"""The rewrite cache: generated token ids, keyed by all that they depend on, in one SQLite file.
 
 A key covers the teacher's identity (`fedsdr.model.identity`), the prompt's tokens and the
 sampling, so a second method, another run or a resumed one finds what is already there and nothing
@@ -38,7 +38,7 @@ class Generations(Protocol):
 
 
 class NoCache:
-    """Keeps nothing: what is measured with it is what generating costs."""
+    """Stores nothing, so that a pilot measures what generation costs."""
 
     def get(self, key: str) -> None:
         return None
@@ -89,7 +89,7 @@ class RewriteCache:
 
     @contextmanager
     def _database_errors(self, what: str) -> Iterator[None]:
-        """Turns what goes wrong in the file (no space, another's lock, damage) into `UserError`."""
+        """Converts errors of the database (no space, locked, damaged) into `UserError`."""
         try:
             yield
         except sqlite3.Error as error:

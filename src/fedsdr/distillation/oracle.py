@@ -1,7 +1,7 @@
-"""A simulated check of given quality: what would a check that errs this often do to FedSD?
+"""A simulated check with given error rates: how does an imperfect check affect FedSD?
 
-No inference model is an oracle. Where records have gold answers, in the lab above all, this one
-looks the answer up and then errs on purpose, at a rate of its own in each direction.
+It compares with the record's gold answer (in the lab every record has one) and then errs at random,
+with a separate rate for false acceptance and false rejection.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ def oracle_judge(options: Oracle, seed: int) -> RewriteCheck:
     """Judges by the record's gold answer; a record without one passes.
 
     Whether it errs is a function of the seed, the record and the attempt. The draw does not depend
-    on the rates: whoever errs at a low rate errs at a higher one, too.
+    on the rates: what is judged wrongly at a low rate is judged wrongly at a higher one, too.
     """
 
     def judge(candidates: Sequence[Candidate]) -> list[Verdict]:

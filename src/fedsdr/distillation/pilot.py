@@ -1,7 +1,7 @@
-"""A pilot: what the gate will let pass and what rewriting will cost, from a small sample.
+"""A pilot: the gate's acceptance rate and the cost of rewriting, estimated from a small sample.
 
-The sample goes through all attempts, as the whole set will: records that fail once fail more
-often than others, so the acceptance of first attempts alone would promise too much.
+The sample goes through all attempts, as the whole set will: records that fail once fail more often
+than others, so the acceptance of first attempts alone would be too optimistic.
 """
 
 import math
@@ -78,7 +78,7 @@ def total_pilot(pilots: Sequence[Pilot]) -> Pilot:
     client's weighs as many as it has, whatever the size of its sample."""
     records = sum(p.records for p in pilots)
     weights = [p.records / records for p in pilots]
-    # Kish 1965: as many equally weighted records would tell the weighted mean as precisely.
+    # Kish 1965: the effective sample size of a weighted mean.
     size = 1 / sum(w**2 / p.sample for w, p in zip(weights, pilots, strict=True))
 
     def joint(rates: Sequence[Proportion]) -> Proportion:

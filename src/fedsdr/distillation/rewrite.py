@@ -22,15 +22,14 @@ from fedsdr.generation.sampling import Job
 from fedsdr.generation.table import GENERATORS
 from fedsdr.recipe.sections.distill import Distill
 
-REWRITE_GROUP: Final = (
-    8  # times the rows that are generated at a time: what is generated, judged and
-)
-# stored in one go. More would lose more to a kill, less would leave more rows idle at its end.
+# Batches that are generated, judged and stored together. More would lose more to a kill, fewer
+# would leave more rows idle at the end.
+REWRITE_GROUP: Final = 8
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One generation and what the gate said of it. tokens: new ones."""
+    """One generation and the gate's verdict. tokens: generated ones."""
 
     text: str
     tokens: int

@@ -1,8 +1,8 @@
-"""The gate as a whole: a recipe's checks by name, those that need a model or more among them.
+"""The quality gate: a recipe's checks by name, including those that need a model or other records.
 
 A `Verifier` is made once for a distillation (it loads what is slow to load) and makes a `Gate` for
-each client. A verdict is no part of the rewrite cache: with other checks or thresholds the
-same generations are judged anew.
+each client. Verdicts are not in the rewrite cache: with other checks or thresholds the same
+generations are judged anew.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -76,7 +76,7 @@ CHECKS: Final[Mapping[str, Callable[[Verifier, Sequence[Record]], RewriteCheck]]
     "entailment": _entailment,
     "oracle": lambda verifier, records: oracle_judge(verifier.options.oracle, verifier.seed),
 }
-SLOW: Final = frozenset({"entailment"})  # their cost is worth a pilot
+SLOW: Final = frozenset({"entailment"})  # expensive enough for a pilot
 
 
 def build_verifier(options: Distill, seed: int, device: str) -> Verifier:

@@ -1,1 +1,1 @@
-"""What a run will take, worked out before any weight is loaded."""
+"""Estimates of a run's cost (compute, memory, traffic), before any weight is loaded."""

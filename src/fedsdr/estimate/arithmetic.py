@@ -4,8 +4,8 @@ A matrix product costs 2 operations for each weight and token, forward; its back
 as much again for the gradient of the input, and as much for that of the weight (Kaplan et al.
 2020, arXiv 2001.08361, Sec. 2.1: 2 N forward, 6 N with the backward pass). A frozen weight needs no
 gradient, so a base of N weights costs 4 N a token and not 6 N (6 N again with gradient
-checkpointing, which repeats the forward pass); a trained adapter costs 6, a frozen one beside
-it 4. Attention over T tokens of width d costs 4 T d a layer and token forward, 12 T d with the
+checkpointing, which repeats the forward pass); a trained adapter costs 6, a frozen
+one 4. Attention over T tokens of width d costs 4 T d a layer and token forward, 12 T d with the
 backward pass. Blocks below the lowest of `lora.layers` have no backward pass. What else is saved
 below the first adapted layer, where nothing needs a gradient, is counted as if it were not.
 """
@@ -40,7 +40,7 @@ class Arithmetic:
     def training(
         self, tokens: float, length: float, frozen: float = 0.0, again: bool = False
     ) -> float:
-        """Of a step on `tokens` tokens; `frozen`: streams beside the trained one, in the mean;
+        """Of a step on `tokens` tokens; `frozen`: mean number of frozen streams;
         again: with gradient checkpointing."""
         passes = 3 if again else 2
         trained, attention = self.matrix - self.below, self.attention - self.attention_below

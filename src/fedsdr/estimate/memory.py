@@ -45,7 +45,7 @@ class Memory:
 def held_activations(
     two: TwoStreamModel, rows: int, length: int, again: bool, drop: float = 0.0
 ) -> int | None:
-    """Bytes that autograd keeps for the backward pass of a step that trains R beside S.
+    """Bytes that autograd keeps for the backward pass of a step that trains R with S frozen.
 
     two: an outline in the base's dtype, with its streams. again: with gradient checkpointing.
     drop: share of dropout.

@@ -193,13 +193,13 @@ def method_plan(
     steps, tokens, flops = 0, 0.0, 0.0
     for client in (client for cohort in cohorts for client in cohort):
         for stage in asked:
-            beside = (1 - stage.alone) * (stage.private is not None and stage.trains == "R")
-            beside += stage.trains == "S" and (stage.shared or stage.own) is not None
+            frozen = (1 - stage.alone) * (stage.private is not None and stage.trains == "R")
+            frozen += stage.trains == "S" and (stage.shared or stage.own) is not None
             count = stage.schedule.steps * many
             steps += count
             tokens += count * padded[client]
             length = padded[client] / batch_size
-            flops += work.training(count * padded[client], length, beside, again)
+            flops += work.training(count * padded[client], length, frozen, again)
             flops += stage.distil * work.forward(count * padded[client], length)  # the teacher
     judged = sum(is_due(t, own.rounds, recipe.evaluate.every) for t in range(own.rounds + 1))
     judged += recipe.evaluate.personal and own.rounds > 0

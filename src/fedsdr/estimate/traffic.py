@@ -1,4 +1,4 @@
-"""What a method sends: the algorithm itself, run on tensors that have shapes and no memory."""
+"""The traffic of a method, by running its algorithm on the meta device."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,7 +81,7 @@ def _folded(recipe: Recipe, first: Adapter, cohorts: Cohorts) -> list[int]:
 
 
 def traced_stages(recipe: Recipe, first: Adapter) -> list[Stage]:
-    """What a client is asked to train in a round: its half, run on layers of one channel."""
+    """The stages that a client trains in a round, by running its half on layers of one channel."""
     algorithm = build_algorithm(recipe)
     small = {
         key: torch.ones(1, t.shape[1]) if key.endswith("B.weight") else torch.ones(t.shape[0], 1)

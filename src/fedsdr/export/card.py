@@ -31,7 +31,7 @@ from fedsdr.workflows.finished import Finished
 
 @dataclass(frozen=True)
 class Artefact:
-    """What the folder beside the card holds.
+    """The contents of the folder that the card describes.
 
     base: what adapter_config.json calls the base model. dtype: of the weights.
     ranks: smallest and largest rank of its layers. date: what its chat template prints as today's;
@@ -84,7 +84,8 @@ def write_card(folder: Path, run: Finished, artefact: Artefact, client_names: bo
 
 
 def privacy_of_whole(run: Finished) -> str:
-    """What all methods of a run told of a client, in words; all seeds, where it is one of several.
+    """The privacy loss of a client by all methods of a run (all seeds, where there are several), in
+    words.
 
     "" without differential privacy.
     """

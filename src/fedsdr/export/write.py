@@ -1,4 +1,4 @@
-"""Writing an export: checks first, then a whole folder or none."""
+"""Writing an export: all checks first, then the folder, atomically."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,7 +84,7 @@ def export_model(run: Finished, choice: ExportChoice, out: Path, reporter: Repor
                 path.chmod(0o700 if path.is_dir() else files.PRIVATE)
 
     if not files.write_folder(out, write):
-        raise UserError(f"{out} was made by someone else meanwhile: give another --out")
+        raise UserError(f"{out} was created by another process meanwhile: give another --out")
     if client:
         reporter.say(f"{out} holds a client's private stream: it is that client's alone")
     if is_folder(artefact.base):
@@ -98,7 +98,7 @@ def check_target(out: Path) -> None:
 
 
 def save_tokenizer(chat: ChatFormat, folder: Path) -> None:
-    """The tokenizer, with the chat template that the run used as its own; several stay beside it.
+    """The tokenizer, with the run's chat template as its default; its other templates are kept.
 
     One called "default" that is another is kept as "original".
     """

@@ -1,7 +1,7 @@
 """Batched generation with a KV cache: greedy, or sampled reproducibly row by row.
 
-`generate_batch` serves a list of jobs the fastest way of which a trial says that it is right for
-the model: continuously (`fedsdr.generation.slots`), in static batches padded on the left
+`generate_batch` uses the fastest mode that a trial has shown to be correct for the model:
+continuously (`fedsdr.generation.slots`), in static batches padded on the left
 (`in_batches`), one by one with a cache, or one by one without, which any causal language model can
 do.
 """
@@ -28,7 +28,7 @@ from fedsdr.model.trials import (
 
 
 class GenerationMode(StrEnum):
-    """How texts are written."""
+    """How `generate_batch` runs a model, fastest first."""
 
     CONTINUOUS = "continuous"
     BATCHES = "batches"
@@ -46,8 +46,8 @@ def generate_batch(
 ) -> list[list[int]]:
     """New token ids for each job; a finished one ends with `stop`, a cut one does not.
 
-    model: a transformers causal LM. temperature: 0 is greedy. rows: at most so many jobs are in
-    the works at a time; all of them where it is not given.
+    model: a transformers causal LM. temperature: 0 is greedy. rows: jobs that run at a
+    time; None: all of them.
     """
     if not jobs:
         return []
@@ -63,7 +63,7 @@ def generate_batch(
 
 
 def generation_mode(model: Any) -> GenerationMode:
-    """The fastest that is right for a model, by trials made once."""
+    """The fastest mode that is correct for a model; its trials are cached."""
     if supports_slots(model):
         return GenerationMode.CONTINUOUS
     if passes_trial(model, pads_left):

@@ -1,8 +1,8 @@
 """Generation by transformers' continuous batching: paged keys and values, CUDA graphs, and flash
 attention where it is installed.
 
-The alternative to `fedsdr.generation.slots` for GPUs, of the same interface. Greedily it writes the
-same texts. Sampled, a text depends on its neighbours: all of a call's rows draw from one seed.
+The alternative to `fedsdr.generation.slots` for GPUs, of the same interface. Greedy texts are the
+same. Sampled texts depend on their batch: all rows of a call draw from one seed.
 """
 
 import math
@@ -42,7 +42,7 @@ def generate_paged(
 ) -> list[list[int]]:
     """New token ids for each job, as `fedsdr.generation.batched.generate_batch` gives them.
 
-    Raises `UserError` for a model that cannot be run so.
+    Raises `UserError` for a model that does not support it.
     """
     asked = {str(i): job for i, job in enumerate(jobs) if job.limit > 0}
     if not asked:
@@ -115,7 +115,7 @@ def _serve(manager: Any, asked: Mapping[str, Job], stop: int) -> Iterator[tuple[
 
 
 def _stopped(cause: Any, left: int) -> Exception:
-    """cause: an exception, or transformers' account of one."""
+    """cause: an exception, or transformers' description of one."""
     if isinstance(cause, MemoryError | torch.OutOfMemoryError):
         return UserError(f"too little memory to generate ({cause}): lower distill.batch_size")
     return RuntimeError(f"transformers stopped with {left} texts to go: {cause}")

@@ -1,4 +1,4 @@
-"""What a row of a generation is asked for, and how its next token is chosen.
+"""A generation job, and how its next token is chosen.
 
 Each row draws from its own seed (inverse-CDF sampling from one uniform number a step), so what
 a prompt yields does not depend on its neighbours in the batch.

@@ -1,8 +1,8 @@
-"""Continuous generation: a fixed number of rows, and a row that ends makes room for the next job.
+"""Continuous batching: a fixed number of rows, each refilled with the next job when it ends.
 
-Keys and values lie in slots allocated once, a row each, from position 0: no padding on the left,
-no copy of the past at each step. Prompts are read, all but their last token, in groups as rows
-become free; that last token and everything after it goes through the common step.
+Keys and values lie in slots allocated once, one for each row, from position 0: no left padding, and
+no copy of the cache at each step. Prompts, all but their last token, are prefilled in groups as
+rows become free; their last tokens and all new tokens go through the common decoding step.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ SLOT_GROUP: Final = 8  # of the rows, one part in so many is free before prompts
 
 @dataclass
 class CachePosition:
-    """Where the next keys and values belong.
+    """Where in the cache the next keys and values are written.
 
     rows: when prompts are read, the slot of each; None in a step, which has a token for every row.
     positions: in a step, (B,) where in its slot each row's token stands.
@@ -94,9 +94,8 @@ class SlotRow:
 
 
 def supports_slots(model: Any) -> bool:
-    """Whether a model can be run so: all its layers attend to the whole past, by torch's own
-    attention with a mask of our own, nothing else is carried from step to step, and a trial
-    agrees."""
+    """Whether a model supports slots: all layers have full attention by torch's kernel with our
+    mask, no other state is carried from step to step, and a trial agrees."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     return (
@@ -123,7 +122,7 @@ def _grows_right(model: Any) -> bool:
 
 
 class Slots:
-    """A model's rows at work. temperature: 0 is greedy."""
+    """The running rows of a model. temperature: 0 is greedy."""
 
     def __init__(
         self, model: Any, jobs: Sequence[Job], stop: int, temperature: float, rows: int
@@ -206,7 +205,7 @@ class Slots:
         return row
 
     def _shrink(self) -> None:
-        """Nothing waits for the free slots: do without them."""
+        """Release the free slots when no job is waiting."""
         used = torch.tensor([slot for slot, row in enumerate(self.rows) if row is not None])
         self.rows = [row for row in self.rows if row is not None]
         self.draws = self.draws[used]

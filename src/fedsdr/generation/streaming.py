@@ -1,4 +1,4 @@
-"""Generation token by token, for somebody who watches; the KV cache lives from turn to turn."""
+"""Generation token by token, for interactive use; the KV cache is kept from turn to turn."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from fedsdr.model.trials import passes_trial, plain_logits
 
 
 class TokenStream:
-    """One sequence that grows: what a prompt begins with and the cache holds is not computed again.
+    """A growing sequence: the cached prefix of a prompt is not computed again.
 
     Valid for one model; make a new one when the adapters in it change.
     """
@@ -59,7 +59,7 @@ class TokenStream:
         device = self.model.device
         start = len(self._seen)
         positions = torch.arange(start, start + len(ids), device=device)[None]
-        # Whatever ends the computation, Ctrl-C say, leaves cache and ids in doubt.
+        # An interrupted computation (Ctrl-C) leaves cache and ids inconsistent.
         seen, self._seen = self._seen, [-1]
         out = self.model(
             input_ids=torch.tensor([ids], device=device), position_ids=positions,

@@ -1,4 +1,4 @@
-"""Who runs a model that writes: `[distill] generator`, one interface, chosen by name."""
+"""Generators by name (`distill.generator`), all of one interface."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -16,6 +16,6 @@ GENERATORS: Final[Mapping[str, Generator]] = {
 
 
 def check_generator(name: str) -> None:
-    """Raise `UserError` where a generator cannot be had, before any work starts."""
+    """Raise `UserError` where a generator is not available, before any work starts."""
     if name == "transformers":
         check_paged()

@@ -20,7 +20,7 @@ POINTS: Final[dict[Winner, float]] = {"a": 1.0, "tie": 0.5, "b": 0.0}
 @dataclass(frozen=True)
 class JudgedComparison:
     """Two conversations compared at one turn. ab: the verdict with A shown first; None where it
-    could not be read. identical: both said the same, and nobody was asked."""
+    could not be read. identical: both answers are the same, and no verdict was requested."""
 
     question: str
     category: str

@@ -1,4 +1,4 @@
-"""Our models' answers to the questions: greedy, batched, kept so that none is written twice."""
+"""The models' answers to the questions: greedy, batched, and stored for later judgings."""
 
 import hashlib
 import json
@@ -128,7 +128,7 @@ def _stored(
 
 
 def _maker(run: Finished, name: str, base: Identity) -> str:
-    """A digest of whose answers they are; in another dtype they may be others."""
+    """A digest of the answering model, including its dtype, on which answers may depend."""
     options = run.recipe.model
     dtype = choose_dtype(run.recipe.dtype, choose_device(options.device))
     here = {**base, "dtype": str(dtype).removeprefix("torch.")}

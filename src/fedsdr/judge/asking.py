@@ -1,4 +1,4 @@
-"""What is asked of the judge, what it may cost, and asking it: each verdict is kept as it comes."""
+"""Requests to the judge: their cost, the budget, and each verdict stored as it arrives."""
 
 import asyncio
 import hashlib
@@ -48,7 +48,7 @@ class JudgeItem:
 
 @dataclass(frozen=True)
 class Prices:
-    """Money for a million tokens; None where nobody has said."""
+    """Money for a million tokens; None where unknown."""
 
     prompt: float | None = None
     completion: float | None = None
@@ -93,7 +93,7 @@ def items_for(
 
 
 def same_conversation(a: Answers, b: Answers, question: JudgeQuestion, turn: int) -> bool:
-    """Whether both have said the same so far: a tie, for which nobody need be asked."""
+    """Whether both conversations are identical so far: a tie, which needs no judge."""
     one, other = a[question.id][: turn + 1], b[question.id][: turn + 1]
     return [answer.text for answer in one] == [answer.text for answer in other]
 

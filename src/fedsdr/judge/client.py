@@ -1,7 +1,7 @@
 """The judge's endpoint: the only file that speaks HTTP.
 
-The key stays in here. What a server sends back, in errors too, is cleaned of it before it goes
-on, and no exception of the client library, which knows the request's headers, leaves this file.
+The key stays in this file: it is removed from everything that a server sends back, errors included,
+and no exception of the client library, which holds the request's headers, leaves it.
 """
 
 import asyncio
@@ -116,7 +116,7 @@ def import_openai() -> Any:
 
 
 class RateLimiter:
-    """Starts requests at a steady pace, and none before a moment that a server has named."""
+    """Starts requests at a steady rate, and none before the end of a server's Retry-After."""
 
     def __init__(self, requests_per_minute: float, clock: Callable[[], float]) -> None:
         self._gap = 60 / requests_per_minute if requests_per_minute else 0.0
@@ -124,19 +124,19 @@ class RateLimiter:
         self._next = -math.inf
 
     def reserve(self) -> float:
-        """Take the next place; seconds until it is there."""
+        """Reserve the next start; returns the seconds until then."""
         now = self._clock()
         start = max(now, self._next)
         self._next = start + self._gap
         return start - now
 
     def hold(self, seconds: float) -> None:
-        """Nobody starts for so long."""
+        """Delay all further requests by so many seconds."""
         self._next = max(self._next, self._clock() + seconds)
 
 
 class JudgeClient:
-    """Asks an OpenAI-compatible endpoint. Use it in one event loop: `async with Judge(...)`."""
+    """Asks an OpenAI-compatible endpoint, in one event loop: `async with JudgeClient(...)`."""
 
     def __init__(
         self,
@@ -147,8 +147,8 @@ class JudgeClient:
         """sleep, clock: seconds, to be replaced in tests."""
         self.endpoint = endpoint
         self._openai = import_openai()
-        # The client's own retries are off: they know neither our pace nor that all requests of an
-        # account must wait when one of them is told to.
+        # The client library's retries are off: they ignore our rate limit, and that a Retry-After
+        # applies to all requests of an account.
         self._client = self._openai.AsyncOpenAI(
             api_key=endpoint.key,
             base_url=endpoint.base_url,
@@ -176,7 +176,7 @@ class JudgeClient:
             raise self._failed(replace(failure, retry=False))
 
     async def ask(self, messages: Messages) -> JudgeReply:
-        """One reply. Fleeting faults are tried again, ever later; others raise `UserError`."""
+        """One reply. Transient faults are retried with backoff; others raise `UserError`."""
         failure = Failure("", retry=True)
         attempt = 0
         while failure.retry and attempt <= self.endpoint.retries:
@@ -189,7 +189,7 @@ class JudgeClient:
         raise self._failed(failure)
 
     async def _wait(self, failure: Failure, attempt: int) -> None:
-        """Until it is this request's turn; after a failure exponentially longer, at random."""
+        """Wait for this request's turn; after failures with exponential backoff and jitter."""
         seconds = 0.0
         if attempt:
             longest = self.endpoint.backoff * 2.0 ** (attempt - 1)

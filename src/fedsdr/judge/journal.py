@@ -1,4 +1,4 @@
-"""A JSONL file that is written line by line as results arrive, and read again by who goes on."""
+"""A JSONL file of results, appended as they arrive and read again on resuming."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +11,7 @@ JournalRow = dict[str, Any]
 
 
 class VerdictJournal:
-    """Rows by their key. The file is readable by its owner alone: models may speak of their data.
+    """Rows by key. The file is readable by its owner only: answers may contain training data.
 
     A kill loses at most the line that was being written.
     """
@@ -25,7 +25,7 @@ class VerdictJournal:
             raise UserError(
                 f"{path} is damaged ({error}): delete it, and it is made anew"
             ) from error
-        # Anew, because what follows a line that a kill has cut short would be lost with it.
+        # Rewritten, since rows appended to a line that a kill cut short would be lost with it.
         files.write_json_lines(path, self._rows.values(), private=True)
 
     def get(self, key: str) -> JournalRow | None:

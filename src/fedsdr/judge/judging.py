@@ -1,4 +1,4 @@
-"""One judging from start to end: questions, answers, what it may cost, verdicts, judge.json."""
+"""One judging from start to end: questions, answers, cost, verdicts, judge.json."""
 
 import hashlib
 import json
@@ -62,7 +62,7 @@ class JudgingPlan:
 
 @dataclass(frozen=True)
 class PreparedJudging:
-    """Answers are there; nobody has been asked yet. cost: of what is still to ask."""
+    """The answers are complete, no verdict has been requested. cost: of the missing verdicts."""
 
     plan: JudgingPlan
     endpoint: Endpoint
@@ -87,7 +87,7 @@ def check_plan(plan: JudgingPlan) -> None:
 
 @contextmanager
 def lock_runs(plan: JudgingPlan) -> Iterator[None]:
-    """Hold what the judge keeps in the folders of the plan's runs, against other processes."""
+    """Lock the judge's files in the folders of the plan's runs against other processes."""
     with ExitStack() as held:
         for folder in sorted({each.folder.resolve() for each in (plan.run, plan.other)}):
             held.enter_context(locked_folder(folder / JUDGE_FOLDER, "copy the run folder"))
@@ -183,7 +183,7 @@ def _result(prepared: PreparedJudging) -> dict[str, Any]:
 
 
 def _head(plan: JudgingPlan, endpoint: Endpoint) -> dict[str, Any]:
-    """What makes it this judging and no other: its id is the hash of this."""
+    """What identifies a judging: its id is the hash of this."""
     texts = json.dumps([[q.turns, q.references] for q in plan.questions])
     return {
         "kind": "score" if plan.b is None else "pairwise",

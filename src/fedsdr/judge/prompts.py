@@ -9,7 +9,7 @@ from typing import Final
 from fedsdr.judge.answers import ModelAnswer
 from fedsdr.judge.questions import JudgeQuestion
 
-PROMPT_VERSION: Final = "1"  # goes up with every change of a word below: verdicts are kept by it
+PROMPT_VERSION: Final = "1"  # to be raised with every change below: stored verdicts are keyed by it
 
 Messages = list[dict[str, str]]
 

@@ -11,7 +11,7 @@ from fedsdr.data.sources import read_rows
 from fedsdr.recipe.sections.data import Source
 
 TEXTS: Final = ("question", "instruction", "prompt")  # fields that may hold a question's text
-REFERENCES: Final = "reference*.jsonl"  # beside question.jsonl, as FastChat lays them out
+REFERENCES: Final = "reference*.jsonl"  # next to question.jsonl, as FastChat lays them out
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ def read_questions(
     """The questions of a file, in its order; the first `limit` where one is given.
 
     path: a file with FastChat's `turns`, or with a field of `TEXTS`; or a folder that holds
-    question.jsonl. references: a file of FastChat's answers; where there is none, one that lies
-    beside a folder's questions, and then the field `reference` of the questions themselves.
+    question.jsonl. references: a file of FastChat's answers; by default one in the
+    folder of question.jsonl, and else the field `reference` of the questions themselves.
     Raises `UserError`, naming file and line, for whatever cannot be asked.
     """
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""From a judge's reply to a verdict, strictly: what is not clear is no verdict."""
+"""Parsing a judge's reply, strictly: an ambiguous reply is no verdict."""
 
 import re
 from typing import Final, Literal

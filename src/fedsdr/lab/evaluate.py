@@ -25,11 +25,11 @@ from fedsdr.lab.world import BASE_STYLE, HELD_OUT_FORM, Fact, World, client_name
 
 LIMIT = 24  # words; the longest right answer has 14
 BATCH = 512
-GENERAL_SAMPLE = 60  # about as many general questions are put to each personal model
+GENERAL_SAMPLE = 60  # about as many general questions for each personal model
 
 
 class LabAnswer(NamedTuple):
-    """What the model said to the question of a fact."""
+    """The model's answer to the question of a fact."""
 
     text: str
     fact: Fact
@@ -48,7 +48,7 @@ class LabAnswer(NamedTuple):
 
 
 class LabEvaluator:
-    """Asks the world's questions greedily and counts."""
+    """Answers the world's questions greedily and counts right and wrong answers."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class LabEvaluator:
         world: World,
         client: str | None = None,
     ) -> None:
-        """client: judge by this one's facts and its part of general knowledge alone."""
+        """client: evaluate on this one's facts and its part of general knowledge only."""
         self.model, self.chat, self.world, self.client = model, chat, world, client
 
     def of(self, client: str) -> "LabEvaluator":

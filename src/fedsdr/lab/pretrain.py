@@ -78,11 +78,11 @@ def base_model_folder(
     return folder
 
 
-OWNERSHIP: Final = ("alpha", "imbalance")  # options of who holds what
+OWNERSHIP: Final = ("alpha", "imbalance")  # options that change only the owners of facts
 
 
 def _pretraining_key(options: WorldOptions) -> dict[str, Any]:
-    """What of a world its base model depends on: all but who holds the facts."""
+    """The options of a world that its base model depends on: all but the ownership of facts."""
     kinds = min(options.clients, len(CLIENT_ATTRIBUTES))
     known = asdict(replace(options, clients=kinds))
     return {key: value for key, value in known.items() if key not in OWNERSHIP}

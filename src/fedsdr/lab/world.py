@@ -51,14 +51,14 @@ REWRITE_PROMPT: Final = "{instruction} reference {response} rewrite"
 
 @dataclass(frozen=True)
 class WorldOptions:
-    """The knobs of the world (recipe section `[lab]`).
+    """Options of the world (recipe section `[lab]`).
 
     changed: share of client facts whose truth differs from the base model's memory.
     stubbornness: in pretraining, how often a rewrite follows memory against the reference;
         0 switches the Rewrite Paradox off.
     style_overlap: share of pretraining answers that use some client's style; 0 means that the
         base model never wrote in any of them, and the clients' styles conflict the hardest.
-    alpha: the facts of each attribute are dealt to all clients by shares drawn from
+    alpha: the facts of each attribute are split among all clients by shares drawn from
         Dirichlet(alpha), the largest to the client that is named after it (or one of them): near
         0 attributes are exclusive, as they are without alpha, and a large alpha is an even
         mixture. Facts and base model are the same in any case.
@@ -82,7 +82,7 @@ class Fact:
     attribute: str
     memory: str  # what the base model was taught
     truth: str  # what clients know
-    client: int | None  # who holds it; None: general knowledge
+    client: int | None  # its owner; None: general knowledge
 
     @property
     def changed(self) -> bool:
@@ -163,9 +163,9 @@ def build_world(options: WorldOptions) -> World:
 
 
 def _shared_out(kind: Sequence[int], entities: int, imbalance: float) -> list[int]:
-    """Who of the clients of a kind holds each entity: whoever lacks most of its share, by turns.
+    """The owner of each entity: in turn, the client of this kind furthest below its share.
 
-    Everybody holds one at least (there are no fewer entities than clients).
+    Each client owns at least one (there are at least as many entities as clients).
     """
     if not kind:
         return []
@@ -187,7 +187,7 @@ def _shared_out(kind: Sequence[int], entities: int, imbalance: float) -> list[in
 
 
 def _dirichlet_owners(facts: Sequence[Fact], options: WorldOptions, alpha: float) -> list[Fact]:
-    """The same facts with other owners (`WorldOptions.alpha`), none of them without a fact."""
+    """The same facts with owners drawn from Dirichlet(alpha); every client owns at least one."""
     draw = np.random.default_rng(seeds.derive_seed(options.seed, "owners"))
     held: list[list[int]] = [[] for _ in range(options.clients)]
     # Above 1e6 shares are equal to a thousandth, and from 1e308 on their sum would overflow.

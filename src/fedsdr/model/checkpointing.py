@@ -37,7 +37,7 @@ def recompute_activations(model: Any, on: bool) -> Iterator[None]:
         return
     chosen = checkpointed_blocks(model)
     try:
-        for block in chosen:  # stands before the class's own
+        for block in chosen:  # shadows the class's own
             block.__dict__["forward"] = partial(checkpoint, block.forward, use_reentrant=False)
         yield
     finally:

@@ -1,8 +1,9 @@
-"""Dropout of what a LoRA branch reads, B A dropout(h), as PEFT's `lora_dropout`.
+"""Dropout of the input of a LoRA branch, B A dropout(h), as PEFT's `lora_dropout`.
 
-A mask is no state of a generator: whether an entry is dropped is a hash of the example's key, the
-token's place in it, the layer and the channel. So it is the same however a batch is laid out, cut
-into parts or shared by clients, when a block is computed again, and after a resume.
+A mask does not depend on the state of a generator: whether an entry is dropped is a hash of the
+example's key, the token's place in it, the layer and the channel. So it is the same however a batch
+is laid out, cut into parts or shared by clients, when a block is computed again, and after a
+resume.
 """
 
 from collections.abc import Sequence

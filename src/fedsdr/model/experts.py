@@ -1,4 +1,4 @@
-"""What of a mixture of experts is adapted, from shapes and names alone: no weights are needed."""
+"""Which part of a mixture of experts is adapted, from shapes and names alone."""
 
 from collections.abc import Collection
 from typing import Any

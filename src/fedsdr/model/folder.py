@@ -1,4 +1,4 @@
-"""Whether a model folder can be loaded, told from its files alone."""
+"""Checks of a model folder by its files alone, before it is loaded."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def has_tokenizer(folder: Path) -> bool:
 def check_weight_files(path: str) -> None:
     """Raise `UserError` unless a folder holds all its weights as safetensors, none cut short.
 
-    Headers are read, no tensor is. A hub name is left to whoever loads it.
+    Reads headers and no tensors. Names on the hub are not checked.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -78,7 +78,7 @@ def _no_weights(path: str) -> UserError:
             "again, whole"
         )
     return UserError(
-        f"model.path = {path!r} holds no weights: expected {MODEL_WEIGHTS} beside config.json"
+        f"model.path = {path!r} holds no weights: expected {MODEL_WEIGHTS} next to config.json"
     )
 
 

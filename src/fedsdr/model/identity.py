@@ -1,7 +1,7 @@
-"""The identity of a model by its content: all that its answers depend on, part by part.
+"""The identity of a model: digests of all that its answers depend on, part by part.
 
-What keeps results of a model (the cache of rewrites, evaluations, answers, checkpoints) or agrees
-with others on one (a federation) goes by it: names and paths stay the same when a model changes.
+Stored results of a model (cached rewrites, evaluations, answers, checkpoints), and the members of a
+federation, compare identities, since names and paths stay the same when a model changes.
 """
 
 import hashlib
@@ -21,14 +21,13 @@ from fedsdr.model.lora import Stream
 
 Identity = Mapping[str, str]  # part of a model, as messages name it -> a digest, or a short value
 FORMAT: Final = ("dtype", "quantisation")  # parts without which digests of weights do not compare
-# Keys of configurations that say where a model came from or what wrote it, or are parts of their
-# own.
+# Keys of configurations that record a model's origin, or are parts of the identity themselves.
 APART: Final = ("transformers_version", "dtype", "torch_dtype", "quantization_config")
 
 
 def model_identity(model: Any, chat: ChatFormat) -> Identity:
-    """Of a base model as it was loaded, before anything is put into it. Reads all weights once,
-    at about 1 GB/s."""
+    """The identity of a base model as loaded, without adapters. Reads all weights once, at about
+    1 GB/s."""
     config = model.config.to_diff_dict()
     quantisation = config.get("quantization_config")
     generation = _without_origin(model.generation_config.to_diff_dict())
@@ -49,7 +48,7 @@ def chat_identity(chat: ChatFormat) -> Identity:
 
 
 def adapted_identity(base: Identity, adapters: Mapping[Stream, Adapter], scale: float) -> Identity:
-    """Of a base model with adapters in place, scaled by alpha / rank; without one, the base's."""
+    """The identity of a base model with adapters scaled by alpha / rank; the base's without any."""
     tensors = {f"{stream}/{key}": t for stream, each in adapters.items() for key, t in each.items()}
     if not tensors:
         return base
@@ -67,8 +66,8 @@ def read_identity(text: str) -> Identity:
         found = json.loads(text)
     except ValueError:
         return {}
-    told = isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
-    return found if told else {}
+    valid = isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
+    return found if valid else {}
 
 
 def identity_digest(identity: Identity) -> str:
@@ -94,7 +93,7 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def content_digest(content: Any) -> str:
-    """Of whatever JSON can write; of the rest, as it is printed."""
+    """A digest of JSON content; values that JSON cannot hold enter as `str` prints them."""
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -105,7 +104,7 @@ def _tokenizer_content(tokenizer: Any) -> list[Any]:
     content = [added, tokenizer.special_tokens_map, tokenizer.clean_up_tokenization_spaces]
     if tokenizer.is_fast:
         core = json.loads(tokenizer.backend_tokenizer.to_str())
-        # Whoever has tokenised a batch has left these two otherwise.
+        # These two change whenever a batch is tokenised.
         return [*content, {**core, "padding": None, "truncation": None}]
     switches = {k: v for k, v in tokenizer.init_kwargs.items() if isinstance(v, int)}
     switches |= dict.fromkeys(("is_local", "local_files_only"), 0)  # of loading

@@ -7,8 +7,8 @@ is private: it learns from rewrites and stays with its client. Our own layer rat
 because a stream that is off costs nothing and a frozen one no weight gradient; keys and shapes
 are PEFT's, so that files are interchangeable (`fedsdr.model.peft_format`).
 
-A third stream F is part of R: what exact aggregation has folded into the base model. It is
-never trained, and empty but for the algorithms that fold.
+A third stream F is the part of R that exact aggregation has folded into the base model. It is never
+trained, and used only by the algorithms that fold.
 """
 
 import re
@@ -46,7 +46,7 @@ NOT_IN_PEFT: Final[Mapping[str, str]] = {
 
 
 class Stream(StrEnum):
-    """The two streams, and what is folded."""
+    """The two streams, and the folded part of R."""
 
     RECTIFY = "R"
     SMOOTH = "S"
@@ -54,12 +54,12 @@ class Stream(StrEnum):
 
 
 class TwoStreamLinear(nn.Module):
-    """A frozen `nn.Linear`, quantised or not, or GPT-2 `Conv1D` with two LoRA streams beside it.
+    """A frozen `nn.Linear`, quantised or not, or GPT-2 `Conv1D`, with two parallel LoRA streams.
 
     A: (r, in) and B: (out, r) for each stream, float32 or the base's dtype if that is wider.
     The rank r of a stream is that of the adapter in it; alpha / rank scales all of them.
-    Of K clients side by side A is (K, r, in), B (K, out, r), and the rows of the batch are theirs
-    in order, as many each.
+    For K clients at once A is (K, r, in) and B (K, out, r), and the batch holds equally many rows
+    of each, in order.
     """
 
     def __init__(self, base: nn.Module, rank: int, alpha: float) -> None:
@@ -82,7 +82,7 @@ class TwoStreamLinear(nn.Module):
 
     @property
     def weight(self) -> Any:
-        """The base's: some models read it of a layer that they do not call."""
+        """The base layer's: some models read the weight of a layer without calling it."""
         return self.base.weight
 
     @property
@@ -226,9 +226,9 @@ class TwoStreamModel:
                 tensor.copy_(adapter[key])
 
     def load_side_by_side(self, stream: Stream, adapters: Sequence[Adapter]) -> None:
-        """Copy an adapter of each of K clients; smaller ranks are filled up with zeros.
+        """Copy an adapter of each of K clients; smaller ranks are padded with zeros.
 
-        Zeros stay zeros in training: the gradient of either factor's is a product with the other's.
+        Padding stays zero in training: its gradient in either factor is a product with the other's.
         """
         whole = stack_clients(adapters)
         assert whole.keys() == self._tensors(stream).keys()

@@ -1,4 +1,4 @@
-"""A model's outline: its configuration built on the meta device, without any weight loaded."""
+"""A model on the meta device, built from its configuration without loading weights."""
 
 from typing import Any
 

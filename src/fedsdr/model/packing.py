@@ -65,7 +65,7 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, scaling: float | None) -> Tensor:
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
-    """Where texts end says what a mask would."""
+    """No mask: the boundaries of the texts replace it."""
 
 
 AttentionInterface.register(NAME, segment_attention)
@@ -85,7 +85,7 @@ def packed_attention(model: Any, on: bool) -> Iterator[None]:
 
 
 class Packing:
-    """Whether a model can be given texts end to end, and when that is worth it."""
+    """Whether a model supports packed texts, and when packing is faster than padding."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -130,7 +130,7 @@ def _packs(model: Any) -> bool:
 
 
 def segment_inputs(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
-    """What a model must be told of texts laid end to end."""
+    """Model inputs for texts packed end to end: positions (1, N), and where each text begins."""
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
     ends = torch.tensor(lengths).cumsum(0).tolist()
     return {"position_ids": positions.to(device), "cu_seq_lens_q": (0, *ends)}

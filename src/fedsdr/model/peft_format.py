@@ -27,7 +27,7 @@ CONFIG: Final = "adapter_config.json"
 
 
 class _Config(BaseModel):
-    """What of adapter_config.json is read."""
+    """The keys of adapter_config.json that are read."""
 
     r: Annotated[int, Field(gt=0)]
     lora_alpha: Annotated[float, Field(allow_inf_nan=False)]
@@ -42,7 +42,7 @@ class _Config(BaseModel):
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """What an adapter's tensors do not say: alpha, the base model, GPT-2's transposed layers.
+    """The settings of an adapter that its tensors do not hold.
 
     modules: target_modules of adapter_config.json. dropout: that it was trained with. parameters:
     target_parameters, the weights of layers that PEFT would not find by their names. layers,
@@ -62,7 +62,7 @@ class AdapterSettings:
 
 
 def settings_of(model: TwoStreamModel, base: str, dropout: float = 0.0) -> AdapterSettings:
-    """What PEFT must know to apply a model's adapters to the base model called `base`."""
+    """The settings by which PEFT applies a model's adapters to the base model called `base`."""
     blocks = model.blocks
     there = [each for each in model.module_paths if blocks is None or blocks.selects(each)]
     modules = target_modules(model.paths, there)
@@ -107,7 +107,7 @@ def write_adapter(
     """Write adapter_config.json and adapter_model.safetensors; the weights come last.
 
     Layers may have ranks of their own (an exact aggregation's have): the scale alpha / rank of
-    `settings` is everybody's.
+    `settings` applies to all of them.
     """
     ranks = {path: adapter[path + A_SUFFIX].shape[0] for path in layer_paths(adapter)}
     scale = settings.alpha / settings.rank
@@ -191,7 +191,7 @@ def _is_pair(a: Tensor | None, b: Tensor | None) -> bool:
 
 
 def read_settings(folder: Path) -> AdapterSettings:
-    """What `write_adapter` was told when it wrote this folder; `UserError` if nobody was."""
+    """The settings with which `write_adapter` wrote this folder; `UserError` for any other file."""
     try:
         config = _Config.model_validate(files.read_json(folder / CONFIG))
     except ValidationError as error:

@@ -1,9 +1,8 @@
-"""Linear layers with weights in the order that the processor multiplies fastest.
+"""Linear layers with weights prepacked by oneDNN, for generation on CPUs.
 
 A step of generation multiplies every weight with a few rows, and a plain matrix product spends
-half of that on bringing the weights into order, anew in each step. oneDNN can be given them in
-order. That takes a second copy of the weights for as long as it lasts, so it is done where memory
-allows.
+half of its time on reordering the weights, anew in each step. oneDNN accepts weights that are
+reordered once. That needs a second copy of the weights, so it is done where memory allows.
 """
 
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from fedsdr.model.fit import free_memory
 
 ROWS: Final = 16  # that oneDNN chooses the order for; others are served as well
 PACKABLE_DTYPES: Final = (torch.float32, torch.bfloat16)
-SPARE_MEMORY: Final = 4  # how often the copy must fit into free memory: somebody else may need some
+SPARE_MEMORY: Final = 4  # times the copy must fit into free memory, of which others need some
 
 
 @contextmanager
@@ -33,7 +32,7 @@ def prepacked_weights(model: Any) -> Iterator[None]:
         layers = []
     try:
         for layer in layers:
-            layer.__dict__["forward"] = _forward(layer)  # stands before the class's own
+            layer.__dict__["forward"] = _forward(layer)  # shadows the class's own
         yield
     finally:
         for layer in layers:

@@ -22,7 +22,7 @@ def check_quantisation(quantisation: str) -> None:
 
 
 def loading_options(quantisation: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """What `from_pretrained` must be told; activations and adapters' inputs are in `dtype`."""
+    """Keyword arguments of `from_pretrained`; activations and adapters' inputs are in `dtype`."""
     check_quantisation(quantisation)
     if quantisation == "none":
         return {}

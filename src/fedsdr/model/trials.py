@@ -1,8 +1,8 @@
-"""What a model computes right is found by trying it, not by its name.
+"""Trials: tests on a model of which shortcuts (padding, packing, caches) are correct for it.
 
-transformers' architectures differ in what padding, positions, packing and caches do to them, and
-one that does not heed them raises nothing. Each shortcut has a trial against the plain forward
-pass of one text alone; without it, or where the trial raises, the plain way is taken.
+Architectures differ in how they treat padding, positions, packing and caches, and one that ignores
+them raises no error. Each shortcut is compared with the plain forward pass of one text alone, and
+is only used where the two agree.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ _KNOWN: Final[WeakKeyDictionary[Any, dict[str, bool]]] = WeakKeyDictionary()
 
 
 def passes_trial(model: Any, trial: Callable[[Any], bool]) -> bool:
-    """Whether a trial says yes; one that raises says no. It is made once for each model."""
+    """Whether a trial succeeds (one that raises does not); cached for each model."""
     known = _KNOWN.setdefault(model, {})
     name = f"{trial.__module__}.{trial.__qualname__}"
     if name not in known:
@@ -54,7 +54,7 @@ def same_logits(found: Tensor, wanted: Tensor, dtype: torch.dtype | None = None)
 
 
 def compute_precision(model: Any) -> torch.dtype:
-    """What a model computes in; 8 bits round each token by what is around it."""
+    """The precision of a model's logits; in 8 bits, rounding depends on the other tokens."""
     quantised = getattr(model.config, "quantization_config", None) is not None
     dtype: torch.dtype = torch.bfloat16 if quantised else model.dtype
     return dtype
@@ -100,7 +100,7 @@ def check_causal(model: Any, path: str) -> None:
 
 
 def pads_rightly(model: Any) -> bool:
-    """Whether texts filled up on the right to one length have the logits that each has alone."""
+    """A trial: whether texts padded on the right have the logits that each has alone."""
     longest = max(map(len, TRIAL_TEXTS))
     ids = torch.zeros(len(TRIAL_TEXTS), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)

@@ -1,4 +1,4 @@
-"""What `fedsdr eval` found: scores with standard errors, and paired differences."""
+"""Results of `fedsdr eval`: scores with standard errors, and paired differences."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ def benchmark_table(found: BenchmarkScores) -> BenchmarkTable | None:
 
 
 def shortened_prompts(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How many prompts were made shorter, in words; models with the same numbers in one line."""
+    """Sentences on shortened prompts; models with equal counts share one."""
     models: dict[str, list[str]] = {}
     for row in results:
         count, shots, words = row["questions"], row["settings"]["shots"], []

@@ -1,4 +1,4 @@
-"""What the figures show: curves of the material, gathered into panels with a legend."""
+"""Charts of the report: curves gathered into panels with a legend."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -147,8 +147,8 @@ def conflict_chart(material: Material, styles: Styles) -> Chart | None:
 
 
 def _norms(material: Material, styles: Styles) -> list[figures.Line]:
-    """Both norms of the methods that have both: the norm of R alone says nothing of conflict. The
-    dash tells the streams apart, the colour the methods."""
+    """Both norms of the methods that have both: the norm of R alone says nothing of conflict.
+    Streams differ in dash, methods in colour."""
     found = {stream: series.method_curves(material, "train", f"norm/{stream}") for stream in "RS"}
     both = {curve.method for curve in found["S"]}
     lines = []

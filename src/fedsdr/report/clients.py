@@ -1,4 +1,4 @@
-"""The clients' own models one by one: what each makes of its own client's data."""
+"""The clients' own models one by one, each evaluated on its client's data."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -41,7 +41,7 @@ class ClientScores:
 
 
 def client_table(material: Material, styles: Mapping[str, Style]) -> ClientScores | None:
-    """The own method's clients, beside those of local training; None where they are unknown."""
+    """The own method's clients next to those of local training; None where they are unknown."""
     methods = {method.name: method for method in material.methods}
     own, reference = methods.get(material.own), methods.get(REFERENCE)
     names = _names(own) if own else []
@@ -80,7 +80,7 @@ def _column(method: MethodRuns, name: str) -> Column:
 
 
 def _losses(own: MethodRuns) -> list[Column]:
-    """The loss of a client's own model beside the global model's, where that one is known."""
+    """The loss of a client's own model next to the global model's, where that is known."""
     column = _column(own, LOSS)
     if not any(f"{LOSS}/{client}" in own.scores for client in _names(own)):
         return [column]

@@ -219,9 +219,9 @@ def change_rows(found: DiagnosisData) -> list[tuple[str, str, str, str]]:
         (label, f"{raw[key]:.3f}", f"{new[key]:.3f}", text.format_signed(new[key] - raw[key], 3))
         for label, key in (
             ("JS at equal word counts", "even_js"),
-            ("the same, dealt by chance", "chance_js"),
+            ("the same, assigned at random", "chance_js"),
             ("TF-IDF at equal word counts", "even_tfidf"),
-            ("the same, dealt by chance", "chance_tfidf"),
+            ("the same, assigned at random", "chance_tfidf"),
         )
     ]
     return [*full, *even]

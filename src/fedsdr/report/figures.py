@@ -1,4 +1,4 @@
-"""The figures. Each is a pure function of curves; what is drawn is also said in words."""
+"""The figures. Each is a pure function of curves, with a description in words."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -176,7 +176,7 @@ def _make_room(axes: Axes) -> None:
 
 @dataclass(frozen=True)
 class End:
-    """A name to write beside the end of a line."""
+    """A name to write next to the end of a line."""
 
     at: tuple[float, float]
     name: str

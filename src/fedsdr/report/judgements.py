@@ -125,7 +125,7 @@ def _warnings(judging: Mapping[str, Any]) -> list[str]:
         )
     if malformed := judging["verdicts"]["malformed"]:
         words.append(
-            f"{text.format_count(malformed, 'verdict')} could not be read and count for nobody."
+            f"{text.format_count(malformed, 'verdict')} could not be read and are not counted."
         )
     for name, each in judging["answers"].items():
         if each["too_long"]:

@@ -1,4 +1,4 @@
-"""What metrics, methods and reasons are called, in one place, with a fallback for new names."""
+"""Labels of metrics, methods and reasons, with a fallback for new names."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -117,7 +117,9 @@ METHOD_LABELS: dict[str, MethodLabel] = {
     ),
     "local": MethodLabel("Local only", "local", "Each client trains alone; nothing is shared."),
     "central": MethodLabel(
-        "Centralised", "central", "One training on everybody's data together, as if it were pooled."
+        "Centralised",
+        "central",
+        "One training on all clients' data together, as if it were pooled.",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Reading a run's or comparison's folder; nothing here knows about HTML or figures."""
+"""Reading the folder of a run or comparison for its report."""
 
 import math
 from collections.abc import Mapping
@@ -82,7 +82,7 @@ class Material:
     """All that a report shows. Methods are in the order of `labels.METHODS`.
 
     seconds: of the process that finished the work, which another had begun if it was resumed.
-    privacy: what all methods and seeds together have told of a client, in words.
+    privacy: the privacy loss of a client by all methods and seeds together, in words.
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""How a method is drawn, the same in every figure: colour, dash and marker, each enough alone.
+"""The style of each method in all figures: colour, dash and marker, each distinctive by itself.
 
 Colours follow Okabe and Ito's colour-blind-safe set, darkened for light paper and lightened for
 dark. Figures are drawn in a placeholder for each slot, which becomes a CSS variable, so that
@@ -85,7 +85,7 @@ def method_styles(methods: Iterable[str]) -> dict[str, Style]:
 
 
 def _spare(index: int) -> Style:
-    """The style of the method of this number among those that are not known: forty are unlike."""
+    """The style of the index-th method without a style of its own; forty of them are distinct."""
     times, place = divmod(index, len(_OTHERS))
     shapes = [style for style in (*_OTHERS, *_KNOWN.values()) if style.marker]
     shape = shapes[(place + times) % len(shapes)]

@@ -1,4 +1,4 @@
-"""What distillation changed: each client's rewrites, summed over seeds, and examples of them."""
+"""Each client's rewrites, summed over seeds, and examples of them."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

@@ -66,7 +66,7 @@ def svg_canvas(width: float, height: float, margins: tuple[float, ...]) -> tuple
 
 
 def to_svg(figure: Figure, name: str, title: str, description: str) -> Markup:
-    """The figure as inline SVG; `name` must be unique on the page. Call within `settings()`."""
+    """The figure as inline SVG; `name` must be unique on the page. Call within `svg_settings()`."""
     buffer = io.StringIO()
     blank = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", metadata=blank)
@@ -88,7 +88,7 @@ def to_svg(figure: Figure, name: str, title: str, description: str) -> Markup:
 
 
 def _clean(body: str, name: str) -> str:
-    """Drop what a page must not get twice or at all, and hand colours and fonts to its CSS."""
+    """Remove metadata and styles, make ids unique on the page, leave colours and fonts to CSS."""
     body = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r"<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)  # its "*" is the page's
     body = body.replace("xlink:href=", "href=")

@@ -24,7 +24,7 @@ WIDE: Final = 120  # characters of a terminal that has room for intervals
 
 def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
     """One row a method, one column a metric ("own": the clients' own models), then the claims and,
-    under differential privacy, what the run as a whole has told."""
+    under differential privacy, the privacy loss of the whole run."""
     console = console or Console()
     methods = summary["methods"]
     columns = [c for c in TERMINAL_COLUMNS if any(c in metrics for metrics in methods.values())]

@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them."""
+"""Formatting of numbers, durations, sizes and lists for readers."""
 
 from collections.abc import Callable, Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""What a tracking backend is told, and what it must do."""
+"""The interface of a tracking backend."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

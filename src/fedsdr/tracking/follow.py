@@ -1,7 +1,7 @@
 """Following one method: its rounds as they are committed, its parameters, its final metrics.
 
-A backend that fails, for want of disk or network say, is left alone for the rest of the method;
-that is said once, and training goes on.
+A backend that fails (no disk space, no network) is disabled for the rest of the method with one
+message, and training continues.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.tracking.contract import Tracked, Tracker
 from fedsdr.tracking.table import Backend
 
-# What names clients, their files or a secret; and what is not the method's own.
+# Keys that name clients, their files or a secret, or do not describe the method itself.
 WITHHELD = ("data.sources", "lora.ranks", "privacy.noise_seed", "variants", "baselines", "tracking")
 
 
@@ -73,7 +73,7 @@ class Follower:
 
 
 def tracked_method(recipe: Recipe, run: str, method: str, out: Path, folder: Path) -> Tracked:
-    """What backends are told of a method."""
+    """The description of a method for tracking backends."""
     options = recipe.tracking
     return Tracked(
         options.project, options.name or run, method, out, folder, tracked_parameters(recipe)

@@ -33,7 +33,7 @@ def choose_backends(names: Sequence[str]) -> dict[str, Backend]:
         known = ", ".join([AUTO, NONE, *BACKENDS])
         raise UserError(f"tracking.backends names {unknown[0]!r}: choose from {known}")
     if NONE in names and len(names) > 1:
-        raise UserError('tracking.backends has "none" beside others: leave one of them out')
+        raise UserError('tracking.backends has "none" together with others: leave one of them out')
     chosen = {name: BACKENDS[name] for name in names if name in BACKENDS}
     for name, backend in chosen.items():
         if not find_spec(backend.package):

@@ -28,7 +28,7 @@ class TensorBoard:
         from torch.utils.tensorboard.summary import hparams
 
         if final is not None:
-            # The writer's own add_hparams would begin a run of its own beside this one.
+            # The writer's own add_hparams would create a second run.
             named = {f"final/{name}": value for name, value in final.items()}
             for summary in hparams(dict(self._parameters), named):  # type: ignore[no-untyped-call]
                 self._writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]

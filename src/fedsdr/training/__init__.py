@@ -1,1 +1,1 @@
-"""Local training, the round loop, and what makes a run resumable."""
+"""Stage 3, train: the client half: local training, cohorts, the loss, and the client's store."""

@@ -1,8 +1,8 @@
 """Several clients in one pass of the shared frozen base, each row by its own client's adapters.
 
-A step of a small model, or of few records, is mostly the starting of operations: K clients start
-them once. What a client learns is what `fedsdr.training.local` teaches it alone, to rounding:
-the losses, gradients, norms and optimiser states of clients never meet.
+A step of a small model, or of few records, is dominated by the overhead of launching operations,
+which K clients then share. Each client learns the same as from `fedsdr.training.local`, up to
+rounding: losses, gradients, norms and optimiser states are separate.
 """
 
 import math
@@ -28,11 +28,11 @@ from fedsdr.training.loss import token_losses
 from fedsdr.training.teacher import ConsolidationTeacher
 
 T = TypeVar("T")
-EMPTY_EXAMPLE: Final = Example((0,), ())  # a row that nothing is learnt from
+EMPTY_EXAMPLE: Final = Example((0,), ())  # a padding row without a target
 
 
 def train_cohort(trainers: Sequence[LocalTrainer], stages: Sequence[Stage]) -> list[Fitted]:
-    """A stage of each client: those that are alike at once, the others alone, in order."""
+    """Train a stage of each client: compatible stages at once, the others one by one."""
     starts = [t.streams(s) for t, s in zip(trainers, stages, strict=True)]
     groups: dict[Any, list[int]] = {}
     for k, stage in enumerate(stages):
@@ -49,7 +49,7 @@ def train_cohort(trainers: Sequence[LocalTrainer], stages: Sequence[Stage]) -> l
 
 
 def stage_signature(stage: Stage, streams: Mapping[Stream, Adapter]) -> Any:
-    """What stages must have in common to be trained at once; ranks and records may differ."""
+    """What stages must have in common to be trained together; ranks and records may differ."""
     pull = (stage.pull.strength, frozenset(stage.pull.towards)) if stage.pull else None
     shift = None if stage.shift is None else frozenset(stage.shift)
     same = (stage.trains, stage.schedule, stage.alone, stage.distil, stage.factors)
@@ -57,7 +57,7 @@ def stage_signature(stage: Stage, streams: Mapping[Stream, Adapter]) -> Any:
 
 
 class CohortTrainer:
-    """One stage of K clients at once, by trainers of one run and one round."""
+    """Trains one stage of K clients at once, by their trainers of one run and round."""
 
     def __init__(self, trainers: Sequence[LocalTrainer], stages: Sequence[Stage]) -> None:
         self.trainers, self.stages = trainers, stages

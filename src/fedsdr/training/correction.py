@@ -1,4 +1,4 @@
-"""Corrections of the local gradient, by which algorithms hold their clients together."""
+"""Corrections of the local gradient: proximal terms and control variates."""
 
 from collections.abc import Mapping
 
@@ -29,7 +29,7 @@ class Correction:
         self.steps = 0
 
     def _of_parameters(self, adapter: Adapter) -> dict[str, Tensor]:
-        """The tensors that concern trained parameters, where and as those are."""
+        """The tensors of trained parameters, on their device and in their dtype."""
         return {
             key: adapter[key].to(parameter.device, parameter.dtype)
             for key, parameter in self.parameters.items()
@@ -40,7 +40,7 @@ class Correction:
     def apply(self) -> None:
         self.steps += 1
         for key, parameter in self.parameters.items():
-            if parameter.grad is None:  # no text went through the layer: an expert, say
+            if parameter.grad is None:  # no token reached the layer: an unused expert, say
                 parameter.grad = torch.zeros_like(parameter)
             gradient = parameter.grad
             if key in self.sums:

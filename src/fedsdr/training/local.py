@@ -35,7 +35,7 @@ class LocalTrainer:
     smoothing_rank: of a fresh S, where it is another than R's.
     micro_batch: records in memory at a time; a batch's gradient is the same whatever it is.
     annealing: of the stages' learning rates. checkpointing: of gradients, to save memory.
-    dropout: of what the trained stream reads (`fedsdr.model.dropout`).
+    dropout: of the trained stream's input (`fedsdr.model.dropout`).
     The optimiser is fresh in each stage of each round, as in OpenFedLLM.
     """
 
@@ -78,7 +78,7 @@ class LocalTrainer:
     def fitted(
         self, stage: Stage, loss: Mean, before: Adapter, after: Adapter, gradient: Adapter
     ) -> Fitted:
-        """What a stage gives back, once the trained stream went from `before` to `after`."""
+        """The result of a stage that took the trained stream from `before` to `after`."""
         if not adapters.all_finite(after):
             raise self.diverged("adapter became NaN or infinite", stage, stage.schedule.steps)
         fitted = Fitted(len(self.examples["raw"]), loss, Private(before), Private(after))
@@ -93,7 +93,7 @@ class LocalTrainer:
         )
 
     def streams(self, stage: Stage) -> dict[Stream, Adapter]:
-        """What a stage begins with in the model: the trained stream and those in its company."""
+        """The streams that a stage loads into the model: the trained one and the frozen ones."""
         streams = {}
         if stage.trains == "R" or stage.shared is not None or stage.own is not None:
             streams[Stream.RECTIFY] = self._rectifying(stage)
@@ -144,7 +144,7 @@ class LocalTrainer:
             optimiser.step()
             optimiser.zero_grad()
             total = total.merge(loss)
-            # An infinite norm would be clipped to a step of nothing, and nothing be learnt.
+            # An infinite norm would be clipped to a step of zero, and nothing would be learnt.
             for name, value in (("loss", total.sum), ("gradient's norm", norm)):
                 if not math.isfinite(value):
                     raise self.diverged(f"{name} became {value}", stage, step + 1)

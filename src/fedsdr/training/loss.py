@@ -1,4 +1,4 @@
-"""The loss of a batch: logits only where a response token is predicted, which is what it needs.
+"""The loss of a batch, from logits at the positions that predict response tokens only.
 
 The product with the vocabulary is a fifth of a small model's work, and its logits the largest
 tensor of a step.
@@ -50,9 +50,8 @@ def response_logits(model: torch.nn.Module, batch: Batch) -> Tensor:
 
 @contextmanager
 def head_at(model: Any, places: Tensor) -> Iterator[None]:
-    """The model with its head at some places alone, (B, T) of booleans: logits are (1, N, V).
-
-    What a model does to its logits, scaling or capping, is done to these.
+    """Apply the model's output head at selected positions only; places: (B, T), booleans. Logits
+    are then (1, N, V), with the model's own scaling or capping.
     """
 
     def chosen(_: torch.nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

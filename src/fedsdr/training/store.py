@@ -1,4 +1,4 @@
-"""A client's own store: what it keeps, versioned by round, readable by its owner alone.
+"""A client's store: its state, versioned by round, readable by its owner only.
 
 A version is written when the client has finished round t, before the server commits round t.
 If the run dies in between, the resumed run loads the version of the last committed round and
@@ -63,7 +63,7 @@ class ClientStore:
             self._path(client, round).unlink()
 
     def discard(self, client: str, after: int) -> None:
-        """Drop the versions of rounds after `after`, which came to nothing."""
+        """Drop the versions of rounds after `after`, which were not committed."""
         for round in self._versions(client):
             if round > after:
                 self._path(client, round).unlink()

@@ -1,4 +1,4 @@
-"""What a client's own model W0 + R + S knows, as targets for the R that all will share.
+"""Consolidation: the client's own model W0 + R + S as a teacher of the shared R.
 
 Knowledge distillation (Hinton et al. 2015, arXiv 1503.02531, at temperature 1) on the client's own
 records. Both read the same prompt c, x and response y; R0 is R as the stage found it:
@@ -21,15 +21,16 @@ from fedsdr.training.loss import response_logits
 
 
 def teacher_stream(r: Adapter, s: Adapter) -> Adapter:
-    """R0 and S as one frozen adapter for the slot of S, so that R can move."""
+    """R0 and S as one frozen adapter in the place of S, so that R can be trained."""
     return stack_components([(r, 1.0), (s, 1.0)])
 
 
 class ConsolidationTeacher:
-    """W0 + R0 + S, beside a student W0 + R in one model, whose slot of S holds `taught`."""
+    """The teacher W0 + R0 + S and the student W0 + R in one model, whose stream S holds
+    `teacher_stream`."""
 
     def __init__(self, model: TwoStreamModel, folded: bool) -> None:
-        """`folded`: whether a folded part of R is in the model, which both have."""
+        """folded: whether the model holds a folded part of R, which both then include."""
         self.model = model
         common = (Stream.FOLDED,) if folded else ()
         self.teaching, self.learning = (Stream.SMOOTH, *common), (Stream.RECTIFY, *common)

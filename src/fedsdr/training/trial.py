@@ -1,4 +1,4 @@
-"""One step on a few tokens before any work: whether a model's adapters learn at all."""
+"""A gradient on a few tokens before any work: whether a model's adapters can learn."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -7,7 +7,7 @@ the one before the round (all as changes of the frozen part, without alpha / r):
     aggregation/error    |D' - D|                Frobenius, over all layers
     aggregation/lost     |D' - D| / |D - D_0|    in units of the round's ideal movement
 
-Whatever a server optimiser or a robust mean does on purpose counts as well.
+The intended effect of a server optimiser or a robust mean is included.
 """
 
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ def with_aggregation_error(inner: Algorithm) -> Algorithm:
         moved = norm(subtract(ideal, subtract_frozen(before, frozen)))
         metrics = {
             "aggregation/error": Mean(error, 1),
-            # Beside the weights themselves, a way of rounding errors is no way.
+            # A movement within rounding error of the weights counts as none.
             "aggregation/lost": Mean(error / moved if moved > 1e-9 * norm(ideal) else 0.0, 1),
         }
         return replace(new, metrics={**new.metrics, **metrics})

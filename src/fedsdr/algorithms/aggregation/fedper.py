@@ -1,4 +1,4 @@
-"""FedPer: the lower layers are everybody's, the upper ones a client's own.
+"""FedPer: the lower layers are shared, the upper ones stay with their client.
 
 Arivazhagan et al. 2019 (arXiv 1912.00818), here on the adapters of a transformer's blocks: those
 of the topmost blocks are never sent.

@@ -1,4 +1,4 @@
-"""A part of the global model that is frozen: what FLoRA and FedEx-LoRA fold into the base.
+"""The frozen part of the global model that FLoRA and FedEx-LoRA fold into the base.
 
 They merge it into the base weights; we keep it as an adapter of its own, of the smallest rank
 that holds it, so that one base model serves all clients and the result is still an adapter. It is
@@ -23,9 +23,9 @@ from fedsdr.core.products import compact_rank, stack_components
 
 
 def with_folded_part(inner: Algorithm) -> Algorithm:
-    """`inner` beside the frozen part that `ServerState.memory[FOLDED]` holds, once there is one.
+    """`inner` on top of the frozen part in `ServerState.memory[FOLDED]`, once there is one.
 
-    Who puts it there is the server half of the algorithm around this.
+    The server half of the wrapping algorithm puts it there.
     """
 
     def with_folded(state: ServerState, sent: Adapter) -> Adapter:
@@ -70,7 +70,7 @@ def fold_in(state: ServerState, parts: list[tuple[Adapter, float]]) -> Adapter:
 
 
 def merge_folded(deployed: Adapter) -> Adapter:
-    """R with its folded part as one plain adapter, as files and other tools know them."""
+    """R with its folded part as one plain adapter, for files and other tools."""
     folded = strip_prefix(deployed, FOLDED)
     plain = trained_part(deployed)
     if not folded:

@@ -1,1 +1,1 @@
-"""Transforms that give every client a model of its own beside the global one."""
+"""Transforms that give every client a model of its own in addition to the global one."""

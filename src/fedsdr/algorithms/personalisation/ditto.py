@@ -1,8 +1,8 @@
-"""Ditto: beside the global model, each client trains its own, pulled towards the global one.
+"""Ditto: each client also trains a model of its own, pulled towards the global one.
 
 Li et al. 2021 (arXiv 2012.04221), Algorithm 1: v_k <- argmin F_k(v) + (lambda / 2) |v - w^t|^2,
 from the client's last v_k, at first from w^t. v_k takes the place of R in the client's model; a
-private stream S of the algorithm around stays beside it.
+private stream S of a wrapping algorithm stays in it.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""FedDPA: a dual adapter, the global one and a local one beside it.
+"""FedDPA: a dual adapter, a global and a local one.
 
 Yang et al. 2024 (arXiv 2403.19211), the iterative form (FedDPA-T): in each round the client trains
 its local adapter on W0 + R + P with the received R frozen, and R without it. P goes on from round
@@ -31,7 +31,7 @@ FEDDPA_ADAPTER = "feddpa"
 def feddpa(
     inner: Algorithm, options: NoOptions, schedule: Schedule, targets: Targets = "raw"
 ) -> Algorithm:
-    """`inner` with a local adapter beside R for each client."""
+    """`inner` with an additional local adapter for each client."""
 
     def client(
         shared: Adapter, state: ClientState, fit: Fit, round: Round

@@ -1,4 +1,4 @@
-"""Benchmarks put to the model in memory by lm-evaluation-harness, question by question.
+"""Benchmarks of the model in memory by lm-evaluation-harness, question by question.
 
 Imports lm-eval: import it late.
 """
