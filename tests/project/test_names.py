@@ -1,6 +1,8 @@
 """Public names of the package: each is defined once, and a function says what it gives."""
 
 import ast
+import re
+import tokenize
 from collections import defaultdict
 from pathlib import Path
 
@@ -15,6 +17,13 @@ MATHEMATICAL = {"add", "subtract", "scale", "dot", "norm", "cosine"}
 ENTRIES = {"main", "train"}  # of programs and of Flower's apps
 # What the commands of the command line are called, as functions of `fedsdr` itself.
 VERBS = {"check", "plan", "run", "compare", "demo", "distill", "diagnose", "rewrite"}
+# Words for which the field has better ones: "informed", "next to", "no one", "together with" ...
+DIALECT = re.compile(
+    r"\b(told|beside|nobody|company|whereabouts|wears?|dealt|holdings|is said|lies? apart|"
+    r"taken apart|told apart|put to|strangers?)\b",
+    re.IGNORECASE,
+)
+NOT_YET_PLAIN = ("api/", "cli/", "deploy/", "federation/", "recipe/", "workflows/")
 
 
 def public(node: ast.stmt) -> list[str]:
@@ -76,3 +85,34 @@ def test_the_reader_of_names_sees_them_all():
     source = "def f():\n    g = 1\nclass C: pass\nX: int = 1\nY = Z = 2\n_p = 3\nlog = 4\n"
     names = [name for node in ast.parse(source).body for name in public(node)]
     assert names == ["f", "C", "X", "Y", "Z"]
+
+
+def dialect(path: Path) -> list[str]:
+    """What names, strings and comments of a file say in words that are banned, with the line."""
+    with path.open("rb") as file:
+        return [
+            f"{path.name}:{token.start[0]}: {found[0]}"
+            for token in tokenize.tokenize(file.readline)
+            if token.type in (tokenize.NAME, tokenize.STRING, tokenize.COMMENT)
+            for found in DIALECT.finditer(token.string.replace("_", " "))
+        ]
+
+
+def test_texts_are_plain_english():
+    found = [
+        words
+        for path in sorted(ROOT.rglob("*.py"))
+        if not path.relative_to(ROOT).as_posix().startswith(NOT_YET_PLAIN)
+        for words in dialect(path)
+    ]
+    assert found == []
+
+
+def test_the_reader_of_texts_sees_names_strings_and_comments(tmp_path):
+    source = (
+        '"""What it is told."""\nx = f(nobody)  # beside it\ntold_so = "the company"\nfolded = 1\n'
+    )
+    (tmp_path / "a.py").write_text(source)
+    assert dialect(tmp_path / "a.py") == [
+        "a.py:1: told", "a.py:2: nobody", "a.py:2: beside", "a.py:3: told", "a.py:3: company",
+    ]  # fmt: skip

@@ -235,7 +235,7 @@ def test_parameters_name_no_client_no_file_and_no_secret(home):
     ("backends", "said"),
     [
         (["comet"], "'comet': choose from auto, none, tensorboard, mlflow, wandb"),
-        (["none", "wandb"], '"none" beside others'),
+        (["none", "wandb"], '"none" together with others'),
     ],
 )
 def test_a_wrong_choice_is_told_before_any_work(home, backends, said):
