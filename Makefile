@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo evidence test models-table lint docs dist wheel-test audit bench clean
+.PHONY: install demo evidence test test-slow models-table lint docs dist wheel-test audit bench clean
 
 install: .venv/installed
 
@@ -20,7 +20,11 @@ evidence: install
 	$(BIN)/python -m experiments $(if $(QUICK),--quick)
 
 test: install
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto -m "not slow"
+
+# What takes minutes or processes of its own: Flower, kills, loss of power, a cell of the evidence.
+test-slow: install
+	$(BIN)/python -m pytest -n auto -m slow
 
 # Tries every causal architecture of transformers and writes docs/models.md's table; minutes.
 models-table: install

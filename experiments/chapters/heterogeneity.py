@@ -10,6 +10,7 @@ from experiments.chapters.shared import (
     GLOBAL,
     PERSONAL,
     at_equal_facts,
+    clients_of,
     overview_table,
     sweep_figure,
 )
@@ -19,7 +20,6 @@ from fedsdr.algorithms.participation import present_clients
 from fedsdr.core.statistics import Estimate, t_interval
 from fedsdr.evaluate.verdicts import Claim, Condition
 from fedsdr.report.labels import method_label as label
-from fedsdr.workflows.prepare import prepare_run
 
 SCORES: Final = ("client_facts", "general")
 NEWCOMERS: Final = {"two of five late": "half of the rounds", "two of five never": "no round"}
@@ -98,7 +98,7 @@ def _figures(results: Results, cells: Cells) -> list[Figure]:
 def _late(cell: Cell, seed: int) -> tuple[list[str], list[str]]:
     """Names of the clients that are there from the first round, and of the others."""
     recipe = cell.recipe(seed)
-    names = [client.name for client in prepare_run(recipe).clients]
+    names = [client.name for client in clients_of(cell, seed)]
     there = present_clients(names, recipe.federation.late, recipe.federation.late_round, 1)
     return [*there], [name for name in names if name not in there]
 
@@ -193,7 +193,7 @@ def _sizes(results: Results, cells: Cells) -> Table:
 
 def _by_size(cell: Cell, seed: int) -> tuple[list[str], list[str]]:
     """Names of the clients with more, and with fewer records than the mean."""
-    records = {client.name: len(client.train) for client in prepare_run(cell.recipe(seed)).clients}
+    records = {client.name: len(client.train) for client in clients_of(cell, seed)}
     mean = fmean(records.values())
     large = [name for name, count in records.items() if count > mean]
     return large, [name for name in records if name not in large]

@@ -11,8 +11,10 @@ from experiments.results import Results
 from fedsdr.core import files
 from fedsdr.core.layout import CLIENTS_FOLDER, REWRITES_FILE
 from fedsdr.core.statistics import Estimate, t_interval
+from fedsdr.data.records import ClientData
+from fedsdr.lab.world import build_world
 from fedsdr.report.labels import method_label as label
-from fedsdr.workflows.prepare import prepare_run
+from fedsdr.workflows.prepare import world_options
 
 GLOBAL: Final = {
     "client_facts": "client facts",
@@ -195,8 +197,13 @@ def mean_of(rows: Sequence[Mapping[str, float]], metric: str) -> float:
     return sum(row[metric] for row in rows) / len(rows)
 
 
+def clients_of(cell: Cell, seed: int) -> list[ClientData]:
+    """The clients and their records, straight from the world: nothing is encoded."""
+    return build_world(world_options(cell.recipe(seed))).client_data()
+
+
 def raw_texts(cell: Cell, seed: int) -> Texts:
-    clients = prepare_run(cell.recipe(seed)).clients
+    clients = clients_of(cell, seed)
     return {client.name: [record.response for record in client.train] for client in clients}
 
 

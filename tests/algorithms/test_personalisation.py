@@ -4,7 +4,6 @@ The local trainer is `tiny.ToyClient`, in float64; some numbers are worked by ha
 """
 
 import math
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -46,8 +45,8 @@ from fedsdr.core.adapters import (
     zeros_like,
 )
 from fedsdr.core.errors import UserError
-from fedsdr.core.metrics import Mean
 from fedsdr.recipe.choices import read_options
+from support.parabola_clients import Parabola, scalar
 from support.toy_clients import CLIENTS, RECORDS, SHAPES, ToyClient, random_adapter
 from support.toy_rounds import ROUNDS, SCHEDULE, SETUP, build, furthest, play, same_bits
 
@@ -196,38 +195,13 @@ def test_the_model_of_a_client_that_has_not_taken_part(name, targets):
         assert same_bits(personal.shared, plain_factors(sent))
 
 
-# --- A client of one number, whose loss is a parabola
-
-
-class Parabola(NamedTuple):
-    """(w - goal)^2 / 2, by steps or exactly; R is what is shared, or the client's own."""
-
-    goal: float
-    records: int = 1
-    exact: bool = False
-
-    def __call__(self, stage: Stage) -> Fitted:
-        sent = stage.shared or {}
-        w = x = {**sent, **unwrap_private(stage.own)}["w"].item()
-        strength = stage.pull.strength if stage.pull else 0.0
-        towards = stage.pull.towards["w"].item() if stage.pull else 0.0
-        for _ in range(stage.schedule.steps):
-            w -= stage.schedule.lr * (w - self.goal + strength * (w - towards))
-        if self.exact:
-            w = (self.goal + strength * towards) / (1 + strength)
-        after = number(w)
-        fitted = Fitted(self.records, Mean(0.0, 1), Private(number(x)), Private(after))
-        return replace(fitted, shared=after) if sent else replace(fitted, own=Private(after))
-
-
-def number(value: float) -> Adapter:
-    return {"w": torch.tensor([value], dtype=torch.float64)}
+# --- Ditto
 
 
 def dittos_of_one(client: Parabola, options: Ditto, schedule: Schedule, rounds: int) -> Any:
     """The global w and the personal v of a federation of one, after each round; from 0."""
     algorithm = ditto(fedavg(Setup(schedule)), options, schedule)
-    server, state = algorithm.init(number(0.0)), ClientState()
+    server, state = algorithm.init(scalar(0.0)), ClientState()
     ws, vs = [], []
     for t in range(1, rounds + 1):
         round = Round(t, t)
@@ -237,9 +211,6 @@ def dittos_of_one(client: Parabola, options: Ditto, schedule: Schedule, rounds: 
         ws.append(server.adapter["w"].item())
         vs.append(unwrap_private(state.private[dittos.DITTO_ADAPTER])["w"].item())
     return ws, vs
-
-
-# --- Ditto
 
 
 def test_ditto_by_hand():
@@ -252,7 +223,7 @@ def test_ditto_by_hand():
 
     Pulled towards the w that the client sends, v would be 1.9375 after the first round.
     """
-    ws, vs = dittos_of_one(Parabola(4.0), Ditto(strength=1.0), Schedule(2, 0.25), 2)
+    ws, vs = dittos_of_one(Parabola(1.0, 4.0), Ditto(strength=1.0), Schedule(2, 0.25), 2)
     assert ws == [1.75, 2.734375]
     assert vs == [1.5, 2.53125]
 
@@ -260,7 +231,7 @@ def test_ditto_by_hand():
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 1e9])
 def test_ditto_solved_exactly_lies_between_the_goal_and_the_received_adapter(strength):
     """(goal + strength w^t) / (1 + strength), from w^t = 0 and then 4, which FedAvg has found."""
-    client = Parabola(4.0, exact=True)
+    client = Parabola(1.0, 4.0, exact=True)
     ws, vs = dittos_of_one(client, Ditto(strength=strength), Schedule(2, 0.25), 2)
     assert ws == [4.0, 4.0]
     assert vs == pytest.approx([4 / (1 + strength), 4.0], abs=1e-12)

@@ -26,12 +26,13 @@ from support import tiny_recipe
 from support.flower_processes import (
     FEDSDR,
     Scripts,
+    federation,
     fedsdr,
     give_free_ports,
     kill,
     running,
-    wait_until,
 )
+from support.processes import wait_until
 from support.repository import REPOSITORY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -44,6 +45,12 @@ FAMILIES = [
     "fedsdr+ditto", "median", "fedsdr+int8",
 ]  # fmt: skip
 PATIENCE = {"wait_seconds": 300.0, "round_seconds": 300.0, "prepare_seconds": 300.0}
+
+
+@pytest.fixture(autouse=True)
+def scripts(tmp_path: Path) -> Iterator[Scripts]:
+    with federation(tmp_path) as scripts:
+        yield scripts
 
 
 def setting(folder: Path) -> Path:
@@ -89,13 +96,6 @@ def test_the_simulation_runtime_gives_the_same_run(tmp_path, monkeypatch):
     wait_until("Flower's processes end", 30, lambda: not running(str(out)))
 
 
-@pytest.fixture
-def scripts() -> Iterator[Scripts]:
-    scripts = Scripts()
-    yield scripts
-    scripts.end()
-
-
 def test_a_deployment_as_in_the_guide(here, tmp_path, scripts: Scripts):
     """And five deaths on the way: of the SuperLink, the SuperExec, the ServerApp, of a client's
     trainer and of another's SuperNode."""
@@ -112,22 +112,16 @@ def test_a_deployment_as_in_the_guide(here, tmp_path, scripts: Scripts):
     assert "anna, ben" in fedsdr("deploy", "register", str(server))
     assert "all were already" in fedsdr("deploy", "register", str(server))
 
-    with subprocess.Popen(
-        [FEDSDR, "deploy", "run", str(server)], stderr=subprocess.PIPE, text=True
-    ) as submitted:
-        try:
-            metrics = server / "run" / "metrics.jsonl"
-            wait_until("the rounds begin", 400, metrics.exists)
-            kill("flower-superlink", str(port))
-            kill("fedsdr deploy trainer", where=out / "anna")
-            wait_until("round 1 is done", 400, lambda: len(files.read_json_lines(metrics)) > 1)
-            kill("flower-superexec", str(port))
-            kill("fedsdr.deploy.flower.supernode", where=out / "ben" / "relay")
-            kill("flwr-serverapp", str(port))
-            _, told = submitted.communicate(timeout=700)
-        finally:
-            submitted.kill()
-    assert submitted.returncode == 0, told
+    with scripts.submitted(server) as submitted:
+        metrics = server / "run" / "metrics.jsonl"
+        wait_until("the rounds begin", 400, metrics.exists)
+        kill("flower-superlink", str(port))
+        kill("fedsdr deploy trainer", where=out / "anna")
+        wait_until("round 1 is done", 400, lambda: len(files.read_json_lines(metrics)) > 1)
+        kill("flower-superexec", str(port))
+        kill("fedsdr.deploy.flower.supernode", where=out / "ben" / "relay")
+        kill("flwr-serverapp", str(port))
+        told = submitted.wait(700)
     assert "attempt 2 of 5" in told
     same(here, server / "run")
     shown = fedsdr("status", str(server))

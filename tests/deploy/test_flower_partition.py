@@ -1,7 +1,6 @@
 """A client whose network is cut: left out while it lasts, and back once it is mended."""
 
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import pytest
 from fedsdr.core import files
 from fedsdr.deploy.flower.simulation import free_port
 from support import tiny_recipe
-from support.flower_processes import FEDSDR, Cable, Scripts, fedsdr, give_free_ports, wait_until
+from support.flower_processes import Cable, Scripts, federation, fedsdr, give_free_ports
+from support.processes import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 CLIENTS = ("anna", "ben")
@@ -20,10 +20,9 @@ PATIENCE = {
 
 
 @pytest.fixture
-def scripts() -> Iterator[Scripts]:
-    scripts = Scripts()
-    yield scripts
-    scripts.end()
+def scripts(tmp_path: Path) -> Iterator[Scripts]:
+    with federation(tmp_path) as scripts:
+        yield scripts
 
 
 @pytest.fixture
@@ -62,20 +61,12 @@ def test_a_client_that_is_cut_off_is_left_out_and_comes_back(
     log = server / "logs" / "superlink.log"
     wait_until("the SuperLink is up", 120, lambda: log.exists() and "running on" in log.read_text())
     fedsdr("deploy", "register", str(server))
-    with subprocess.Popen(
-        [FEDSDR, "deploy", "run", str(server)], stderr=subprocess.PIPE, text=True
-    ) as submitted:
-        try:
-            wait_until(
-                "both take part", 500, lambda: any(len(r["clients"]) == 2 for r in rows(server))
-            )
-            cable.cut()
-            wait_until("ben is left out", 400, lambda: any("absent" in r for r in rows(server)))
-            cable.mend()
-            _, told = submitted.communicate(timeout=700)
-        finally:
-            submitted.kill()
-    assert submitted.returncode == 0, told
+    with scripts.submitted(server) as submitted:
+        wait_until("both take part", 500, lambda: any(len(r["clients"]) == 2 for r in rows(server)))
+        cable.cut()
+        wait_until("ben is left out", 400, lambda: any("absent" in r for r in rows(server)))
+        cable.mend()
+        submitted.wait(700)
     taken = [row["clients"] for row in rows(server)]
     assert len(taken) == 9
     assert ["anna"] in taken

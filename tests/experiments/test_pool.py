@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments.pool import worker_pool
+from support.processes import is_alive, wait_until
 from support.repository import REPOSITORY
 
 # A process with two workers that sleep; each writes its number into the folder given.
@@ -30,22 +31,6 @@ if __name__ == "__main__":
 """
 
 
-def alive(process: int) -> bool:
-    """Whether it runs: a zombie, whom nobody has asked about, does not."""
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
-def wait_until(true, what: str) -> None:
-    end = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < end, what
-        time.sleep(0.05)
-
-
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
 def test_no_worker_outlives_its_parent(tmp_path, number):
@@ -61,16 +46,16 @@ def test_no_worker_outlives_its_parent(tmp_path, number):
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
     )
     try:
-        wait_until(lambda: len([*told.iterdir()]) == 2, "the workers have not begun")
+        wait_until("the workers begin", 60, lambda: len([*told.iterdir()]) == 2)
         children = [int(path.name) for path in told.iterdir()]
-        assert all(map(alive, children))
+        assert all(map(is_alive, children))
         for child in children:
             os.kill(child, signal.SIGINT)  # as a terminal does; it is the parent's to decide
         time.sleep(0.2)
-        assert all(map(alive, children))
+        assert all(map(is_alive, children))
         parent.send_signal(number)
         assert parent.wait(60) != 0
-        wait_until(lambda: not any(map(alive, children)), "a worker is left")
+        wait_until("the workers end", 60, lambda: not any(map(is_alive, children)))
     finally:
         parent.kill()
 
@@ -88,4 +73,4 @@ def test_an_error_ends_the_workers_at_once():
     with pytest.raises(KeyError, match="no"):
         fail_beside_a_sleeper()
     assert time.monotonic() - began < 50  # and not the sleeper's 60
-    wait_until(lambda: not active_children(), "the sleeper is left")
+    wait_until("the sleeper ends", 60, lambda: not active_children())

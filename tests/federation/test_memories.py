@@ -14,7 +14,7 @@ from fedsdr.algorithms.contract import Algorithm, ClientState, Round, ServerStat
 from fedsdr.algorithms.feddyn import GRADIENT
 from fedsdr.algorithms.scaffold import CONTROL
 from fedsdr.algorithms.table import ALGORITHMS
-from fedsdr.core.adapters import Adapter, add, scale
+from fedsdr.core.adapters import Adapter, add, norm, scale, weighted_mean
 from fedsdr.core.progress import silent_reporter
 from fedsdr.deploy.protocol.messages import Answer, Request
 from fedsdr.deploy.protocol.signing import UNSIGNED
@@ -24,8 +24,9 @@ from fedsdr.federation.checkpoint import load_checkpoint, save_checkpoint
 from fedsdr.federation.rounds import Absent, Engine, Participant, run_round
 from fedsdr.recipe.sections.recipe import Recipe
 from support.algorithm_cases import PAIRS, ROWS, name_of
+from support.parabola_clients import some
 from support.toy_clients import CLIENTS, RECORDS, ToyClient, random_adapter
-from support.toy_rounds import build, furthest, recipe
+from support.toy_rounds import build, furthest, play, recipe
 
 MEMORIES = {"scaffold": CONTROL, "feddyn": GRADIENT}
 ROUNDS = 7
@@ -157,6 +158,31 @@ def test_the_server_remembers_the_mean_of_the_clients(name, tmp_path):
         for server in played(engine, algorithm, schedule, tmp_path):
             check(name, server, engine.states, engine.population())
         assert engine.known == set(CLIENTS)
+
+
+def weighted_memory(played: Any, name: str) -> Adapter:
+    """sum_k (n_k / n) of a memory over all clients; those never seen have zeros."""
+    like = random_adapter("first")
+    return weighted_mean(
+        (played.clients[client].recall(name, like), RECORDS[client]) for client in CLIENTS
+    )
+
+
+@pytest.mark.parametrize("targets", ["", "fedsd+", "fedsdr+"])
+@pytest.mark.parametrize("name", MEMORIES)
+def test_whatever_is_learnt_from_the_server_remembers_the_mean(name, targets):
+    memory = MEMORIES[name]
+    cohorts = some(6, len(CLIENTS), seed=2)
+    assert len(cohorts[0]) < len(CLIENTS)  # somebody has not been seen yet
+    for rounds in range(1, len(cohorts) + 1):
+        played = play(
+            build(targets + name),
+            rounds=rounds,
+            cohorts=lambda number: [CLIENTS[k] for k in cohorts[number - 1]],
+        )
+        wanted = weighted_memory(played, memory)
+        assert furthest(played.server.memory[memory], wanted) < 1e-12
+        assert norm(wanted) > 1e-3
 
 
 class Board(Switchboard):

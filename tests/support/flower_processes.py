@@ -8,12 +8,12 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from fedsdr.deploy.flower.simulation import free_port
+from support.processes import ending_with_tests
 
 FEDSDR: Final = Path(sys.executable).with_name("fedsdr")
 
@@ -27,30 +27,85 @@ def fedsdr(*words: str) -> str:
     return done.stdout + done.stderr
 
 
+class Submitted(NamedTuple):
+    """A run as it was submitted, and what its command prints."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def wait(self, seconds: float) -> str:
+        """What it has printed when it has ended well."""
+        status = self.process.wait(timeout=seconds)
+        text = self.log.read_text()
+        assert status == 0, text
+        return text
+
+
 class Scripts:
-    """Scripts that are at work, each in a session of its own."""
+    """The programs of a federation whose folders lie below `folder`."""
 
-    def __init__(self) -> None:
-        self.processes: list[subprocess.Popen[bytes]] = []
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, script: Path, before: Sequence[str] = ()) -> None:
+    def start(self, script: Path) -> None:
+        """A site's start.sh, in a session of its own."""
         quiet = subprocess.DEVNULL
-        self.processes.append(
+        self._processes.append(
             subprocess.Popen(
-                [*before, str(script)], stdin=quiet, stdout=quiet, stderr=quiet, cwd="/",
-                start_new_session=True,
+                [script], stdin=quiet, stdout=quiet, stderr=quiet, cwd="/", start_new_session=True
             )
-        )  # fmt: skip
+        )
+
+    @contextlib.contextmanager
+    def submitted(self, server: Path) -> Iterator[Submitted]:
+        """`fedsdr deploy run`, killed at the end if it has not ended."""
+        log = self.folder / "submitted.log"
+        with open(log, "wb") as file:
+            process = subprocess.Popen(
+                [FEDSDR, "deploy", "run", server],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+            )
+        try:
+            yield Submitted(process, log)
+        finally:
+            process.kill()
+            process.wait()
 
     def end(self) -> None:
-        """And all that they have started."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            for process in self.processes:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, number)
-            time.sleep(1)
-        for process in self.processes:
-            process.wait(timeout=30)
+        """Ask the scripts to end, as a user's Ctrl-C does."""
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+        for process in self._processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=10)
+
+
+@contextlib.contextmanager
+def federation(folder: Path) -> Iterator[Scripts]:
+    """Programs of a federation below `folder`, of which none is left at the end.
+
+    Then the last lines of every log are printed: pytest shows them where the test has failed.
+    """
+    scripts = Scripts(folder)
+    try:
+        with ending_with_tests():
+            try:
+                yield scripts
+            finally:
+                scripts.end()
+    finally:
+        print_logs(folder)
+
+
+def print_logs(folder: Path, lines: int = 100) -> None:
+    """The last lines of every log below a folder."""
+    for path in sorted(folder.rglob("*.log")):
+        text = path.read_text(errors="replace").splitlines()[-lines:]
+        print(f"--- {path.relative_to(folder)}", *text, sep="\n")
 
 
 def running(*words: str) -> list[int]:
@@ -73,13 +128,6 @@ def kill(*words: str, where: Path | None = None) -> None:
     for each in found:
         with contextlib.suppress(ProcessLookupError):
             os.kill(each, signal.SIGKILL)
-
-
-def wait_until(what: str, seconds: float, ready: Callable[[], object]) -> None:
-    end = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        time.sleep(0.3)
 
 
 def give_free_ports(clients: Sequence[Path]) -> None:
