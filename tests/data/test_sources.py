@@ -3,8 +3,10 @@
 import bz2
 import csv
 import gzip
+import io
 import json
 import lzma
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsdr.core.errors import UserError
+from fedsdr.data.csv_rows import csv_rows
 from fedsdr.data.records import Record, Turn
 from fedsdr.data.sources import read_source
 from fedsdr.recipe.sections.data import Source
@@ -205,10 +208,54 @@ def test_a_limit_above_the_size_takes_all(write):
         ("a.csv", "prompt;response;\n1,5;b\n", {}),
         ("a.csv", "prompt:response\n1,5:b\n", {"delimiter": ":"}),
         ("a.csv", "prompt;response;a|b\n1,5;b;c\n", {"delimiter": ";"}),
+        ("a.csv", "prompt;response;a|b\n1,5;b;c\n", {}),
+        ("a.csv", "prompt;response;a, b\n1,5;b;c\n", {"delimiter": ";"}),
+        ("a.tsv", "prompt;response;a\tb\n1,5;b;c\n", {}),
+        ("a.csv", 'prompt,response,a;b\n"1,5",b,c\n', {}),
+        ("a.csv", 'prompt,response,a;b,\n"1,5",b,c,\n', {}),
     ],
 )
 def test_csv_with_any_delimiter(write, name, text, options):
     assert read(write(name, text), **options) == [Record(user("1,5"), "b")]
+
+
+def rows_or_error(path: Path, text: str) -> tuple[list[object], str]:
+    try:
+        return [cells for _, cells in csv_rows(path, text, None)[1]], ""
+    except UserError as error:
+        return [], str(error)
+
+
+CELLS = st.text(alphabet='a1,;\t|" \n', max_size=6)
+COLUMNS = st.lists(
+    st.text(alphabet="xyz,;|\t ", max_size=3).map(lambda text: f"n{text}n"),
+    min_size=2,
+    max_size=4,
+    unique=True,
+)
+
+
+@given(
+    names=COLUMNS,
+    delimiter=st.sampled_from(",;\t|"),
+    suffix=st.sampled_from([".csv", ".tsv"]),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+    data=st.data(),
+)
+def test_a_table_is_read_as_it_was_written_or_the_delimiter_is_asked_for(
+    names, delimiter, suffix, quoting, data
+):
+    """Never by another one, whatever stands in names and cells; and always where it is given."""
+    row = st.lists(CELLS, min_size=len(names), max_size=len(names))
+    rows = data.draw(st.lists(row, min_size=1, max_size=4))
+    text = io.StringIO()
+    csv.writer(text, delimiter=delimiter, quoting=quoting).writerows([names, *rows])
+    expected = [dict(zip(names, cells, strict=True)) for cells in rows]
+    path = Path(f"table{suffix}")
+    assert [cells for _, cells in csv_rows(path, text.getvalue(), delimiter)[1]] == expected
+    found, problem = rows_or_error(path, text.getvalue())
+    assert found in ([], expected)
+    assert found or re.search(rf"the header has .*{re.escape(repr(delimiter))}.* say in", problem)
 
 
 def test_a_column_without_a_name_is_left_out_where_it_is_empty_alone(write):
@@ -303,7 +350,15 @@ GZIPPED = gzip.compress(b"prompt,response\na,b\n", mtime=0)
         ("a.csv", "a", {"encoding": "a\0b"}, ["cannot decode"]),
         ("a.csv", "a", {"format": "datasets"}, ['not of format = "datasets"', "csv or parquet"]),
         ("a.csv", "a;b\n1;2\n", {}, ["columns 'a', 'b'", "alpaca: instruction, out", "fields ="]),
-        ("a.csv", "a;b|c\n1;2|3\n", {}, ["';' and '|'", 'delimiter = ";"']),
+        ("a.csv", "a;b|c\n1;2|3\n", {}, ["';' and '|'", "several", 'delimiter = ";"']),
+        ("a.csv", "a,b;c\n1,2;3\n", {}, ["',' and ';'", "several", 'delimiter = ","']),
+        ("a.csv", "a;b;c, d\n1,5;2;3\n", {}, ["',' and ';'", "several", "delimiter ="]),
+        (
+            "a.csv",
+            "a,b;c,d\n1,2\n",
+            {},
+            ["fit none of them", "by ',', line 2 has 2 cells", "by ';', line 2 has 1 cells"],
+        ),
         ("a.json", "[]", {"delimiter": ";"}, ["delimiter = ';' is for CSV", "remove it"]),
         ("a.jsonl", '{}\n{"a": Infinity}\n{"a": 1e999}', {}, ["a.jsonl:2: not", "Infinity is no"]),
         ("a.jsonl", '{"a": [[{"b": -Infinity}]]}', {}, ["a.jsonl:1: not valid", "-Infinity is no"]),
@@ -343,9 +398,9 @@ TABLE = "prompt,response\na,b\n"
          ("a.jsonl", LINE + '\n{"prompt": "a"}', {"empty": "skip"})),
         (("a.csv", "q,r\na,b\n", {}), "fields = {instruction",
          ("a.csv", "q,r\na,b\n", {"fields": {"instruction": "q", "response": "r"}})),
-        (("a.csv", "prompt;response|\na;b\n", {}), 'delimiter = ";"',
-         ("a.csv", "prompt;response|\na;b\n",
-          {"delimiter": ";", "fields": {"instruction": "prompt", "response": "response|"}})),
+        (("a.csv", "prompt;response|x\na;b|c\n", {}), 'delimiter = ";"',
+         ("a.csv", "prompt;response|x\na;b|c\n",
+          {"delimiter": ";", "fields": {"instruction": "prompt", "response": "response|x"}})),
         (("a.csv", TABLE + "c,d,e\n", {}), "in quotes", ("a.csv", TABLE + 'c,"d,e"\n', {})),
         (("a.csv", TABLE + '"c,d\n', {}), "every quote is closed", ("a.csv", TABLE, {})),
         (("a.csv", TABLE.replace("b", "ö").encode("latin-1"), {}), '= "latin-1"',

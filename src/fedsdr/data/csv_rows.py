@@ -18,7 +18,7 @@ LARGEST: Final = 2**31 - 1  # a C long, where it is shortest
 
 
 def csv_rows(path: Path, text: str, delimiter: str | None) -> tuple[Places, list[Row]]:
-    """Rows by line. delimiter: between cells, or None to detect it from the header."""
+    """Rows by line. delimiter: between cells, or None to detect it."""
     places = Places(path, "line")
     declared = SEP.match(text)
     used = delimiter or (declared[2] if declared else _delimiter(path, text))
@@ -27,40 +27,68 @@ def csv_rows(path: Path, text: str, delimiter: str | None) -> tuple[Places, list
         lines = lines[1:]
     if not lines:
         return places, []
-    (_, header), *lines = lines
-    width = len(header)
-    while header and not header[-1].strip():  # spreadsheets write columns that are empty throughout
-        header.pop()
+    (_, written), *lines = lines
+    header = _without_empty_end(written)
     if repeated := sorted({name for name in header if header.count(name) > 1}):
         raise UserError(f"{path}: column {repeated[0]!r} stands twice in the header: rename one")
 
     def convert(number: int, cells: Sequence[str]) -> Row:
-        if len(cells) == width and not any(cells[len(header) :]):
-            cells = cells[: len(header)]
-        if len(cells) != len(header):
+        if not _fits(cells, written, header):
             problem = f"too {'many' if len(cells) > len(header) else 'few'} cells"
             detail = f"{len(cells)} for the header's {len(header)} columns"
             remedy = f"put texts with {used!r} or line breaks in quotes"
             raise RowError(problem, detail, remedy)
-        return number, dict(zip(header, cells, strict=True))
+        return number, dict(zip(header, cells[: len(header)], strict=True))
 
     return places, convert_all(places, lines, convert)
 
 
 def _delimiter(path: Path, text: str) -> str:
-    """What stands between the cells of the header; the suffix's own where it is there."""
-    usual = "\t" if ".tsv" in Path(path.name.lower()).suffixes else ","
-    header = next((line for line in QUOTED.sub("", text[:HEAD]).splitlines() if line.strip()), "")
+    """The one that stands in the header and by which each row has the header's columns; where the
+    header has none, the suffix's own. Raises `UserError` unless there is one such."""
+    plain = QUOTED.sub("quoted", text[:HEAD])
+    header = next((line for line in plain.splitlines() if line.strip()), "")
     found = [each for each in DELIMITERS if each in header]
-    if usual in found or not found:
-        return usual
-    if len(found) == 1:
-        return found[0]
+    if len(found) < 2:
+        return found[0] if found else "\t" if ".tsv" in Path(path.name.lower()).suffixes else ","
+    problems = {each: _misfit(path, text, each) for each in found}
+    fitting = [each for each, problem in problems.items() if not problem]
+    if len(fitting) == 1:
+        return fitting[0]
     listed = " and ".join(map(repr, found))
+    faults = "; ".join(f"by {each!r}, {problem}" for each, problem in problems.items())
+    why = "the rows fit several of them" if fitting else f"the rows fit none of them ({faults})"
     raise UserError(
-        f"{path}: the header has {listed}, and no {usual!r}: say in the source which one stands "
-        f"between cells, e.g. delimiter = {_toml(found[0])}"
+        f"{path}: the header has {listed}, and {why}: say in the source which one stands between "
+        f"cells, e.g. delimiter = {_toml((fitting or found)[0])}"
     )
+
+
+def _misfit(path: Path, text: str, delimiter: str) -> str:
+    """Why the rows of a file are not divided by a delimiter; "" where they are."""
+    try:
+        (_, header), *rows = _lines(path, text, delimiter)
+    except UserError as error:
+        return str(error).removeprefix(f"{path}:")
+    names = _without_empty_end(header)
+    if len(names) < 2 or len({*names}) < len(names):
+        return f"the header has the columns {names}"
+    for number, cells in rows:
+        if not _fits(cells, header, names):
+            return f"line {number} has {len(cells)} cells for the header's {len(names)} columns"
+    return ""
+
+
+def _without_empty_end(header: Sequence[str]) -> list[str]:
+    """The header without the columns that spreadsheets write though they are empty throughout."""
+    names = [*header]
+    while names and not names[-1].strip():
+        names.pop()
+    return names
+
+
+def _fits(cells: Sequence[str], header: Sequence[str], names: Sequence[str]) -> bool:
+    return len(cells) == len(names) or (len(cells) == len(header) and not any(cells[len(names) :]))
 
 
 def _toml(delimiter: str) -> str:

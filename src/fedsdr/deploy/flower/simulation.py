@@ -20,8 +20,8 @@ from fedsdr.core.progress import Reporter
 from fedsdr.deploy.flower.submit import (
     SUBMIT_LOCK,
     flower_environment,
+    lock_submission,
     submit_federation,
-    submitting,
 )
 from fedsdr.deploy.server.serve import check_served
 from fedsdr.deploy.sites.init import program_folder, write_app
@@ -45,7 +45,7 @@ def simulate_federation(
     out = out.resolve()
     if not (out / SUBMIT_LOCK).exists():
         _check_out(out, recipe)  # before anything is made
-    with submitting(out):
+    with lock_submission(out):
         _check_out(out, recipe)  # another may have ended just before
         port = free_port()
         files.write_text(out / RECIPE_FILE, to_toml(recipe))

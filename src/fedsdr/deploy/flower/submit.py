@@ -38,7 +38,7 @@ def flower_environment(folder: Path) -> dict[str, str]:
     return {**os.environ, **QUIET, "PATH": path, "FLWR_HOME": str(folder.resolve() / "flower")}
 
 
-def submitting(folder: Path) -> AbstractContextManager[None]:
+def lock_submission(folder: Path) -> AbstractContextManager[None]:
     """Hold a server's folder as the one command that submits its app, until the end.
 
     Raises `UserError` where another one does.
@@ -52,7 +52,7 @@ def run_federation(folder: Path, reporter: Reporter, attempts: int) -> None:
     Raises `UserError` as `submit_federation` does, and where there is another command.
     """
     server_port(folder)  # of a folder that is none of ours, nothing is written into
-    with submitting(folder):
+    with lock_submission(folder):
         submit_federation(folder, reporter, attempts)
 
 
@@ -63,7 +63,8 @@ def submit_federation(
     pause: float = 2.0,
     options: Sequence[str] = (),
 ) -> None:
-    """Run the federation of a server's folder, under `submitting`; returns when it is finished.
+    """Run the federation of a server's folder; returns when it is finished. The caller holds
+    `lock_submission`.
 
     options: further words for `flwr run`. Raises `UserError` where one is running there already,
     where it failed, where `attempts` ServerApps died, or the SuperLink did and stayed away.
