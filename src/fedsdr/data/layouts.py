@@ -9,6 +9,7 @@ from string import Formatter
 from typing import Any, Final
 
 from fedsdr.core.errors import UserError
+from fedsdr.core.notices import name_items
 from fedsdr.data.records import ANSWER_MARK, Record, Role, Turn
 from fedsdr.data.rows import Cells, Places, Row, RowError, convert_all, json_kind
 from fedsdr.recipe.sections.data import Source
@@ -133,9 +134,8 @@ def _known_layout(path: Path, columns: Sequence[str]) -> Layout:
 
 def _listed(columns: Sequence[str], shown: int = 20) -> str:
     # repr, since a column's name may hold anything; cut, since a wrong separator makes long ones
-    names = [repr(name if len(name) <= 60 else f"{name[:60]}...") for name in columns[:shown]]
-    more = len(columns) - shown
-    return ", ".join(names) + (f" and {more} more" if more > 0 else "") or "(none)"
+    names = [repr(name if len(name) <= 60 else f"{name[:60]}...") for name in columns]
+    return name_items(names, shown) or "(none)"
 
 
 def _check_place(path: Path, columns: Sequence[str], name: str, place: str) -> None:

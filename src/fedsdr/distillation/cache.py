@@ -6,7 +6,6 @@ stale. Each batch is one transaction: a kill loses at most the batch that was be
 file holds private text and is readable by its owner alone.
 """
 
-import hashlib
 import json
 import os
 import sqlite3
@@ -17,6 +16,7 @@ from typing import Protocol
 
 from fedsdr.core.errors import UserError
 from fedsdr.generation.sampling import Job
+from fedsdr.model.identity import content_digest
 
 
 def job_key(teacher: str, job: Job, temperature: float, generator: str = "fedsdr") -> str:
@@ -25,8 +25,7 @@ def job_key(teacher: str, job: Job, temperature: float, generator: str = "fedsdr
     teacher: digest of its identity.
     """
     seed = job.seed if temperature > 0 else 0
-    content = json.dumps([teacher, list(job.prompt), job.limit, temperature, seed, generator])
-    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+    return content_digest([teacher, list(job.prompt), job.limit, temperature, seed, generator])
 
 
 class Generations(Protocol):

@@ -1,7 +1,5 @@
 """The models' answers to the questions: greedy, batched, and stored for later judgings."""
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
@@ -14,7 +12,7 @@ from fedsdr.generation.sampling import Job
 from fedsdr.judge.journal import VerdictJournal
 from fedsdr.judge.questions import JudgeQuestion
 from fedsdr.model.base import LoadedModel, choose_device, choose_dtype
-from fedsdr.model.identity import Identity, identity_digest
+from fedsdr.model.identity import Identity, content_digest, identity_digest
 from fedsdr.workflows.finished import Finished, Models
 
 ANSWERS_FILE: Final = "judge/answers.jsonl"
@@ -136,5 +134,4 @@ def _maker(run: Finished, name: str, base: Identity) -> str:
 
 
 def _key(maker: str, question: JudgeQuestion, turn: int, limit: int) -> str:
-    content = json.dumps([maker, question.turns[: turn + 1], limit])
-    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+    return content_digest([maker, question.turns[: turn + 1], limit])

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from fedsdr.core.notices import plural_form
 from fedsdr.report import labels, text
 from fedsdr.report.load import Material, MethodRuns
 from fedsdr.report.palette import Style
@@ -134,7 +135,7 @@ def _note(own: MethodRuns, names: Sequence[str]) -> str:
     if gains:
         helped = sum(gain < 0 for gain in gains)
         words.append(
-            f"For {helped} of {text.format_count(len(gains), 'client')} its loss is lower than the"
+            f"For {helped} of {plural_form(len(gains), 'client')} its loss is lower than the"
             " global model's: a negative difference."
         )
     if seeds > 1:

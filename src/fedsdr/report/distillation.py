@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsdr.core.files import write_text
+from fedsdr.core.notices import plural_form
 from fedsdr.report import labels, palette, text
 from fedsdr.report.html import template_environment
 
@@ -92,7 +93,7 @@ def _pair(row: RewriteRow) -> dict[str, Any]:
         f"{labels.measure_label(name)} {text.format_fixed(x, 2)}"
         for name, x in row["measured"].items()
     ]
-    tries = text.format_count(len(row["reasons"]), "attempt")
+    tries = plural_form(len(row["reasons"]), "attempt")
     return {
         "client": ", ".join([tries, *found]),
         "instruction": row["instruction"],

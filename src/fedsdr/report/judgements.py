@@ -8,6 +8,7 @@ from typing import Any
 from fedsdr.core.errors import UserError
 from fedsdr.core.files import read_json
 from fedsdr.core.layout import JUDGE_FILE
+from fedsdr.core.notices import plural_form
 from fedsdr.report import text
 
 
@@ -98,8 +99,8 @@ def _who(judging: Mapping[str, Any]) -> str:
     tokens = sum(judging["tokens"].values())
     return (
         f"Judge {judge['model']} at {judge['host']}, prompts {judge['prompts']}; "
-        f"{text.format_count(questions['count'], 'question')} of {questions['file']}; "
-        f"{text.format_count(tokens, 'token')}{cost}."
+        f"{plural_form(questions['count'], 'question')} of {questions['file']}; "
+        f"{plural_form(tokens, 'token')}{cost}."
     )
 
 
@@ -124,17 +125,15 @@ def _warnings(judging: Mapping[str, Any]) -> list[str]:
             "50 %."
         )
     if malformed := judging["verdicts"]["malformed"]:
-        words.append(
-            f"{text.format_count(malformed, 'verdict')} could not be read and are not counted."
-        )
+        words.append(f"{plural_form(malformed, 'verdict')} could not be read and are not counted.")
     for name, each in judging["answers"].items():
         if each["too_long"]:
-            count = text.format_count(int(each["too_long"]), "answer")
+            count = plural_form(int(each["too_long"]), "answer")
             words.append(
                 f"{judging[name]}: {count} could not be given, since the conversation "
                 "fills the model's context; judged as empty."
             )
         if each["cut"]:
-            count = text.format_count(int(each["cut"]), "answer")
+            count = plural_form(int(each["cut"]), "answer")
             words.append(f"{judging[name]}: {count} cut at {judging['answer_tokens']} tokens.")
     return words

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from fedsdr.core.notices import plural_form
 from fedsdr.report import labels, tables, text
 from fedsdr.report.charts import FACTS, KEPT
 from fedsdr.report.load import Material
@@ -27,8 +28,8 @@ def head_section(material: Material) -> dict[str, Any]:
         duration: "" if material.seconds is None else text.format_duration(material.seconds),
     }
     own = labels.method_label(material.own)
-    seeds = text.format_count(len(material.seeds), "seed")
-    methods = text.format_count(len(material.methods), "method")
+    seeds = plural_form(len(material.seeds), "seed")
+    methods = plural_form(len(material.methods), "method")
     what = {
         "compare": f"Comparison of {methods} over {seeds}",
         "run": f"One run of {own.label}",
@@ -52,7 +53,7 @@ def claims_section(material: Material) -> dict[str, Any] | None:
         if count := counts[verdict]:
             verb = one if count == 1 else many
             words.append(f"{count} {verb} open" if verdict == "open" else f"{count} {verb}")
-    asked = text.format_count(len(material.claims), "claim")
+    asked = plural_form(len(material.claims), "claim")
     return {
         "claims": material.claims,
         "verdicts": labels.VERDICTS,

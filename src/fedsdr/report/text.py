@@ -55,10 +55,6 @@ def format_size(count: float | None) -> str:
     return f"{count:.3g} PiB"
 
 
-def format_count(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def join_words(items: Sequence[str]) -> str:
     """a, b and c"""
     if len(items) < 2:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 
 from fedsdr.core import files
-from fedsdr.tracking.contract import Tracked, Tracker
+from fedsdr.tracking.contract import Tracked
 
 ID_FILE = "mlflow.json"  # in the method's folder: the id of its run, for a resumed one
 MLFLOW_BATCH = 100  # of what the REST interface takes at a time
@@ -67,10 +67,6 @@ class MLflow:
 def allowed_name(name: str) -> str:
     """MLflow's names are letters, digits and _ - . : / and spaces."""
     return re.sub(r"[^\w\-.:/ ]", "_", name)
-
-
-def start_mlflow(tracked: Tracked) -> Tracker:
-    return MLflow(tracked)
 
 
 def check_mlflow() -> None:

@@ -5,8 +5,10 @@ from importlib.util import find_spec
 from typing import Final, NamedTuple
 
 from fedsdr.core.errors import UserError
-from fedsdr.tracking import mlflow, tensorboard, wandb
 from fedsdr.tracking.contract import Tracked, Tracker
+from fedsdr.tracking.mlflow import MLflow, check_mlflow
+from fedsdr.tracking.tensorboard import TensorBoard
+from fedsdr.tracking.wandb import WandB, check_wandb
 
 
 class Backend(NamedTuple):
@@ -18,11 +20,9 @@ class Backend(NamedTuple):
 
 
 BACKENDS: Final[dict[str, Backend]] = {
-    "tensorboard": Backend(
-        "tensorboard", tensorboard.check_tensorboard, tensorboard.start_tensorboard
-    ),
-    "mlflow": Backend("mlflow", mlflow.check_mlflow, mlflow.start_mlflow),
-    "wandb": Backend("wandb", wandb.check_wandb, wandb.start_wandb),
+    "tensorboard": Backend("tensorboard", lambda: None, TensorBoard),
+    "mlflow": Backend("mlflow", check_mlflow, MLflow),
+    "wandb": Backend("wandb", check_wandb, WandB),
 }
 AUTO, NONE = "auto", "none"  # TensorBoard where it is installed; nothing
 

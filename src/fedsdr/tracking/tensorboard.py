@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Mapping
 
 from fedsdr.core.layout import TENSORBOARD_FOLDER
-from fedsdr.tracking.contract import Tracked, Tracker
+from fedsdr.tracking.contract import Tracked
 
 
 class TensorBoard:
@@ -35,11 +35,3 @@ class TensorBoard:
             for name, value in named.items():
                 self._writer.add_scalar(name, value, max(self.logged, 0))
         self._writer.close()
-
-
-def start_tensorboard(tracked: Tracked) -> Tracker:
-    return TensorBoard(tracked)
-
-
-def check_tensorboard() -> None:
-    """It needs nothing but to be installed."""

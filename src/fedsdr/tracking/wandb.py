@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
-from fedsdr.tracking.contract import Tracked, Tracker
+from fedsdr.tracking.contract import Tracked
 
 STATE_FILE = "wandb.json"  # in the method's folder: {"id", "logged"}, for a resumed one
 
@@ -44,10 +44,6 @@ class WandB:
     def finish(self, final: Mapping[str, float] | None) -> None:
         self._run.summary.update({f"final/{name}": v for name, v in (final or {}).items()})
         self._run.finish(exit_code=1 if final is None else 0)
-
-
-def start_wandb(tracked: Tracked) -> Tracker:
-    return WandB(tracked)
 
 
 def check_wandb() -> None:

@@ -13,8 +13,8 @@ from typing import Any, Final
 from fedsdr.algorithms.accounting import composed_epsilon, single_epsilon
 from fedsdr.core import files
 from fedsdr.core.layout import METRICS_FILE
+from fedsdr.core.notices import plural_form
 from fedsdr.recipe.sections.recipe import Recipe
-from fedsdr.report import text
 from fedsdr.workflows.run_folder import method_folders
 
 ReleaseRows = Sequence[Mapping[str, Any]]
@@ -64,7 +64,7 @@ def privacy_of_run(recipe: Recipe, folders: Sequence[Path]) -> dict[str, Any] | 
     delta = _delta(private)
     spent = composed_epsilon(worst, delta, _is_local(private))
     releases = sum(worst.values())
-    about = text.format_count(len(methods), "method") + _seeds(recipe, len(folders))
+    about = plural_form(len(methods), "method") + _seeds(recipe, len(folders))
     if math.isinf(spent):
         words = (
             "Privacy of the run as a whole: no bound, since a method sent updates without noise."
