@@ -14,7 +14,8 @@ from fedsdr.deploy.protocol.agreement import agreement_digest
 from fedsdr.deploy.server.serve import Shape
 from fedsdr.model.blocks import BlockChoice, choose_blocks
 from fedsdr.model.checkpointing import recompute_activations
-from fedsdr.model.lora import Stream, TwoStreamModel, select_layers
+from fedsdr.model.layers import select_layers
+from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.model.peft_format import CONFIG, read_adapter, read_settings, settings_of, write_adapter
 from fedsdr.recipe.load import load_recipe
 from fedsdr.workflows.prepare import prepare_run

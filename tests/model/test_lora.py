@@ -7,13 +7,8 @@ from transformers.pytorch_utils import Conv1D
 
 from fedsdr.core.adapters import A_SUFFIX, B_SUFFIX, Adapter, layer_paths, resize_rank
 from fedsdr.core.errors import UserError
-from fedsdr.model.lora import (
-    Stream,
-    TwoStreamLinear,
-    TwoStreamModel,
-    linear_layers,
-    select_layers,
-)
+from fedsdr.model.layers import linear_layers, select_layers
+from fedsdr.model.lora import Stream, TwoStreamLinear, TwoStreamModel
 from support.tiny_models import (
     FAMILIES,
     NAMED,

@@ -22,7 +22,8 @@ from fedsdr.generation.batched import generate_batch, generation_mode
 from fedsdr.generation.sampling import Job
 from fedsdr.model import experts
 from fedsdr.model.checkpointing import checkpointed_blocks, recompute_activations
-from fedsdr.model.lora import Stream, TwoStreamModel, linear_layers
+from fedsdr.model.layers import linear_layers
+from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.model.packing import packed_attention
 from fedsdr.model.peft_format import settings_of, write_adapter
 from fedsdr.model.trials import check_causal, pads_rightly, passes_trial, plain_logits, same_logits

@@ -18,7 +18,7 @@ from torch import nn
 
 from fedsdr.model.blocks import BlockChoice
 from fedsdr.model.experts import expert_weights
-from fedsdr.model.lora import linear_layers
+from fedsdr.model.layers import linear_layers
 
 
 @dataclass(frozen=True)

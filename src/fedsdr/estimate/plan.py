@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -25,6 +25,18 @@ from fedsdr.recipe.sections.recipe import Recipe
 
 SECONDS_AN_HOUR = 3600
 UTILISATION = 0.4  # of the measured rate of matrix products, that a training step reaches
+ASSUMPTIONS: Final = (
+    "parameters, adapters and bytes sent are exact; so is who takes part in which round",
+    "training costs 4 N operations a token, N the weights of matrix products: the base is "
+    "frozen, so 2 N forward and 2 N for the inputs' gradient (Kaplan et al. 2020, Sec. 2.1), "
+    "and more for adapters and attention",
+    "a batch is as long as its longest record, though much of its padding is avoided, and "
+    "rewrites are as long as raw responses",
+    "each record is rewritten once; refused ones are tried again, up to distill.attempts",
+    "activations are those of the longest batch, attention in its plain form: fused kernels "
+    "keep less",
+    "memory of the allocator, of libraries and of the server's copies of adapters is not counted",
+)
 
 
 @dataclass(frozen=True)
@@ -268,19 +280,7 @@ def plan_assumptions(
     timer: Timer,
 ) -> tuple[str, ...]:
     """What the numbers of a plan rest on, a sentence each."""
-    notes = [
-        "parameters, adapters and bytes sent are exact; so is who takes part in which round",
-        "training costs 4 N operations a token, N the weights of matrix products: the base is "
-        "frozen, so 2 N forward and 2 N for the inputs' gradient (Kaplan et al. 2020, Sec. 2.1), "
-        "and more for adapters and attention",
-        "a batch is as long as its longest record, though much of its padding is avoided, and "
-        "rewrites are as long as raw responses",
-        "each record is rewritten once; refused ones are tried again, up to distill.attempts",
-        "activations are those of the longest batch, attention in its plain form: fused kernels "
-        "keep less",
-        "memory of the allocator, of libraries and of the server's copies of adapters is not "
-        "counted",
-    ]
+    notes = [*ASSUMPTIONS]
     if recipe.local.cohort == "auto":
         notes.append(
             "one client is trained at a time; local.cohort = 'auto' takes what memory there is"

@@ -71,14 +71,28 @@ def load_base(
     check_weight_files(path)
     if memory_check:
         check_fits(path, choose_dtype(dtype, place), quantisation, place)
+    model = _load_weights(path, choose_dtype(dtype, place), quantisation, place)
+    model.requires_grad_(False)
+    model.eval()
+    if quantisation == "none":
+        model.to(place)
+    else:  # it is there already
+        keep_differentiable(model)
+    check_causal(model, path)
+    chat = ChatFormat(tokenizer, template, date)
+    return LoadedModel(model, chat, path, model_identity(model, chat))
+
+
+def _load_weights(path: str, dtype: torch.dtype, quantisation: str, place: torch.device) -> Any:
+    """The model with its weights; raises `UserError` unless they are complete and its own."""
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             path,
-            dtype=choose_dtype(dtype, place),
+            dtype=dtype,
             output_loading_info=True,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
-            **loading_options(quantisation, choose_dtype(dtype, place), place),
+            **loading_options(quantisation, dtype, place),
         )
     except Exception as error:  # transformers and safetensors raise what they like
         raise UserError(f"cannot load a causal language model from {path!r}: {error}") from error
@@ -98,15 +112,7 @@ def load_base(
             f"the weights of {path!r} come with an adapter (adapter_config.json): merge it into "
             "them (merge_and_unload, then save_pretrained), and give the new folder"
         )
-    model.requires_grad_(False)
-    model.eval()
-    if quantisation == "none":
-        model.to(place)
-    else:  # it is there already
-        keep_differentiable(model)
-    check_causal(model, path)
-    chat = ChatFormat(tokenizer, template, date)
-    return LoadedModel(model, chat, path, model_identity(model, chat))
+    return model
 
 
 def check_model(

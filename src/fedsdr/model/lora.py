@@ -11,8 +11,7 @@ A third stream F is the part of R that exact aggregation has folded into the bas
 trained, and used only by the algorithms that fold.
 """
 
-import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any, Final
@@ -23,26 +22,14 @@ from transformers.pytorch_utils import Conv1D
 
 from fedsdr.core import seeds
 from fedsdr.core.adapters import A_SUFFIX, B_SUFFIX, Adapter, check_same_keys, stack_clients
-from fedsdr.core.errors import UserError
 from fedsdr.data.batches import Batch
 from fedsdr.model.blocks import ALL_BLOCKS, choose_blocks
 from fedsdr.model.dropout import MASK, Dropout, lora_dropout
+from fedsdr.model.layers import adaptable_layers, layer_shape, select_layers
 from fedsdr.model.low_rank import FactorPair, add_low_rank
 from fedsdr.model.packing import Packing
 
-ALL_LINEAR: Final = "all-linear"
 PROBE: Final = (2, 3)  # examples and tokens of a trial
-# model_type -> what PEFT refuses to adapt there, because the fused kernel reads the weight and
-# does not call the layer, or loads under another name. As of PEFT 0.21.
-_FUSED: Final = r"\bout_proj$"
-NOT_IN_PEFT: Final[Mapping[str, str]] = {
-    "mamba": _FUSED,
-    "mamba2": _FUSED,
-    "falcon_mamba": _FUSED,
-    "falcon_h1": _FUSED,
-    "nemotron_h": _FUSED,
-    "laguna": r"\bshared_experts\.",
-}
 
 
 class Stream(StrEnum):
@@ -272,82 +259,3 @@ class TwoStreamModel:
         self._layers = {}
         model: nn.Module = self.model
         return model
-
-
-def layer_shape(layer: nn.Module) -> tuple[int, int]:
-    """(out, in) of a linear layer, which the packed weight of a quantised one does not show."""
-    if isinstance(layer, Conv1D):
-        return layer.weight.shape[1], layer.weight.shape[0]
-    assert isinstance(layer, nn.Linear)
-    return layer.out_features, layer.in_features
-
-
-def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Every linear layer by path, but the output head."""
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    return {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
-    }
-
-
-def adaptable_layers(model: nn.Module) -> list[str]:
-    """Paths of the linear layers that can carry adapters, and PEFT too can put them on."""
-    barred = NOT_IN_PEFT.get(getattr(model.config, "model_type", ""), "(?!)")
-    return [
-        path
-        for path, layer in linear_layers(model).items()
-        if not re.search(barred, path) and _is_linear(layer)
-    ]
-
-
-@torch.no_grad()
-def _is_linear(layer: nn.Module) -> bool:
-    """Whether a model's own subclass of a linear layer computes what one does.
-
-    Llama 4's router gives scores and logits.
-    """
-    if not type(layer).forward.__module__.startswith("transformers.models."):
-        return True
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    outputs, inputs = layer_shape(layer)
-    try:
-        found = layer(weight.new_zeros(2, inputs))
-    except (RuntimeError, ValueError, IndexError):  # it expects another shape
-        return False
-    return isinstance(found, Tensor) and found.shape == (2, outputs)
-
-
-def select_layers(
-    model: nn.Module, targets: str | Collection[str], layers: str | Sequence[int] = ALL_BLOCKS
-) -> list[str]:
-    """Paths of the linear layers that `targets` names, by type and exact last name part.
-
-    "all-linear" is every linear layer but the output head, as in PEFT. layers: of which blocks. A
-    name that selects nothing is an error: a silent no-op adapter is the worst outcome.
-    """
-    adaptable = adaptable_layers(model)
-    blocks = choose_blocks(model, layers, adaptable)
-    linear = {
-        path: path.rpartition(".")[2]
-        for path in adaptable
-        if blocks is None or blocks.includes(path)
-    }
-    where = "" if blocks is None else f" in layers {', '.join(map(str, blocks.numbers))}"
-    if targets == ALL_LINEAR and linear:
-        return list(linear)
-    names = {targets} if isinstance(targets, str) else set(targets)
-    if not names:
-        raise UserError(f"lora.targets is empty: choose from {_quoted(set(linear.values()))}")
-    if unknown := names - set(linear.values()):
-        raise UserError(
-            f"lora.targets names {_quoted(unknown)}, which this model does not have{where}: "
-            f"choose from {_quoted(set(linear.values()))}, or {ALL_LINEAR!r}"
-        )
-    return [path for path, name in linear.items() if name in names]
-
-
-def _quoted(names: Iterable[str]) -> str:
-    return ", ".join(repr(name) for name in sorted(names))

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fedsdr.core.errors import UserError
-from fedsdr.model.lora import layer_shape, linear_layers
+from fedsdr.model.layers import layer_shape, linear_layers
 
 BLOCK = 64  # weights of nf4 that share a scale (bitsandbytes' default)
 NF4_TABLE = 16 * 4  # bytes of a layer's table of values

@@ -17,7 +17,7 @@ from fedsdr.model.base import choose_device, choose_dtype, context_positions, lo
 from fedsdr.model.experts import experts_notice
 from fedsdr.model.fit import check_size
 from fedsdr.model.folder import check_token_table
-from fedsdr.model.lora import layer_shape, select_layers
+from fedsdr.model.layers import layer_shape, select_layers
 from fedsdr.model.outline import model_outline, token_table, weight_bytes
 from fedsdr.recipe.sections.distill import Distill
 from fedsdr.recipe.sections.recipe import Recipe
