@@ -23,7 +23,7 @@ DIALECT = re.compile(
     r"taken apart|told apart|put to|strangers?)\b",
     re.IGNORECASE,
 )
-NOT_YET_PLAIN = ("api/", "cli/", "deploy/", "federation/", "recipe/", "workflows/")
+NOT_YET_PLAIN = ("cli/", "deploy/", "workflows/")
 
 
 def public(node: ast.stmt) -> list[str]:

@@ -88,10 +88,13 @@ def fedavgm(setup: Setup, options: FedAvgM) -> Algorithm:
 
 
 def fedadagrad(setup: Setup, options: FedAdagrad) -> Algorithm:
+    """FedAvg with Adagrad at the server."""
     return _adaptive(setup, options.lr, options.beta1, options.tau, lambda v, d: v + d * d)
 
 
 def fedadam(setup: Setup, options: Adaptive) -> Algorithm:
+    """FedAvg with Adam at the server."""
+
     def second(v: Tensor, d: Tensor) -> Tensor:
         return options.beta2 * v + (1 - options.beta2) * d * d
 
@@ -99,6 +102,8 @@ def fedadam(setup: Setup, options: Adaptive) -> Algorithm:
 
 
 def fedyogi(setup: Setup, options: Adaptive) -> Algorithm:
+    """FedAvg with Yogi at the server."""
+
     def second(v: Tensor, d: Tensor) -> Tensor:
         return v - (1 - options.beta2) * d * d * (v - d * d).sign()
 

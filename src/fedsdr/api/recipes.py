@@ -38,7 +38,8 @@ class CheckedRecipe:
 
 
 class Diagnosis(NamedTuple):
-    """found: holdings, divergences and advice, as JSON has them. page: where one was written."""
+    """found: data quality, divergences and advice, as in diagnosis.json. page: None where none was
+    written."""
 
     found: dict[str, Any]
     plan: RunPlan

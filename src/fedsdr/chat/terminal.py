@@ -52,6 +52,7 @@ def execute_command(conversation: Conversation, text: str) -> str:
 
 
 def print_answer(conversation: Conversation, question: str, out: TextIO, live: bool) -> None:
+    """Write one answer and a line end to `out`. live: as in `chat_loop`."""
     if not live:
         out.write("".join(conversation.ask(question)) + "\n")
         out.flush()

@@ -69,16 +69,19 @@ def check_same_keys(expected: Adapter, given: Adapter, who: str = "adapter") -> 
 
 
 def add(a: Adapter, b: Adapter) -> Adapter:
+    """a + b, tensor by tensor."""
     check_same_keys(a, b)
     return {key: a[key] + b[key] for key in a}
 
 
 def subtract(a: Adapter, b: Adapter) -> Adapter:
+    """a - b, tensor by tensor."""
     check_same_keys(a, b)
     return {key: a[key] - b[key] for key in a}
 
 
 def scale(a: Adapter, factor: float) -> Adapter:
+    """factor a, tensor by tensor."""
     return {key: tensor * factor for key, tensor in a.items()}
 
 
@@ -88,6 +91,7 @@ def scale_product(a: Adapter, factor: float) -> Adapter:
 
 
 def zeros_like(a: Adapter, dtype: torch.dtype | None = None) -> Adapter:
+    """Zeros of the same shapes, in the same dtypes or in `dtype`."""
     return {key: torch.zeros_like(tensor, dtype=dtype) for key, tensor in a.items()}
 
 
@@ -145,10 +149,12 @@ def cosine(a: Adapter, b: Adapter) -> float:
 
 
 def size_in_bytes(a: Adapter) -> int:
+    """Bytes of all tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in a.values())
 
 
 def all_finite(a: Adapter) -> bool:
+    """Whether no entry is NaN or infinite."""
     return all(bool(torch.isfinite(tensor).all()) for tensor in a.values())
 
 

@@ -202,6 +202,7 @@ def _delete(path: Path) -> None:
 
 
 def write_text(path: Path, text: str, private: bool = False) -> None:
+    """`write_bytes` of a text in UTF-8."""
     write_bytes(path, text.encode(), private)
 
 
@@ -212,6 +213,7 @@ def write_json(path: Path, value: Any, private: bool = False) -> None:
 
 
 def read_json(path: Path) -> Any:
+    """The value of a JSON file. Raises `UserError` where it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     # ValueError: wrong UTF-8, wrong JSON, and numbers of thousands of digits
@@ -220,6 +222,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_json_lines(path: Path, rows: Iterable[Any], private: bool = False) -> None:
+    """Write strict JSONL, a value a line."""
     write_bytes(path, _lines(rows), private)
 
 

@@ -27,6 +27,7 @@ class Notice:
 
 
 def announce_notices(notices: Sequence[Notice], reporter: Reporter) -> None:
+    """Print each notice on a line."""
     for notice in notices:
         reporter.say(str(notice))
 
@@ -48,9 +49,11 @@ def records_by_client(records: Mapping[str, Sequence[str]]) -> str:
 
 
 def name_items(items: Sequence[str], shown: int = SHOWN_ITEMS) -> str:
+    """The first items, and how many more there are: "a, b and 3 more"."""
     more = len(items) - shown
     return ", ".join(items[:shown]) + (f" and {more} more" if more > 0 else "")
 
 
 def plural_form(count: int, noun: str) -> str:
+    """ "1 round", "2 rounds"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

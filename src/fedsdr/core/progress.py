@@ -86,6 +86,7 @@ def progress_columns() -> list[ProgressColumn]:
 
 
 def silent_reporter() -> Reporter:
+    """A reporter that prints nothing."""
     return Reporter(None)
 
 

@@ -83,4 +83,5 @@ def decode_file(path: Path, encoding: str) -> str:
 
 
 def unreadable_file(path: Path, error: Exception) -> UserError:
+    """The error for a file that the system cannot open or read."""
     return UserError(f"cannot read {path}: {error}: check the path and its permissions")

@@ -93,6 +93,7 @@ class Encoder:
 
 
 def raise_refused(refused: Refused) -> None:
+    """Raise one `UserError` for all refused records, if any."""
     if refused:
         raise row_refusal(refused[0][0], refused) from refused[0][1]
 

@@ -36,5 +36,6 @@ def pairwise_matrix(clients: Mapping[str, T], measure: Callable[[T, T], float]) 
 
 
 def check_enough(clients: Mapping[str, object]) -> None:
+    """Raise `UserError` for fewer than two clients."""
     if len(clients) < 2:
         raise UserError(f"clients = {list(clients)}: a comparison needs at least two of them")

@@ -43,6 +43,7 @@ class TextStats(NamedTuple):
 
 
 def text_stats(texts: Sequence[str]) -> TextStats:
+    """The statistics of a collection. Raises `UserError` for an empty one."""
     if not texts:
         raise UserError("texts = []: there is nothing to describe; give at least one response")
     tokens = [word for text in texts for word in split_words(text)]

@@ -51,10 +51,12 @@ NUMBER_PATTERN: Final = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 
 
 def check_empty(record: Record, rewrite: Rewrite) -> str | None:
+    """A rewrite must have some text."""
     return None if rewrite.text.strip() else "empty"
 
 
 def check_truncated(record: Record, rewrite: Rewrite) -> str | None:
+    """A rewrite must end within its token limit."""
     return None if rewrite.finished else "truncated"
 
 

@@ -61,6 +61,7 @@ def _share(part: set[str], whole: set[str]) -> float:
 
 
 def is_number(term: str) -> bool:
+    """Whether a term of `content_terms` is a number."""
     return term[0].isdecimal() and term.replace(".", "", 1).isdecimal()
 
 

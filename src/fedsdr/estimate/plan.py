@@ -195,6 +195,7 @@ def method_plan(
     work: Arithmetic,
     timer: Timer,
 ) -> MethodPlan:
+    """Steps, tokens, operations and traffic of one method over all its rounds."""
     own, names = recipe.federation, [client.name for client in clients]
     cohorts = cohorts_of(recipe, names)
     padded = {client.name: client.padded for client in clients}
@@ -227,6 +228,7 @@ def method_plan(
 def rewrites_plan(
     recipe: Recipe, clients: Sequence[ClientPlan], attempts: int, work: Arithmetic, timer: Timer
 ) -> Rewrites:
+    """Requests, tokens and operations of rewriting all clients' records once."""
     asked = [request for client in clients for request in client.rewriting]
     prompts = sum(request.prompt for request in asked)
     tokens = sum(min(request.reference, request.limit) for request in asked)
@@ -249,6 +251,7 @@ def memory_plan(
     dtype: torch.dtype,
     distils: bool,
 ) -> Memory:
+    """Peak memory of training and of rewriting, from the longest records."""
     local, lora = recipe.local, recipe.lora
     many = 1 if local.cohort == "auto" else min(local.cohort, len(clients))  # clients at once
     rows = many * min(local.micro_batch or local.batch_size, local.batch_size)

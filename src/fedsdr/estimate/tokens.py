@@ -85,6 +85,7 @@ class ClientPlan:
 def client_plan(
     client: ClientData, counter: Counter, recipe: Recipe, most: int, context: int
 ) -> ClientPlan:
+    """Token counts of one client. Raises `UserError` where none of its records fits."""
     found = [counter.example(record, most) for record in client.train]
     pairs = [pair for pair in found if pair is not None]
     if not pairs:

@@ -110,6 +110,7 @@ def judge_at_equal_facts(
 
 
 def judge_claim(claim: PaperClaim, runs: Runs) -> ClaimVerdict:
+    """The verdict on one claim, in words with its interval and context."""
     a = [run[claim.metric] for run in runs[claim.better]]
     b = [run[claim.metric] for run in runs[claim.worse]]
     difference = paired_difference(a, b)

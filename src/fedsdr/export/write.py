@@ -93,6 +93,7 @@ def export_model(run: Finished, choice: ExportChoice, out: Path, reporter: Repor
 
 
 def check_target(out: Path) -> None:
+    """Raise `UserError` where `out` exists."""
     if out.exists() or out.is_symlink():
         raise UserError(f"{out} is there already and nothing is written over: give another --out")
 

@@ -91,7 +91,7 @@ def run_rounds(
 
     folder: holds the checkpoint and metrics.jsonl, a line a round: {"round", "clients", "train",
     "eval"}; round 0 is the evaluation before training, and there is no "eval" where none was due.
-    evaluate: None where clients tell no scores. observe: is told each committed line, after a
+    evaluate: None where clients report no scores. observe: gets each committed line, after a
     resume those from before as well. deliver: is given the state after the last round before that
     is evaluated, so that what comes of training is there whatever an evaluation does.
     """

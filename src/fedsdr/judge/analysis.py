@@ -98,6 +98,7 @@ JudgePoints = Sequence[tuple[str, str, float]]  # (question, category, points)
 def by_category(
     points: JudgePoints, summarise: Callable[[JudgePoints], Estimate | None]
 ) -> dict[str, Estimate]:
+    """`summarise` of the points of each named category."""
     found = {}
     for name in sorted({category for _, category, _ in points if category}):
         result = summarise([p for p in points if p[1] == name])

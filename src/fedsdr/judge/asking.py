@@ -99,6 +99,7 @@ def same_conversation(a: Answers, b: Answers, question: JudgeQuestion, turn: int
 
 
 def estimate_cost(items: Sequence[JudgeItem], endpoint: Endpoint, prices: Prices) -> CostEstimate:
+    """The cost of asking for these items, with typical and with the longest replies."""
     prompt = sum(item.prompt_tokens for item in items)
     likely = min(TYPICAL_REPLY, endpoint.max_tokens) * len(items)
     most = endpoint.max_tokens * len(items)

@@ -108,6 +108,7 @@ def host_of(base_url: str) -> str:
 
 
 def import_openai() -> Any:
+    """The openai module; `UserError` where it is not installed."""
     try:
         import openai
     except ImportError:

@@ -137,10 +137,12 @@ def context_of(path: str) -> int:
 
 
 def context_positions(config: Any) -> int:
+    """The number of positions of a configuration; 2^20 where it states none."""
     return int(getattr(config, "max_position_embeddings", None) or UNBOUNDED)
 
 
 def load_tokenizer(path: str) -> Any:
+    """The tokenizer of a model folder or hub name. Raises `UserError` where it cannot be used."""
     check_model_path(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
@@ -159,6 +161,7 @@ def load_tokenizer(path: str) -> Any:
 
 
 def choose_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is a GPU where there is one. Raises `UserError`."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

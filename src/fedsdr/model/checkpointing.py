@@ -13,10 +13,12 @@ from fedsdr.core.errors import UserError
 
 
 def checkpointed_blocks(model: Any) -> list[GradientCheckpointingLayer]:
+    """The blocks of a model that support checkpointing."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def check_checkpointing(model: Any) -> None:
+    """Raise `UserError` for a model without such blocks."""
     if not checkpointed_blocks(model):
         raise UserError(
             f"{type(model).__name__} has no blocks that can be checkpointed: set "

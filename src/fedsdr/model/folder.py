@@ -36,6 +36,7 @@ def check_model_path(path: str) -> None:
 
 
 def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds files of a tokenizer."""
     return any(folder.glob("*token*")) or any(folder.glob("vocab*"))
 
 

@@ -11,6 +11,7 @@ from fedsdr.core.errors import UserError
 
 
 def check_quantisation(quantisation: str) -> None:
+    """Raise `UserError` where the libraries for it are not installed."""
     if quantisation == "none":
         return
     for library in ("bitsandbytes", "accelerate"):

@@ -74,7 +74,7 @@ def parse_recipe(tables: Mapping[str, Any], name: str = "recipe") -> Recipe:
 
 
 def _check_plain(value: Any, place: str, depth: int = 0) -> None:
-    """Raise `UserError` for what no TOML file may hold: it could be neither told nor written."""
+    """Raise `UserError` for what no TOML file may hold, and no message could print."""
     if depth > DEEPEST:
         raise UserError(f"{place[:80]}...: nested deeper than {DEEPEST} levels, as no key is")
     if isinstance(value, int) and value.bit_length() >= 64:

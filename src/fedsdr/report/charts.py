@@ -120,6 +120,7 @@ def metric_charts(material: Material, styles: Styles) -> Chart | None:
 
 
 def loss_charts(material: Material, styles: Styles) -> Chart | None:
+    """A panel a training loss."""
     names = series.metric_names(material, "train", lambda name: name.startswith("loss"))
     panels = [
         _panel(

@@ -42,6 +42,7 @@ def write_diagnosis(folder: Path, found: DiagnosisData) -> Path:
 
 
 def render_diagnosis(found: DiagnosisData) -> str:
+    """The page as HTML."""
     return (
         template_environment()
         .get_template("diagnosis.html.jinja")

@@ -46,6 +46,7 @@ def template_environment() -> Environment:
 
 
 def render_report(material: Material) -> str:
+    """The page of a run or comparison as HTML."""
     template = template_environment().get_template("report.html.jinja")
     styles = palette.method_styles(method.name for method in material.methods)
     return template.render(

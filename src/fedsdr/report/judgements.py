@@ -43,10 +43,12 @@ def load_judgings(folder: Path) -> tuple[Mapping[str, Any], ...]:
 
 
 def judging_views(judgings: Sequence[Mapping[str, Any]]) -> list[View]:
+    """A view of each judging."""
     return [judging_view(judging) for judging in judgings]
 
 
 def judging_view(judging: Mapping[str, Any]) -> View:
+    """One judging of judge.json as rows, sentences and warnings."""
     pair = judging["kind"] == "pairwise"
     scale = 100 if pair else 1
     whole = judging["win_rate" if pair else "score"]

@@ -58,6 +58,7 @@ def metric_label(name: str) -> Metric:
 
 
 def is_personal(name: str) -> bool:
+    """Whether a metric is of the clients' own models."""
     return name.startswith(PERSONAL_LABELS)
 
 
@@ -81,17 +82,21 @@ def ordered_names(names: Iterable[str], known: Iterable[str]) -> list[str]:
 
 
 def loss_label(name: str) -> str:
+    """The label of a training loss."""
     return LOSSES.get(name) or readable_name(name)
 
 
 def reason_label(name: str) -> str:
+    """The label of a reason to refuse a rewrite."""
     return REASONS.get(name) or readable_name(name).lower()
 
 
 def measure_label(name: str) -> str:
+    """The label of what a check has measured."""
     return MEASURES.get(name) or readable_name(name).lower()
 
 
 def readable_name(name: str) -> str:
+    """A name as words: "norm/R" is "Norm: R"."""
     text = name.replace("_", " ").replace("/", ": ").strip()
     return text[:1].upper() + text[1:]

@@ -44,6 +44,7 @@ def head_section(material: Material) -> dict[str, Any]:
 
 
 def claims_section(material: Material) -> dict[str, Any] | None:
+    """The claims with a summary of their verdicts."""
     if not material.claims:
         return None
     counts = Counter(claim.verdict for claim in material.claims)
@@ -62,6 +63,7 @@ def claims_section(material: Material) -> dict[str, Any] | None:
 
 
 def scores_section(material: Material, styles: Mapping[str, Style]) -> dict[str, Any] | None:
+    """The tables of scores, of the global model, the clients' own and by client."""
     found = {name for method in material.methods for name in method.scores}
     if not found:
         return None

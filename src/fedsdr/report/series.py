@@ -46,6 +46,7 @@ def mean_curve(method: MethodRuns, part: Part, name: str) -> MeanCurve | None:
 
 
 def method_curves(material: Material, part: Part, name: str) -> list[MeanCurve]:
+    """`mean_curve` of each method that has one."""
     found = (mean_curve(method, part, name) for method in material.methods)
     return [each for each in found if each is not None and each.rounds]
 

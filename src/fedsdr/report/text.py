@@ -24,6 +24,7 @@ def format_signed(value: float | None, digits: int = 1) -> str:
 
 
 def format_span(low: float | None, high: float | None, digits: int = 1) -> str:
+    """An interval with an en dash; "" where a bound is missing."""
     if low is None or high is None:
         return ""
     gap = " " if low < 0 or high < 0 else ""
@@ -31,10 +32,12 @@ def format_span(low: float | None, high: float | None, digits: int = 1) -> str:
 
 
 def format_share(value: float | None) -> str:
+    """A share, 0 to 1, in percent."""
     return EN_DASH if value is None else f"{format_fixed(100 * value)} %"
 
 
 def format_duration(seconds: float) -> str:
+    """Seconds as hours, minutes or seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

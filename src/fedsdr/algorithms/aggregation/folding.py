@@ -55,10 +55,12 @@ def with_folded_part(inner: Algorithm) -> Algorithm:
 
 
 def is_folded(key: str) -> bool:
+    """Whether a tensor belongs to the folded part."""
     return key.startswith(FOLDED)
 
 
 def trained_part(sent: Adapter) -> Adapter:
+    """The tensors that are not folded."""
     return select_tensors(sent, lambda key: not is_folded(key))
 
 

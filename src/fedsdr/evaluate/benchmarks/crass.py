@@ -30,6 +30,7 @@ CRASS_LAYOUT: Final = (
 
 
 def read_crass(data: Path, shots: int) -> list[Subject]:
+    """Shots from crass/dev.jsonl where it exists, else the first rows of the test file."""
     path = find_file(data, CRASS_FILES, CRASS_LAYOUT)
     rows = _rows(path)
     if (data / SHOTS).exists():

@@ -43,6 +43,7 @@ def _passage(row: BenchmarkRow) -> str:
 
 
 def gold_answers(row: BenchmarkRow) -> list[str]:
+    """The right answers of a row, of which the first is the target."""
     return [gold.strip() for gold in row["ref_text"].split("|") if gold.strip()]
 
 

@@ -20,6 +20,7 @@ MMLU_LAYOUT: Final = (
 
 
 def read_mmlu(data: Path, shots: int) -> list[Subject]:
+    """All subjects, each with the first `shots` rows of its dev file."""
     tests = sorted(find_file(data, ["mmlu/test"], MMLU_LAYOUT).glob("*_test.csv"))
     if not tests:
         raise UserError(f"{data / 'mmlu/test'} holds no *_test.csv: expected {MMLU_LAYOUT}")

@@ -127,6 +127,7 @@ def result_path(folder: Path, model: str, task: str) -> Path:
 
 
 def write_result(folder: Path, result: Result) -> None:
+    """Write a result's questions, then its summary, which marks it as finished."""
     path = result_path(folder, result.model, result.task)
     files.write_json_lines(path.with_suffix(".jsonl"), [asdict(q) for q in result.questions])
     files.write_json(path, result.summary())

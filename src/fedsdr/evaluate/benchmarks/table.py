@@ -72,6 +72,7 @@ def _read(name: str, data: Path | None) -> ChosenBenchmark:
 
 
 def need_lm_eval() -> None:
+    """Raise `UserError` unless lm-evaluation-harness is installed."""
     try:
         import lm_eval  # noqa: F401
     except ImportError as error:

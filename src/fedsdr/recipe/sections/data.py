@@ -18,7 +18,7 @@ class Source(Section):
     `datasets`, or `"hub:OWNER/NAME"` for the `train` split of a data set on the Hugging Face hub.
     """
     client: str | None = None
-    """The client that holds this source. Without it, its records are dealt by `[data.split]`."""
+    """The client that holds this source. Without it, its records are split by `[data.split]`."""
     format: Literal["auto", "jsonl", "json", "csv", "parquet", "datasets"] = "auto"
     """The file format; `"auto"` goes by the file name."""
     encoding: str = "utf-8"
@@ -44,7 +44,7 @@ class Source(Section):
 
 
 class Split(Section):
-    """How the records of sources without a `client` are dealt to clients."""
+    """How the records of sources without a `client` are split among clients."""
 
     by: Literal["iid", "column", "dirichlet"] = "iid"
     """`"iid"` deals records at random; `"column"` makes one client per category; `"dirichlet"`
@@ -64,7 +64,7 @@ class Data(Section):
     sources: tuple[Source, ...] = ()
     """The files and data sets, each a table `[[data.sources]]`."""
     split: Split = Split()
-    """How records of sources without a `client` are dealt to clients."""
+    """How records of sources without a `client` are split among clients."""
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """The share of each client's records that is held out for evaluation (at least one record,
     unless it is 0)."""
@@ -88,7 +88,7 @@ class Lab(Section):
     """The share of pretraining answers written in some client's style. 0 makes the clients'
     styles conflict the hardest."""
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """If set, facts are dealt to clients by Dirichlet(`alpha`) instead of one attribute each."""
+    """If set, facts are assigned to clients by Dirichlet(`alpha`) instead of one attribute each."""
     imbalance: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
     """The ratio between the largest and the smallest client of one kind."""
     pretrain_steps: Positive = 1500
