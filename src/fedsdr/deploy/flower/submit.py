@@ -24,6 +24,7 @@ from fedsdr.workflows.run_folder import locked_folder
 LINK: Final = "federation"  # the SuperLink's name in flower/config.toml
 SUBMIT_LOCK: Final = ".submit.lock"  # of the command, whose ServerApp locks the folder itself
 LINK_AWAY: Final = 600.0  # seconds that a SuperLink that was there may take to come back
+SLOWEST: Final = 15.0  # seconds between two questions to the SuperLink, at most
 QUIET: Final = {  # nothing calls home, nothing is installed
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -76,7 +77,7 @@ def submit_federation(
         again = attempt > 1  # the SuperLink was there, and may be coming back
         number = retry_for(lambda: start_run(folder, *options), LINK_AWAY if again else 0.0, pause)
         reporter.say(f"submitted as Flower's run {number} (attempt {attempt} of {attempts})")
-        state = wait_for_end(folder, number, pause)
+        state = wait_for_end(folder, number, began, pause)
         told = read_status(folder)
         if told.get("began", 0) >= began:
             if told["state"] == "finished":
@@ -91,7 +92,10 @@ T = TypeVar("T")
 
 
 def retry_for(action: Callable[[], T], seconds: float, pause: float) -> T:
-    """What `action` returns, tried again for so long after a `UserError`, which it then raises."""
+    """What `action` returns, tried again for so long after a `UserError`, which it then raises.
+
+    pause: seconds before the second try; they grow to `SLOWEST`.
+    """
     end = time.monotonic() + seconds
     while True:
         try:
@@ -100,13 +104,27 @@ def retry_for(action: Callable[[], T], seconds: float, pause: float) -> T:
             if time.monotonic() > end:
                 raise
             time.sleep(pause)
+            pause = min(2 * pause, SLOWEST)
 
 
-def wait_for_end(folder: Path, number: int, pause: float) -> str:
-    """Wait for the end of Flower's run; returns how it ended."""
-    while (state := retry_for(lambda: flower_state(folder, number), LINK_AWAY, pause)) is None:
+def wait_for_end(folder: Path, number: int, since: float, pause: float) -> str:
+    """Wait for the end of Flower's run; returns how it ended.
+
+    The ServerApp's own status file is read every `pause` seconds. Flower's list takes a process
+    and a second of a core, so it is asked for once the file says that the run ended, and now and
+    then for a ServerApp that died. since: when the run was submitted, in seconds since 1970.
+    """
+    wait, asked = pause, time.monotonic()
+    while True:
         time.sleep(pause)
-    return state
+        told = read_status(folder)
+        ended = told.get("began", 0) >= since and told["state"] != "running"
+        if not ended and time.monotonic() - asked < wait:
+            continue
+        state = retry_for(lambda: flower_state(folder, number), LINK_AWAY, pause)
+        if state is not None:
+            return state
+        wait, asked = min(2 * wait, SLOWEST), time.monotonic()
 
 
 def start_run(folder: Path, *options: str) -> int:
