@@ -10,10 +10,11 @@ from peft import LoraConfig, get_peft_model
 from fedsdr.algorithms.contract import Schedule, Stage
 from fedsdr.core.adapters import Adapter, Private, unwrap_private
 from fedsdr.core.errors import UserError
+from fedsdr.core.seeds import derive_seed
 from fedsdr.data.batches import collate_examples, end_to_end
 from fedsdr.data.template import Example
 from fedsdr.model import dropout, packing
-from fedsdr.model.dropout import MASK, Dropout, hash_integers, lora_dropout
+from fedsdr.model.dropout import GOLDEN, KEY_BITS, Dropout, lora_dropout, mix_bits
 from fedsdr.model.lora import Stream, TwoStreamLinear, TwoStreamModel
 from fedsdr.model.peft_format import AdapterSettings, read_settings, write_adapter
 from fedsdr.training.cohort import train_cohort
@@ -68,16 +69,49 @@ def test_masks_are_unlike_each_other():
     assert abs(float((signs[:, 1:] * signs[:, :-1]).mean())) < 5 / signs.numel() ** 0.5
 
 
-def test_the_hash_is_one_to_one():
-    some = torch.cat([torch.arange(2**16), MASK - torch.arange(2**16)])
-    found = hash_integers(some)
-    assert len(found.unique()) == 2**17
-    assert 0 <= int(found.min()) <= int(found.max()) <= MASK
-    # lowbias32 by Python's integers
-    x = 0xDEADBEEF
-    x = (x ^ (x >> 16)) * 0x7FEB352D & MASK
-    x = (x ^ (x >> 15)) * 0x846CA68B & MASK
-    assert int(hash_integers(torch.tensor(0xDEADBEEF))) == x ^ (x >> 16)
+def test_the_hash_is_that_of_splitmix64():
+    """Its first numbers from the seed 1234567, as published with the algorithm."""
+    states = torch.arange(1, 6) * GOLDEN + 1234567
+    published = (
+        6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431,
+        16408922859458223821,
+    )  # fmt: skip
+    assert [each % 2**64 for each in mix_bits(states).tolist()] == [*published]
+
+
+def test_each_bit_of_a_key_changes_half_of_the_hash():
+    keys = torch.randint(0, 2**KEY_BITS - 1, (5000,), generator=torch.Generator().manual_seed(1))
+    for bit in range(KEY_BITS):
+        changed = mix_bits(keys) ^ mix_bits(keys ^ (1 << bit))
+        shares = torch.stack([(changed >> place & 1).double().mean() for place in range(64)])
+        assert float((shares - 0.5).abs().max()) < 6 * 0.5 / 5000**0.5
+
+
+def test_no_two_tokens_of_half_a_million_have_one_mask():
+    """Keys of 32 bits collide for a few dozens of so many."""
+    keys = [derive_seed(0, "dropout", place) for place in range(1000)]
+    tokens = lora_dropout(0.5, collate_examples(batch_of(*[500] * 1000), 0), keys).tokens
+    assert len(tokens.unique()) == len(tokens) == 501_000
+
+
+def test_all_bits_of_an_examples_key_count():
+    batch = collate_examples(batch_of(31, 31), 0)
+    for bit in (0, 31, 32, 47, KEY_BITS - 1):
+        signs = kept(lora_dropout(0.5, batch, [5, 5 ^ (1 << bit)]), 256).double() * 2 - 1
+        assert abs(float((signs[:32] * signs[32:]).mean())) < 5 / signs[:32].numel() ** 0.5
+
+
+def test_masks_of_seeds_clients_rounds_and_steps_are_independent():
+    """Pairwise, over all of them: their products average to nothing."""
+    fits = [
+        trainer(new_model(), dropout=0.5, seed=seed, client=client, round=round)
+        for seed in (0, 1) for client in ("a", "b") for round in (1, 2)
+    ]  # fmt: skip
+    keys = [fit.keys(RECTIFY, step, 1)[0] for fit in fits for step in (0, 1)]
+    batch = collate_examples(batch_of(*[63] * len(keys)), 0)
+    signs = kept(lora_dropout(0.5, batch, keys), 128).double().view(len(keys), -1) * 2 - 1
+    found = signs @ signs.T / signs.shape[1] - torch.eye(len(keys))
+    assert float(found.abs().max()) < 5 / signs.shape[1] ** 0.5
 
 
 def test_a_token_has_its_mask_however_the_batch_is_laid_out():

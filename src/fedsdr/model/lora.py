@@ -24,7 +24,7 @@ from fedsdr.core import seeds
 from fedsdr.core.adapters import A_SUFFIX, B_SUFFIX, Adapter, check_same_keys, stack_clients
 from fedsdr.data.batches import Batch
 from fedsdr.model.blocks import ALL_BLOCKS, choose_blocks
-from fedsdr.model.dropout import MASK, Dropout, lora_dropout
+from fedsdr.model.dropout import Dropout, lora_dropout
 from fedsdr.model.layers import adaptable_layers, layer_shape, select_layers
 from fedsdr.model.low_rank import FactorPair, add_low_rank
 from fedsdr.model.packing import Packing
@@ -137,7 +137,7 @@ class TwoStreamModel:
         self._layers: dict[str, TwoStreamLinear] = {}
         for path in select_layers(model, targets, layers):
             layer = TwoStreamLinear(model.get_submodule(path), rank, alpha)
-            layer.key = seeds.derive_seed(0, "layer", path) & MASK
+            layer.key = seeds.derive_seed(0, "layer", path)
             model.set_submodule(path, layer)
             self._layers[path] = layer
         self.packing = Packing(model)
