@@ -210,8 +210,6 @@ UPLOADS: dict[str, Callable[[int], set[str]]] = {
     **dict.fromkeys(("fedavg", "flexlora", "flora", "fedex", "fedrot"), lambda number: ALL),
     "ffa": lambda number: ONLY["B"],
     "rolora": lambda number: ONLY["B" if number % 2 else "A"],
-    "fedsa": lambda number: ONLY["A"],
-    "fedper": lambda number: {key for key in SHAPES if key.startswith("layers.0.")},
 }
 
 
@@ -225,7 +223,7 @@ def test_clients_send_these_tensors(name):
             assert update.change.keys() == wanted
 
 
-@pytest.mark.parametrize("name", ["ffa", "rolora", "fedsa"])
+@pytest.mark.parametrize("name", ["ffa", "rolora"])
 def test_one_factor_is_half_the_upload(name):
     full = adapters.size_in_bytes(random_adapter("any"))
     for seen in rounds(build(name)):
