@@ -21,7 +21,7 @@ from fedsdr.lab.evaluate import LIMIT, LabAnswer, LabEvaluator
 from fedsdr.lab.pretrain import (
     Corpus,
     PretrainOptions,
-    _believed,
+    _pretraining_key,
     base_model_folder,
     build_tokenizer,
 )
@@ -502,8 +502,10 @@ def test_clients_of_one_kind_can_hold_unequal_shares(clients, imbalance, sizes):
 
 def test_who_holds_what_does_not_change_the_base_model():
     options = WorldOptions(seed=1, clients=10)
-    assert _believed(options) == _believed(replace(options, clients=50, imbalance=3.0, alpha=0.5))
-    assert _believed(options) != _believed(replace(options, stubbornness=0.1))
+    assert _pretraining_key(options) == _pretraining_key(
+        replace(options, clients=50, imbalance=3.0, alpha=0.5)
+    )
+    assert _pretraining_key(options) != _pretraining_key(replace(options, stubbornness=0.1))
 
 
 @pytest.mark.parametrize("more", [{"clients": 5}, {"clients": 10, "alpha": 0.5}])
