@@ -1,4 +1,4 @@
-"""Clients' own models: what of them is the server's, and that the global model does not know them."""
+"""Clients' own models: what of them is the server's, and that the global model stays the same."""
 
 from typing import NamedTuple
 
