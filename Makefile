@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo evidence test test-slow models-table lint docs dist wheel-test audit bench clean
+.PHONY: install demo evidence test test-slow models-table lint docs dist wheel-test audit bench mutants clean
 
 install: .venv/installed
 
@@ -61,6 +61,11 @@ bench: install
 	done
 	$(BIN)/python benchmarks/tables.py
 
+# Mutation testing of a random sample; about an hour. What survives is in .ci/mutants.csv.
+mutants: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,mutants]'
+	$(BIN)/python .ci/mutants.py
+
 # What runs have made is the user's and stays.
 clean:
-	rm -rf .venv build src/*.egg-info
+	rm -rf .venv build mutants src/*.egg-info

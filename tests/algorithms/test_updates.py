@@ -1,4 +1,4 @@
-"""What a client may send, and what the server refuses, by the client's name."""
+"""What a client may send, and what the server refuses by the client's name; and the other way."""
 
 import math
 from collections.abc import Callable
@@ -7,8 +7,21 @@ from typing import Any
 import pytest
 import torch
 
-from fedsdr.algorithms.contract import Update, check_update
-from fedsdr.core.adapters import Adapter, Private
+from fedsdr.algorithms.contract import (
+    ClientState,
+    Fitted,
+    Round,
+    Schedule,
+    Setup,
+    Stage,
+    Update,
+    check_broadcast,
+    check_update,
+)
+from fedsdr.algorithms.fedavg import fedavg
+from fedsdr.algorithms.uploads import with_equal_weights
+from fedsdr.core.adapters import FOLDED, Adapter, Private, add_prefix
+from fedsdr.core.metrics import Mean
 
 LIKE = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
 
@@ -71,3 +84,64 @@ def test_only_plain_tensors_and_means_can_be_sent(make: Callable[[], Update], re
     with pytest.raises(TypeError, match="an update") as caught:
         make()
     assert reason in str(caught.value)
+
+
+def test_clients_that_do_not_count_weigh_the_same_and_keep_their_means():
+    def fit(stage: Stage) -> Fitted:
+        trained = {"a": torch.ones(2)}
+        return Fitted(7, Mean(12.0, 8.0), Private(stage.shared or {}), Private(trained), trained)
+
+    inner = fedavg(Setup(Schedule(1, 0.1)))
+    given = {"a": torch.zeros(2)}, ClientState(), fit, Round(1, 0)
+    counted, before = inner.client(*given)
+    update, after = with_equal_weights(inner).client(*given)
+    assert (counted.weight, counted.metrics) == (7, {"loss/rectify": Mean(12.0, 8.0)})
+    assert (update.weight, update.metrics) == (1.0, {"loss/rectify": Mean(1.5, 1.0)})
+    assert update.change["a"].tolist() == counted.change["a"].tolist() == [1.0, 1.0]
+    assert after == before
+
+
+# --- What a server sends
+
+A, B = "layer.lora_A.weight", "layer.lora_B.weight"
+PLAIN = {A: torch.ones(2, 3), B: torch.ones(5, 2)}  # of rank 2, from 3 inputs to 5 outputs
+LATER = frozenset({FOLDED, "other/"})
+
+
+def with_folded(a: tuple[int, ...], b: tuple[int, ...]) -> Adapter:
+    return {**PLAIN, **add_prefix({A: torch.ones(a), B: torch.ones(b)}, FOLDED)}
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_a_frozen_part_may_have_any_rank_that_its_layer_has(rank):
+    check_broadcast(PLAIN, PLAIN)
+    check_broadcast(with_folded((rank, 3), (5, rank)), PLAIN, LATER)
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        (with_folded((0, 3), (5, 0)), "frozen part of layer has the shapes (0, 3) and (5, 0)"),
+        (with_folded((4, 3), (5, 4)), "the layer has 3 inputs and 5 outputs"),
+        (with_folded((2, 4), (5, 2)), "the shapes (2, 4) and (5, 2)"),
+        (with_folded((2, 3), (4, 2)), "the shapes (2, 3) and (4, 2)"),
+        (with_folded((2, 3), (5, 1)), "the shapes (2, 3) and (5, 1)"),
+        (with_folded((), (5, 0)), "the shapes () and (5, 0)"),
+        ({**PLAIN, FOLDED + A: torch.ones(1, 3)}, "is not one of this model's layers"),
+        ({**PLAIN, "another/" + A: torch.ones(2, 3)}, "unexpected keys ['another/"),
+        ({A: PLAIN[A]}, f"missing keys ['{B}']"),
+        ({**PLAIN, B: torch.ones(5, 2).double()}, f"{B} is torch.float64, expected torch.float32"),
+        ({**PLAIN, B: torch.full((5, 2), math.nan)}, "NaN or infinite"),
+    ],
+)
+def test_what_no_server_sends(sent, reason):
+    with pytest.raises(ValueError, match="what the server sent") as caught:
+        check_broadcast(sent, PLAIN, LATER)
+    assert reason in str(caught.value)
+
+
+def test_a_frozen_part_has_the_models_precision():
+    sent = with_folded((1, 3), (5, 1))
+    sent[FOLDED + A] = sent[FOLDED + A].half()
+    with pytest.raises(ValueError, match=r"float16, expected torch\.float32"):
+        check_broadcast(sent, PLAIN, LATER)

@@ -17,6 +17,7 @@ from fedsdr.deploy.client.operations import ClientSide
 from fedsdr.deploy.protocol.messages import decode_answer, decode_request
 from fedsdr.deploy.protocol.signing import (
     UNSIGNED,
+    message_digest,
     new_key,
     read_private,
     read_public,
@@ -213,6 +214,7 @@ def test_all_that_left_a_client_is_in_its_own_log(both):
             assert row["operation"] == answer.operation
             assert row["tensors"].keys() == answer.change.keys()
             assert row["metrics"] == sorted(answer.metrics)
+            assert row["digest"] == message_digest(payload)
         assert side.audit.path.stat().st_mode & 0o777 == 0o600
         assert side.folder.stat().st_mode & 0o777 == 0o700
 

@@ -16,6 +16,13 @@ from fedsdr.deploy.protocol.messages import (
     decode_request,
     encode_message,
 )
+from fedsdr.deploy.protocol.signing import (
+    UNSIGNED,
+    new_key,
+    open_sealed,
+    read_private,
+    seal_payload,
+)
 
 DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn,
@@ -56,6 +63,14 @@ def test_everything_else_arrives_too():
     answer = replace(ANSWER, facts=told, refused="für x")
     assert decode_answer(encode_message(answer)) == answer
     assert isinstance(decode_answer(encode_message(answer)).metrics["loss/R"], Mean)
+
+
+@pytest.mark.parametrize("payload", [b"", b"x", b"\0" * 70_000], ids=len)
+def test_a_payload_of_any_length_is_sealed_and_opened(payload, tmp_path):
+    new_key(tmp_path / "key")
+    key = read_private(tmp_path / "key")
+    assert open_sealed(seal_payload(payload, key), key.public_key()) == payload
+    assert open_sealed(seal_payload(payload, UNSIGNED), UNSIGNED) == payload
 
 
 def test_a_request_is_no_answer():

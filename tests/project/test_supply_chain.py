@@ -59,8 +59,8 @@ def test_every_distribution_that_the_extras_bring_in_is_pinned():
 
 def test_nothing_is_pinned_that_nothing_needs():
     """A pin that is left behind would be audited in vain."""
-    benches = {"trl"}  # of the extra "bench", which is not installed for tests
-    assert {canonicalize_name(pin.name) for pin in PINS} - closure("dev") == benches
+    others = {"mutmut", "trl"}  # of the extras that are not installed for tests
+    assert {canonicalize_name(pin.name) for pin in PINS} - closure("dev") == others
 
 
 @pytest.mark.parametrize("pin", PINS, ids=lambda pin: pin.name)
@@ -82,7 +82,7 @@ HOSTS = re.compile(
     r"\bpypi\.[a-z]|pythonhosted\.[a-z]|download\.pytorch\.|conda\.anaconda\.|--(extra-)?index-url"
     r"|https?://\S+/simple\b"
 )
-GENERATED = {".venv", ".git", "build", "runs", "__pycache__"}
+GENERATED = {".venv", ".git", "build", "runs", "mutants", "__pycache__"}
 
 
 def ours(folder: Path) -> list[Path]:
