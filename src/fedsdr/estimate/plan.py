@@ -16,7 +16,8 @@ from fedsdr.estimate.hardware import Hardware
 from fedsdr.estimate.memory import Memory, cache_bytes, held_activations
 from fedsdr.estimate.tokens import CHARACTERS, ClientPlan, Counter, client_plan
 from fedsdr.estimate.traffic import Cohorts, Traffic, method_traffic, traced_stages
-from fedsdr.model.base import choose_device, choose_dtype, context_positions
+from fedsdr.model.base import DTYPES, choose_device, choose_dtype, context_positions
+from fedsdr.model.blocks import BlockChoice
 from fedsdr.model.experts import experts_notice
 from fedsdr.model.lora import TwoStreamModel
 from fedsdr.model.outline import model_outline, weight_bytes
@@ -120,28 +121,13 @@ def estimate_run(
     configuration is not here.
     """
     place = path or recipe.model.path
-    device = choose_device(recipe.model.device)
-    dtype = choose_dtype(recipe.dtype, device)
-    base, options = model_outline(place), recipe.lora
-    two = TwoStreamModel(
-        copy.copy(base), options.targets, options.rank, options.alpha, options.layers
-    )
-    with torch.device("meta"):
-        first = two.blank()
-    lora = sum(tensor.numel() for tensor in first.values())
-    two.detach()
-    model = ModelPlan(
-        place, base.num_parameters(), len(layer_paths(first)), lora,
-        str(dtype).removeprefix("torch."),
-        recipe.model.quantisation, str(device),
-        weight_bytes(base, dtype, recipe.model.quantisation),
-        experts_notice(base, layer_paths(first)),
-    )  # fmt: skip
+    base = model_outline(place)
+    model, first, blocks = model_plan(recipe, place, base)
     context = context_positions(base.config)
     most = min(recipe.model.max_length, context)
     counter = Counter(recipe, place)
     plans = tuple(client_plan(client, counter, recipe, most, context) for client in clients)
-    work = count_operations(base, lora, two.blocks)
+    work = count_operations(base, model.lora, blocks)
     timer = Timer(hardware, utilisation, model.weights)
     chosen = [(name, named_recipe(name, recipe)) for name in recipe.baselines]
     methods = tuple(
@@ -150,9 +136,33 @@ def estimate_run(
     )
     attempts = max(each.distill.attempts for each in [recipe, *(each for _, each in chosen)])
     rewrites = rewrites_plan(recipe, plans, attempts, work, timer)
-    memory = memory_plan(recipe, base, plans, model, dtype, any(m.distils for m in methods))
+    memory = memory_plan(recipe, base, plans, model, any(m.distils for m in methods))
     notes = plan_assumptions(recipe, model, counter, plans, memory, methods, timer)
     return RunPlan(model, plans, rewrites, methods, memory, hardware, notes)
+
+
+def model_plan(
+    recipe: Recipe, place: str, base: Any
+) -> tuple[ModelPlan, Adapter, BlockChoice | None]:
+    """The plan of an outline (`fedsdr.model.outline`), an adapter of it on the meta device, and the
+    blocks that carry adapters (None: all)."""
+    device = choose_device(recipe.model.device)
+    dtype = choose_dtype(recipe.dtype, device)
+    options = recipe.lora
+    two = TwoStreamModel(
+        copy.copy(base), options.targets, options.rank, options.alpha, options.layers
+    )
+    with torch.device("meta"):
+        first = two.blank()
+    two.detach()
+    model = ModelPlan(
+        place, base.num_parameters(), len(layer_paths(first)),
+        sum(tensor.numel() for tensor in first.values()), str(dtype).removeprefix("torch."),
+        recipe.model.quantisation, str(device),
+        weight_bytes(base, dtype, recipe.model.quantisation),
+        experts_notice(base, layer_paths(first)),
+    )  # fmt: skip
+    return model, first, two.blocks
 
 
 @dataclass(frozen=True)
@@ -248,11 +258,10 @@ def memory_plan(
     base: Any,
     clients: Sequence[ClientPlan],
     model: ModelPlan,
-    dtype: torch.dtype,
     distils: bool,
 ) -> Memory:
     """Peak memory of training and of rewriting, from the longest records."""
-    local, lora = recipe.local, recipe.lora
+    local, lora, dtype = recipe.local, recipe.lora, DTYPES[model.dtype]
     many = 1 if local.cohort == "auto" else min(local.cohort, len(clients))  # clients at once
     rows = many * min(local.micro_batch or local.batch_size, local.batch_size)
     length = max(client.longest for client in clients)

@@ -1,7 +1,9 @@
 """Writing an export: all checks first, then the folder, atomically."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from transformers import GenerationConfig
 
@@ -50,34 +52,20 @@ def export_model(run: Finished, choice: ExportChoice, out: Path, reporter: Repor
     adapter, settings = exported_adapter(run, choice.model)
     if choice.merged:
         check_mergeable(run.recipe)
-    _, client = run.place(choice.model)
     settings = _renamed(settings, choice.base)
-    if choice.merged:
-        base = open_base(run, reporter)
-        model, chat = base.model, base.chat
-        dtype = choice.dtype or str(model.dtype).removeprefix("torch.")
-        merge_adapter(model, adapter, settings.alpha / settings.rank, DTYPES[dtype])
-        model.generation_config = answer_settings(chat)
-    else:
-        with plan_folder(run.recipe, reporter) as path:
-            chat = load_chat(path, run.recipe.model.template, run.recipe.model.date)
-        model = None
-        run.check_base(chat_identity(chat), reporter)
-        dtype = choice.dtype or str(next(iter(adapter.values())).dtype).removeprefix("torch.")
-        adapter = {key: tensor.to(DTYPES[dtype]) for key, tensor in adapter.items()}
+    content = (_merged if choice.merged else _adapter_alone)(
+        run, choice, adapter, settings, reporter
+    )
     artefact = Artefact(
-        choice.model, choice.merged, settings.base_model, dtype, _ranks(adapter),
-        settings.alpha / settings.rank, chat.date,
+        choice.model, choice.merged, settings.base_model, content.dtype, _ranks(adapter),
+        settings.alpha / settings.rank, content.chat.date,
     )  # fmt: skip
+    _, client = run.place(choice.model)
 
     def write(folder: Path) -> None:
         folder.mkdir(mode=0o700 if client else 0o777)
-        if model is None:
-            write_adapter(folder, adapter, settings, private=bool(client))
-            answer_settings(chat).save_pretrained(folder)
-        else:
-            model.save_pretrained(folder)
-        save_tokenizer(chat, folder)
+        content.write_weights(folder)
+        save_tokenizer(content.chat, folder)
         write_card(folder, run, artefact, choice.client_names)
         if client:
             for path in folder.rglob("*"):
@@ -90,6 +78,45 @@ def export_model(run: Finished, choice: ExportChoice, out: Path, reporter: Repor
     if is_folder(artefact.base):
         reporter.say(f"it calls its base model {artefact.base}: --base gives a public name")
     return artefact
+
+
+class _Content(NamedTuple):
+    """What is exported. write_weights: into a folder, with generation_config.json."""
+
+    chat: ChatFormat
+    dtype: str
+    write_weights: Callable[[Path], None]
+
+
+def _merged(
+    run: Finished, choice: ExportChoice, adapter: Adapter, settings: AdapterSettings,
+    reporter: Reporter,
+) -> _Content:  # fmt: skip
+    """The base model with the adapter merged into its weights."""
+    base = open_base(run, reporter)
+    dtype = choice.dtype or str(base.model.dtype).removeprefix("torch.")
+    merge_adapter(base.model, adapter, settings.alpha / settings.rank, DTYPES[dtype])
+    base.model.generation_config = answer_settings(base.chat)
+    return _Content(base.chat, dtype, base.model.save_pretrained)
+
+
+def _adapter_alone(
+    run: Finished, choice: ExportChoice, adapter: Adapter, settings: AdapterSettings,
+    reporter: Reporter,
+) -> _Content:  # fmt: skip
+    """The adapter in PEFT's format, without loading the base model."""
+    with plan_folder(run.recipe, reporter) as path:
+        chat = load_chat(path, run.recipe.model.template, run.recipe.model.date)
+    run.check_base(chat_identity(chat), reporter)
+    dtype = choice.dtype or str(next(iter(adapter.values())).dtype).removeprefix("torch.")
+    converted = {key: tensor.to(DTYPES[dtype]) for key, tensor in adapter.items()}
+    _, client = run.place(choice.model)
+
+    def write(folder: Path) -> None:
+        write_adapter(folder, converted, settings, private=bool(client))
+        answer_settings(chat).save_pretrained(folder)
+
+    return _Content(chat, dtype, write)
 
 
 def check_target(out: Path) -> None:
