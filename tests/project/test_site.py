@@ -144,3 +144,9 @@ def test_fields_of_a_docstring_become_a_list():
     assert shown == (
         "One line.\n\n\n* **rank, alpha**: of both.\nnote: is prose.\n[A] \\[B] is a matrix."
     )
+
+
+def test_the_figure_of_the_packages_shows_every_one():
+    drawing = (REPOSITORY / "docs" / "figures" / "rooms.svg").read_text(encoding="utf-8")
+    shown = re.findall(r'<text class="bold"[^>]*>([^<]*)<', drawing)
+    assert sorted(name for text in shown for name in text.split(", ")) == reference_pages.rooms()
