@@ -154,7 +154,7 @@ class Fit(Protocol):
 
 @dataclass(frozen=True)
 class ClientState:
-    """What a client keeps from round to round. It never leaves the client.
+    """A client's state from round to round. It never leaves the client.
 
     private: adapters, by name. memory: an algorithm's own tensors (control variates, say).
     rank: of this client's adapters, where it is smaller than the federation's.
@@ -165,7 +165,7 @@ class ClientState:
     rank: int | None = None
 
     def keep(self, name: str, private: Private) -> "ClientState":
-        """This state with one private adapter put in or replaced."""
+        """This state with one private adapter added or replaced."""
         return replace(self, private={**self.private, name: private})
 
     def recall(self, name: str, like: Adapter) -> Adapter:
@@ -174,7 +174,7 @@ class ClientState:
         return {key: memory.get(key, torch.zeros_like(like[key])) for key in like}
 
     def remember(self, name: str, adapter: Adapter) -> "ClientState":
-        """This state with tensors of one memory put in or replaced, key by key."""
+        """This state with tensors of one memory added or replaced, key by key."""
         memory = {**self.memory.get(name, {}), **adapter}
         return replace(self, memory={**self.memory, name: memory})
 
@@ -203,7 +203,7 @@ class Update:
 
 @dataclass(frozen=True)
 class ServerState:
-    """What the server keeps: the global adapter, and an algorithm's own tensors (moments, say).
+    """The server's state: the global adapter, and an algorithm's own tensors (moments, say).
 
     metrics: of the last round's aggregation, for the log.
     population: that of the last round (`Round.population`), 0 before the first. The round loop

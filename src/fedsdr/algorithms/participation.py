@@ -1,4 +1,4 @@
-"""Who takes part in which round, and which rounds are judged: functions of seed and round."""
+"""Client sampling and evaluation schedule: functions of seed and round."""
 
 import math
 from collections.abc import Sequence
@@ -11,11 +11,14 @@ from fedsdr.core import seeds
 
 @dataclass(frozen=True)
 class RoundOptions:
-    """rounds: how many. participation: share of the clients in each. every: rounds between
-    evaluations; 0 means only before the first and after the last. secret: what the
-    server's noise is drawn from; `seed`, which all may know, decides who takes part. late: share of
-    the clients that come after round `late_round`. quorum: how many updates a round needs, at most
-    as many as were asked for; None: all of them."""
+    """Options of the round loop.
+
+    rounds: how many. participation: share of the clients in each round.
+    every: rounds between evaluations; 0 means only before the first and after the last.
+    seed: of the sampling of clients; public. secret: the source of the server's noise.
+    late: share of the clients that join after round `late_round`.
+    quorum: the updates that a round needs, at most one for each client sampled; None: all of them.
+    """
 
     seed: int
     rounds: int
@@ -36,9 +39,9 @@ def cohort_size(clients: int, share: float) -> int:
 def present_clients(
     clients: Sequence[str], late: float, late_round: int, round: int
 ) -> Sequence[str]:
-    """Those who can take part in a round: the last ones by order may come late.
+    """The clients that can take part in a round; the last ones in order may join late.
 
-    max(1, floor(late x K)) of K clients do, if any.
+    late: share of the clients that join after round `late_round`: max(1, floor(late x K)) of K.
     """
     if not late or round > late_round:
         return clients
@@ -55,7 +58,7 @@ def sample_clients(clients: Sequence[str], share: float, seed: int, round: int) 
 
 
 def cohort_of(clients: Sequence[str], options: RoundOptions, round: int) -> list[str]:
-    """Who takes part in a round, of those who can."""
+    """The clients of a round, sampled from those that can take part."""
     there = present_clients(clients, options.late, options.late_round, round)
     return sample_clients(there, options.participation, options.seed, round)
 

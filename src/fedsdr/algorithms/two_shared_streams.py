@@ -107,5 +107,5 @@ def smooth_shared(r: Personal, s: Adapter, fit: Fit, options: Smoothing) -> Fitt
 
 
 def without_smoothing(sent: Adapter) -> Adapter:
-    """What is sent, but for S."""
+    """The tensors that are sent, except S."""
     return select_tensors(sent, lambda key: not key.startswith(SHARED))

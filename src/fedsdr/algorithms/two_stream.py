@@ -111,7 +111,7 @@ def stage_result(stage: Stage, fitted: Fitted) -> Personal:
 def consolidation_stage(
     stage: Stage, rectified: Fitted, schedule: Schedule, options: Smoothing
 ) -> Stage:
-    """The stage after `stage`: R goes on from there, with W0 + R + S as its teacher."""
+    """The stage after `stage`: R is trained further, with W0 + R + S as its teacher."""
     r = stage_result(stage, rectified)
     return replace(
         stage,

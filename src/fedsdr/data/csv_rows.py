@@ -44,7 +44,7 @@ def csv_rows(path: Path, text: str, delimiter: str | None) -> tuple[Places, list
 
 
 def _delimiter(path: Path, text: str) -> str:
-    """The one that stands in the header and by which each row has the header's columns; where the
+    """The one that occurs in the header and by which each row has the header's columns; where the
     header has none, the suffix's own. Raises `UserError` unless there is one such."""
     plain = QUOTED.sub("quoted", text[:HEAD])
     header = next((line for line in plain.splitlines() if line.strip()), "")

@@ -17,7 +17,7 @@ from fedsdr.recipe.sections.data import Source
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a record's parts stand in a row.
+    """Which columns of a row hold a record's parts.
 
     fields: field of `Source.fields` -> column, or a text with {column} placeholders.
     turns: the column with a conversation, in place of instruction and response.
@@ -66,7 +66,7 @@ FINAL_NUMBER: Final = re.compile(r"-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
 
 
 class NoResponseError(RowError):
-    """A row whose response is empty, null or missing: `Source.empty` says what becomes of it."""
+    """A row whose response is empty, null or missing: `Source.empty` decides if it is skipped."""
 
     def __init__(self, detail: str) -> None:
         remedy = 'fill in the response, remove the row, or set empty = "skip" in its source'
@@ -139,7 +139,7 @@ def _listed(columns: Sequence[str], shown: int = 20) -> str:
 
 
 def _check_place(path: Path, columns: Sequence[str], name: str, place: str) -> None:
-    """Raise `UserError` unless `place` is a known column or a text with such in braces."""
+    """Raise `UserError` unless `place` is a known column or a text with known columns in braces."""
     try:
         parts = _parts(place)
     except ValueError as error:

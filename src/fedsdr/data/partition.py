@@ -120,7 +120,7 @@ def _numbered(records: Sequence[Record], parts: Sequence[Sequence[int]]) -> Shar
 
 
 def _by_column(records: Sequence[Record], split: Split, random: np.random.Generator) -> Shares:
-    """A client for each category, in order of first appearance; nothing is left to chance."""
+    """A client for each category, in order of first appearance; deterministic."""
     del split, random
     groups: Shares = {}
     for record in records:

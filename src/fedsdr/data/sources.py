@@ -44,7 +44,7 @@ def read_source(source: Source, seed: int) -> list[Record]:
 
 
 class Skipped(NamedTuple):
-    """What `empty = "skip"` left out of one source."""
+    """The rows of one source that `empty = "skip"` left out."""
 
     client: str  # "" where the records are pooled
     file: str
@@ -53,7 +53,7 @@ class Skipped(NamedTuple):
 
 
 def skipped_rows(sources: Sequence[Source]) -> list[Skipped]:
-    """Rows without a response, of every source that says to skip them, whatever its limit."""
+    """The skipped rows of every source with `empty = "skip"`, regardless of its `limit`."""
     found = []
     for source in sources:
         if source.empty == "skip":
@@ -64,7 +64,7 @@ def skipped_rows(sources: Sequence[Source]) -> list[Skipped]:
 
 
 def read_rows(source: Source) -> SourceTable:
-    """A source's rows as they stand in the file, and how they are numbered."""
+    """A source's rows in file order, and how they are numbered."""
     path = Path(source.path)
     form = _format(path, source.format)
     _check_options(path, source, form)
@@ -75,7 +75,7 @@ def read_rows(source: Source) -> SourceTable:
 
 
 def _check_options(path: Path, source: Source, form: str) -> None:
-    """Raise `UserError` for an option that does nothing with files of this format."""
+    """Raise `UserError` for an option that has no effect on files of this format."""
     idle = ""
     if source.delimiter is not None and form != "csv":
         idle = f"delimiter = {source.delimiter!r} is for CSV"

@@ -116,7 +116,7 @@ def normalise_text(text: str) -> str:
 
 
 def prompt_key(record: Record) -> RecordKey:
-    """Equal for records that ask the same, all turns together."""
+    """A key that is equal for records with the same prompt, all turns together."""
     return tuple(f"{turn.role} {normalise_text(turn.text)}" for turn in record.prompt)
 
 

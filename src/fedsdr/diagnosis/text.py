@@ -56,12 +56,12 @@ def text_stats(texts: Sequence[str]) -> TextStats:
 
 
 def split_words(text: str) -> list[str]:
-    """Runs of letters, digits and underscores, in lower case: what vocabularies are made of."""
+    """Runs of letters, digits and underscores, in lower case."""
     return re.findall(r"\w+", text.lower())
 
 
 def has_filler(text: str) -> bool:
-    """Whether a phrase of `FILLERS` stands in the text, whatever the case and spacing."""
+    """Whether the text contains a phrase of `FILLERS`, ignoring case and spacing."""
     return bool(_FILLER.search(text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")))
 
 

@@ -75,7 +75,7 @@ class RewriteCache:
         return None if row is None else list(json.loads(row[0]))
 
     def put(self, results: Mapping[str, Sequence[int]]) -> None:
-        """Store a batch, all of it or nothing."""
+        """Store a batch in one transaction."""
         rows = [(key, json.dumps(list(ids))) for key, ids in results.items()]
         with self._database_errors("write"):
             self._db.execute("BEGIN IMMEDIATE")

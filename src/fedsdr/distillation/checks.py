@@ -82,7 +82,7 @@ def meta_talk(record: Record, rewrite: Rewrite) -> str | None:
 
 
 def check_answer(record: Record, rewrite: Rewrite) -> str | None:
-    """The record's gold answer must stand in the rewrite, word for word."""
+    """The rewrite must contain the record's gold answer, word for word."""
     if not record.answer:
         return None
     return None if contains_words(rewrite.text, record.answer) else "wrong_answer"
@@ -110,7 +110,7 @@ def check_label(record: Record, rewrite: Rewrite) -> str | None:
 
 
 def contains_words(text: str, phrase: str) -> bool:
-    """Whether `phrase` stands in `text` as whole words, whatever the case and spacing."""
+    """Whether `text` contains `phrase` as whole words, ignoring case and spacing."""
     words, wanted = _words(text), _words(phrase)
     return any(words[i : i + len(wanted)] == wanted for i in range(len(words) - len(wanted) + 1))
 

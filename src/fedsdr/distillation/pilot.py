@@ -46,7 +46,7 @@ def run_pilot(
     gate: Gate,
     count: int,
 ) -> Pilot:
-    """Rewrite `count` of the client's records, drawn by seed, and keep nothing of it."""
+    """Rewrite `count` of the client's records, drawn by seed, and discard the rewrites."""
     assert 0 < count <= len(records)
     order = sorted(range(len(records)), key=lambda i: seeds.derive_seed(seed, "pilot", client, i))
     sample = [records[i] for i in order[:count]]
@@ -74,8 +74,8 @@ def extrapolate_sample(
 
 
 def total_pilot(pilots: Sequence[Pilot]) -> Pilot:
-    """All clients together. Expected counts add up, and the rates are those of all records: each
-    client's weighs as many as it has, whatever the size of its sample."""
+    """The pilots of all clients together: expected counts add up, and rates are weighted by the
+    clients' numbers of records, regardless of the sizes of their samples."""
     records = sum(p.records for p in pilots)
     weights = [p.records / records for p in pilots]
     # Kish 1965: the effective sample size of a weighted mean.

@@ -144,8 +144,8 @@ def _generate_cached(
     temperature: float,
     cache: Generations,
 ) -> Iterable[dict[int, list[int]]]:
-    """Groups of index -> new ids, of like lengths; as many rows of a group are in the works at a
-    time as `options` say.
+    """Groups of index -> new ids, sorted by length; `options.batch_size` rows of a group are
+    generated at a time.
 
     The groups are those of the whole list, whatever the cache holds: a resumed distillation
     forms the same ones and so ends with the same texts, and a kill loses one of them at most.
@@ -189,7 +189,7 @@ def _judge(
 
 
 def _better(old: Rewritten | None, new: Rewritten, chat: ChatFormat) -> Rewritten:
-    """Which of a record's attempts stays: an accepted one, the shortest, the earliest such."""
+    """The better of two outcomes: an accepted one, then the shorter, then the earlier."""
     if old is None:
         return new
     shorter = not new.reason and len(chat.response_ids(new.text)) < len(chat.response_ids(old.text))

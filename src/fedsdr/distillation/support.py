@@ -1,4 +1,4 @@
-"""Lexical support: how much of a rewrite's wording its sources have, and of theirs it keeps.
+"""Lexical support: the share of a rewrite's words in its sources, and of theirs that it keeps.
 
 A check that needs no model, the offline stand-in for entailment, and not entailment: it compares
 words. It sees invented names and figures and dropped ones. It does not see a "not" that was
@@ -43,7 +43,7 @@ def _stop_words() -> frozenset[str]:
 
 
 def supported_share(record: Record, text: str) -> float:
-    """Share of the text's terms that stand in the prompt or the raw response; 1 without any."""
+    """Share of the text's terms that occur in the prompt or the raw response; 1 without any."""
     source = content_terms(record.response).union(
         *(content_terms(turn.text) for turn in record.prompt)
     )
@@ -51,7 +51,7 @@ def supported_share(record: Record, text: str) -> float:
 
 
 def kept_share(record: Record, text: str, rare: Collection[str]) -> float:
-    """Share of the raw response's numbers and `rare` words that stand in the text; 1 without."""
+    """Share of the raw response's numbers and `rare` words that occur in the text; 1 without."""
     specific = {term for term in content_terms(record.response) if term in rare or is_number(term)}
     return _share(specific, content_terms(text))
 

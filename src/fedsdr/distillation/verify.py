@@ -27,7 +27,7 @@ Gate = Callable[[Sequence[Candidate]], list[Verdict]]
 
 @dataclass(frozen=True)
 class Verifier:
-    """All that checks are made of. score: the inference model, where a check asks for it."""
+    """The shared inputs of all checks. score: the inference model, where a check needs it."""
 
     options: Distill
     seed: int

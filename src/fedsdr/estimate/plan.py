@@ -186,7 +186,7 @@ class Timer:
 
 
 def cohorts_of(recipe: Recipe, names: Sequence[str]) -> Cohorts:
-    """Who takes part in each round, as the run itself will draw it."""
+    """The clients of each round, sampled as the run itself will sample them."""
     own = recipe.federation
     if own.pooled:
         return [["all"]] * own.rounds
@@ -291,7 +291,7 @@ def plan_assumptions(
     methods: Sequence[MethodPlan],
     timer: Timer,
 ) -> tuple[str, ...]:
-    """What the numbers of a plan rest on, a sentence each."""
+    """The assumptions behind the numbers of a plan, a sentence each."""
     notes = [*ASSUMPTIONS]
     if recipe.local.cohort == "auto":
         notes.append(

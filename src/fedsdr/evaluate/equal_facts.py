@@ -1,4 +1,4 @@
-"""Methods compared at equal learning: who kept more general knowledge for the same client facts.
+"""Methods compared at equal learning: general knowledge kept at the same number of client facts.
 
 Learning facts costs general knowledge in every method, so a comparison at equal rounds favours
 the slower learner: a method that learns nothing forgets nothing. Here each method's training

@@ -24,7 +24,7 @@ def join_streams(parts: Collection[Adapter]) -> Adapter:
 
 
 def exported_adapter(run: Finished, name: str) -> tuple[Adapter, AdapterSettings]:
-    """The adapter of the model called `name`, and what PEFT must know to apply it.
+    """The adapter of the model called `name`, and its settings for PEFT.
 
     Read from the run folder alone: no base model is loaded.
     """

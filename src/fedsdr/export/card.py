@@ -97,7 +97,7 @@ def privacy_of_whole(run: Finished) -> str:
 
 
 def _known(file: Path) -> dict[str, Any]:
-    """What a run noted at its end; {} where it did not come to that."""
+    """A file that a run writes at its end; {} for an unfinished run."""
     return dict(files.read_json(file)) if file.is_file() else {}
 
 
@@ -107,7 +107,7 @@ def is_folder(base: str) -> bool:
 
 
 def method_choices(recipe: Recipe) -> dict[str, str]:
-    """The method's choices that make a difference, by their keys."""
+    """The method's main choices, by their keys."""
     federation, local = recipe.federation, recipe.local
     keys = ("algorithm", "lora_aggregation", "targets", "personalisation", "robust", "compression")
     chosen = {f"federation.{key}": str(getattr(federation, key)) for key in keys}
@@ -125,7 +125,7 @@ def _partition(folder: Path) -> list[Mapping[str, Any]]:
 
 
 def _notes(folder: Path) -> list[str]:
-    """What of the model the run could not adapt."""
+    """Notices of parts of the model that the run did not adapt."""
     file = folder / NOTICES_FILE
     rows = files.read_json(file) if file.exists() else []
     return [row["words"] for row in rows if row["kind"] == "frozen"]

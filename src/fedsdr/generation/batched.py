@@ -104,7 +104,7 @@ def _batch(model: Any, jobs: Sequence[Job], stop: int, temperature: float) -> li
 
 
 class PaddedRows:
-    """Texts that grow by a token at a time, padded on the left, their past in a cache."""
+    """Rows that grow by a token at a time, left-padded, with a KV cache."""
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]]) -> None:
         self.model = model

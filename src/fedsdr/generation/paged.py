@@ -83,8 +83,7 @@ def _sampling(stop: int, temperature: float) -> GenerationConfig:
 
 
 def _paging(jobs: Sequence[Job], rows: int) -> Any:
-    """Pages for so many of the longest rows; prompts begin with their own instruction, so there
-    is nothing to share between them."""
+    """Pages for so many of the longest rows; without prefix sharing, as prompts differ early."""
     longest = max(len(job.prompt) + job.limit for job in jobs)
     return transformers.ContinuousBatchingConfig(
         page_size=PAGE,

@@ -53,7 +53,7 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]
         self.place = place
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> Any:
-        """Store what is new; what to attend to is the prompt alone, or all slots in use."""
+        """Store new keys and values; returns those to attend to: a prompt's, or all in use."""
         place = self.place
         if self.keys is None or self.values is None:
             self.keys, self.values = self._empty(key_states), self._empty(value_states)

@@ -1,1 +1,1 @@
-"""LLM as a judge: our models answer questions, another model says which answer is better."""
+"""LLM as a judge: a run's models answer questions, and another model compares the answers."""

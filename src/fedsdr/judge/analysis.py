@@ -49,7 +49,7 @@ class JudgedComparison:
 
 
 def pairwise_result(comparisons: Sequence[JudgedComparison]) -> dict[str, Any]:
-    """Everything about a pairwise judging, as it goes into judge.json."""
+    """The result of a pairwise judging, as in judge.json."""
     usable = [c for c in comparisons if c.winner is not None]
     asked = [c for c in usable if not c.identical]
     agree = sum(c.winners is not None and c.winners[0] == c.winners[1] for c in asked)
@@ -120,8 +120,8 @@ def mean_by_question(points: JudgePoints) -> Estimate | None:
 
 
 def share_by_question(points: JudgePoints) -> Estimate | None:
-    """The same for points between 0 and 1. Where one side has won everything, resampling would
-    give an interval without width: the exact binomial one takes its place."""
+    """The same for points between 0 and 1. Where one side has won every question, resampling gives
+    an interval of width 0, and the exact binomial interval is used."""
     result = mean_by_question(points)
     if result is not None and result["mean"] in (0, 1):
         wins = result["n"] if result["mean"] else 0
@@ -131,7 +131,7 @@ def share_by_question(points: JudgePoints) -> Estimate | None:
 
 
 def position_bias(comparisons: Sequence[JudgedComparison]) -> dict[str, Any]:
-    """Does the place in which an answer is shown decide?
+    """Position bias: does the position in which an answer is shown decide?
 
     rate: how often the first shown wins where there is a winner; 0.5 where place says nothing,
     since every pair is shown in both orders. p: an exact sign test over questions. A question

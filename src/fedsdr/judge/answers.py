@@ -42,7 +42,7 @@ def answers_of(
     batch_size: int,
     reporter: Reporter,
 ) -> list[Answers]:
-    """What the run's models of these names say, at most `limit` new tokens a turn.
+    """The answers of the run's models of these names, of at most `limit` new tokens a turn.
 
     Turn by turn, since a later one builds on the answers to those before. The base model is
     loaded only where an answer is missing, or where the run does not say what it was.

@@ -61,7 +61,7 @@ class Prices:
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """Of what is still to ask. likely, most: money, with short and with the longest replies."""
+    """The cost of the missing verdicts. likely, most: money, with typical and longest replies."""
 
     requests: int
     prompt_tokens: int
@@ -107,14 +107,14 @@ def estimate_cost(items: Sequence[JudgeItem], endpoint: Endpoint, prices: Prices
 
 
 class Budget:
-    """Refuses a request that might take the spending beyond `limit`."""
+    """Refuses a request that might exceed the spending `limit`."""
 
     def __init__(self, prices: Prices, limit: float | None, longest_reply: int) -> None:
         self._prices, self._limit, self._reply = prices, limit, longest_reply
         self.spent = self._open = 0.0
 
     def reserve(self, prompt_tokens: int) -> float:
-        """Set aside what the next request may cost at most."""
+        """Reserve the highest possible cost of the next request."""
         most = self._prices.cost(prompt_tokens, self._reply) or 0.0
         if self._limit is not None and self.spent + self._open + most > self._limit:
             raise UserError(
@@ -137,9 +137,9 @@ def ask_all(
     bar: Bar,
     judge: Callable[[Endpoint], JudgeClient] = JudgeClient,
 ) -> None:
-    """Ask for every verdict that the journal lacks, several at a time.
+    """Request every verdict that the journal lacks, several at a time.
 
-    Raises `UserError` at the first request that fails for good; what has come till then is kept.
+    Raises `UserError` at the first request that fails finally; verdicts so far are kept.
     """
     missing = [item for item in items if journal.get(item.key) is None]
 
@@ -158,7 +158,7 @@ def ask_all(
 
 
 def run_loop(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run to the end; of what went wrong, the first thing alone is raised."""
+    """Run to the end; of several errors only the first is raised."""
     try:
         asyncio.run(work())
         return

@@ -27,7 +27,7 @@ LONGEST_WAIT: Final = 600.0  # seconds that a server may ask us to wait
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the judge is and how it is asked.
+    """The address of a judge, and how it is called.
 
     reasoning: the model takes max_completion_tokens and no temperature.
     max_tokens: of a reply. timeout, backoff, longest_backoff: seconds. retries: of one request.
@@ -54,7 +54,7 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class JudgeReply:
-    """Tokens are those that the server counted, 0 where it does not say."""
+    """Token counts are the server's, 0 where it reports none."""
 
     text: str
     prompt_tokens: int

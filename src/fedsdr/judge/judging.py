@@ -107,7 +107,7 @@ def check_endpoint(
 
 
 def prepare_judging(plan: JudgingPlan, endpoint: Endpoint, reporter: Reporter) -> PreparedJudging:
-    """Let our models answer, and find out what is still to be asked of the judge."""
+    """Generate the models' answers, and determine which verdicts are missing."""
     check_plan(plan)
     rest = (plan.questions, plan.limit, plan.batch_size, reporter)
     together = plan.b is not None and plan.other.folder.resolve() == plan.run.folder.resolve()
@@ -133,7 +133,7 @@ def run_judging(
     reporter: Reporter,
     judge: Callable[[Endpoint], JudgeClient] = JudgeClient,
 ) -> dict[str, Any]:
-    """Ask for the verdicts that are missing, and write the run's judge.json."""
+    """Request the missing verdicts, and write the run's judge.json."""
     plan, endpoint = prepared.plan, prepared.endpoint
     if missing := prepared.cost.requests:
         budget = Budget(plan.prices, plan.max_cost, endpoint.max_tokens)
@@ -152,7 +152,7 @@ def run_judging(
 
 
 def stored_judgings(folder: Path) -> list[dict[str, Any]]:
-    """What a run's judge.json holds already."""
+    """The judgings in a run's judge.json."""
     path = folder / JUDGE_FILE
     content = files.read_json(path) if path.exists() else {"judgings": []}
     try:

@@ -48,7 +48,7 @@ from fedsdr.core.products import (
 
 
 class FlexLoRAFold(NamedTuple):
-    """products: sum of n_k B_k A_k; others: the means of whatever else is sent."""
+    """products: sum of n_k B_k A_k; others: the means of the other tensors that are sent."""
 
     starts: dict[int, Adapter]
     products: ProductSum
@@ -124,7 +124,7 @@ def reduce_rank(a: Adapter, rank: int) -> Adapter:
 
 
 def nearest_factors(products: ProductSum, current: Adapter) -> Adapter:
-    """The mean of products at the rank of `current`, rotated as near to it as can be."""
+    """The mean of products at the rank of `current`, rotated to be nearest to it."""
     # Directions that no client used are filled up with the present ones, at B = 0.
     idle = {key: t if key.endswith(A_SUFFIX) else t * 0 for key, t in current.items()}
     mean = stack_components([(products.factors(), 1 / products.weight), (idle, 1.0)])

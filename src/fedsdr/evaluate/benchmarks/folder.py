@@ -1,4 +1,4 @@
-"""Reading a benchmark's files, with errors that say what was expected where."""
+"""Reading a benchmark's files, with errors that name file, row and field."""
 
 import csv
 import gzip
@@ -66,7 +66,7 @@ def check_texts(path: Path, number: int, row: BenchmarkRow, fields: Iterable[str
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turns what goes wrong while a file is read into `UserError`."""
+    """Converts errors of reading a file into `UserError`."""
     try:
         yield
     except (OSError, ValueError, EOFError, RecursionError, csv.Error, zlib.error) as error:

@@ -67,7 +67,7 @@ class Suite:
         return self._identities
 
     def settings(self, task: str) -> dict[str, Any]:
-        """What must agree between two results for their questions to be paired."""
+        """The settings that must agree between two results for their questions to be paired."""
         shots = self.shots.get(task)
         if shots is None:
             shots = max(each.config.num_fewshot or 0 for each in self.tasks[task].values())
@@ -82,7 +82,7 @@ class Suite:
         }
 
     def questions(self, task: str) -> list[Question]:
-        """What a model will be asked, without scores: to see beforehand whether results pair."""
+        """The questions without scores, to check beforehand whether results can be paired."""
         subjects = {name.removeprefix(f"{task}_"): each for name, each in self.tasks[task].items()}
         return [
             Question(f"{subject}/{number}", content_hash(doc), {}, None, False)
@@ -125,7 +125,7 @@ class Suite:
 def _questions(
     subject: str, samples: Sequence[dict[str, Any]], task: Any, cut: set[str]
 ) -> Iterator[Question]:
-    """The questions in order; of one that lm-eval filters in several ways, all scores."""
+    """The questions in order, with the scores of all of lm-eval's filters."""
     scores: dict[int, dict[str, float]] = {}
     for sample in samples:
         suffix = "" if sample["filter"] == "none" else f",{sample['filter']}"
@@ -149,7 +149,7 @@ def _questions(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep lm-eval's own bars and advice out of ours."""
+    """Silence lm-eval's progress bars and warnings."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
