@@ -250,10 +250,15 @@ def test_a_piece_of_a_split_file_is_refused(file, tmp_path):
         obtain_model(str(piece), tmp_path, silent_reporter())
 
 
-def test_without_the_package_gguf_a_line_says_what_to_install(file, tmp_path, monkeypatch):
+def test_without_the_package_gguf_a_line_says_what_to_install(file, index, tmp_path, monkeypatch):
     hide(monkeypatch, "gguf")
-    with pytest.raises(UserError, match=r"needs the package gguf: pip install 'fedsdr\[gguf\]'"):
-        obtain_model(str(file), tmp_path, silent_reporter())
+    for path in (str(file), "tiny-model"):
+        heard = Heard()
+        with pytest.raises(
+            UserError, match=r"needs the package gguf: pip install 'fedsdr\[gguf\]'"
+        ):
+            obtain_model(path, tmp_path, heard)
+        assert heard.lines == []  # and nothing is downloaded
 
 
 def test_room_is_asked_for_before_weights_are_read(file, tmp_path, monkeypatch):

@@ -45,6 +45,15 @@ def check_gguf_file(file: Path) -> None:
         )
 
 
+def check_gguf_package() -> None:
+    """Raise `UserError` where the package that reads GGUF files is not installed."""
+    if util.find_spec("gguf") is None:
+        raise UserError(
+            "model.path names a GGUF model, which needs the package gguf: "
+            "pip install 'fedsdr[gguf]'"
+        )
+
+
 def convert_gguf(file: Path, folder: Path) -> None:
     """Write a GGUF file's model into a new folder: float32 safetensors, configuration, tokenizer.
 
@@ -53,10 +62,6 @@ def convert_gguf(file: Path, folder: Path) -> None:
     transformers does not read, and where memory or disk are too small.
     """
     check_gguf_file(file)
-    if util.find_spec("gguf") is None:
-        raise UserError(
-            f"model.path = {str(file)!r} needs the package gguf: pip install 'fedsdr[gguf]'"
-        )
     # In a folder of its own: transformers would heed an adapter or a configuration next to it.
     with TemporaryDirectory() as alone:
         (Path(alone) / NAME_INSIDE).symlink_to(file.absolute())

@@ -22,7 +22,13 @@ from typing import IO, Final, NamedTuple
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
 from fedsdr.core.progress import Reporter
-from fedsdr.model.gguf import GGUF_SUFFIX, check_gguf_file, convert_gguf, is_gguf_path
+from fedsdr.model.gguf import (
+    GGUF_SUFFIX,
+    check_gguf_file,
+    check_gguf_package,
+    convert_gguf,
+    is_gguf_path,
+)
 
 DIGITS: Final = 32  # of a sha256 in a folder's name
 LOCK_NAME: Final = ".gguf.lock"
@@ -74,6 +80,7 @@ def obtain_model(path: str, cache: Path, reporter: Reporter) -> str:
         return path
     folder = _converted_folder(source, cache)
     if not folder.is_dir():
+        check_gguf_package()  # before a download that would be in vain
         files.make_folder(folder.parent)
         with _locked_cache(folder.parent, reporter):
             if not folder.is_dir():  # else another process has made it meanwhile
