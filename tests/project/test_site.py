@@ -15,6 +15,7 @@ import docstring_fields
 import reference_pages
 from fedsdr.algorithms.table import TABLES
 from fedsdr.cli.main import app
+from fedsdr.core import layout
 from fedsdr.recipe.sections.recipe import Recipe
 from support.repository import REPOSITORY
 
@@ -150,3 +151,10 @@ def test_the_figure_of_the_packages_shows_every_one():
     drawing = (REPOSITORY / "docs" / "figures" / "rooms.svg").read_text(encoding="utf-8")
     shown = re.findall(r'<text class="bold"[^>]*>([^<]*)<', drawing)
     assert sorted(name for text in shown for name in text.split(", ")) == reference_pages.rooms()
+
+
+def test_every_file_of_a_run_folder_is_on_its_page():
+    page = (REPOSITORY / "docs" / "run-folder.md").read_text(encoding="utf-8")
+    names = [value for name, value in vars(layout).items() if name.isupper()]
+    assert "metrics.jsonl" in names
+    assert [name for name in names if f"`{name}" not in page] == []
