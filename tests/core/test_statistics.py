@@ -2,12 +2,20 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedsdr.core.statistics import metric_intervals, paired_difference, t_interval, wilson_interval
+from fedsdr.core.statistics import (
+    bootstrap_interval,
+    metric_intervals,
+    normal_interval,
+    paired_difference,
+    t_interval,
+    wilson_interval,
+)
 
 runs = st.lists(st.floats(-100, 100), min_size=2, max_size=8)
 
@@ -67,3 +75,34 @@ def test_wilson_by_hand():
     assert wilson_interval(0.0, 10).low == 0
     assert wilson_interval(0.0, 10).high > 0.2
     assert wilson_interval(1.0, 10).high == 1
+
+
+def test_a_bootstrap_interval_of_a_mean_is_near_students():
+    values = np.random.default_rng(3).normal(10, 2, 400)
+    low, high = bootstrap_interval((values,), lambda x, axis: np.mean(x, axis=axis))
+    wanted = t_interval(values.tolist())
+    assert low == pytest.approx(wanted["low"], abs=0.03)
+    assert high == pytest.approx(wanted["high"], abs=0.03)
+
+
+def test_samples_are_resampled_together():
+    """Each pair adds up to 1, so a ratio of sums that is taken in pairs cannot vary."""
+    won = np.array([1.0, 0.0, 1.0, 1.0, 0.0])
+    low, high = bootstrap_interval(
+        (won, 1 - won), lambda x, y, axis: np.sum(x + y, axis=axis) / x.shape[axis]
+    )
+    assert (low, high) == pytest.approx((1.0, 1.0))
+
+
+@pytest.mark.parametrize("values", [[1.0], [2.0, 2.0, 2.0]])
+def test_samples_that_do_not_vary_have_no_bootstrap_interval(values):
+    found = bootstrap_interval((np.array(values),), lambda x, axis: np.mean(x, axis=axis))
+    assert found == (None, None)
+
+
+def test_a_normal_interval_worked_by_hand():
+    """Resampled values 1 and 3 have a standard deviation of sqrt(2)."""
+    half = 1.96 * math.sqrt(2)
+    assert normal_interval(5.0, [1.0, 3.0]) == pytest.approx((5.0, 5 - half, 5 + half))
+    assert normal_interval(5.0, [2.0, 2.0]) == (5.0, None, None)
+    assert normal_interval(5.0, [2.0, math.nan]) == (5.0, None, None)

@@ -3,7 +3,12 @@
 import pytest
 
 from fedsdr.evaluate.claims import judge_at_equal_facts, judge_claims
-from fedsdr.evaluate.equal_facts import curve_points, kept_at, kept_at_equal_facts
+from fedsdr.evaluate.equal_facts import (
+    compare_at_equal_facts,
+    curve_points,
+    kept_at,
+    kept_at_equal_facts,
+)
 from fedsdr.workflows.summary import curves_of
 from support.tiny_recipe import write_rows
 
@@ -77,3 +82,17 @@ def test_a_method_without_a_global_model_has_no_curve(tmp_path):
     results = {"fedavg": [scores], "fedsa": [{"personal_general": 90.0}]}
     curves = curves_of(results, {name: [tmp_path] for name in results})
     assert curves == {"fedavg": [[scores]]}
+
+
+@pytest.mark.parametrize(("second", "learnt"), [(FAST, True), (curve((40, 100), (40, 99)), False)])
+def test_a_seed_that_learnt_nothing_makes_the_comparison_one_of_the_base_model(second, learnt):
+    found = compare_at_equal_facts([FAST, FAST], [SLOW, second])
+    assert found.learnt is learnt
+    assert found.difference["n"] == 2
+
+
+def test_means_at_equal_facts_are_over_seeds():
+    found = compare_at_equal_facts([FAST, FAST], [SLOW, curve((40, 100), (60, 94))])
+    # 70 facts: 80 against 97; 60 facts: 90 against 94
+    assert (found.facts, found.kept_a, found.kept_b) == pytest.approx((65, 85, 95.5))
+    assert found.difference["mean"] == pytest.approx(-10.5)

@@ -20,7 +20,6 @@ from fedsdr.core import files
 from fedsdr.core.errors import UserError
 from fedsdr.core.progress import silent_reporter
 from fedsdr.core.statistics import Estimate, t_interval
-from fedsdr.evaluate.verdicts import Claim, Condition
 from fedsdr.recipe.build import build_algorithm
 from fedsdr.recipe.load import override_recipe
 from support.evidence_cells import fake, write
@@ -156,58 +155,6 @@ def test_nothing_is_said_of_equal_facts_where_nothing_was_learnt(small):
 # From numbers to verdicts
 
 
-def interval(low: float, high: float, n: int = 5) -> Estimate:
-    return {"n": n, "mean": (low + high) / 2, "low": low, "high": high}
-
-
-UP, DOWN, OPEN = interval(1, 2), interval(-2, -1), interval(-1, 2)
-
-
-@pytest.mark.parametrize(
-    ("differences", "verdict"),
-    [
-        ([UP], "holds"),
-        ([UP, UP], "holds"),
-        ([UP, OPEN], "holds in part"),
-        ([UP, DOWN], "holds in part"),
-        ([OPEN, DOWN], "fails"),
-        ([DOWN], "fails"),
-        ([OPEN], "open"),
-        ([OPEN, None], "open"),
-        ([interval(1, 2, n=2)], "open"),
-        ([{"n": 1, "mean": 5.0, "low": None, "high": None}], "open"),
-        ([], "open"),
-    ],
-)
-def test_a_claim_is_judged_by_all_of_its_conditions(differences, verdict):
-    assert Claim("it is so", [Condition("a - b", each) for each in differences]).verdict == verdict
-
-
-@pytest.mark.parametrize(
-    ("differences", "verdict"),
-    [
-        ([UP, UP], "holds"),
-        ([UP, OPEN], "holds in part"),
-        ([UP, UP, DOWN], "fails"),
-        ([OPEN], "open"),
-    ],
-)
-def test_what_is_said_of_each_is_refuted_by_one(differences, verdict):
-    claim = Claim("all do", [Condition("a - b", each) for each in differences], each=True)
-    assert claim.verdict == verdict
-
-
-def test_conditions_are_counted():
-    conditions = [Condition("a - b", each) for each in (UP, OPEN, DOWN, OPEN)]
-    assert Claim("all do", conditions).counts == "1 holds, 1 fails, 2 open"
-    assert Claim("all do", conditions[:1] * 2).counts == "2 hold"
-
-
-def test_a_condition_may_ask_for_less():
-    assert Condition("a - b", DOWN, positive=False).verdict == "holds"
-    assert Condition("a - b", UP, positive=False).verdict == "fails"
-
-
 @pytest.mark.parametrize(
     ("a", "b", "rate"),
     [
@@ -221,9 +168,12 @@ def test_the_win_rate_is_among_questions_on_which_the_models_differ(a, b, rate):
     assert win_rate([(bool(x), 3) for x in a], [(bool(x), 9) for x in b]) == rate
 
 
+ESTIMATE: Estimate = {"n": 5, "mean": 1.5, "low": 1.0, "high": 2.0}
+
+
 def test_numbers_are_shown_with_half_of_their_interval():
-    assert format_estimate(interval(1, 2)) == "1.5 ± 0.5"
-    assert format_estimate(interval(1, 2), 2, sign=True) == "+1.50 ± 0.50"
+    assert format_estimate(ESTIMATE) == "1.5 ± 0.5"
+    assert format_estimate(ESTIMATE, 2, sign=True) == "+1.50 ± 0.50"
     assert format_estimate({"n": 1, "mean": 3.0, "low": None, "high": None}) == "3.0"
     assert format_estimate(None) == ""
 
