@@ -109,7 +109,7 @@ def prepare_run(recipe: Recipe, weights: bool = True, reporter: Reporter | None 
     """Read all data and check every name in the recipe; raises `UserError` for what is wrong.
 
     weights: whether the model must be there; a plan needs its configuration alone, and neither
-    downloads nor converts it. reporter: is told what is downloaded or converted.
+    downloads nor converts it. reporter: receives a line before each download or conversion.
     """
     check_methods(recipe)
     _check_split(recipe.data)
@@ -200,8 +200,8 @@ def plan_folder(recipe: Recipe, reporter: Reporter | None = None) -> Iterator[st
     """A folder with configuration and tokenizer of the recipe's model: its own, or, for the lab
     whose base may not be trained yet, one for as long as it is used.
 
-    reporter: is told what is downloaded or converted; without one nothing is, and `UserError` is
-    raised where it has to be.
+    reporter: receives a line before each download or conversion. Without one there is none, and
+    a model that needs it raises `UserError`.
     """
     if not recipe.uses_lab:
         path, cache = recipe.model.path, cache_folder()
