@@ -20,6 +20,7 @@ from fedsdr.core.progress import silent_reporter
 from fedsdr.evaluate.benchmarks import harness
 from fedsdr.evaluate.benchmarks.table import choose_benchmarks, task_manager
 from fedsdr.model.identity import content_digest
+from fedsdr.model.obtain import obtain_model
 from fedsdr.model.peft_format import WEIGHTS
 from fedsdr.recipe.load import load_recipe
 from fedsdr.workflows import benchmark as benchmarking
@@ -28,6 +29,7 @@ from fedsdr.workflows.run import run_recipe
 from support import tiny_recipe, toy_clients
 from support.benchmark_files import data as data
 from support.command_line import assert_told, invoke, snapshot
+from support.gguf_files import tiny_gguf
 from support.model_changes import CHANGES, weight
 
 OWN = ["base", "fedavg", "global"]
@@ -241,6 +243,23 @@ def test_the_command_writes_into_the_run_and_its_report(folder, data):
     assert 'id="benchmarks"' in page
     assert "CRASS" in page
     assert "paired t statistic" in page
+
+
+def test_a_gguf_file_is_evaluated_as_the_model_that_it_holds(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "mine.gguf"
+    tiny_gguf(file)
+    folder = Path(obtain_model(str(file), tmp_path / "other", silent_reporter()))
+    found, wanted = (
+        run_benchmarks(
+            BenchmarkRequest(target, ["crass"], data, out=tmp_path / f"of {target.name}"),
+            silent_reporter(),
+        )
+        for target in (file, folder)
+    )
+    assert found["results"] == wanted["results"]
+    with pytest.raises(UserError, match="is a model folder: say by --out"):
+        run_benchmarks(BenchmarkRequest(file, ["crass"], data), silent_reporter())
 
 
 def test_a_plain_model_folder(folder, data, tmp_path):
