@@ -9,7 +9,9 @@ from fedsdr.cli.session import command_session
 
 
 def eval_command(
-    target: Annotated[Path, typer.Argument(help="A finished run, or a model folder or GGUF file with --out.")],
+    target: Annotated[
+        Path, typer.Argument(help="A finished run, or with --out a model folder or GGUF file.")
+    ],
     tasks: Annotated[
         str, typer.Option(help="Comma-separated: mmlu,bbh,drop,crass,gsm8k,truthfulqa or hub:NAME")
     ],
