@@ -22,6 +22,7 @@ from fedsdr.core import files
 from fedsdr.deploy.sites.init import init_federation
 from fedsdr.recipe.load import load_recipe
 from support import tiny_recipe
+from support.processes import ending_with_tests
 from support.repository import REPOSITORY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -43,6 +44,7 @@ from fedsdr.distillation.cache import RewriteCache
 from fedsdr.core.progress import silent_reporter
 from fedsdr.federation import rounds
 from fedsdr.training.local import LocalTrainer
+from support.processes import ending_with_tests
 from support.repository import REPOSITORY
 from support.message_lines import Sockets
 
@@ -175,9 +177,10 @@ class Sites:
 
 @pytest.fixture(scope="module")
 def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    nursery = Nursery(tmp_path_factory.mktemp("cache"))
-    yield nursery
-    nursery.stop()
+    with ending_with_tests():
+        nursery = Nursery(tmp_path_factory.mktemp("cache"))
+        yield nursery
+        nursery.stop()
 
 
 def federation(folder: Path, nursery: Nursery, name: str, draw: random.Random) -> Sites:

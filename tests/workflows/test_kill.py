@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from support import tiny_recipe
+from support.processes import ending_with_tests
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 
@@ -122,9 +123,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         federation={"rounds": 4, "participation": 0.6},
         distill={"batch_size": 2},
     )
-    server = Server(recipe)
-    yield server
-    server.stop()
+    with ending_with_tests():
+        server = Server(recipe)
+        yield server
+        server.stop()
 
 
 @pytest.fixture(scope="module")
