@@ -19,8 +19,9 @@ demo: install
 evidence: install
 	$(BIN)/python -m experiments $(if $(QUICK),--quick)
 
+# The tests of a file run in one process, since they share models and finished runs.
 test: install
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
 # What takes minutes or processes of its own: Flower, kills, loss of power, a cell of the evidence.
 test-slow: install

@@ -20,14 +20,14 @@ from fedsdr.recipe.load import override_recipe
 from fedsdr.recipe.methods import CHOICE_KEYS, NAMED_METHODS, own_name
 from support.toy_clients import CLIENTS, ToyClient, random_adapter
 from support.toy_rounds import LOCAL, build, dense, furthest, play, recipe, same_bits
-from support.two_shared_streams import KEY, REFUSED, shared
+from support.two_shared_streams import KEY, REFUSED_CHOICES, build_shared
 
 SENDING = [name for name in ALGORITHMS if name != "local"]
 
 
 @pytest.mark.parametrize("context", ["joint", "base"])
 def test_both_streams_are_sent_and_averaged(context):
-    algorithm = shared(**{"local.smoothing_context": context})
+    algorithm = build_shared(**{"local.smoothing_context": context})
     state = algorithm.init(random_adapter("first"))
     sent, s0 = algorithm.broadcast(state), state.memory[SHARED]
     fold, learnt = algorithm.start(state, Round(1, 0)), []
@@ -49,7 +49,7 @@ def test_both_streams_are_sent_and_averaged(context):
 
 
 def test_the_model_of_all_has_both_streams():
-    algorithm = shared()
+    algorithm = build_shared()
     played = play(algorithm)
     r, s = dense(played.server.adapter), dense(played.server.memory[SHARED])
     deployed = dense(merge_folded(algorithm.deployed(played.server)))
@@ -60,7 +60,7 @@ def test_the_model_of_all_has_both_streams():
 
 
 def test_the_first_model_is_the_base_model_and_the_streams_begin_apart():
-    algorithm, first = shared(), random_adapter("first")
+    algorithm, first = build_shared(), random_adapter("first")
     state = algorithm.init(first)
     plain = {k: t for k, t in algorithm.deployed(state).items() if not k.startswith(FOLDED)}
     assert same_bits(plain, first)
@@ -72,16 +72,16 @@ def test_the_first_model_is_the_base_model_and_the_streams_begin_apart():
 @pytest.mark.parametrize("name", SENDING)
 def test_r_is_the_inner_algorithms(name):
     """S that takes no steps changes nothing of R; and what R learns is learnt as before."""
-    quiet = shared(name, **{"local.rectify_alone": 1.0})
+    quiet = build_shared(name, **{"local.rectify_alone": 1.0})
     plain = build(name)
     assert furthest(play(quiet).server.adapter, play(plain).server.adapter) < 1e-12
-    assert furthest(play(shared(name)).server.adapter, play(plain).server.adapter) > 1e-3
+    assert furthest(play(build_shared(name)).server.adapter, play(plain).server.adapter) > 1e-3
 
 
 @pytest.mark.parametrize("name", SENDING)
 def test_the_order_of_clients_and_repetition_do_not_matter(name):
-    forwards, again = play(shared(name)), play(shared(name))
-    backwards = play(shared(name), CLIENTS[::-1])
+    forwards, again = play(build_shared(name)), play(build_shared(name))
+    backwards = play(build_shared(name), CLIENTS[::-1])
     assert same_bits(forwards.server, again.server)
     assert furthest(forwards.server.memory[SHARED], backwards.server.memory[SHARED]) < 1e-10
 
@@ -103,15 +103,15 @@ def test_it_is_not_called_fedsdr():
         recipe("fedsdr_shared")
 
 
-@pytest.mark.parametrize(("key", "value"), REFUSED)
+@pytest.mark.parametrize(("key", "value"), REFUSED_CHOICES)
 def test_it_keeps_no_company(key, value):
     assert LOCAL.smoothing_state == "keep"
     with pytest.raises(UserError, match="exclude each other: 'two_shared_streams' uploads S too"):
-        shared(**{key: value})
+        build_shared(**{key: value})
 
 
 def test_its_upload_is_twice_as_large():
     first = random_adapter("first")
-    algorithm = shared()
+    algorithm = build_shared()
     wanted = {**first, **add_prefix(first, SHARED)}
     assert algorithm.uploads(algorithm.init(first), Round(1, 0)).keys() == wanted.keys()

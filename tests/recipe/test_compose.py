@@ -24,7 +24,7 @@ from fedsdr.recipe.sections.recipe import Recipe
 from support.algorithm_cases import CASES
 from support.repository import REPOSITORY
 from support.toy_rounds import build
-from support.two_shared_streams import REFUSED, shared
+from support.two_shared_streams import REFUSED_CHOICES, build_shared
 
 LAB = Recipe(model=Model(path="lab"))
 
@@ -70,7 +70,7 @@ def test_choices_that_exclude_each_other(name, sections, parts):
 def test_the_examples_above_show_every_exclusion():
     shown = set()
     examples = [partial(build, name, **sections) for name, sections, _ in EXCLUDED]
-    examples += [partial(shared, **{key: value}) for key, value in REFUSED]
+    examples += [partial(build_shared, **{key: value}) for key, value in REFUSED_CHOICES]
     for example in examples:
         with pytest.raises(UserError) as caught:
             example()

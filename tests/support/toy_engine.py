@@ -1,4 +1,4 @@
-"""An engine of toy clients with real stores, which tells every point it passes."""
+"""An engine of toy clients with real stores, which reports every point that it passes."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence

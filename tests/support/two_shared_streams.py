@@ -10,14 +10,14 @@ from support.toy_rounds import recipe
 KEY = {"federation.targets": "two_shared_streams"}
 
 
-def shared(name: str = "fedavg", **changes: Any) -> Algorithm:
+def build_shared(name: str = "fedavg", **changes: Any) -> Algorithm:
     it = override_recipe(
         recipe(f"fedsdr+{name}" if name != "fedavg" else "fedsdr"), {**KEY, **changes}
     )
     return build_algorithm(it)
 
 
-REFUSED = [
+REFUSED_CHOICES = [
     ("federation.lora_aggregation", "flexlora"),
     ("federation.personalisation", "ditto"),
     ("federation.robust", "median"),
