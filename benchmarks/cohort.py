@@ -18,7 +18,7 @@ from fedsdr.core.adapters import Private, fresh_adapter
 from fedsdr.core.progress import silent_reporter
 from fedsdr.data.template import Example
 from fedsdr.federation.cohort_size import bytes_of_a_client
-from fedsdr.federation.workbench import Workbench
+from fedsdr.federation.loaded import LoadedRun
 from fedsdr.model.lora import TwoStreamModel
 from fedsdr.recipe.load import load_recipe
 from fedsdr.training.cohort import train_cohort
@@ -73,12 +73,12 @@ def contenders(
     }
 
 
-def memory(bench: Workbench, batch: int) -> list[Row]:
+def memory(loaded: LoadedRun, batch: int) -> list[Row]:
     """MiB on the device by number of clients at once: the base, and what grows with them."""
     recipe = load_recipe(RECIPE, [f"local.batch_size={batch}"])
-    base = sum(p.nbytes for p in bench.model.model.parameters()) / 2**20
-    longest = max(len(example) for each in bench.raw.values() for example in each)
-    each = (bytes_of_a_client(bench, recipe, longest) or 0) / 2**20
+    base = sum(p.nbytes for p in loaded.model.model.parameters()) / 2**20
+    longest = max(len(example) for each in loaded.raw.values() for example in each)
+    each = (bytes_of_a_client(loaded, recipe, longest) or 0) / 2**20
     return [
         {"clients at once": k, "base MiB": three(base), "clients' MiB (estimate)": three(k * each)}
         for k in (1, 2, 4, CLIENTS)
@@ -87,14 +87,14 @@ def memory(bench: Workbench, batch: int) -> list[Row]:
 
 def main() -> None:
     given = arguments(__doc__).parse_args()
-    bench = prepare_run(load_recipe(RECIPE)).workbench(silent_reporter())
-    records = [example for each in bench.raw.values() for example in each]
+    loaded = prepare_run(load_recipe(RECIPE)).load(silent_reporter())
+    records = [example for each in loaded.raw.values() for example in each]
     rows: list[Row] = []
     for batch in (4,) if given.quick else (4, 16, 32):
-        found = contenders(bench.model, records, batch, bench.base.pad)
+        found = contenders(loaded.model, records, batch, loaded.base.pad)
         runs = 1 if given.quick else 7
         rows += compare(f"batch {batch}", found, "steps", "one after another", runs)
-    save("cohort", {"speed": rows, "memory": memory(bench, 4)}, quick=given.quick)
+    save("cohort", {"speed": rows, "memory": memory(loaded, 4)}, quick=given.quick)
 
 
 if __name__ == "__main__":

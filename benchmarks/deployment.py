@@ -33,7 +33,7 @@ from fedsdr.deploy.client.relay import ask_trainer
 from fedsdr.deploy.protocol.agreement import agreement_digest
 from fedsdr.deploy.protocol.messages import Request, encode_message
 from fedsdr.deploy.protocol.signing import read_private, seal_payload
-from fedsdr.deploy.server.serve import Shape
+from fedsdr.deploy.server.engine import adapter_shape
 from fedsdr.deploy.sites.init import init_federation
 from fedsdr.lab.pretrain import build_tokenizer
 from fedsdr.lab.world import WorldOptions, build_world
@@ -125,7 +125,7 @@ def messages(folder: Path, shape: dict[str, int], runs: int) -> list[Row]:
     sites = federation(folder, shape, ["hospital"], 1, 8000)
     client, message = sites / "hospital", folder / "message"
     recipe = load_recipe(sites / "server" / "recipe.toml")
-    shared = Shape(recipe).first
+    shared = adapter_shape(recipe).first
     key, number = read_private(sites / "server" / "server.key"), itertools.count(1)
 
     def evaluation() -> bytes:

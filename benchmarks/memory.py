@@ -44,7 +44,7 @@ def held(recipe: Recipe, clients: int) -> dict[str, int]:
         federation.run()
         most, engine = round(peak()), federation.engine
         private = sum(bool(engine.state(client, 1).private) for client in engine.clients())
-        lists = min(clients, len(federation.bench.raw))
+        lists = min(clients, len(federation.loaded.raw))
     return {"with an S": private, "record lists": lists, "peak MiB": most}
 
 

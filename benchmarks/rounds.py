@@ -24,17 +24,14 @@ from typing import Any
 import torch
 
 from fedsdr.algorithms.contract import Round
-from fedsdr.core.layout import CLIENTS_FOLDER
 from fedsdr.core.progress import silent_reporter
 from fedsdr.federation.checkpoint import save_checkpoint
-from fedsdr.federation.in_process import InProcess
+from fedsdr.federation.in_process import InProcessEngine
+from fedsdr.federation.loaded import LoadedRun
 from fedsdr.federation.rounds import run_round
-from fedsdr.federation.workbench import Workbench
-from fedsdr.recipe.build import build_algorithm
 from fedsdr.recipe.load import load_recipe
 from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.training import local
-from fedsdr.training.store import ClientStore
 from fedsdr.workflows.prepare import prepare_run
 from measure import Row, arguments, compare, save, three
 from rebuilding import each_client, each_message
@@ -71,16 +68,17 @@ class Federation:
     """A recipe's clients, and its rounds one after another, with checkpoints as in a run."""
 
     def __init__(self, recipe: Recipe, folder: Path, clients: int | None = None) -> None:
-        self.bench: Workbench = prepare_run(recipe).workbench(silent_reporter())
+        prepared = prepare_run(recipe)
+        self.loaded: LoadedRun = prepared.load(silent_reporter())
         # What is measured does not depend on the targets: raw responses stand in for rewrites.
-        examples = {name: {"raw": its, "distilled": its} for name, its in self.bench.raw.items()}
+        examples = {name: {"raw": its, "distilled": its} for name, its in self.loaded.raw.items()}
         if clients is not None:
             kinds = list(examples.values())
             examples = {f"client{i}": kinds[i % len(kinds)] for i in range(clients)}
-        store = ClientStore(folder / CLIENTS_FOLDER)
-        self.engine = InProcess(self.bench, recipe, examples, store, silent_reporter())
-        self.folder, self.algorithm, self.round = folder, build_algorithm(recipe), 0
-        self.state = self.algorithm.init(self.bench.first_adapter(recipe.seed))
+        method = prepared.methods[-1].within(folder)
+        self.engine = InProcessEngine(self.loaded, method, examples, silent_reporter())
+        self.folder, self.algorithm, self.round = folder, method.algorithm, 0
+        self.state = self.algorithm.init(self.engine.first_adapter())
 
     def run(self) -> float:
         """One round; returns the number of clients."""
@@ -129,8 +127,8 @@ def rates(setting: str, path: Path, runs: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         one, all = Federation(recipe, folder / "one"), Federation(at_once, folder / "all")
-        again = each_client(recipe, one.bench.base, clients, folder)
-        anew = each_message(recipe, one.bench.base, clients, folder)
+        again = each_client(recipe, one.loaded.base, clients, folder)
+        anew = each_message(recipe, one.loaded.base, clients, folder)
 
         def minutes(round: Callable[[], float]) -> Callable[[], float]:
             return lambda: round() * 60

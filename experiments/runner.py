@@ -19,10 +19,13 @@ from fedsdr.core.errors import UserError
 from fedsdr.core.layout import RECIPE_FILE
 from fedsdr.core.progress import Reporter, silent_reporter
 from fedsdr.core.quiet import quiet_libraries
+from fedsdr.recipe.build import build_algorithm
 from fedsdr.recipe.load import flatten_tables, load_recipe, recipe_differences
+from fedsdr.recipe.methods import COMMON, Method
 from fedsdr.recipe.sections.recipe import Recipe
-from fedsdr.workflows.method import run_method
-from fedsdr.workflows.prepare import COMMON, prepare_run
+from fedsdr.tracking.follow import Follower, tracked_method
+from fedsdr.workflows.method import engine_in_process, train_method
+from fedsdr.workflows.prepare import prepare_run
 from fedsdr.workflows.run import record_start
 
 CELLS_FOLDER: Final = "cells"
@@ -102,15 +105,18 @@ def run_group(seed: int, tasks: Sequence[Task]) -> None:
     """The cells of one world, one after another, in this process."""
     quiet_libraries()
     first = tasks[0][1].recipe(seed)
-    setting = prepare_run(first)
-    bench = setting.workbench(silent_reporter())
+    prepared = prepare_run(first)
+    loaded = prepared.load(silent_reporter())
+    open_engine = engine_in_process(loaded, silent_reporter())
     for folder, cell in tasks:
         began = time.perf_counter()
         files.make_folder(folder)
         files.recover_folder(folder)
         recipe = cell.recipe(seed)
-        record_start(folder, bench, seed, silent_reporter())
-        run_method(bench, recipe, folder, cell.method, silent_reporter())
-        found = measure_cell(bench, setting, recipe, folder)
+        method = Method(cell.method, folder, recipe, build_algorithm(recipe))
+        record_start(folder, loaded, seed, silent_reporter())
+        untracked = Follower({}, tracked_method(method, folder), silent_reporter())
+        train_method(method, open_engine, silent_reporter(), untracked)
+        found = measure_cell(loaded, prepared, method)
         seconds = round(time.perf_counter() - began, 2)
         files.write_json(folder / EVIDENCE_FILE, {**found, "seconds": seconds})

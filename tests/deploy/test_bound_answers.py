@@ -25,6 +25,7 @@ from fedsdr.deploy.protocol.signing import (
     unverified_payload,
 )
 from fedsdr.federation import rounds
+from fedsdr.model.install import first_adapter
 from support import toy_clients
 from support.message_lines import Loopback, loopback
 from support.signed_federation import CHECKPOINT, Federation, ServerDeath, bits, rows
@@ -147,7 +148,7 @@ def test_one_evaluation_a_round_and_one_finish_and_s_stays(tmp_path, monkeypatch
     monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
     federation = Federation(tmp_path, federation={"rounds": 2, "targets": "two_stream"})
     side = federation.clients()["anna"]
-    first = side.bench.first_adapter(0)
+    first = first_adapter(side.loaded.model, 0)
 
     def question(operation: Any, round: int, counted: int = 0, shift: float = 0.0) -> Answer:
         shared = {key: tensor + shift for key, tensor in first.items()}

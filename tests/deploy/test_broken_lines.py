@@ -13,7 +13,7 @@ from fedsdr.algorithms.scaffold import CONTROL
 from fedsdr.core import adapters, files
 from fedsdr.core.metrics import Mean
 from fedsdr.core.progress import silent_reporter
-from fedsdr.deploy.client.operations import ClientSide
+from fedsdr.deploy.client.operations import ClientKeys, ClientSide
 from fedsdr.deploy.protocol.messages import (
     Answer,
     decode_answer,
@@ -26,6 +26,7 @@ from fedsdr.deploy.protocol.signing import (
 )
 from fedsdr.deploy.server.admission import FAILURES, Reply
 from fedsdr.federation.checkpoint import load_checkpoint
+from fedsdr.recipe.methods import resolve_methods
 from support import toy_clients
 from support.message_lines import Loopback, loopback
 from support.signed_federation import SOON, Federation, ServerDeath, bits, rows
@@ -112,14 +113,14 @@ def test_who_was_away_in_prepare_is_of_the_federation_once_it_answers(tmp_path, 
 
     line.up[102] = away
     out = federation.serve(line)
-    records = {client: float(len(side.bench.raw[client])) for client, side in sides.items()}
+    records = {client: float(len(side.loaded.raw[client])) for client, side in sides.items()}
     assert files.read_json(out / "weights.json") == records
     _, state = load_checkpoint(out)
     assert state.population == sum(records.values())
     mean = adapters.zeros_like(state.memory[CONTROL])
     for client, side in sides.items():
-        [course] = side._courses.values()
-        held = course.engine.state(client, 2).memory[CONTROL]
+        [engine] = side._engines.values()
+        held = engine.state(client, 2).memory[CONTROL]
         mean = adapters.add(mean, adapters.scale(held, records[client] / state.population))
     off = adapters.subtract(state.memory[CONTROL], mean)
     assert adapters.norm(off) < 1e-5 * adapters.norm(mean)
@@ -211,13 +212,13 @@ class Anew:
 
     def __init__(self, federation: Federation, client: str) -> None:
         self.federation, self.client = federation, client
-        self.bench = federation.clients()[client].bench
+        self.loaded = federation.clients()[client].loaded
 
     def __call__(self, data: bytes) -> bytes:
+        keys = ClientKeys(self.federation.keys[self.client], self.federation.public["server"])
         side = ClientSide(
-            self.bench, self.federation.recipe, self.client,
-            self.federation.folder / "of" / "sides" / self.client, silent_reporter(),
-            self.federation.keys[self.client], self.federation.public["server"],
+            self.loaded, resolve_methods(self.federation.recipe), self.client,
+            self.federation.folder / "of" / "sides" / self.client, keys, silent_reporter(),
         )  # fmt: skip
         return side(data)
 

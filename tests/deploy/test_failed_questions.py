@@ -81,7 +81,7 @@ def test_under_differential_privacy_nothing_tells_that_training_failed(
 def test_another_question_has_other_noise_though_the_answers_were_deleted(tmp_path, monkeypatch):
     """Zeros with noise: the same for the same question, unlike for another one of that round."""
     monkeypatch.setattr(LocalTrainer, "__call__", diverging)
-    monkeypatch.setattr(operations, "noise_secret", lambda recipe, folder: b"a secret" * 4)
+    monkeypatch.setattr(operations, "noise_secret", lambda method: b"a secret" * 4)
     noise = []
     for place, digest in enumerate(("1" * 32, "1" * 32, "2" * 32)):
         side = begun(tmp_path / str(place), "local")
@@ -95,8 +95,8 @@ def test_another_question_has_other_noise_though_the_answers_were_deleted(tmp_pa
     ("operation", "place"),
     [
         ("fit", "fedsdr.training.local.LocalTrainer.__call__"),
-        ("evaluate", "fedsdr.federation.workbench.Workbench.use"),
-        ("finish", "fedsdr.deploy.client.operations.finish_client"),
+        ("evaluate", "fedsdr.deploy.client.operations.install_model"),
+        ("finish", "fedsdr.federation.in_process.InProcessEngine.write_personal"),
     ],
 )
 def test_work_that_failed_is_not_done_again_for_other_words(

@@ -20,8 +20,8 @@ from fedsdr.deploy.flower.simulation import free_port
 from fedsdr.deploy.flower.submit import flower_environment
 from fedsdr.deploy.protocol.signing import new_key
 from fedsdr.recipe.load import load_recipe
+from fedsdr.recipe.methods import method_folders
 from fedsdr.workflows.run import run_recipe
-from fedsdr.workflows.run_folder import method_folders
 from support import tiny_recipe
 from support.flower_processes import (
     FEDSDR,
@@ -86,7 +86,7 @@ def test_the_simulation_runtime_gives_the_same_run(tmp_path, monkeypatch):
     run_recipe(recipe, tmp_path / "here", silent_reporter())
     out = tmp_path / "simulated"
     assert "report:" in fedsdr("deploy", "simulate", str(recipe_file), "--out", str(out))
-    for _, folder, _ in method_folders(recipe, tmp_path / "here"):
+    for folder in method_folders(recipe, tmp_path / "here").values():
         same(folder, out / "run" / folder.relative_to(tmp_path / "here"))
     assert fedsdr("status", str(out)).count("2 of 2") == len(FAMILIES) + 1
     for client in CLIENTS:

@@ -43,7 +43,7 @@ from fedsdr.deploy.protocol.signing import (
     seal_payload,
     unverified_payload,
 )
-from fedsdr.deploy.server.serve import Shape
+from fedsdr.deploy.server.engine import adapter_shape
 from fedsdr.recipe.load import load_recipe
 from support import tiny_recipe, toy_clients
 from support.fuzzing import JUNK, fuzzed, mutated, state
@@ -182,7 +182,7 @@ def sealed(client: ClientSide, place: Path) -> list[bytes]:
 def requests(place: Path) -> list[bytes]:
     """What the server asks, sealed by its key (signatures are random: never the same bytes)."""
     recipe = load_recipe(place / "recipe.toml")
-    first = Shape(recipe, silent_reporter()).first
+    first = adapter_shape(recipe, silent_reporter()).first
     key, digest = read_private(place / "keys" / "server"), agreement_digest(recipe)
     hello = Request("hello", "run", digest, "-", agreed=agreed_keys(recipe), nonce="0" * 32)
     journal = files.read_json(place / "sides" / CLIENT / JOURNAL)["name"]

@@ -13,9 +13,9 @@ import pytest
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
 from fedsdr.core.progress import silent_reporter
-from fedsdr.deploy.client.operations import ClientSide
+from fedsdr.deploy.client.operations import ClientKeys, ClientSide
 from fedsdr.deploy.protocol.signing import UNSIGNED, Unsigned, new_key, read_private
-from fedsdr.deploy.server.admission import Admission, AdmittedRun
+from fedsdr.deploy.server.admission import Admission, AdmittedRun, ServerConnection
 from fedsdr.deploy.sites.init import init_federation
 from fedsdr.deploy.sites.site import (
     CLIENT_KEY,
@@ -27,6 +27,7 @@ from fedsdr.deploy.sites.site import (
     roster_clients,
 )
 from fedsdr.recipe.load import load_recipe
+from fedsdr.recipe.methods import resolve_methods
 from support import tiny_recipe, toy_clients
 from support.message_lines import Loopback
 
@@ -138,14 +139,15 @@ def test_one_end_with_keys_and_one_without_is_a_mistake_of_the_program(tmp_path,
     key, recipe = read_private(tmp_path / "k"), load_recipe(server / "recipe.toml")
     for pair in ((key, UNSIGNED), (UNSIGNED, key.public_key())):
         with pytest.raises(AssertionError):
-            ClientSide(None, recipe, "anna", tmp_path / "c", silent_reporter(), *pair)  # type: ignore[arg-type]
+            ClientSide(
+                None, resolve_methods(recipe), "anna", tmp_path / "c", ClientKeys(*pair),
+                silent_reporter(),
+            )  # type: ignore[arg-type]  # fmt: skip
         with pytest.raises(AssertionError):
             Admission(
-                Loopback({}),
+                ServerConnection(Loopback({}), {"anna": pair[1]}, pair[0]),
                 recipe,
                 AdmittedRun("r", 0),
-                {"anna": pair[1]},
                 silent_reporter(),
-                pair[0],
             )
     assert not (tmp_path / "c").exists()

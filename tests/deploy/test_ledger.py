@@ -15,13 +15,14 @@ from fedsdr.core.adapters import Adapter
 from fedsdr.core.errors import UserError
 from fedsdr.core.progress import silent_reporter
 from fedsdr.deploy.client.ledger import LEDGER, BudgetError, Ledger, UpdateKey
-from fedsdr.deploy.client.operations import ClientSide
+from fedsdr.deploy.client.operations import ClientKeys, ClientSide
 from fedsdr.deploy.protocol.agreement import agreement_digest
 from fedsdr.deploy.protocol.messages import Answer, Request, decode_answer, encode_message
 from fedsdr.deploy.protocol.signing import UNSIGNED, open_sealed, seal_payload
 from fedsdr.deploy.sites.init import init_federation, own_recipe
 from fedsdr.deploy.sites.status import client_status
 from fedsdr.recipe.load import load_recipe, override_recipe
+from fedsdr.recipe.methods import resolve_methods
 from fedsdr.recipe.sections.federation import Privacy
 from fedsdr.workflows.privacy_loss import planned_epsilon
 from support import tiny_recipe
@@ -128,7 +129,7 @@ def test_a_release_is_entered_before_its_answer_is_written(tmp_path, monkeypatch
 def test_a_refused_release_is_not_entered_and_nothing_is_trained(tmp_path, monkeypatch):
     side = anna(recipe_file(tmp_path, privacy_of(limit=spent(1))))
     assert not fit(side, "run").refused
-    monkeypatch.setattr("fedsdr.federation.in_process.InProcess.run_round", None)
+    monkeypatch.setattr("fedsdr.federation.in_process.InProcessEngine.run_round", None)
     assert "lifetime_epsilon" in fit(side, "run", round=2).refused
     assert "lifetime_epsilon" in fit(side, "other").refused
     assert len(side.ledger.releases()) == 1
@@ -198,9 +199,9 @@ def test_a_fit_that_was_killed_anywhere_is_one_release_and_the_same_bytes(tmp_pa
     monkeypatch.setattr("secrets.token_hex", lambda count: "ab" * count)
 
     def client(folder: Path) -> ClientSide:
-        return ClientSide(
-            begun.bench, begun.recipe, "anna", folder, silent_reporter(), UNSIGNED, UNSIGNED
-        )
+        keys = ClientKeys(UNSIGNED, UNSIGNED)
+        methods = resolve_methods(begun.recipe)
+        return ClientSide(begun.loaded, methods, "anna", folder, keys, silent_reporter())
 
     first, whole = client(tmp_path / "first"), tmp_path / "whole"
     questions = [question(first, round, counted=round - 1) for round in (1, 2)]
@@ -410,7 +411,8 @@ def test_init_writes_a_limit_of_one_whole_run(tmp_path):
     recipe = load_recipe(recipe_file(tmp_path, privacy_of(), "fedprox"))
     init_federation(recipe, tmp_path / "out", "localhost", 9000)
     written = load_recipe(tmp_path / "out" / "anna" / "recipe.toml").privacy
-    assert planned_epsilon(recipe) <= written.lifetime_epsilon < planned_epsilon(recipe) + 0.01
+    planned = planned_epsilon(resolve_methods(recipe))
+    assert planned <= written.lifetime_epsilon < planned + 0.01
     ledger = charged(tmp_path, written, *[written] * 4)  # rounds x methods
     with pytest.raises(BudgetError, match=r"4 release\(s\)"):
         ledger.check(written)

@@ -16,6 +16,7 @@ from fedsdr.deploy.client.operations import OPERATIONS
 from fedsdr.deploy.protocol.agreement import agreed_keys, agreement_digest
 from fedsdr.deploy.protocol.messages import Answer, Operation, Request, encode_message
 from fedsdr.deploy.protocol.signing import UNSIGNED
+from fedsdr.deploy.server.admission import ServerConnection
 from fedsdr.deploy.server.engine import WEIGHTS_FILE
 from fedsdr.deploy.server.serve import serve_federation
 from fedsdr.recipe.load import load_recipe
@@ -126,9 +127,8 @@ def test_a_served_run_has_no_scores_and_says_why(tmp_path):
     out = tmp_path / "out"
     roster = dict.fromkeys(sides, UNSIGNED)
     recipe = load_recipe(recipe_file)
-    summary = serve_federation(
-        recipe, out, loopback(sides), roster, silent_reporter(), UNSIGNED, pause=0
-    )
+    connection = ServerConnection(loopback(sides), roster, UNSIGNED, pause=0)
+    summary = serve_federation(recipe, out, connection, silent_reporter())
     assert not [row for row in files.read_json_lines(out / "metrics.jsonl") if "eval" in row]
     assert [*files.read_json(out / "result.json")] == ["epsilon"]
     assert set(files.read_json(out / WEIGHTS_FILE).values()) == {1.0}

@@ -29,7 +29,7 @@ from fedsdr.core.errors import UserError
 from fedsdr.core.metrics import Mean
 from fedsdr.core.progress import silent_reporter
 from fedsdr.deploy.client.journal import ORDER, Book
-from fedsdr.deploy.client.operations import RUNS, ClientSide
+from fedsdr.deploy.client.operations import RUNS, ClientKeys, ClientSide
 from fedsdr.deploy.protocol.messages import (
     Answer,
     Request,
@@ -44,19 +44,18 @@ from fedsdr.deploy.protocol.signing import (
     seal_payload,
     unverified_payload,
 )
-from fedsdr.deploy.server import admission, switchboard
-from fedsdr.deploy.server.admission import Admission, Reply
-from fedsdr.deploy.server.engine import Remote
+from fedsdr.deploy.server import admission, dispatcher
+from fedsdr.deploy.server.admission import Admission, Reply, ServerConnection
+from fedsdr.deploy.server.dispatcher import RequestDispatcher
+from fedsdr.deploy.server.engine import AdapterShape, RemoteEngine
 from fedsdr.deploy.server.serve import RUN_FILE, known_run
-from fedsdr.deploy.server.switchboard import Switchboard
 from fedsdr.federation import rounds
-from fedsdr.federation.in_process import InProcess
-from fedsdr.federation.rounds import Absent, run_rounds
+from fedsdr.federation.in_process import InProcessEngine
+from fedsdr.federation.rounds import Absent, RoundHooks, run_rounds
 from fedsdr.model.identity import identity_text
-from fedsdr.recipe.build import build_algorithm
 from fedsdr.recipe.load import parse_recipe
+from fedsdr.recipe.methods import resolve_methods
 from fedsdr.workflows.method import round_options
-from fedsdr.workflows.run_folder import method_folders
 from support import tiny_recipe, toy_clients
 
 RUNS_PLAYED: Final = int(os.environ.get("FEDSDR_PROTOCOL_RUNS", "50"))
@@ -79,8 +78,8 @@ def toy_recipe(folder: Path) -> Any:
     return parse_recipe(tables)
 
 
-class ToyBench:
-    """What a client needs of a workbench when nothing is trained; scores tell models apart."""
+class ToyRun:
+    """What a client needs of a loaded run when nothing is trained; scores tell models apart."""
 
     identity: Final = {"weights": "0" * 32}
     fingerprint: Final = identity_text(identity)
@@ -88,14 +87,13 @@ class ToyBench:
 
     def __init__(self, client: str) -> None:
         self.raw = {client: ["record"] * 3}
-        self.evaluator, self.model = self, SimpleNamespace(blank=lambda: FIRST)
-        self.name = 0.0
+        self.evaluator, self.name = self, 0.0
+        self.model = SimpleNamespace(
+            blank=lambda: FIRST, load=self.load, activate=lambda *streams: None
+        )
 
-    def first_adapter(self, seed: int) -> Any:
-        return FIRST
-
-    def use(self, personal: Any) -> None:
-        data = b"".join(personal.shared[key].numpy().tobytes() for key in sorted(personal.shared))
+    def load(self, stream: Any, adapter: Any) -> None:
+        data = b"".join(adapter[key].numpy().tobytes() for key in sorted(adapter))
         self.name = float(int(hashlib.sha256(data).hexdigest()[:8], 16))
 
     def global_model(self) -> dict[str, Mean]:
@@ -172,20 +170,20 @@ def serve(play: "Play", link: Server) -> None:
     """`serve_federation` without a model's shape, tracking and report."""
     recipe, out = play.recipe, play.folder / "out"
     roster = {client: play.keys[client].public_key() for client in CLIENTS}
-    door = Admission(
-        link, recipe, known_run(out), roster, silent_reporter(), play.keys["server"], 0.0
-    )
+    connection = ServerConnection(link, roster, play.keys["server"], 0.0)
+    door = Admission(connection, recipe, known_run(out), silent_reporter())
     door.connect(1, recipe.deployment.wait_seconds)
-    board = Switchboard(door)
-    board.ask = play.watched(board.ask)  # type: ignore[method-assign]
-    engine = Remote(board, recipe, play.method, silent_reporter(), out)
+    asking = RequestDispatcher(door, [play.resolved])
+    asking.ask = play.watched(asking.ask)  # type: ignore[method-assign]
+    method = play.resolved.within(out)
+    engine = RemoteEngine(asking, method, AdapterShape(FIRST, None), silent_reporter())  # type: ignore[arg-type]
     engine.prepare()
-    algorithm = build_algorithm(recipe)
+    hooks = RoundHooks(engine.evaluate, observe=engine.observe)
     state = run_rounds(
-        algorithm, engine, FIRST, round_options(recipe, 0, 1), engine.evaluate, out,
-        silent_reporter(), play.method, engine.count,
+        method, engine, engine.first_adapter(), round_options(method, b"", 1),
+        silent_reporter(), hooks,
     )  # fmt: skip
-    engine.finish(algorithm.broadcast(state))
+    engine.finish(method.algorithm.broadcast(state))
     play.finished = True
 
 
@@ -199,7 +197,8 @@ class Play(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(dir=ROOT))
         self.recipe = toy_recipe(self.folder)
-        [(self.method, _, _)] = method_folders(self.recipe, self.folder)
+        [self.resolved] = resolve_methods(self.recipe)
+        self.method = self.resolved.name
         self.keys = KEYS
         self.clock, self._counts = 0.0, defaultdict(int)
         self.broken: list[BaseException] = []
@@ -211,7 +210,7 @@ class Play(RuleBasedStateMachine):
         self.released: dict[tuple[str, str, str, str, int], bytes] = {}
         self.position: dict[tuple[str, str, str], tuple[int, int]] = {}
         self.counted: dict[tuple[str, str], int] = {}
-        admission.time.monotonic = switchboard.time.monotonic = lambda: self.clock
+        admission.time.monotonic = dispatcher.time.monotonic = lambda: self.clock
         self.sides = {client: self.begun(client) for client in CLIENTS}
         self.server = Server(self)
 
@@ -224,8 +223,8 @@ class Play(RuleBasedStateMachine):
 
     def begun(self, client: str) -> ClientSide:
         return ClientSide(
-            ToyBench(client), self.recipe, client, self.folder / client, silent_reporter(),
-            self.keys[client], self.keys["server"].public_key(),
+            ToyRun(client), [self.resolved], client, self.folder / client,
+            ClientKeys(self.keys[client], self.keys["server"].public_key()), silent_reporter(),
         )  # type: ignore[arg-type]  # fmt: skip
 
     # --- What a client does, watched
@@ -409,7 +408,7 @@ class Play(RuleBasedStateMachine):
         """What would be taken for an answer, had the client signed it."""
         asked, payload = decode_request(unverified_payload(data)), unverified_payload(data)
         is_hello = asked.operation == "hello"
-        facts = {"model": ToyBench.fingerprint, "fedsdr": "0", "journal": "0" * 32}
+        facts = {"model": ToyRun.fingerprint, "fedsdr": "0", "journal": "0" * 32}
         return Answer(
             asked.operation, asked.run, self.target if is_hello else asked.client, asked.method,
             asked.round, FORGED if asked.operation == "fit" else {},
@@ -504,10 +503,10 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "save_checkpoint", saving)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # no power is lost here
     monkeypatch.setattr(
-        InProcess, "trainer", lambda self, client, round: toy_clients.ToyClient(client)
+        InProcessEngine, "trainer", lambda self, client, round: toy_clients.ToyClient(client)
     )
-    monkeypatch.setattr(InProcess, "at_once", 1)
-    for module in (admission, switchboard):
+    monkeypatch.setattr(InProcessEngine, "at_once", 1)
+    for module in (admission, dispatcher):
         clock = SimpleNamespace(monotonic=None, sleep=lambda seconds: None)
         monkeypatch.setattr(module, "time", clock)
 

@@ -23,11 +23,12 @@ from fedsdr.deploy.protocol.signing import (
     read_public,
     unverified_payload,
 )
+from fedsdr.deploy.server.admission import ServerConnection
 from fedsdr.deploy.server.serve import serve_federation
 from fedsdr.recipe.load import load_recipe
+from fedsdr.recipe.methods import method_folders
 from fedsdr.training.store import ClientStore
 from fedsdr.workflows.run import run_recipe
-from fedsdr.workflows.run_folder import method_folders
 from support import tiny_recipe, toy_clients
 from support.byte_search import occurs, raw, windows
 from support.message_lines import Loopback, client_sides, loopback
@@ -110,11 +111,10 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
         line = loopback(sides)
         roster = {client: read_public(each, client) for client, each in public.items()}
         key = read_private(folder / "server.key")
-        serve_federation(recipe, folder / "there", line, roster, silent_reporter(), key, pause=0)
+        connection = ServerConnection(line, roster, key, pause=0)
+        serve_federation(recipe, folder / "there", connection, silent_reporter())
         yield Both(
-            *({name: place for name, place, _ in method_folders(recipe, folder / out)}
-              for out in ("here", "there")),
-            sides, line, kept,
+            *(method_folders(recipe, folder / out) for out in ("here", "there")), sides, line, kept,
         )  # fmt: skip
 
 
@@ -268,10 +268,8 @@ def test_what_cannot_be_served_is_refused_before_a_message_is_sent(tmp_path, sec
         serve_federation(
             load_recipe(recipe_file),
             tmp_path / "out",
-            line,
-            {"anna": UNSIGNED},
+            ServerConnection(line, {"anna": UNSIGNED}, UNSIGNED),
             silent_reporter(),
-            UNSIGNED,
         )
     assert not (tmp_path / "out").exists()
 
@@ -279,7 +277,7 @@ def test_what_cannot_be_served_is_refused_before_a_message_is_sent(tmp_path, sec
 def test_private_adapters_stay_wrapped_on_the_way(both):
     """What the engine keeps is private by type until the store writes it."""
     side = both.sides["ben"]
-    [course] = [c for (_, method), c in side._courses.items() if method == "fedsdr"]
-    state = course.engine.state("ben", 2)
+    [engine] = [e for (_, method), e in side._engines.items() if method == "fedsdr"]
+    state = engine.state("ben", 2)
     assert set(state.private) == {"smoothing"}
     assert all(torch.is_tensor(t) for t in unwrap_private(state.private["smoothing"]).values())

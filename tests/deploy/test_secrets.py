@@ -14,13 +14,14 @@ from typing import NamedTuple
 import pytest
 import tomli_w
 
+from fedsdr.algorithms.contract import Personal
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
 from fedsdr.core.layout import NOISE_FILE, RECIPE_FILE
-from fedsdr.deploy.client import operations as client_module
 from fedsdr.deploy.protocol.egress import LOG
 from fedsdr.deploy.protocol.signing import PrivateKey, new_key, public_line, read_private
 from fedsdr.deploy.sites.site import ROSTER, SERVER_KEY, STATUS, load_site, serve_folder
+from fedsdr.federation.in_process import InProcessEngine
 from support import tiny_recipe, toy_clients
 from support.message_lines import Loopback, client_sides, loopback
 
@@ -145,14 +146,13 @@ def pem_body(path: Path) -> bytes:
 
 
 def test_an_error_that_quotes_a_record_stays_with_its_client(tmp_path, capfd, monkeypatch):
-    def fail(engine: object, *rest: object) -> None:
-        [client] = client_module.InProcess.clients(engine)
+    def fail(engine: InProcessEngine, client: str, own: Personal) -> None:
         if client == "ben":
             raise ValueError(f"cannot tokenise {CANARIES[client]!r}")
-        return finish(engine, *rest)
+        return write(engine, client, own)
 
-    finish = client_module.finish_client
-    monkeypatch.setattr(client_module, "finish_client", fail)
+    write = InProcessEngine.write_personal
+    monkeypatch.setattr(InProcessEngine, "write_personal", fail)
     done = federation(tmp_path, capfd)
     word = [CANARIES["ben"].encode()]
     assert CANARIES["ben"] in done.printed  # in the client's own log

@@ -10,7 +10,7 @@ from fedsdr.core import files
 from fedsdr.core.errors import UserError
 from fedsdr.core.progress import silent_reporter
 from fedsdr.deploy.client.begun import BEGUN
-from fedsdr.deploy.client.operations import ClientSide, RefusalError
+from fedsdr.deploy.client.operations import ClientKeys, ClientSide, RefusalError
 from fedsdr.deploy.protocol.messages import (
     Answer,
     Request,
@@ -26,7 +26,7 @@ from fedsdr.deploy.protocol.signing import (
     unverified_payload,
 )
 from fedsdr.recipe.load import override_recipe
-from fedsdr.recipe.methods import own_name
+from fedsdr.recipe.methods import own_name, resolve_methods
 from support import toy_clients
 from support.message_lines import loopback
 from support.signed_federation import rows
@@ -55,24 +55,25 @@ def test_a_node_that_is_nobody_is_turned_away(federation):
 def test_a_client_with_another_recipe_or_model_is_turned_away(federation, tmp_path):
     sides = federation.clients()
     one = override_recipe(federation.recipe, {"federation.rounds": 7})
+    keys = ClientKeys(federation.keys["cleo"], federation.public["server"])
     sides["cleo"] = ClientSide(
-        sides["cleo"].bench, one, "cleo", tmp_path / "other" / "cleo", silent_reporter(),
-        federation.keys["cleo"], federation.public["server"],
+        sides["cleo"].loaded, resolve_methods(one), "cleo", tmp_path / "other" / "cleo", keys,
+        silent_reporter(),
     )  # fmt: skip
     with pytest.raises(UserError, match=r"2 of 3 .*cleo.*federation.rounds.*here .* 7, .* 3"):
         federation.serve(
             loopback(sides), **{"deployment.min_clients": 3, "deployment.wait_seconds": 0.5}
         )
     sides = federation.clients()
-    bench = sides["anna"].bench  # who comes first decides nothing
-    bench.identity = {**bench.identity, "tokenizer": "another"}
+    loaded = sides["anna"].loaded  # who comes first decides nothing
+    loaded.identity = {**loaded.identity, "tokenizer": "another"}
     with pytest.raises(UserError, match=r"base model is not the other clients': .* in tokenizer"):
         federation.serve(
             loopback(sides), "two", **{"deployment.min_clients": 3, "deployment.wait_seconds": 0.5}
         )
     out = federation.serve(loopback(sides), "most")
     assert [row["clients"] for row in rows(out)] == [["ben", "cleo"]] * 3
-    assert files.read_json(out / "environment.json")["identity"] == sides["ben"].bench.identity
+    assert files.read_json(out / "environment.json")["identity"] == sides["ben"].loaded.identity
 
 
 def test_a_client_does_not_go_on_with_another_model_or_other_data(federation):

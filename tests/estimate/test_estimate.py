@@ -24,6 +24,8 @@ from fedsdr.model.checkpointing import checkpointed_blocks, recompute_activation
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.model.outline import model_outline, outline_of, weight_bytes
 from fedsdr.recipe import load as recipes
+from fedsdr.recipe.build import build_algorithm
+from fedsdr.recipe.methods import resolve_methods
 from fedsdr.training.loss import summed_loss
 from fedsdr.workflows.prepare import plan_folder, prepare_run
 from fedsdr.workflows.run import run_recipe
@@ -39,8 +41,8 @@ def metrics(folder: Path) -> list[dict]:
 
 
 def plan_of(path: Path, *sets: str, hardware: Hardware | None = None):
-    recipe = recipes.load_recipe(path, sets)
-    return estimate_run(recipe, prepare_run(recipe, weights=False).clients, hardware)
+    run = prepare_run(recipes.load_recipe(path, sets), weights=False)
+    return estimate_run(run.methods, run.clients, hardware)
 
 
 BYTES = {
@@ -105,7 +107,9 @@ def test_the_steps_of_every_stage_are_asked_of_the_algorithm(tmp_path):
         first = TwoStreamModel(
             model_outline(recipe.model.path), recipe.lora.targets, recipe.lora.rank, 4.0
         ).blank()
-    found = [(stage.trains, stage.targets) for stage in traced_stages(recipe, first)]
+    found = [
+        (stage.trains, stage.targets) for stage in traced_stages(build_algorithm(recipe), first)
+    ]
     assert sorted(found) == [("R", "raw"), ("R", "raw"), ("S", "distilled")]
 
 
@@ -278,15 +282,15 @@ def test_llama_2_7b_from_its_configuration_alone(tmp_path):
 def test_a_model_that_is_not_here_is_an_error(tmp_path):
     recipe = recipes.load_recipe(write_recipe(tmp_path), ["model.path=meta-llama/nowhere"])
     with pytest.raises(UserError, match=r"configuration of model.path = 'meta-llama/nowhere'"):
-        estimate_run(recipe, [])
+        estimate_run(resolve_methods(recipe), [])
 
 
 def test_the_lab_needs_no_trained_model(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
     recipe = recipes.parse_recipe({"model": {"path": "lab"}})
-    clients = prepare_run(recipe, weights=False).clients
+    run = prepare_run(recipe, weights=False)
     with plan_folder(recipe) as folder:
-        plan = estimate_run(recipe, clients, path=folder)
+        plan = estimate_run(run.methods, run.clients, path=folder)
     assert plan.model.parameters > 100_000
     assert not (tmp_path / "cache").exists()
 

@@ -8,23 +8,22 @@ from fedsdr.core.errors import UserError
 from fedsdr.core.progress import silent_reporter
 from fedsdr.data.template import Example
 from fedsdr.federation import cohort_size
-from fedsdr.federation.in_process import InProcess, chunked_names
+from fedsdr.federation.in_process import InProcessEngine, chunked_names
 from fedsdr.federation.rounds import run_round
 from fedsdr.model import packing
 from fedsdr.recipe import load as recipes
-from fedsdr.recipe.build import build_algorithm
-from fedsdr.training.store import ClientStore
 from fedsdr.workflows.prepare import prepare_run
 from support.tiny_recipe import write_recipe
 
 
 def server_after(path, folder, cohort):
     recipe = recipes.load_recipe(write_recipe(path), [f"local.cohort={cohort}"])
-    bench = prepare_run(recipe).workbench(silent_reporter())
-    examples = {name: {"raw": each, "distilled": each} for name, each in bench.raw.items()}
-    engine = InProcess(bench, recipe, examples, ClientStore(folder), silent_reporter())
-    algorithm = build_algorithm(recipe)
-    state = algorithm.init(bench.first_adapter(recipe.seed))
+    prepared = prepare_run(recipe)
+    loaded, method = prepared.load(silent_reporter()), prepared.methods[-1].within(folder)
+    examples = {name: {"raw": each, "distilled": each} for name, each in loaded.raw.items()}
+    engine = InProcessEngine(loaded, method, examples, silent_reporter())
+    algorithm = method.algorithm
+    state = algorithm.init(engine.first_adapter())
     for number in (1, 2):
         state, row = run_round(algorithm, engine, state, Round(number, 0), engine.clients())
         assert row["clients"] == list(engine.clients())
@@ -46,14 +45,15 @@ def test_a_run_by_cohorts_is_one_by_clients(tmp_path):
 
 def test_rewrites_that_are_longer_leave_room_for_fewer(tmp_path, monkeypatch):
     recipe = recipes.load_recipe(write_recipe(tmp_path), ['local.cohort="auto"'])
-    bench = prepare_run(recipe).workbench(silent_reporter())
-    raw = {name: {"raw": each} for name, each in bench.raw.items()}
-    longest = max(len(example) for each in bench.raw.values() for example in each)
+    prepared = prepare_run(recipe)
+    loaded, method = prepared.load(silent_reporter()), prepared.methods[-1].within(tmp_path)
+    raw = {name: {"raw": each} for name, each in loaded.raw.items()}
+    longest = max(len(example) for each in loaded.raw.values() for example in each)
     rewrite = Example((7,), (7,) * 2 * longest)
     longer = {name: {**each, "distilled": [rewrite]} for name, each in raw.items()}
     monkeypatch.setattr(cohort_size, "free_memory", lambda device: 2**30)
     sizes = [
-        InProcess(bench, recipe, examples, ClientStore(tmp_path), silent_reporter()).at_once
+        InProcessEngine(loaded, method, examples, silent_reporter()).at_once
         for examples in (raw, longer)
     ]
     assert sizes[0] > 1.5 * sizes[1] > 0
@@ -61,20 +61,19 @@ def test_rewrites_that_are_longer_leave_room_for_fewer(tmp_path, monkeypatch):
 
 def test_clients_are_trained_one_by_one_where_their_padding_would_be_dear(tmp_path, monkeypatch):
     recipe = recipes.load_recipe(write_recipe(tmp_path), ['local.cohort="auto"'])
-    bench = prepare_run(recipe).workbench(silent_reporter())
+    prepared = prepare_run(recipe)
+    loaded, method = prepared.load(silent_reporter()), prepared.methods[-1].within(tmp_path)
     even, odd = ({"raw": [Example((7,), (7,) * n) for n in sizes]} for sizes in ([9] * 8, [3, 30]))
     raw = {"even": {"ann": even, "ben": even}, "uneven": {"ann": even, "ben": odd}}
     engines = {
-        name: lambda its=its: InProcess(
-            bench, recipe, its, ClientStore(tmp_path), silent_reporter()
-        )
+        name: lambda its=its: InProcessEngine(loaded, method, its, silent_reporter())
         for name, its in raw.items()
     }
     assert min(new().at_once for new in engines.values()) > 1, "padding costs a tiny model nothing"
     monkeypatch.setattr(packing, "CALL", {"cpu": 1.0})
     assert engines["even"]().at_once > 1
     assert engines["uneven"]().at_once == 1
-    bench.model.packing.__dict__["possible"] = False  # padded all the same, then
+    loaded.model.packing.__dict__["possible"] = False  # padded all the same, then
     assert engines["uneven"]().at_once > 1
 
 

@@ -18,10 +18,12 @@ from fedsdr.core.adapters import Adapter, add, norm, scale, weighted_mean
 from fedsdr.core.progress import silent_reporter
 from fedsdr.deploy.protocol.messages import Answer, Request
 from fedsdr.deploy.protocol.signing import UNSIGNED
-from fedsdr.deploy.server.engine import Remote
-from fedsdr.deploy.server.switchboard import Switchboard
+from fedsdr.deploy.server.dispatcher import RequestDispatcher
+from fedsdr.deploy.server.engine import AdapterShape, RemoteEngine
 from fedsdr.federation.checkpoint import load_checkpoint, save_checkpoint
 from fedsdr.federation.rounds import Absent, Engine, Participant, run_round
+from fedsdr.recipe.build import build_algorithm
+from fedsdr.recipe.methods import Method
 from fedsdr.recipe.sections.recipe import Recipe
 from support.algorithm_cases import PAIRS, ROWS, name_of
 from support.parabola_clients import some
@@ -185,8 +187,8 @@ def test_whatever_is_learnt_from_the_server_remembers_the_mean(name, targets):
         assert norm(wanted) > 1e-3
 
 
-class Board(Switchboard):
-    """A switchboard whose clients are here."""
+class HereDispatcher(RequestDispatcher):
+    """A dispatcher whose clients are here."""
 
     def __init__(self, clients: Clients) -> None:
         self.here, self.roster = clients, dict.fromkeys(CLIENTS, UNSIGNED)
@@ -212,6 +214,12 @@ class Board(Switchboard):
             )
 
 
+def remote_engine(clients: Clients, chosen: Recipe, folder: Path) -> RemoteEngine:
+    method = Method("own", folder, chosen, build_algorithm(chosen))
+    shape = AdapterShape(random_adapter("first"), None)  # type: ignore[arg-type]
+    return RemoteEngine(HereDispatcher(clients), method, shape, silent_reporter())
+
+
 @pytest.mark.parametrize("name", ["scaffold+rolora+topk", "feddyn+int8"])
 @pytest.mark.parametrize("missing", [{"cleo"}, {"ben", "cleo"}, set()])
 def test_who_misses_prepare_joins_when_it_first_answers(name, missing, tmp_path):
@@ -221,8 +229,8 @@ def test_who_misses_prepare_joins_when_it_first_answers(name, missing, tmp_path)
     schedule = [Plan(["anna", *{"ben"} - missing], missing, set()), *plans(3)[1:]]
     clients = Clients(algorithm, schedule)
 
-    def engine() -> Remote:
-        return Remote(Board(clients), chosen, "own", silent_reporter(), tmp_path)
+    def engine() -> RemoteEngine:
+        return remote_engine(clients, chosen, tmp_path)
 
     first = engine()
     first.deployment = first.deployment.model_copy(update={"min_clients": 1})
@@ -242,13 +250,13 @@ def test_a_claim_of_another_weight_changes_no_population(tmp_path):
     """What a client first said holds, and is on disk before a round counts on it."""
     name = "scaffold"
     clients = Clients(build(name), plans(1))
-    engine = Remote(Board(clients), recipe(name), "own", silent_reporter(), tmp_path)
+    engine = remote_engine(clients, recipe(name), tmp_path)
     said = Answer("fit", "run", "ben", "own", 1, weight=3.0)
     assert isinstance(engine._participant(said), Participant)
     refused = engine._participant(replace(said, weight=1e9))
     assert isinstance(refused, Absent)
     assert "weighs 1e+09, and it was prepared for 3" in refused.reason
-    again = Remote(Board(clients), recipe(name), "own", silent_reporter(), tmp_path)
+    again = remote_engine(clients, recipe(name), tmp_path)
     assert again.population() == engine.population() == 3
 
 

@@ -17,7 +17,7 @@ from fedsdr.algorithms.contract import ClientState, Update
 from fedsdr.core.adapters import Adapter, Private, unwrap_private
 from fedsdr.core.progress import silent_reporter
 from fedsdr.distillation import rewrite
-from fedsdr.federation.in_process import InProcess
+from fedsdr.federation.in_process import InProcessEngine
 from fedsdr.generation.sampling import Job
 from fedsdr.recipe.load import load_recipe, override_recipe
 from fedsdr.training.store import ClientStore
@@ -57,9 +57,9 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
     written = tokenizer(REWRITTEN)["input_ids"]
     sent: dict[Path, list[Update]] = {}
     kept: dict[Path, list[Adapter]] = {}
-    run_round, save = InProcess.run_round, ClientStore.save
+    run_round, save = InProcessEngine.run_round, ClientStore.save
 
-    def watch_updates(self: InProcess, *args: Any) -> Iterator[Any]:
+    def watch_updates(self: InProcessEngine, *args: Any) -> Iterator[Any]:
         for participant in run_round(self, *args):
             sent.setdefault(self.store.folder, []).append(participant.update)
             yield participant
@@ -73,7 +73,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDSDR_CACHE", str(folder / "cache"))
-        patch.setattr(InProcess, "run_round", watch_updates)
+        patch.setattr(InProcessEngine, "run_round", watch_updates)
         patch.setattr(ClientStore, "save", watch_states)
         patch.setitem(rewrite.GENERATORS, "fedsdr", generate)
         more = {"tracking.backends": ["tensorboard"], "local.consolidate_steps": 1}

@@ -17,12 +17,13 @@ from transformers import AutoModelForCausalLM
 from fedsdr.algorithms.contract import Personal
 from fedsdr.core.progress import silent_reporter
 from fedsdr.federation.checkpoint import load_checkpoint
-from fedsdr.federation.workbench import Workbench
-from fedsdr.recipe.build import build_algorithm
+from fedsdr.federation.loaded import LoadedRun
+from fedsdr.model.install import install_model
 from fedsdr.recipe.load import parse_recipe
-from fedsdr.recipe.methods import named_recipe
+from fedsdr.recipe.methods import Method, named_recipe, resolve_methods
 from fedsdr.recipe.sections.recipe import Recipe
-from fedsdr.workflows.method import run_method
+from fedsdr.tracking.follow import Follower, tracked_method
+from fedsdr.workflows.method import engine_in_process, train_method
 from fedsdr.workflows.prepare import prepare_run
 from support import algorithm_cases
 from support.tiny_lab import ROUNDS, TABLES
@@ -32,20 +33,29 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Workbench, Path]:
+def lab(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, LoadedRun, Path]:
     folder = tmp_path_factory.mktemp("lab")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDSDR_CACHE", str(folder))
         recipe = parse_recipe(TABLES)
-        bench = prepare_run(recipe).workbench(silent_reporter())
-    return recipe, bench, folder
+        loaded = prepare_run(recipe).load(silent_reporter())
+    return recipe, loaded, folder
+
+
+def trained(name: str, recipe: Recipe, loaded: LoadedRun, folder: Path) -> Method:
+    """A method of the lab's recipe, trained into a folder."""
+    [method] = resolve_methods(named_recipe(name, recipe))
+    method, reporter = method.within(folder), silent_reporter()
+    untracked = Follower({}, tracked_method(method, folder), reporter)
+    train_method(method, engine_in_process(loaded, reporter), reporter, untracked)
+    return method
 
 
 @pytest.mark.parametrize("name", [*algorithm_cases.SOME, "central+fedprox"])
 def test_every_method_runs_in_the_lab(lab, name, tmp_path, monkeypatch):
-    recipe, bench, folder = lab
+    recipe, run, folder = lab
     monkeypatch.setenv("FEDSDR_CACHE", str(folder))
-    run_method(bench, named_recipe(name, recipe), tmp_path, name, silent_reporter())
+    trained(name, recipe, run, tmp_path)
 
     result = json.loads((tmp_path / "result.json").read_text())
     has_global = not algorithm_cases.parts(name) & {"local", "fedsa", "fedper"}
@@ -64,10 +74,10 @@ def test_every_method_runs_in_the_lab(lab, name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["fedsdr+flora", "fedex", "flexlora+scaffold"])
 def test_peft_loads_what_exact_aggregation_deploys(lab, name, tmp_path, monkeypatch):
     """Its ranks are not the recipe's; the model that is evaluated is the one that is written."""
-    recipe, bench, folder = lab
+    recipe, run, folder = lab
     monkeypatch.setenv("FEDSDR_CACHE", str(folder))
-    run_method(bench, named_recipe(name, recipe), tmp_path, name, silent_reporter())
-    base = AutoModelForCausalLM.from_pretrained(bench.base.path)
+    method = trained(name, recipe, run, tmp_path)
+    base = AutoModelForCausalLM.from_pretrained(run.base.path)
     ids = torch.arange(12).reshape(2, 6)
     with torch.no_grad():
         plain = base(ids).logits
@@ -75,8 +85,7 @@ def test_peft_loads_what_exact_aggregation_deploys(lab, name, tmp_path, monkeypa
     assert float((loaded - plain).abs().max()) > 1e-5
     committed = load_checkpoint(tmp_path)
     assert committed is not None
-    each = named_recipe(name, recipe)
-    bench.use(Personal(build_algorithm(each).deployed(committed[1])))
+    install_model(run.model, Personal(method.algorithm.deployed(committed[1])))
     with torch.no_grad():
-        ours = bench.base.model(ids).logits
+        ours = run.base.model(ids).logits
     assert torch.allclose(ours, loaded, atol=1e-5)

@@ -15,7 +15,7 @@ from fedsdr.cli.main import app
 from fedsdr.core.errors import UserError
 from fedsdr.core.progress import Reporter, silent_reporter
 from fedsdr.export.write import ExportChoice, export_model
-from fedsdr.federation.workbench import slow_ways
+from fedsdr.federation.loaded import slow_ways
 from fedsdr.model import trials
 from fedsdr.model.base import load_base
 from fedsdr.model.trials import check_causal, passes_trial, rows_at_once

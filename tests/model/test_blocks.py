@@ -11,7 +11,7 @@ from torch import nn
 from fedsdr.core.errors import UserError
 from fedsdr.core.progress import silent_reporter
 from fedsdr.deploy.protocol.agreement import agreement_digest
-from fedsdr.deploy.server.serve import Shape
+from fedsdr.deploy.server.engine import adapter_shape
 from fedsdr.model.blocks import BlockChoice, choose_blocks
 from fedsdr.model.checkpointing import recompute_activations
 from fedsdr.model.layers import select_layers
@@ -243,9 +243,9 @@ def test_other_ways_to_train_them_give_the_same_adapters(plain, tmp_path, change
 def test_a_server_knows_the_layers_and_sites_must_agree_on_them(plain):
     path, _ = plain
     recipe = load_recipe(path, ["lora.layers=[1]"])
-    shape = Shape(recipe, silent_reporter())
-    bench = prepare_run(recipe).workbench(silent_reporter())
-    assert shape.first.keys() == bench.model.blank().keys()
+    shape = adapter_shape(recipe, silent_reporter())
+    loaded = prepare_run(recipe).load(silent_reporter())
+    assert shape.first.keys() == loaded.model.blank().keys()
     assert list(shape.settings.layers) == [1]
     assert agreement_digest(recipe) != agreement_digest(load_recipe(path))
 

@@ -18,9 +18,9 @@ from fedsdr.core.layout import REPORT_FILE
 from fedsdr.core.progress import silent_reporter
 from fedsdr.data.partition import data_fingerprint
 from fedsdr.deploy.client.begun import BEGUN, changed_parts
-from fedsdr.deploy.client.operations import ClientSide
+from fedsdr.deploy.client.operations import ClientKeys, ClientSide
 from fedsdr.deploy.protocol.signing import UNSIGNED
-from fedsdr.deploy.server.admission import Admission
+from fedsdr.deploy.server.admission import Admission, ServerConnection
 from fedsdr.deploy.server.serve import known_model, known_run
 from fedsdr.distillation import rewrite
 from fedsdr.export.write import ExportChoice, export_model
@@ -30,8 +30,10 @@ from fedsdr.model.base import load_base
 from fedsdr.model.identity import Identity, differing_parts, identity_text
 from fedsdr.model.peft_format import WEIGHTS
 from fedsdr.recipe.load import load_recipe, override_recipe
+from fedsdr.recipe.methods import resolve_methods
 from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.workflows import run
+from fedsdr.workflows.distill import open_rewriter
 from fedsdr.workflows.finished import Models, open_finished
 from fedsdr.workflows.prepare import prepare_run, rewrite_cache
 from support import tiny_recipe, toy_clients
@@ -57,8 +59,8 @@ class Home:
     def out(self) -> Path:
         return self.folder / "out"
 
-    def bench(self) -> Any:
-        return prepare_run(self.recipe).workbench(silent_reporter())
+    def load(self) -> Any:
+        return prepare_run(self.recipe).load(silent_reporter())
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +151,7 @@ def rewrites(home: Home) -> bool:
 
     with pytest.MonkeyPatch.context() as patch, rewrite_cache() as cache:
         patch.setitem(rewrite.GENERATORS, "fedsdr", generate)
-        home.bench().rewrite(home.recipe, cache, silent_reporter())
+        open_rewriter(home.load(), home.recipe).rewrite(cache, silent_reporter())
     return not generated
 
 
@@ -165,11 +167,13 @@ def resumes(home: Home) -> bool:
 
 def agrees(home: Home) -> bool:
     """Whether a client is taken into a run that was begun on what the run's folder says."""
-    bench, folder = home.bench().of("anna"), home.folder / "a"
-    side = ClientSide(bench, home.recipe, "anna", folder, silent_reporter(), UNSIGNED, UNSIGNED)
+    loaded, methods = home.load().of("anna"), resolve_methods(home.recipe)
+    keys, folder = ClientKeys(UNSIGNED, UNSIGNED), home.folder / "a"
+    side = ClientSide(loaded, methods, "anna", folder, keys, silent_reporter())
     roster = dict.fromkeys(toy_clients.CLIENTS, UNSIGNED)
     run_name, line = known_run(home.folder), Loopback({1: side})
-    door = Admission(line, home.recipe, run_name, roster, silent_reporter(), UNSIGNED, pause=0.0)
+    connection = ServerConnection(line, roster, UNSIGNED, pause=0.0)
+    door = Admission(connection, home.recipe, run_name, silent_reporter())
     door.model = known_model(home.out)
     door.connect(0, 0.05)
     return "anna" in door.places
@@ -179,7 +183,7 @@ def goes_on(home: Home) -> bool:
     """Whether a client takes up a method that it began before it was restarted."""
     begun = {**open_finished(home.out).base_identity(), "data": read_data(home)}
     files.write_json(home.folder / BEGUN, begun)
-    return not changed_parts(home.folder, home.bench().of("anna"))
+    return not changed_parts(home.folder, home.load().of("anna"))
 
 
 def read_data(home: Home) -> str:
@@ -254,7 +258,7 @@ def note(out: Path, **parts: str) -> None:
 
 
 def test_another_benchmark_is_noticed_by_a_resume(home):
-    bench = home.bench()
+    loaded = home.load()
 
     class Asked:
         def __init__(self, digest: str) -> None:
@@ -264,18 +268,18 @@ def test_another_benchmark_is_noticed_by_a_resume(home):
             return {"crass": self.digest}
 
     out = home.folder / "new"
-    bench.benchmarks = Asked("one")
-    run.record_start(out, bench, 0, silent_reporter())
-    run.record_start(out, bench, 0, silent_reporter())
-    bench.benchmarks = None  # the recipe says so
-    run.record_start(out, bench, 0, silent_reporter())
-    bench.benchmarks = Asked("two")
+    loaded.benchmarks = Asked("one")
+    run.record_start(out, loaded, 0, silent_reporter())
+    run.record_start(out, loaded, 0, silent_reporter())
+    loaded.benchmarks = None  # the recipe says so
+    run.record_start(out, loaded, 0, silent_reporter())
+    loaded.benchmarks = Asked("two")
     with pytest.raises(UserError, match="benchmark 'crass' has changed since"):
-        run.record_start(out, bench, 0, silent_reporter())
+        run.record_start(out, loaded, 0, silent_reporter())
 
 
 def test_a_benchmark_added_at_a_resume_is_noted_beside_the_first(home):
-    bench, out = home.bench(), home.folder / "added"
+    loaded, out = home.load(), home.folder / "added"
 
     class Asked:
         def __init__(self, **digests: str) -> None:
@@ -285,15 +289,15 @@ def test_a_benchmark_added_at_a_resume_is_noted_beside_the_first(home):
             return self.digests
 
     for digests in ({}, {"crass": "one"}, {"gsm8k": "one"}):
-        bench.benchmarks = Asked(**digests)
-        run.record_start(out, bench, 0, silent_reporter())
+        loaded.benchmarks = Asked(**digests)
+        run.record_start(out, loaded, 0, silent_reporter())
     assert files.read_json(out / "environment.json")["benchmarks"] == {
         "crass": "one", "gsm8k": "one",
     }  # fmt: skip
     for task in ("crass", "gsm8k"):
-        bench.benchmarks = Asked(**{task: "two"})
+        loaded.benchmarks = Asked(**{task: "two"})
         with pytest.raises(UserError, match=f"benchmark '{task}' has changed since"):
-            run.record_start(out, bench, 0, silent_reporter())
+            run.record_start(out, loaded, 0, silent_reporter())
 
 
 def test_a_run_of_an_earlier_version_goes_on_and_notes_its_model(home):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedsdr.core.progress import silent_reporter
 from fedsdr.deploy.client import relay
-from fedsdr.deploy.client.operations import ClientSide
+from fedsdr.deploy.client.operations import ClientKeys, ClientSide
 from fedsdr.deploy.protocol.signing import UNSIGNED, SignatureVerifier, Signer
 from fedsdr.deploy.server.admission import Reply
 from fedsdr.recipe.load import load_recipe
@@ -61,15 +61,16 @@ def client_sides(
     keys: Mapping[str, Signer] | None = None,
     server: SignatureVerifier = UNSIGNED,
 ) -> dict[str, ClientSide]:
-    """The clients of a recipe, each with its part of one workbench and a folder of its own."""
+    """The clients of a recipe: one model for all, and a folder for each."""
     recipe = load_recipe(recipe) if isinstance(recipe, Path) else recipe
-    bench = prepare_run(recipe).workbench(silent_reporter())
+    prepared = prepare_run(recipe)
+    loaded = prepared.load(silent_reporter())
     return {
-        client.name: ClientSide(
-            bench.of(client.name), recipe, client.name, folder / client.name, silent_reporter(),
-            (keys or {}).get(client.name, UNSIGNED), server,
+        client: ClientSide(
+            loaded.of(client), prepared.methods, client, folder / client,
+            ClientKeys((keys or {}).get(client, UNSIGNED), server), silent_reporter(),
         )
-        for client in bench.clients
+        for client in (each.name for each in loaded.clients)
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from fedsdr.deploy.protocol.signing import (
     read_private,
     read_public,
 )
+from fedsdr.deploy.server.admission import ServerConnection
 from fedsdr.deploy.server.serve import serve_federation
 from fedsdr.recipe.load import load_recipe, override_recipe
 from support import tiny_recipe, toy_clients
@@ -51,15 +52,8 @@ class Federation:
 
     def serve(self, line: Loopback, out: str = "out", **changes: Any) -> Path:
         recipe = override_recipe(self.recipe, changes)
-        serve_federation(
-            recipe,
-            self.folder / out,
-            line,
-            self.roster,
-            silent_reporter(),
-            self.keys["server"],
-            pause=0.001,
-        )
+        connection = ServerConnection(line, self.roster, self.keys["server"], pause=0.001)
+        serve_federation(recipe, self.folder / out, connection, silent_reporter())
         return self.folder / out
 
 

@@ -20,9 +20,11 @@ from fedsdr.algorithms.two_stream import Smoothing, two_stream
 from fedsdr.core.adapters import Adapter, norm
 from fedsdr.core.metrics import Mean, Metrics
 from fedsdr.core.progress import silent_reporter
-from fedsdr.federation.rounds import Participant, run_rounds
+from fedsdr.federation.rounds import Participant, RoundHooks, run_rounds
+from fedsdr.recipe.methods import Method
 from fedsdr.training.store import ClientStore
 from support.toy_clients import RECORDS, ToyClient, random_adapter
+from support.toy_rounds import recipe
 
 NAMES = ["anna", "ben", "cleo"]
 ROUNDS = 4
@@ -89,8 +91,8 @@ def go(
     folder.mkdir(exist_ok=True)
     engine = Engine(folder, at)
     first = random_adapter("first", dtype=torch.float32)
-    chosen = algorithm or fedsdr()
-    state = run_rounds(chosen, engine, first, options, evaluate, folder, silent_reporter(), "toy")
+    method = Method("toy", folder, recipe("fedavg"), algorithm or fedsdr())
+    state = run_rounds(method, engine, first, options, silent_reporter(), RoundHooks(evaluate))
     return state, engine
 
 

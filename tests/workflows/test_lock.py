@@ -21,10 +21,11 @@ from fedsdr.deploy.flower import simulation
 from fedsdr.deploy.flower.simulation import simulate_federation
 from fedsdr.deploy.flower.submit import SUBMIT_LOCK, run_federation
 from fedsdr.deploy.protocol.signing import UNSIGNED
+from fedsdr.deploy.server.admission import ServerConnection
 from fedsdr.deploy.server.serve import serve_federation
 from fedsdr.deploy.sites.site import ROSTER, SERVER_FILE, run_trainer, serve_folder
 from fedsdr.recipe.load import load_recipe, to_toml
-from fedsdr.workflows.prepare import Setting
+from fedsdr.workflows.prepare import PreparedRun
 from fedsdr.workflows.run_folder import check_folder, locked_folder
 from support import tiny_recipe
 
@@ -39,7 +40,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Setting, "workbench", lambda *_: pytest.fail("loads a model"))
+    monkeypatch.setattr(PreparedRun, "load", lambda *_: pytest.fail("loads a model"))
 
 
 def holder(folder: Path, lock: str = LOCK_FILE) -> int:
@@ -90,8 +91,11 @@ def test_a_command_is_refused_before_a_model_is_loaded(home, tmp_path, monkeypat
 
 SITES: dict[str, Callable[[Path, Any], object]] = {
     "a run": lambda out, recipe: serve_federation(
-        recipe, out, None, {"anna": UNSIGNED}, silent_reporter(), UNSIGNED
-    ),  # type: ignore[arg-type]
+        recipe,
+        out,
+        ServerConnection(None, {"anna": UNSIGNED}, UNSIGNED),  # type: ignore[arg-type]
+        silent_reporter(),
+    ),
     "a server": lambda out, recipe: serve_folder(out, lambda seconds: None),  # type: ignore[arg-type, return-value]
     "a trainer": lambda out, recipe: run_trainer(out, silent_reporter()),
 }

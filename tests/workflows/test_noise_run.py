@@ -16,6 +16,7 @@ from fedsdr.core.errors import UserError
 from fedsdr.core.progress import silent_reporter
 from fedsdr.federation import rounds
 from fedsdr.recipe.load import load_recipe, override_recipe
+from fedsdr.recipe.methods import resolve_methods
 from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.workflows.method import noise_secret
 from fedsdr.workflows.run import run_recipe
@@ -103,7 +104,8 @@ def test_a_resumed_run_adds_the_noise_that_it_had_added(recipe, tmp_path, monkey
     run_recipe(noisy, out, silent_reporter(), resume=True)
     first, again = (adapter for round, adapter in calls if round == 2)
     assert all(torch.equal(first[key], again[key]) for key in first)
-    assert noise_secret(noisy, out) == noise_secret(noisy, out)
+    method = resolve_methods(noisy)[-1].within(out)
+    assert noise_secret(method) == noise_secret(method)
 
 
 @pytest.mark.parametrize("held", [2**62, "ab" * 31, "ab" * 33, "zz" * 32, None])
@@ -111,7 +113,7 @@ def test_a_run_does_not_go_on_with_noise_that_can_be_found(recipe, tmp_path, hel
     """Nor with new noise: an update may have been sent with the old one."""
     files.write_json(tmp_path / "noise.json", held)
     with pytest.raises(UserError, match=r"noise.json holds no secret .* begin another one"):
-        noise_secret(override_recipe(recipe, NOISY), tmp_path)
+        noise_secret(resolve_methods(override_recipe(recipe, NOISY))[-1].within(tmp_path))
     assert files.read_json(tmp_path / "noise.json") == held
 
 

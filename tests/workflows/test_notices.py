@@ -22,7 +22,7 @@ from fedsdr.data.records import Record
 from fedsdr.distillation.rewrite import Rewritten
 from fedsdr.recipe.load import load_recipe, parse_recipe, to_toml
 from fedsdr.workflows.distill import kept_raw
-from fedsdr.workflows.prepare import Setting, prepare_run
+from fedsdr.workflows.prepare import PreparedRun, prepare_run
 from fedsdr.workflows.run import run_recipe
 from support import tiny_recipe
 
@@ -40,7 +40,7 @@ def row(prompt: int, response: int) -> dict[str, str]:
     return {"prompt": "red " * prompt, "response": "blue " * response}
 
 
-def setting(folder: Path, base: Path, rows: Rows, **sections: dict[str, Any]) -> Setting:
+def setting(folder: Path, base: Path, rows: Rows, **sections: dict[str, Any]) -> PreparedRun:
     tables = tiny_recipe.recipe_tables(
         base, tiny_recipe.write_data_files(folder / "data", tuple(rows))
     )
@@ -53,7 +53,7 @@ def setting(folder: Path, base: Path, rows: Rows, **sections: dict[str, Any]) ->
     return prepare_run(load_recipe(folder / "recipe.toml"))
 
 
-def words(found: Setting) -> list[str]:
+def words(found: PreparedRun) -> list[str]:
     return [str(notice) for notice in found.notices]
 
 
@@ -66,7 +66,7 @@ def test_records_that_do_not_fit(tmp_path, model):
     found = setting(tmp_path, model, rows, federation={"targets": "raw"})
     said = words(found)
     clients = {client.name: client for client in found.clients}
-    encoded = found.prepared.encoded
+    encoded = found.records.encoded
     kept = {name: (len(each.train), len(each.held_out)) for name, each in encoded.items()}
     long = {
         name: [sum(len(r.instruction) > 200 for r in part) for part in (c.train, c.held_out)]
@@ -88,7 +88,7 @@ def test_records_that_do_not_fit(tmp_path, model):
 
 def test_a_response_that_fits_exactly_is_not_cut(tmp_path, model):
     whole = setting(tmp_path, model, {"anna": [row(30, 31)] * 2}, federation={"targets": "raw"})
-    assert len(whole.prepared.encoded["anna"].train[0]) == 64
+    assert len(whole.records.encoded["anna"].train[0]) == 64
     assert words(whole) == []
     more = setting(tmp_path, model, {"anna": [row(30, 32)] * 2}, federation={"targets": "raw"})
     assert [each.kind for each in more.notices] == ["cut"]
@@ -120,7 +120,7 @@ def test_a_run_goes_on_without_held_out_records_that_are_too_long(tmp_path, mode
     pytest.fail("neither record was held out")
 
 
-def setting_or_none(folder: Path, base: Path, rows: Rows, **options: Any) -> Setting | None:
+def setting_or_none(folder: Path, base: Path, rows: Rows, **options: Any) -> PreparedRun | None:
     """None where the long record is the one to train on, so that nothing fits."""
     try:
         return setting(folder, base, rows, **options)

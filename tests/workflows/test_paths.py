@@ -15,10 +15,10 @@ from fedsdr.core.progress import silent_reporter
 from fedsdr.data.partition import SAFE_NAME, build_clients
 from fedsdr.deploy.sites.site import ROSTER, load_site
 from fedsdr.recipe.load import load_recipe, parse_recipe
+from fedsdr.recipe.methods import method_folders, resolve_methods
 from fedsdr.recipe.sections.data import Data, Source, Split
-from fedsdr.workflows.prepare import check_methods
 from fedsdr.workflows.run import run_recipe
-from fedsdr.workflows.run_folder import check_folder, claim_folder, locked_folder, method_folders
+from fedsdr.workflows.run_folder import check_folder, claim_folder, locked_folder
 from support import tiny_recipe
 from support.fuzzing import fuzzed, value_or_user_error
 
@@ -69,14 +69,14 @@ def test_a_roster_names_no_folder_elsewhere(tmp_path, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_method_names_no_folder_elsewhere(tmp_path, name):
     with pytest.raises(UserError, match="is not known"):
-        method_folders(parse_recipe({**LAB, "baselines": [name]}), tmp_path)
+        resolve_methods(parse_recipe({**LAB, "baselines": [name]}))
     with pytest.raises(UserError, match="variants"):
-        check_methods(parse_recipe({**LAB, "baselines": [name], "variants": {name: {}}}))
+        resolve_methods(parse_recipe({**LAB, "baselines": [name], "variants": {name: {}}}))
 
 
 def test_every_method_has_a_folder_below_the_runs(tmp_path):
     recipe = parse_recipe({**LAB, "baselines": ["base", "fedsd+fedadam", "fedsdr+flora"]})
-    for name, folder, _ in method_folders(recipe, tmp_path):
+    for name, folder in method_folders(recipe, tmp_path).items():
         assert re.fullmatch(r"[a-z_+]+", name)
         assert folder == tmp_path or folder.parent == tmp_path / "baselines"
 

@@ -22,12 +22,13 @@ from fedsdr.core.errors import UserError, WriteError
 from fedsdr.core.layout import LOCK_FILE
 from fedsdr.core.progress import silent_reporter
 from fedsdr.deploy.protocol.signing import UNSIGNED
+from fedsdr.deploy.server.admission import ServerConnection
 from fedsdr.deploy.server.serve import serve_federation
 from fedsdr.recipe.load import load_recipe, override_recipe
 from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.workflows import method as method_run
 from fedsdr.workflows import summary
-from fedsdr.workflows.prepare import Setting, prepare_run
+from fedsdr.workflows.prepare import PreparedRun, prepare_run
 from fedsdr.workflows.run import run_recipe
 from support import lossy_disk, tiny_recipe
 from support.message_lines import client_sides, loopback
@@ -61,8 +62,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recipe]:
             summary, "write_report", lambda out: files.write_text(out / "report.html", "")
         )
         recipe = small(folder)
-        bench = prepare_run(recipe).workbench(silent_reporter())
-        patch.setattr(Setting, "workbench", lambda *_: bench)
+        loaded = prepare_run(recipe).load(silent_reporter())
+        patch.setattr(PreparedRun, "load", lambda *_: loaded)
         yield recipe
 
 
@@ -191,9 +192,8 @@ def federation(recipe: Recipe, folder: Path) -> dict[str, Any] | str:
     sides = client_sides(recipe, folder)
     roster = dict.fromkeys(CLIENTS, UNSIGNED)
     try:
-        serve_federation(
-            recipe, folder / "server", loopback(sides), roster, silent_reporter(), UNSIGNED, pause=0
-        )
+        connection = ServerConnection(loopback(sides), roster, UNSIGNED, pause=0)
+        serve_federation(recipe, folder / "server", connection, silent_reporter())
     except UserError as error:
         return str(error)
     found: dict[str, Any] = {

@@ -13,12 +13,12 @@ from fedsdr.core.layout import SUMMARY_FILE
 from fedsdr.core.progress import silent_reporter
 from fedsdr.export.write import ExportChoice, export_model
 from fedsdr.recipe.load import load_recipe, override_recipe, parse_recipe
+from fedsdr.recipe.methods import method_folders, resolve_methods
 from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.report.terminal import print_summary
 from fedsdr.workflows.finished import open_finished
 from fedsdr.workflows.privacy_loss import planned_epsilon, privacy_of_run, privacy_spent
 from fedsdr.workflows.run import compare_seeds
-from fedsdr.workflows.run_folder import method_folders
 from support import tiny_recipe
 
 NAMED = {"sources": [{"path": "a.jsonl", "client": "anna"}, {"path": "b.jsonl", "client": "ben"}]}
@@ -34,7 +34,7 @@ def recipe_of(data: Mapping[str, Any] | None = None, **tables: Any) -> Recipe:
 
 def finished(folder: Path, recipe: Recipe, cohorts: Mapping[str, Cohorts]) -> Path:
     """A run's logs: method -> who was asked in each round; what has no name here sent nothing."""
-    for name, place, _ in method_folders(recipe, folder):
+    for name, place in method_folders(recipe, folder).items():
         rows = [
             {"round": k, "clients": [*who], "train": {"bytes_up": 8}}
             for k, who in enumerate(cohorts.get(name, []), start=1)
@@ -44,7 +44,7 @@ def finished(folder: Path, recipe: Recipe, cohorts: Mapping[str, Cohorts]) -> Pa
 
 
 def total(recipe: Recipe, *folders: Path) -> float:
-    found = privacy_of_run(recipe, folders)
+    found = privacy_of_run(resolve_methods(recipe), folders)
     assert found is not None
     assert f"epsilon {found['epsilon']:.4g} at delta" in found["words"]
     return float(found["epsilon"])
@@ -115,30 +115,31 @@ def test_pooled_records_are_everybodys(tmp_path):
 def test_one_method_without_noise_undoes_the_others(tmp_path, change):
     recipe = recipe_of(NAMED, variants={"bare": {"privacy": change}}, baselines=["bare"])
     finished(tmp_path, recipe, {"bare": [["anna"]], "fedsdr": [["anna"]]})
-    found = privacy_of_run(recipe, [tmp_path])
+    found = privacy_of_run(resolve_methods(recipe), [tmp_path])
     assert found is not None
     assert found["epsilon"] is None
     assert "no bound" in found["words"]
-    assert planned_epsilon(recipe) == math.inf
+    assert planned_epsilon(resolve_methods(recipe)) == math.inf
 
 
 def test_noise_whose_seed_is_in_the_recipe_is_said_to_protect_nothing(tmp_path):
     recipe = recipe_of(NAMED)
     finished(tmp_path, recipe, {"fedsdr": [["anna"]]})
     for seed, known in ((None, False), (7, True)):
-        found = privacy_of_run(override_recipe(recipe, {"privacy.noise_seed": seed}), [tmp_path])
+        known_to = override_recipe(recipe, {"privacy.noise_seed": seed})
+        found = privacy_of_run(resolve_methods(known_to), [tmp_path])
         assert ("whoever has that can take it off" in found["words"]) == known
 
 
 def test_without_differential_privacy_nothing_is_stated(tmp_path):
     recipe = override_recipe(recipe_of(NAMED), {"privacy.mode": "none"})
-    assert privacy_of_run(recipe, [finished(tmp_path, recipe, {})]) is None
+    assert privacy_of_run(resolve_methods(recipe), [finished(tmp_path, recipe, {})]) is None
 
 
 def test_a_whole_run_costs_what_was_planned(tmp_path):
     recipe = recipe_of(NAMED, federation={"rounds": 2}, baselines=["base", "fedprox"])
     finished(tmp_path, recipe, {"fedprox": [["anna"]] * 2, "fedsdr": [["anna"]] * 2})
-    assert planned_epsilon(recipe) == total(recipe, tmp_path)
+    assert planned_epsilon(resolve_methods(recipe)) == total(recipe, tmp_path)
 
 
 @pytest.fixture(scope="module")

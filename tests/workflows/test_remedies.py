@@ -20,7 +20,7 @@ from fedsdr.cli.main import app
 from fedsdr.core.errors import UserError
 from fedsdr.core.progress import silent_reporter
 from fedsdr.recipe.load import load_recipe
-from fedsdr.workflows.prepare import Setting, prepare_run
+from fedsdr.workflows.prepare import PreparedRun, prepare_run
 from fedsdr.workflows.run import run_recipe
 from support import tiny_recipe
 
@@ -63,7 +63,7 @@ def tables(original: Path, tmp_path: Path) -> Tables:
     )
 
 
-def checked(folder: Path, tables: Tables) -> Setting:
+def checked(folder: Path, tables: Tables) -> PreparedRun:
     path = folder / "recipe.toml"
     path.write_text(tomli_w.dumps(tables), encoding="utf-8")
     return prepare_run(load_recipe(path))
@@ -247,7 +247,7 @@ def test_a_remedy_remedies(tables, tmp_path, monkeypatch, spoil, parts, remedies
         state = shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name}-{remedy.__name__}"))
         again = json.loads(json.dumps(tables).replace(str(tmp_path), str(state)))
         remedy(state, again)
-        assert checked(state, again).prepared.encoded
+        assert checked(state, again).records.encoded
         shutil.rmtree(state)
 
 
@@ -266,7 +266,7 @@ def test_an_adapter_next_to_weights(tables, tmp_path, adapter):
     elsewhere.mkdir()
     for name in names:
         (model / name).rename(elsewhere / name)
-    assert checked(tmp_path, tables).prepared.encoded
+    assert checked(tmp_path, tables).records.encoded
 
 
 @pytest.mark.parametrize("with_config", [False, True])
@@ -283,7 +283,7 @@ def test_an_adapter_in_place_of_a_model(tables, tmp_path, original, adapter, wit
     AutoTokenizer.from_pretrained(adapter).save_pretrained(tmp_path / "merged")
     for remedy in (original, tmp_path / "merged"):
         tables["model"]["path"] = str(remedy)
-        assert checked(tmp_path, tables).prepared.encoded
+        assert checked(tmp_path, tables).records.encoded
 
 
 # The folder of a run

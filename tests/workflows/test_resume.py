@@ -14,15 +14,14 @@ from fedsdr.core.errors import UserError
 from fedsdr.core.progress import silent_reporter
 from fedsdr.export.write import ExportChoice, export_model
 from fedsdr.federation import rounds
-from fedsdr.federation.in_process import InProcess
+from fedsdr.federation.in_process import InProcessEngine
 from fedsdr.recipe.load import override_recipe, parse_recipe, to_toml
-from fedsdr.recipe.methods import named_recipe
-from fedsdr.workflows import method as method_run
+from fedsdr.recipe.methods import named_recipe, resolve_methods
 from fedsdr.workflows import run as runs
 from fedsdr.workflows import summary
 from fedsdr.workflows.finished import open_finished
-from fedsdr.workflows.method import pooled_recipe
-from fedsdr.workflows.prepare import Setting
+from fedsdr.workflows.method import pooled_method
+from fedsdr.workflows.prepare import PreparedRun
 from fedsdr.workflows.run import compare_seeds, run_demo, run_recipe, say_kept
 from fedsdr.workflows.run_folder import check_folder
 from support import toy_clients
@@ -36,7 +35,7 @@ def test_resuming_a_finished_run_does_nothing_at_all(finished, recipe, monkeypat
     def refuse(*_: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(Setting, "workbench", refuse)
+    monkeypatch.setattr(PreparedRun, "load", refuse)
     before = folder_contents(finished)
     times = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     chosen = override_recipe(recipe, {"baselines": BASELINES})
@@ -114,7 +113,7 @@ def test_methods_that_were_judged_otherwise_are_named_at_a_resume(finished, reci
         other = override_recipe(recipe, changed)
         reporter = silent_reporter()
         monkeypatch.setattr(reporter, "say", said.append)
-        say_kept(other, finished, reporter)
+        say_kept(resolve_methods(other), finished, reporter)
         assert len(said) == (names is not None)
         if names:
             assert "had done all rounds before evaluate.benchmarks was changed" in said[0]
@@ -123,7 +122,7 @@ def test_methods_that_were_judged_otherwise_are_named_at_a_resume(finished, reci
 
 
 def test_a_finished_run_reads_no_data_again(finished, recipe, monkeypatch):
-    monkeypatch.setattr(runs, "prepare_run", broken)
+    monkeypatch.setattr(runs, "prepare_methods", broken)
     summary = run_recipe(
         override_recipe(recipe, {"baselines": BASELINES}), finished, silent_reporter(), resume=True
     )
@@ -150,7 +149,7 @@ def test_a_crash_in_the_last_evaluation_costs_no_model(
         if where == "the global model":
             patch.setattr(rounds, "_evaluations", last_one_breaks(rounds._evaluations))
         elif where == "the clients' models":
-            patch.setattr(method_run, "judge_personal", broken)
+            patch.setattr(InProcessEngine, "judge_personal", broken)
         else:
             patch.setattr(summary, "write_report", broken)
         with pytest.raises(MemoryError):
@@ -173,15 +172,15 @@ def test_a_run_killed_between_two_clients_adapters_is_not_trained(
     recipe, finished, tmp_path, monkeypatch
 ):
     out, left = tmp_path / "out", ["anna"]
-    written = method_run.write_personal
+    written = InProcessEngine.write_personal
 
-    def killed(own: Personal, engine: InProcess, client: str) -> None:
+    def killed(engine: InProcessEngine, client: str, own: Personal) -> None:
         if client not in left:
             raise KeyboardInterrupt
-        written(own, engine, client)
+        written(engine, client, own)
 
     with monkeypatch.context() as patch:
-        patch.setattr(method_run, "write_personal", killed)
+        patch.setattr(InProcessEngine, "write_personal", killed)
         with pytest.raises(KeyboardInterrupt):
             run_recipe(recipe, out, silent_reporter())
     assert (out / "clients" / "anna" / "private").exists()
@@ -195,7 +194,7 @@ def test_a_run_killed_between_two_clients_adapters_is_not_trained(
 def test_a_model_under_noise_is_not_handed_on_before_its_epsilon_is_known(
     recipe, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(method_run, "judge_personal", broken)
+    monkeypatch.setattr(InProcessEngine, "judge_personal", broken)
     privacy = {"privacy.mode": "local", "privacy.noise_multiplier": 1.0, "federation.rounds": 1}
     with pytest.raises(MemoryError):
         run_recipe(override_recipe(recipe, privacy), tmp_path / "out", silent_reporter())
@@ -266,7 +265,7 @@ def test_centralised_training_takes_as_many_steps_as_all_participants(recipe, sh
     some = override_recipe(
         named_recipe("central", recipe), {"federation.participation": share, **late}
     )
-    pooled = pooled_recipe(some, clients=3)
+    pooled = pooled_method(resolve_methods(some)[-1], clients=3).recipe
     assert pooled.local.rectify_steps == steps * some.local.rectify_steps
     assert (pooled.federation.participation, pooled.federation.late) == (1, 0)
 

@@ -3,14 +3,18 @@
 import json
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
 
 from fedsdr.core.progress import silent_reporter
+from fedsdr.recipe import methods
 from fedsdr.recipe.load import load_recipe, override_recipe
 from fedsdr.recipe.methods import named_recipe
+from fedsdr.recipe.sections.recipe import Recipe
+from fedsdr.workflows import method as method_run
 from fedsdr.workflows.run import compare_seeds, run_recipe
 from support import toy_clients
 from support.finished_runs import (
@@ -28,6 +32,32 @@ from support.finished_runs import (
 
 # PEFT asks for an attribute that transformers is about to rename.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
+
+
+def test_each_method_is_validated_and_built_once(recipe, tmp_path, monkeypatch):
+    """The recipe is resolved when it is prepared: from there on methods are handed down. Central
+    training is built twice, since its steps follow from the number of clients."""
+    chosen = override_recipe(recipe, {"baselines": BASELINES, "federation.rounds": 1})
+    validated: list[Any] = []
+    built: list[Recipe] = []
+    validate, build = Recipe.model_validate, methods.build_algorithm
+
+    def counted(each: Recipe, *rest: Any) -> Any:
+        built.append(each)
+        return build(each, *rest)
+
+    def noted(tables: Any) -> Recipe:
+        validated.append(tables)
+        return validate(tables)
+
+    monkeypatch.setattr(Recipe, "model_validate", noted)
+    for module in (methods, method_run):
+        monkeypatch.setattr(module, "build_algorithm", counted)
+    run_recipe(chosen, tmp_path / "out", silent_reporter())
+    assert len(validated) == len(BASELINES)
+    assert len(built) == len(BASELINES) + 1 + 1
+    assert [each.federation.pooled for each in built].count(True) == 2
+
 
 # What a run leaves behind
 

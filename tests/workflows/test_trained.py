@@ -40,7 +40,7 @@ def test_every_model_of_a_run_has_a_name(folder):
 def test_an_opened_model_has_the_held_out_loss_that_the_run_reported(folder):
     finished = open_finished(folder)
     models = Models(finished, silent_reporter())
-    evaluator = prepare_run(finished.recipe).workbench(silent_reporter()).evaluator
+    evaluator = prepare_run(finished.recipe).load(silent_reporter()).evaluator
     evaluator.model = models.base.model
     for name in finished.model_names()[1:]:
         models.use(name)

@@ -8,9 +8,8 @@ from peft import PeftModel
 
 from fedsdr.core.errors import UserError
 from fedsdr.core.progress import silent_reporter
-from fedsdr.federation.in_process import InProcess
+from fedsdr.federation.in_process import InProcessEngine
 from fedsdr.recipe.load import override_recipe, parse_recipe
-from fedsdr.training.store import ClientStore
 from fedsdr.workflows.method import client_examples
 from fedsdr.workflows.prepare import prepare_run
 from fedsdr.workflows.run import run_recipe
@@ -98,13 +97,14 @@ def test_the_private_stream_may_have_a_rank_of_its_own(home, recipe, tmp_path, s
 
 def test_mixed_targets_are_the_responses_and_then_their_rewrites(home, recipe, tmp_path):
     mixed = override_recipe(recipe, {"federation.targets": "mixed"})
-    bench = prepare_run(mixed).workbench(silent_reporter())
-    examples = client_examples(bench, mixed, tmp_path, silent_reporter())
+    prepared = prepare_run(mixed)
+    loaded, method = prepared.load(silent_reporter()), prepared.methods[-1].within(tmp_path)
+    examples = client_examples(loaded, method, silent_reporter())
     for client, records in zip(toy_clients.CLIENTS, (5, 7, 10), strict=True):
         mine = examples[client]
         assert mine["mixed"] == [*mine["raw"], *mine["distilled"]]
         assert len(mine["raw"]) == len(mine["distilled"]) == records
-    engine = InProcess(bench, mixed, examples, ClientStore(tmp_path), silent_reporter())
+    engine = InProcessEngine(loaded, method, examples, silent_reporter())
     assert engine.population() == 5 + 7 + 10
 
 

@@ -17,7 +17,7 @@ from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.report.diagnosis import write_diagnosis
 from fedsdr.workflows.diagnose import DiagnosisOptions, check_diagnosis, run_diagnosis
 from fedsdr.workflows.distill import pilot_methods, run_distillation
-from fedsdr.workflows.plan import plan_setting
+from fedsdr.workflows.plan import plan_prepared
 from fedsdr.workflows.prepare import prepare_run
 from fedsdr.workflows.run_folder import check_folder, check_room, check_writable, claimed_folder
 
@@ -58,13 +58,13 @@ def check(
     """
     with call_reporter(progress) as reporter:
         loaded = load_recipe(recipe)
-        setting = prepare_run(loaded, reporter=reporter)
+        prepared = prepare_run(loaded, reporter=reporter)
         if out is not None:
             check_folder(Path(out), loaded, resume=False)
             check_writable(Path(out))
-            check_room(Path(out), setting.least_bytes())
-        rows = describe_clients(setting.clients)
-        return CheckedRecipe(loaded, rows, setting.prepared.template, setting.notices)
+            check_room(Path(out), prepared.least_bytes())
+        rows = describe_clients(prepared.clients)
+        return CheckedRecipe(loaded, rows, prepared.records.template, prepared.notices)
 
 
 def plan(
@@ -81,10 +81,10 @@ def plan(
     """
     with call_reporter(False):
         loaded = load_recipe(recipe)
-        setting = prepare_run(loaded, weights=False)
+        prepared = prepare_run(loaded, weights=False)
         if out is not None:
             check_folder(Path(out), loaded, resume)
-        return plan_setting(setting, flops)
+        return plan_prepared(prepared, flops)
 
 
 def diagnose(
@@ -109,9 +109,9 @@ def diagnose(
         loaded, folder = load_recipe(recipe), _path(out)
         with claimed_folder(folder, loaded, resume=False) if folder else nullcontext():
             check_diagnosis(asked)
-            setting = prepare_run(loaded, reporter=reporter)
-            found = run_diagnosis(setting, asked, reporter)
-            estimated = plan_setting(setting)
+            prepared = prepare_run(loaded, reporter=reporter)
+            found = run_diagnosis(prepared, asked, reporter)
+            estimated = plan_prepared(prepared)
             found["costs"] = plan_costs(estimated)
             page = write_diagnosis(folder, found) if folder else None
     return Diagnosis(found, estimated, page)

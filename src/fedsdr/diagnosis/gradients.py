@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from fedsdr.core.adapters import FOLDED, Adapter, cosine, no_sum, plain_factors, scale, strip_prefix
+from fedsdr.algorithms.contract import Personal
+from fedsdr.core.adapters import Adapter, cosine, no_sum, scale
 from fedsdr.core.errors import UserError
 from fedsdr.data.batches import collate_examples
 from fedsdr.data.template import Example
 from fedsdr.diagnosis.pairwise import Pairwise, pairwise_matrix
+from fedsdr.model.install import install_model
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.model.trials import rows_at_once
 from fedsdr.training.loss import summed_loss
@@ -34,7 +36,7 @@ def client_gradients(
     """
     if min(batch_size, limit) < 1:
         raise UserError(f"batch_size = {batch_size}, limit = {limit}: both must be at least 1")
-    install_global(model, shared)
+    install_model(model, Personal(shared))
     try:
         return {
             name: _gradient(model, name, given[:limit], pad, batch_size)
@@ -43,16 +45,6 @@ def client_gradients(
     finally:
         model.train_only(None)
         model.activate()
-
-
-def install_global(model: TwoStreamModel, shared: Adapter) -> None:
-    """Make the model the global one, W0 + R, with what is folded into R."""
-    model.load(Stream.RECTIFY, plain_factors(shared))
-    active = [Stream.RECTIFY]
-    if folded := strip_prefix(shared, FOLDED):
-        model.load(Stream.FOLDED, folded)
-        active.append(Stream.FOLDED)
-    model.activate(*active)
 
 
 def _gradient(

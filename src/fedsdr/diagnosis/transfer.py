@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from fedsdr.algorithms.contract import Personal
 from fedsdr.core.adapters import Adapter
 from fedsdr.core.errors import UserError
 from fedsdr.data.template import Example
-from fedsdr.diagnosis.gradients import install_global
 from fedsdr.evaluate.loss import LossEvaluator
+from fedsdr.model.install import install_model
 from fedsdr.model.lora import TwoStreamModel
 
 Losses = Mapping[str, Mapping[str, float]]  # trained on -> judged on -> loss
@@ -35,7 +36,7 @@ def loss_matrix(
     matrix: dict[str, dict[str, float]] = {}
     try:
         for trained, adapter in adapters.items():
-            install_global(model, adapter)
+            install_model(model, Personal(adapter))
             matrix[trained] = {judged: _loss(judge, judged) for judged in examples}
     finally:
         model.activate()

@@ -21,7 +21,7 @@ from fedsdr.model.blocks import BlockChoice
 from fedsdr.model.experts import experts_notice
 from fedsdr.model.lora import TwoStreamModel
 from fedsdr.model.outline import model_outline, weight_bytes
-from fedsdr.recipe.methods import named_recipe, own_name
+from fedsdr.recipe.methods import Method
 from fedsdr.recipe.sections.recipe import Recipe
 
 SECONDS_AN_HOUR = 3600
@@ -108,18 +108,19 @@ class RunPlan:
 
 
 def estimate_run(
-    recipe: Recipe,
+    methods: Sequence[Method],
     clients: Sequence[ClientData],
     hardware: Hardware | None = None,
     utilisation: float = UTILISATION,
     path: str | None = None,
 ) -> RunPlan:
-    """The plan of a recipe's own method and its baselines, without loading any weight.
+    """The plan of a run's methods, its own the last, without loading any weight.
 
     clients: as `fedsdr.data.partition.build_clients` gives them. hardware: for hours. path: of the
     model folder, where it is not the recipe's (the lab's). Raises `UserError` for a model whose
     configuration is not here.
     """
+    recipe = methods[-1].recipe
     place = path or recipe.model.path
     base = model_outline(place)
     model, first, blocks = model_plan(recipe, place, base)
@@ -129,16 +130,12 @@ def estimate_run(
     plans = tuple(client_plan(client, counter, recipe, most, context) for client in clients)
     work = count_operations(base, model.lora, blocks)
     timer = Timer(hardware, utilisation, model.weights)
-    chosen = [(name, named_recipe(name, recipe)) for name in recipe.baselines]
-    methods = tuple(
-        method_plan(name, each, plans, first, work, timer)
-        for name, each in [*chosen, (own_name(recipe), recipe)]
-    )
-    attempts = max(each.distill.attempts for each in [recipe, *(each for _, each in chosen)])
+    plan = tuple(method_plan(each, plans, first, work, timer) for each in methods)
+    attempts = max(each.recipe.distill.attempts for each in methods)
     rewrites = rewrites_plan(recipe, plans, attempts, work, timer)
-    memory = memory_plan(recipe, base, plans, model, any(m.distils for m in methods))
-    notes = plan_assumptions(recipe, model, counter, plans, memory, methods, timer)
-    return RunPlan(model, plans, rewrites, methods, memory, hardware, notes)
+    memory = memory_plan(recipe, base, plans, model, any(m.distils for m in plan))
+    notes = plan_assumptions(recipe, model, counter, plans, memory, plan, timer)
+    return RunPlan(model, plans, rewrites, plan, memory, hardware, notes)
 
 
 def model_plan(
@@ -198,20 +195,20 @@ def cohorts_of(recipe: Recipe, names: Sequence[str]) -> Cohorts:
 
 
 def method_plan(
-    name: str,
-    recipe: Recipe,
+    method: Method,
     clients: Sequence[ClientPlan],
     first: Adapter,
     work: Arithmetic,
     timer: Timer,
 ) -> MethodPlan:
     """Steps, tokens, operations and traffic of one method over all its rounds."""
-    own, names = recipe.federation, [client.name for client in clients]
+    recipe, own = method.recipe, method.recipe.federation
+    names = [client.name for client in clients]
     cohorts = cohorts_of(recipe, names)
     padded = {client.name: client.padded for client in clients}
     padded["all"] = fmean(padded.values())
     many = cohort_size(len(names), own.participation) if own.pooled else 1
-    asked = traced_stages(recipe, first) if own.rounds else []
+    asked = traced_stages(method.algorithm, first) if own.rounds else []
     batch_size, again = recipe.local.batch_size, recipe.model.gradient_checkpointing
     steps, tokens, flops = 0, 0.0, 0.0
     for client in (client for cohort in cohorts for client in cohort):
@@ -229,8 +226,8 @@ def method_plan(
     held_out = sum(client.held_out_tokens for client in clients)
     evaluation = judged * work.forward(held_out, recipe.model.max_length / 2)
     return MethodPlan(
-        name, own.rounds, steps, round(tokens), flops, evaluation,
-        method_traffic(recipe, first, cohorts), own.rewrites,
+        method.name, own.rounds, steps, round(tokens), flops, evaluation,
+        method_traffic(method, first, cohorts), own.rewrites,
         timer.computing(flops + evaluation),
     )  # fmt: skip
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedsdr.algorithms.contract import ClientState, Fitted, Round, Stage
+from fedsdr.algorithms.contract import Algorithm, ClientState, Fitted, Round, Stage
 from fedsdr.core.adapters import (
     Adapter,
     Private,
@@ -16,8 +16,8 @@ from fedsdr.core.adapters import (
     size_in_bytes,
 )
 from fedsdr.core.metrics import Mean
-from fedsdr.recipe.build import build_algorithm
 from fedsdr.recipe.choices import chosen_options
+from fedsdr.recipe.methods import Method
 from fedsdr.recipe.sections.recipe import Recipe
 
 Cohorts = Sequence[Sequence[str]]  # who takes part, round by round
@@ -39,12 +39,12 @@ class Traffic:
     exact: bool
 
 
-def method_traffic(recipe: Recipe, first: Adapter, cohorts: Cohorts) -> Traffic:
+def method_traffic(method: Method, first: Adapter, cohorts: Cohorts) -> Traffic:
     """Of a method with adapters like `first`, tensors on the meta device.
 
     S is no part of it: two streams send what a single LoRA sends.
     """
-    algorithm = build_algorithm(recipe)
+    recipe, algorithm = method.recipe, method.algorithm
     place = "cpu" if recipe.lora.ranks else "meta"  # smaller ranks are cut from values: zeros
     first = {key: torch.zeros(t.shape, dtype=t.dtype, device=place) for key, t in first.items()}
     with torch.device(place):
@@ -80,9 +80,8 @@ def _folded(recipe: Recipe, first: Adapter, cohorts: Cohorts) -> list[int]:
     return sizes
 
 
-def traced_stages(recipe: Recipe, first: Adapter) -> list[Stage]:
+def traced_stages(algorithm: Algorithm, first: Adapter) -> list[Stage]:
     """The stages that a client trains in a round, by running its half on layers of one channel."""
-    algorithm = build_algorithm(recipe)
     small = {
         key: torch.ones(1, t.shape[1]) if key.endswith("B.weight") else torch.ones(t.shape[0], 1)
         for key, t in first.items()

@@ -6,7 +6,7 @@ from typing import Final
 import torch
 
 from fedsdr.estimate.memory import held_activations
-from fedsdr.federation.workbench import Workbench
+from fedsdr.federation.loaded import LoadedRun
 from fedsdr.model.fit import free_memory
 from fedsdr.model.lora import TwoStreamModel
 from fedsdr.model.outline import model_outline
@@ -16,14 +16,14 @@ SHARE: Final = 0.5  # of the free memory: allocators, libraries and the server w
 FLOATS: Final = 4 * 7  # bytes a parameter of a client: three streams, gradient, moments, the start
 
 
-def best_cohort(bench: Workbench, recipe: Recipe, lengths: Sequence[int]) -> int:
+def best_cohort(loaded: LoadedRun, recipe: Recipe, lengths: Sequence[int]) -> int:
     """1 where the padding that even two clients at once would need is dear; else as many as fit.
 
     lengths: tokens of the examples that are trained on. One client alone is trained end to end.
     """
-    if bench.model.packing.pays(typical_lengths(lengths, 2 * rows_of(recipe))):
+    if loaded.model.packing.pays(typical_lengths(lengths, 2 * rows_of(recipe))):
         return 1
-    return cohort_that_fits(bench, recipe, max(lengths))
+    return cohort_that_fits(loaded, recipe, max(lengths))
 
 
 def typical_lengths(lengths: Sequence[int], rows: int) -> list[int]:
@@ -38,21 +38,21 @@ def rows_of(recipe: Recipe) -> int:
     return min(local.micro_batch or local.batch_size, local.batch_size)
 
 
-def cohort_that_fits(bench: Workbench, recipe: Recipe, longest: int) -> int:
+def cohort_that_fits(loaded: LoadedRun, recipe: Recipe, longest: int) -> int:
     """At least 1, and that where the system does not tell its memory or the model is not traced.
 
     longest: tokens of the longest example that is trained on.
     """
-    free = free_memory(bench.model.device)
-    each = bytes_of_a_client(bench, recipe, longest)
+    free = free_memory(loaded.model.device)
+    each = bytes_of_a_client(loaded, recipe, longest)
     return 1 if free is None or each is None else max(1, int(SHARE * free / each))
 
 
-def bytes_of_a_client(bench: Workbench, recipe: Recipe, longest: int) -> int | None:
+def bytes_of_a_client(loaded: LoadedRun, recipe: Recipe, longest: int) -> int | None:
     """Activations and logits of its longest (micro-)batch, and its adapters while they learn."""
-    lora, model, rows = recipe.lora, bench.base.model, rows_of(recipe)
+    lora, model, rows = recipe.lora, loaded.base.model, rows_of(recipe)
     two = TwoStreamModel(
-        model_outline(bench.base.path).to(model.dtype),
+        model_outline(loaded.base.path).to(model.dtype),
         lora.targets,
         lora.rank,
         lora.alpha,
@@ -63,5 +63,5 @@ def bytes_of_a_client(bench: Workbench, recipe: Recipe, longest: int) -> int | N
         return None
     width = torch.promote_types(model.dtype, torch.float32).itemsize + model.dtype.itemsize
     logits: int = rows * longest * int(model.config.get_text_config().vocab_size) * width
-    adapters: int = sum(tensor.numel() for tensor in bench.model.blank().values())
+    adapters: int = sum(tensor.numel() for tensor in loaded.model.blank().values())
     return held + logits + FLOATS * adapters

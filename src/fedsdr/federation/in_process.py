@@ -4,27 +4,33 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
+from typing import Any
 
 from fedsdr.algorithms.contract import (
     Algorithm,
     ClientState,
     Fit,
     Fitted,
+    Personal,
     Round,
     Stage,
     Targets,
     Update,
 )
 from fedsdr.core import seeds
-from fedsdr.core.adapters import Adapter
+from fedsdr.core.adapters import Adapter, unwrap_private
+from fedsdr.core.layout import CLIENTS_FOLDER, PERSONAL_ADAPTER, SMOOTHING_ADAPTER
+from fedsdr.core.metrics import Metrics
 from fedsdr.core.progress import Reporter
 from fedsdr.data.template import Example
 from fedsdr.federation.cohort_size import best_cohort
+from fedsdr.federation.loaded import LoadedRun
 from fedsdr.federation.lockstep import run_together
-from fedsdr.federation.rounds import Participant
-from fedsdr.federation.workbench import Workbench
+from fedsdr.federation.rounds import Participant, Periodic
+from fedsdr.model.install import first_adapter, install_model, rectification_adapter
+from fedsdr.model.peft_format import AdapterSettings, write_adapter
 from fedsdr.model.trials import pads_rightly, passes_trial
-from fedsdr.recipe.sections.recipe import Recipe
+from fedsdr.recipe.methods import Method
 from fedsdr.training.annealing import Annealing
 from fedsdr.training.cohort import train_cohort
 from fedsdr.training.local import LocalTrainer
@@ -34,21 +40,23 @@ Examples = Mapping[str, Mapping[Targets, Sequence[Example]]]  # client -> target
 Kept = tuple[Update, ClientState]  # what a client half gives back
 
 
-class InProcess:
-    """Runs client halves here; each client's private state lives in its own folder."""
+class InProcessEngine:
+    """Runs client halves here; each client's private state lies in its folder of the method's."""
+
+    quorum: int | None = None  # a client half that fails here is an error
 
     def __init__(
         self,
-        bench: Workbench,
-        recipe: Recipe,
+        loaded: LoadedRun,
+        method: Method,
         examples: Examples,
-        store: ClientStore,
         reporter: Reporter,
         secret: bytes = b"",
     ) -> None:
-        """`secret`: what the clients' noise is drawn from, where the recipe asks for noise."""
-        self.bench, self.recipe, self.examples = bench, recipe, examples
-        self.store, self.reporter, self.secret = store, reporter, secret
+        """secret: what the clients' noise is drawn from, where the recipe asks for noise."""
+        self.loaded, self.method, self.examples = loaded, method, examples
+        self.recipe, self.reporter, self.secret = method.recipe, reporter, secret
+        self.store = ClientStore(method.folder / CLIENTS_FOLDER)
 
     def clients(self) -> Sequence[str]:
         return list(self.examples)
@@ -111,18 +119,18 @@ class InProcess:
     def at_once(self) -> int:
         """How many clients are trained at once; one where their texts cannot be padded."""
         wanted = self.recipe.local.cohort
-        if not passes_trial(self.bench.base.model, pads_rightly):
+        if not passes_trial(self.loaded.base.model, pads_rightly):
             return 1
         if wanted != "auto":
             return wanted
         kinds = [each for kinds in self.examples.values() for each in kinds.values()]
         lengths = [len(example) for each in kinds for example in each]
-        return best_cohort(self.bench, self.recipe, lengths)
+        return best_cohort(self.loaded, self.recipe, lengths)
 
     def trainer(self, client: str, round: int) -> LocalTrainer:
         local = self.recipe.local
         return LocalTrainer(
-            self.bench.model,
+            self.loaded.model,
             self.examples[client],
             client=client,
             round=round,
@@ -130,7 +138,7 @@ class InProcess:
             batch_size=local.batch_size,
             clip=local.clip,
             weight_decay=local.weight_decay,
-            pad=self.bench.base.pad,
+            pad=self.loaded.base.pad,
             smoothing_rank=self.recipe.lora.smoothing_rank,
             micro_batch=local.micro_batch,
             annealing=Annealing(local.schedule, local.final_lr, self.recipe.federation.rounds),
@@ -151,6 +159,68 @@ class InProcess:
         """What the client kept of the rounds up to `round`."""
         state = self.store.load(client, committed=round)
         return replace(state, rank=self.recipe.lora.ranks.get(client))
+
+    # --- Before the rounds and after them
+
+    @property
+    def settings(self) -> AdapterSettings:
+        return self.loaded.adapter_settings
+
+    def first_adapter(self) -> Adapter:
+        return first_adapter(self.loaded.model, self.recipe.seed)
+
+    def evaluate(self, deployed: Adapter) -> Metrics:
+        """Judge the global model."""
+        install_model(self.loaded.model, Personal(deployed))
+        return self.loaded.evaluator.global_model()
+
+    @property
+    def benchmark(self) -> Periodic | None:
+        if not self.loaded.benchmarks:
+            return None
+        return Periodic(
+            self.recipe.evaluate.benchmark_every,
+            lambda deployed: self.loaded.benchmark(deployed, self.method.name),
+        )
+
+    def observe(self, row: Mapping[str, Any]) -> None:
+        """Clients here learn of a committed round by `commit`."""
+
+    def deliver(self, shared: Adapter) -> None:
+        """Write every client's own adapters. shared: the last broadcast."""
+        for client in self.clients():
+            self.write_personal(client, self.personal_model(client, shared))
+
+    def finish(self, shared: Adapter) -> Mapping[str, Metrics]:
+        """Judge every client's own model; {} for each where the recipe does not ask."""
+        return {
+            client: self.judge_personal(client, self.personal_model(client, shared))
+            for client in self.clients()
+        }
+
+    def personal_model(self, client: str, shared: Adapter, counted: int | None = None) -> Personal:
+        """A client's own model at the end. counted: the last of the client's rounds that counted,
+        the last round of all by default."""
+        last = self.recipe.federation.rounds if counted is None else counted
+        return self.method.algorithm.personal(shared, self.state(client, last))
+
+    def write_personal(self, client: str, own: Personal) -> None:
+        """Write a client's own adapters into its folder."""
+        mine = {
+            PERSONAL_ADAPTER: rectification_adapter(own) if own.own else {},
+            SMOOTHING_ADAPTER: unwrap_private(own.private),
+        }
+        for place, adapter in mine.items():
+            if adapter:
+                target = self.store.client_folder(client) / place
+                write_adapter(target, adapter, self.settings, private=True)
+
+    def judge_personal(self, client: str, own: Personal) -> Metrics:
+        """The metrics of a client's own model; {} where the recipe does not ask for them."""
+        if not self.recipe.evaluate.personal or self.recipe.federation.pooled:
+            return {}
+        install_model(self.loaded.model, own)
+        return self.loaded.evaluator.personal_model(client)
 
 
 def chunked_names(names: Sequence[str], size: int) -> Iterator[tuple[str, ...]]:

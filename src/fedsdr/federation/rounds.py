@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from fedsdr.algorithms.contract import Algorithm, Round, ServerState, Update, check_update
 from fedsdr.algorithms.participation import RoundOptions, cohort_of, is_due
@@ -16,6 +16,7 @@ from fedsdr.core.layout import METRICS_FILE
 from fedsdr.core.metrics import Metrics, merge_all, metric_values
 from fedsdr.core.progress import Reporter
 from fedsdr.federation.checkpoint import load_checkpoint, save_checkpoint
+from fedsdr.recipe.methods import Method
 
 
 class Participant(NamedTuple):
@@ -60,11 +61,11 @@ Delivery = Callable[[ServerState], None]
 
 
 def ignore_row(row: Mapping[str, Any]) -> None:
-    """The observer who is not there."""
+    """Observe nothing."""
 
 
 def without_delivery(state: ServerState) -> None:
-    """No delivery."""
+    """Deliver nothing."""
 
 
 class Periodic(NamedTuple):
@@ -74,33 +75,47 @@ class Periodic(NamedTuple):
     evaluate: Evaluation
 
 
+class RoundHooks(NamedTuple):
+    """What a run does with its rounds, apart from training.
+
+    evaluate: metrics of the deployed adapter, every `RoundOptions.every` rounds; None where clients
+        send no scores.
+    benchmark: a further evaluation.
+    observe: is given each committed line of the log, after a resume those from before as well.
+    deliver: is given the state after the last round, before that is evaluated: what comes of
+        training is written whatever an evaluation does.
+    """
+
+    evaluate: Evaluation | None = None
+    benchmark: Periodic | None = None
+    observe: Observer = ignore_row
+    deliver: Delivery = without_delivery
+
+
+NO_HOOKS: Final = RoundHooks()
+
+
 def run_rounds(
-    algorithm: Algorithm,
+    method: Method,
     engine: Engine,
     first: Adapter,
     options: RoundOptions,
-    evaluate: Evaluation | None,
-    folder: Path,
     reporter: Reporter,
-    name: str,
-    observe: Observer = ignore_row,
-    benchmark: Periodic | None = None,
-    deliver: Delivery = without_delivery,
+    hooks: RoundHooks = NO_HOOKS,
 ) -> ServerState:
-    """Run, or go on with, all rounds; returns the final server state.
+    """Run, or go on with, all rounds of a method; returns the final server state.
 
-    folder: holds the checkpoint and metrics.jsonl, a line a round: {"round", "clients", "train",
-    "eval"}; round 0 is the evaluation before training, and there is no "eval" where none was due.
-    evaluate: None where clients report no scores. observe: gets each committed line, after a
-    resume those from before as well. deliver: is given the state after the last round before that
-    is evaluated, so that what comes of training is there whatever an evaluation does.
+    first: R^0. The method's folder holds the checkpoint and metrics.jsonl, a line a round:
+    {"round", "clients", "train", "eval"}; round 0 is the evaluation before training, and there is
+    no "eval" where none was due.
     """
-    due = [Periodic(options.every, evaluate)] if evaluate else []
-    due += [benchmark] if benchmark else []
+    algorithm, folder = method.algorithm, method.folder
+    due = [Periodic(options.every, hooks.evaluate)] if hooks.evaluate else []
+    due += [hooks.benchmark] if hooks.benchmark else []
     saved = load_checkpoint(folder)
     done, state = saved if saved else (0, algorithm.init(first))
     if done == options.rounds:
-        deliver(state)
+        hooks.deliver(state)
     if saved is None:
         row = {"round": 0, **_evaluations(algorithm.deployed(state), due, 0, options.rounds)}
         files.write_json_lines(folder / METRICS_FILE, [row])
@@ -108,8 +123,8 @@ def run_rounds(
     else:
         engine.commit(done, engine.clients())  # the run may have died just before it could
     for row in _forget_uncommitted(folder / METRICS_FILE, done):
-        observe(row)
-    with reporter.bar(f"{name}: rounds", options.rounds) as bar:
+        hooks.observe(row)
+    with reporter.bar(f"{method.name}: rounds", options.rounds) as bar:
         bar.advance(done)
         for round in range(done + 1, options.rounds + 1):
             cohort = cohort_of(engine.clients(), options, round)
@@ -120,12 +135,12 @@ def run_rounds(
             )
             state, row = run_round(algorithm, engine, state, own, cohort, options.quorum)
             if round == options.rounds:
-                deliver(state)
+                hooks.deliver(state)
             row |= _evaluations(algorithm.deployed(state), due, round, options.rounds)
             files.append_json_line(folder / METRICS_FILE, row)
             save_checkpoint(folder, round, state)
             engine.commit(round, cohort)
-            observe(row)
+            hooks.observe(row)
             bar.advance(note=_note(row))
     return state
 

@@ -1,4 +1,4 @@
-"""Methods by name: the changes that turn any recipe into the paper's method or a baseline.
+"""The methods of a run, and their names: the changes that turn a recipe into one of them.
 
 A name is one of `METHODS`, or choices of `[federation]` joined by plus signs, in any order:
 "fedprox", "fedsd+fedadam", "fedsdr+flexlora", "fedsd_verified+scaffold", "fedsdr+ditto+median".
@@ -6,12 +6,18 @@ Choices that a name does not mention are the plain ones (FedAvg, factors, raw, n
 else, privacy too, is as in the recipe.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
+from fedsdr.algorithms.contract import Algorithm
 from fedsdr.algorithms.table import TABLES
 from fedsdr.core.errors import UserError
-from fedsdr.recipe.load import flatten_tables, override_recipe
+from fedsdr.core.layout import BASELINES_FOLDER
+from fedsdr.recipe.build import build_algorithm
+from fedsdr.recipe.load import flatten_tables, override_recipe, recipe_differences
 from fedsdr.recipe.sections.recipe import Recipe
 
 Changes = Mapping[str, Any]
@@ -63,6 +69,91 @@ NAMED_PART: Final[Mapping[str, list[str]]] = {
     "two_stream": ["fedsdr"],
     "two_shared_streams": ["fedsdr_shared"],
 }
+
+
+# What is made once for all methods of a run, so that no variant may change it.
+COMMON: Final = (
+    "seed", "model.", "lora.", "data.", "lab.", "tracking.",
+    "deployment.", "evaluate.limit", "evaluate.benchmark", "privacy.lifetime_epsilon",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method of a run: a baseline, or the run's own.
+
+    folder: where its files lie, within the run's folder; `within` says where that is.
+    recipe: what the method is trained by, complete and validated; of the run's own method it is
+        the run's recipe, baselines and variants included.
+    algorithm: built from the recipe.
+    """
+
+    name: str
+    folder: Path
+    recipe: Recipe
+    algorithm: Algorithm
+
+    def within(self, out: Path) -> "Method":
+        """The method of the run in `out`."""
+        return replace(self, folder=out / self.folder)
+
+
+def resolve_methods(recipe: Recipe, max_norm: float = math.inf) -> tuple[Method, ...]:
+    """The baselines and, last, the recipe's own method, each validated and built once.
+
+    max_norm: of an update, as of `build_algorithm`. Raises `UserError` where one of them cannot be
+    built, a variant changes what is common to all (whether it is a baseline or not), or a method
+    would run twice: under one name in a summary, two runs would pass for two seeds.
+    """
+    own = Method(own_name(recipe), Path(), recipe, build_algorithm(recipe, max_norm))
+    if taken := sorted({*NAMED_METHODS, *CHOICE_KEYS} & recipe.variants.keys()):
+        raise UserError(f"variants.{taken[0]} has the name of a method: call it something else")
+    named = {
+        name: _resolve(name, recipe, max_norm)
+        for name in dict.fromkeys((*recipe.baselines, *recipe.variants))
+    }
+    baselines = [named[name] for name in recipe.baselines]
+    _check_distinct(own, baselines)
+    return (*baselines, own)
+
+
+def method_folders(recipe: Recipe, out: Path) -> dict[str, Path]:
+    """Name -> folder of the baselines and, last, the recipe's own method, in the run's `out`."""
+    return {name: out / _baseline_folder(name) for name in recipe.baselines} | {
+        own_name(recipe): out
+    }
+
+
+def _baseline_folder(name: str) -> Path:
+    return Path(BASELINES_FOLDER) / name
+
+
+def _resolve(name: str, recipe: Recipe, max_norm: float) -> Method:
+    named = named_recipe(name, recipe)
+    changed = recipe_differences(named, recipe)
+    if fixed := [key for key in changed if key.startswith(COMMON)]:
+        raise UserError(
+            f"variants.{name} changes {fixed[0]}, but model, data, evaluation and a client's "
+            "limit are common to all methods of a run: run another recipe for it"
+        )
+    try:
+        return Method(name, _baseline_folder(name), named, build_algorithm(named, max_norm))
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+
+
+def _check_distinct(own: Method, baselines: Sequence[Method]) -> None:
+    alone = own.recipe.model_copy(update={"baselines": (), "variants": {}})
+    runs = {own.name: alone}
+    for name, each in ((baseline.name, baseline.recipe) for baseline in baselines):
+        for other, its in runs.items():
+            if name == other or not recipe_differences(each, its):
+                also = "" if name == other else f", as {name!r} too"
+                raise UserError(
+                    f"baselines would run {other!r} twice{also} (the recipe's own method is "
+                    f"{own.name!r}): remove it from baselines"
+                )
+        runs[name] = each
 
 
 def named_recipe(name: str, recipe: Recipe) -> Recipe:

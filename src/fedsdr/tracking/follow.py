@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from fedsdr.core.progress import Reporter
 from fedsdr.recipe.load import flatten_tables
+from fedsdr.recipe.methods import Method
 from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.tracking.contract import Tracked, Tracker
 from fedsdr.tracking.table import Backend
@@ -72,11 +73,12 @@ class Follower:
             )
 
 
-def tracked_method(recipe: Recipe, run: str, method: str, out: Path, folder: Path) -> Tracked:
-    """The description of a method for tracking backends."""
-    options = recipe.tracking
+def tracked_method(method: Method, out: Path) -> Tracked:
+    """The description, for tracking backends, of a method of the run in `out`."""
+    options = method.recipe.tracking
+    parameters = tracked_parameters(method.recipe)
     return Tracked(
-        options.project, options.name or run, method, out, folder, tracked_parameters(recipe)
+        options.project, options.name or out.name, method.name, out, method.folder, parameters
     )
 
 

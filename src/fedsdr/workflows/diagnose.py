@@ -32,13 +32,13 @@ from fedsdr.diagnosis.maps import FEWEST_POINTS, response_map
 from fedsdr.diagnosis.pairwise import Pairwise
 from fedsdr.diagnosis.reading import interpret_diagnosis
 from fedsdr.diagnosis.text import split_words, text_stats
-from fedsdr.distillation.cache import RewriteCache
-from fedsdr.distillation.rewrite import first_attempts_cached
-from fedsdr.federation.workbench import Workbench
+from fedsdr.federation.loaded import LoadedRun
 from fedsdr.model.base import context_of, load_chat
+from fedsdr.model.install import first_adapter
 from fedsdr.recipe.sections.data import Source
 from fedsdr.recipe.sections.recipe import Recipe
-from fedsdr.workflows.prepare import Setting, plan_folder, rewrite_cache
+from fedsdr.workflows.distill import open_rewriter
+from fedsdr.workflows.prepare import PreparedRun, plan_folder, rewrite_cache
 
 SMALL: Final = 10**9  # bytes of weights that are loaded without being asked for
 SAMPLE: Final = 32  # records of each client whose gradients are taken
@@ -62,18 +62,17 @@ class DiagnosisOptions:
 
 
 def run_diagnosis(
-    setting: Setting, options: DiagnosisOptions, reporter: Reporter
+    run: PreparedRun, options: DiagnosisOptions, reporter: Reporter
 ) -> dict[str, Any]:
     """Everything, ready for JSON; options that `check_options` has passed."""
-    recipe = setting.recipe
-    _check_compared(options, setting.clients)
-    bench = setting.workbench(reporter) if _loads(recipe, options) else None
-    chat, context = (bench.base.chat, bench.base.context) if bench else _chat(recipe)
+    recipe = run.recipe
+    _check_compared(options, run.clients)
+    loaded = run.load(reporter) if _loads(recipe, options) else None
+    chat, context = (loaded.base.chat, loaded.base.context) if loaded else _chat(recipe)
     limit = min(recipe.model.max_length, context)
-    held = measure_quality(setting.clients, chat, limit)
+    held = measure_quality(run.clients, chat, limit)
     usable = {
-        c.name: [r for r in c.train if len(chat.prompt_ids(r.prompt)) < limit]
-        for c in setting.clients
+        c.name: [r for r in c.train if len(chat.prompt_ids(r.prompt)) < limit] for c in run.clients
     }
     found: dict[str, Any] = {
         "model": recipe.model.path,
@@ -82,11 +81,11 @@ def run_diagnosis(
         "quantiles": list(QUANTILES),
         "clients": [asdict(each) for each in held],
         "skipped": [each._asdict() for each in skipped_rows(recipe.data.sources)],
-        "passes": _passes(recipe, setting.clients),
-        "weights_loaded": bench is not None,
+        "passes": _passes(recipe, run.clients),
+        "weights_loaded": loaded is not None,
     }
-    if len(setting.clients) > 1:
-        found |= _heterogeneity(recipe, options, bench, usable, reporter)
+    if len(run.clients) > 1:
+        found |= _heterogeneity(recipe, options, loaded, usable, reporter)
     return found | {"reading": interpret_diagnosis(found)}
 
 
@@ -149,7 +148,7 @@ def _passes(recipe: Recipe, clients: Sequence[ClientData]) -> dict[str, float]:
 def _heterogeneity(
     recipe: Recipe,
     options: DiagnosisOptions,
-    bench: Workbench | None,
+    loaded: LoadedRun | None,
     usable: Mapping[str, Sequence[Record]],
     reporter: Reporter,
 ) -> dict[str, Any]:
@@ -161,14 +160,14 @@ def _heterogeneity(
             "the responses' column with fields.response"
         )
     found: dict[str, Any] = {"apart": _flat(measure_divergence(texts, seed))}
-    rewrites = _rewrites(recipe, options, bench, usable, reporter)
-    if bench:
+    rewrites = _rewrites(recipe, options, loaded, usable, reporter)
+    if loaded:
         drawn = _sample(usable, options.gradients or SAMPLE, seed)
-        gradients = _gradients(bench, recipe, {n: [(r, r.response) for r in each]
+        gradients = _gradients(loaded, recipe, {n: [(r, r.response) for r in each]
                                                for n, each in drawn.items()})  # fmt: skip
         found["gradients"] = _flat(gradients.measured())
     if rewrites:
-        found["rewriting"] = _before_and_after(recipe, bench, rewrites)
+        found["rewriting"] = _before_and_after(recipe, loaded, rewrites)
     found["map"] = _map(usable, rewrites, seed)
     return found
 
@@ -186,47 +185,37 @@ def _sample(
 
 
 def _gradients(
-    bench: Workbench, recipe: Recipe, pairs: Mapping[str, Sequence[tuple[Record, str]]]
+    loaded: LoadedRun, recipe: Recipe, pairs: Mapping[str, Sequence[tuple[Record, str]]]
 ) -> GroupedGradients:
     examples = {
-        name: bench.tokenise(name, [r for r, _ in each], [text for _, text in each])
+        name: loaded.tokenise(name, [r for r, _ in each], [text for _, text in each])
         for name, each in pairs.items()
     }
-    first = bench.first_adapter(recipe.seed)
+    first = first_adapter(loaded.model, recipe.seed)
     size = recipe.local.batch_size
-    return GroupedGradients(bench.model, examples, first, bench.base.pad, size)
+    return GroupedGradients(loaded.model, examples, first, loaded.base.pad, size)
 
 
 def _rewrites(
     recipe: Recipe,
     options: DiagnosisOptions,
-    bench: Workbench | None,
+    loaded: LoadedRun | None,
     usable: Mapping[str, Sequence[Record]],
     reporter: Reporter,
 ) -> SampledRewrites:
     """Of a file, by the model, or from the cache where that has all of a sample."""
     if options.rewrites is not None:
         return _from_file(options.rewrites, usable, recipe.seed)
-    if bench is None:
+    if loaded is None:
         return {}
     sample = _sample(usable, options.distilled or options.gradients or SAMPLE, recipe.seed)
+    rewriter = open_rewriter(loaded, recipe)
     with rewrite_cache() as cache:
-        if not options.distilled and not _cached(recipe, bench, sample, cache):
+        cached = all(all(rewriter.cached(cache, each)) for each in sample.values())
+        if not options.distilled and not cached:
             return {}
-        made = bench.rewrite(recipe, cache, reporter, sample)
+        made = rewriter.rewrite(cache, reporter, sample)
     return {name: [(each.record, each.text) for each in mine] for name, mine in made.items()}
-
-
-def _cached(
-    recipe: Recipe, bench: Workbench, sample: Mapping[str, Sequence[Record]], cache: RewriteCache
-) -> bool:
-    """Whether the first attempt at every sampled record is in the cache."""
-    teacher, options = bench.teacher(), recipe.distill
-    found = (
-        first_attempts_cached(teacher, each, options, cache, recipe.seed)
-        for each in sample.values()
-    )
-    return all(all(each) for each in found)
 
 
 def _from_file(path: Path, usable: Mapping[str, Sequence[Record]], seed: int) -> SampledRewrites:
@@ -244,7 +233,7 @@ def _from_file(path: Path, usable: Mapping[str, Sequence[Record]], seed: int) ->
 
 
 def _before_and_after(
-    recipe: Recipe, bench: Workbench | None, rewrites: SampledRewrites
+    recipe: Recipe, loaded: LoadedRun | None, rewrites: SampledRewrites
 ) -> dict[str, Any]:
     """The same records raw and rewritten: texts, at equal word counts too, and gradients."""
     raw = {name: [r.response for r, _ in each] for name, each in rewrites.items()}
@@ -261,12 +250,12 @@ def _before_and_after(
         "raw_text": text_stats([r.response for r, _ in pairs])._asdict(),
         "rewritten_text": text_stats([text for _, text in pairs])._asdict(),
     }
-    if bench:
+    if loaded:
         limit = SAMPLE
-        before = _gradients(bench, recipe, {
+        before = _gradients(loaded, recipe, {
             n: [(r, r.response) for r, _ in each[:limit]] for n, each in rewrites.items()
         })  # fmt: skip
-        after = _gradients(bench, recipe, {n: each[:limit] for n, each in rewrites.items()})
+        after = _gradients(loaded, recipe, {n: each[:limit] for n, each in rewrites.items()})
         found["raw_gradients"] = _flat(before.measured())
         found["rewritten_gradients"] = _flat(after.measured())
         found["gradient_change"] = gradient_change(before, after, seed)._asdict()

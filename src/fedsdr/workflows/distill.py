@@ -1,8 +1,10 @@
 """The distillation stage by itself: its pilot, its rewrites, and what is written of them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from fedsdr.algorithms.contract import Personal
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
 from fedsdr.core.layout import (
@@ -14,23 +16,29 @@ from fedsdr.core.layout import (
 )
 from fedsdr.core.notices import Notice, announce_notices, records_by_client
 from fedsdr.core.progress import Reporter
-from fedsdr.data.records import ClientData
+from fedsdr.data.records import ClientData, Record
 from fedsdr.diagnosis.distilled import describe_all, describe_client
 from fedsdr.distillation.cache import RewriteCache
 from fedsdr.distillation.pilot import Pilot, run_pilot, total_pilot
 from fedsdr.distillation.rewrite import (
     Rewritten,
+    Teacher,
     first_attempts_cached,
+    rewrite_records,
     sample_pairs,
     summarise_rewrites,
 )
-from fedsdr.distillation.verify import SLOW, build_verifier
-from fedsdr.federation.workbench import Workbench
+from fedsdr.distillation.verify import SLOW, Verifier, build_verifier
+from fedsdr.federation.loaded import LoadedRun
+from fedsdr.model.identity import identity_digest
+from fedsdr.model.install import install_model
+from fedsdr.recipe.methods import Method
+from fedsdr.recipe.sections.distill import Distill
 from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.report.distillation import write_client_page, write_overview
 from fedsdr.training.store import ClientStore
 from fedsdr.workflows.prepare import prepare_run, rewrite_cache
-from fedsdr.workflows.run_folder import claim_folder, claimed_folder, method_folders
+from fedsdr.workflows.run_folder import claim_folder, claimed_folder
 
 
 def run_distillation(
@@ -41,29 +49,29 @@ def run_distillation(
     Fills the rewrite cache, so that a run of the recipe, in `out` too, does not generate again.
     Raises `UserError` before any work, and before anything is written.
     """
-    setting = prepare_run(recipe, reporter=reporter)
-    stages = distilling_methods(recipe, out)
+    run = prepare_run(recipe, reporter=reporter)
+    stages = [method.within(out) for method in distilling_methods(run.methods)]
     with claimed_folder(out, recipe, resume):
-        announce_notices(setting.notices, reporter)
-        bench = setting.workbench(reporter)
+        announce_notices(run.notices, reporter)
+        loaded = run.load(reporter)
         claim_folder(out, recipe)
-        for name, folder, each in stages:
-            reporter.say(f"distillation of {name}")
-            rewrites = rewrite_all(bench, each, reporter)
-            record_distillation(folder, rewrites, each.seed)
+        for method in stages:
+            reporter.say(f"distillation of {method.name}")
+            rewrites = rewrite_all(loaded, method, reporter)
+            record_distillation(method, rewrites)
             if report:
-                write_reports(folder, name, rewrites)
-    return {name: folder for name, folder, _ in stages}
+                write_reports(method, rewrites)
+    return {method.name: method.folder for method in stages}
 
 
 def pilot_methods(recipe: Recipe, count: int, reporter: Reporter) -> dict[str, list[Pilot]]:
     """What every kind of rewriting of a recipe would cost, from `count` records a client, by the
     name of its method."""
-    setting = prepare_run(recipe, reporter=reporter)
-    stages = distilling_methods(recipe, Path())
-    check_pilot(count, setting.clients)
-    bench = setting.workbench(reporter)
-    return {name: pilot_clients(bench, each, count) for name, _, each in stages}
+    run = prepare_run(recipe, reporter=reporter)
+    stages = distilling_methods(run.methods)
+    check_pilot(count, run.clients)
+    loaded = run.load(reporter)
+    return {method.name: open_rewriter(loaded, method.recipe).pilot(count) for method in stages}
 
 
 def describe_outcome(name: str, folder: Path) -> str:
@@ -75,15 +83,18 @@ def describe_outcome(name: str, folder: Path) -> str:
     return f"{name}: {rewritten} of {records} records rewritten, into {folder}{shown}"
 
 
-def distilling_methods(recipe: Recipe, out: Path) -> list[tuple[str, Path, Recipe]]:
-    """(name, folder, recipe) of the methods that rewrite, each kind of rewriting once."""
-    stages: list[tuple[str, Path, Recipe]] = []
-    for name, folder, each in reversed(method_folders(recipe, out)):
-        seen = [other.distill for _, _, other in stages]
-        if each.federation.rewrites and each.distill not in seen:
-            stages.append((name, folder, each))
+def distilling_methods(methods: Sequence[Method]) -> list[Method]:
+    """The methods that rewrite, each kind of rewriting once: the run's own method first.
+
+    Raises `UserError` where none does.
+    """
+    stages: list[Method] = []
+    for method in reversed(methods):
+        seen = [other.recipe.distill for other in stages]
+        if method.recipe.federation.rewrites and method.recipe.distill not in seen:
+            stages.append(method)
     if not stages:
-        federation = recipe.federation
+        federation = methods[-1].recipe.federation
         raise UserError(
             f"no method of this recipe rewrites (federation.targets = {federation.targets!r}, "
             f'rounds = {federation.rounds}): set federation.targets = "distilled"'
@@ -91,19 +102,78 @@ def distilling_methods(recipe: Recipe, out: Path) -> list[tuple[str, Path, Recip
     return stages
 
 
+@dataclass(frozen=True)
+class Rewriter:
+    """The base model as the teacher of each client's records, and the gate for what it writes."""
+
+    teacher: Teacher
+    verifier: Verifier
+    clients: Sequence[ClientData]
+    options: Distill
+    seed: int
+
+    def pilot(self, count: int) -> list[Pilot]:
+        """A pilot of up to `count` records for each client, then all clients together."""
+        found = [
+            run_pilot(
+                self.teacher, client.name, client.train, self.options, self.seed,
+                self.verifier.gate(client.train), min(count, len(client.train)),
+            )
+            for client in self.clients
+        ]  # fmt: skip
+        return [*found, total_pilot(found)] if len(found) > 1 else found
+
+    def cached(self, cache: RewriteCache, records: Sequence[Record]) -> list[bool]:
+        """Of each record, whether the cache holds its first attempt."""
+        return [*first_attempts_cached(self.teacher, records, self.options, cache, self.seed)]
+
+    def has_begun(self, cache: RewriteCache) -> bool:
+        """Whether the cache holds a first attempt of some client."""
+        return any(any(self.cached(cache, client.train)) for client in self.clients)
+
+    def rewrite(
+        self,
+        cache: RewriteCache,
+        reporter: Reporter,
+        sample: Mapping[str, Sequence[Record]] | None = None,
+    ) -> Mapping[str, list[Rewritten]]:
+        """Every client's rewrites, from the cache where they are in it.
+
+        sample: the records of each client to be rewritten, where not all are.
+        """
+        rewrites = {}
+        for client in self.clients:
+            records = client.train if sample is None else sample[client.name]
+            gate = self.verifier.gate(client.train)
+            with reporter.bar(f"rewriting: {client.name}", len(records), keep=False) as bar:
+                rewrites[client.name] = rewrite_records(
+                    self.teacher, records, self.options, cache, self.seed, bar, gate
+                )
+        return rewrites
+
+
+def open_rewriter(loaded: LoadedRun, recipe: Recipe) -> Rewriter:
+    """The base model, every stream off, as the teacher of a recipe's rewriting."""
+    install_model(loaded.model, Personal(None))
+    base, options, seed = loaded.base, recipe.distill, recipe.seed
+    teacher = Teacher(base.model, base.chat, identity_digest(loaded.identity), base.context)
+    verifier = build_verifier(options, seed, recipe.model.device)
+    return Rewriter(teacher, verifier, loaded.clients, options, seed)
+
+
 def rewrite_all(
-    bench: Workbench, recipe: Recipe, reporter: Reporter, folder: Path | None = None
+    loaded: LoadedRun, method: Method, reporter: Reporter, folder: Path | None = None
 ) -> Mapping[str, list[Rewritten]]:
-    """Every client's rewrites; told beforehand what they will cost, if that is much.
+    """Every client's rewrites; a pilot says beforehand what they will cost, if that is much.
 
     folder: of the cache; the user's common one where it is None.
     """
-    options = recipe.distill
+    options, rewriter = method.recipe.distill, open_rewriter(loaded, method.recipe)
     with rewrite_cache(folder) as cache:
         costly = options.attempts > 1 or not SLOW.isdisjoint(options.checks)
-        if options.pilot and costly and not _begun(bench, recipe, cache):
-            reporter.say(describe_pilots(pilot_clients(bench, recipe, options.pilot)))
-        rewrites = bench.rewrite(recipe, cache, reporter)
+        if options.pilot and costly and not rewriter.has_begun(cache):
+            reporter.say(describe_pilots(rewriter.pilot(options.pilot)))
+        rewrites = rewriter.rewrite(cache, reporter)
     announce_notices(kept_raw(rewrites), reporter)
     return rewrites
 
@@ -116,29 +186,6 @@ def kept_raw(rewrites: Mapping[str, Sequence[Rewritten]]) -> list[Notice]:
         return []
     words = f"{count} of {sum(map(len, rewrites.values()))} records, whose raw responses stay"
     return [Notice("not rewritten", f"{words} ({records_by_client(places)})")]
-
-
-def _begun(bench: Workbench, recipe: Recipe, cache: RewriteCache) -> bool:
-    """Whether the cache holds a first attempt of some client already."""
-    teacher, options = bench.teacher(), recipe.distill
-    found = (
-        first_attempts_cached(teacher, c.train, options, cache, recipe.seed) for c in bench.clients
-    )
-    return any(any(each) for each in found)
-
-
-def pilot_clients(bench: Workbench, recipe: Recipe, count: int) -> list[Pilot]:
-    """A pilot of up to `count` records for each client, then all clients together."""
-    verifier = build_verifier(recipe.distill, recipe.seed, recipe.model.device)
-    teacher = bench.teacher()
-    found = [
-        run_pilot(
-            teacher, client.name, client.train, recipe.distill, recipe.seed,
-            verifier.gate(client.train), min(count, len(client.train)),
-        )
-        for client in bench.clients
-    ]  # fmt: skip
-    return [*found, total_pilot(found)] if len(found) > 1 else found
 
 
 def check_pilot(count: int, clients: Sequence[ClientData]) -> None:
@@ -168,8 +215,9 @@ def describe_pilots(pilots: Sequence[Pilot]) -> str:
     return "\n".join(lines)
 
 
-def record_distillation(folder: Path, rewrites: Mapping[str, list[Rewritten]], seed: int) -> None:
+def record_distillation(method: Method, rewrites: Mapping[str, list[Rewritten]]) -> None:
     """Provenance: a line per record in the client's own folder, and a summary for the report."""
+    folder, seed = method.folder, method.recipe.seed
     store = ClientStore(folder / CLIENTS_FOLDER)
     for client, each in rewrites.items():
         rows = [
@@ -192,14 +240,15 @@ def record_distillation(folder: Path, rewrites: Mapping[str, list[Rewritten]], s
     )
 
 
-def write_reports(folder: Path, method: str, rewrites: Mapping[str, list[Rewritten]]) -> None:
+def write_reports(method: Method, rewrites: Mapping[str, list[Rewritten]]) -> None:
     """Figures for all, without a text; each client's texts in its own folder alone."""
+    folder = method.folder
     store = ClientStore(folder / CLIENTS_FOLDER)
     figures = describe_all(rewrites)
     for client, each in rewrites.items():
         mine = store.client_folder(client)
         described = describe_client(each)
         files.write_json(mine / DISTILLATION_FILE, described, private=True)
-        write_client_page(mine / DISTILLATION_PAGE, method, client, described)
+        write_client_page(mine / DISTILLATION_PAGE, method.name, client, described)
     files.write_json(folder / FIGURES_FILE, figures)
-    write_overview(folder / DISTILLATION_PAGE, method, figures)
+    write_overview(folder / DISTILLATION_PAGE, method.name, figures)

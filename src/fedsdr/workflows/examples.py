@@ -19,6 +19,7 @@ from fedsdr.model.fit import check_size
 from fedsdr.model.folder import check_token_table
 from fedsdr.model.layers import layer_shape, select_layers
 from fedsdr.model.outline import model_outline, token_table, weight_bytes
+from fedsdr.recipe.methods import Method
 from fedsdr.recipe.sections.distill import Distill
 from fedsdr.recipe.sections.recipe import Recipe
 
@@ -26,7 +27,7 @@ FLOAT32 = 4  # bytes
 
 
 @dataclass(frozen=True)
-class PreparedClient:
+class PreparedRecords:
     """encoded: each client's examples. adapter_bytes: of one stream's tensors.
     template: which chat template it is, in words."""
 
@@ -37,16 +38,15 @@ class PreparedClient:
 
 
 def prepare_records(
-    recipes: Sequence[Recipe], clients: Sequence[ClientData], path: str, weights: bool = True
-) -> PreparedClient:
-    """recipes: a run's methods, the first its own. path: of the model's configuration and
-    tokenizer. weights: whether they must be here; else nothing is
-    downloaded either.
+    methods: Sequence[Method], clients: Sequence[ClientData], path: str, weights: bool = True
+) -> PreparedRecords:
+    """methods: of a run, its own the last. path: of the model's configuration and tokenizer.
+    weights: whether the weights must be here; else nothing is downloaded either.
 
     Raises `UserError` for layers that `lora.targets` names and the model lacks, and for records
     that its template or its table of tokens refuses.
     """
-    recipe = recipes[0]
+    recipe = methods[-1].recipe
     base = model_outline(path, download=weights)
     if weights and (tokens := token_table(base)):
         check_token_table(path, *tokens)
@@ -66,10 +66,10 @@ def prepare_records(
         *_dated(chat),
         *_lengths(recipe, encoded, limit),
         *_not_judged(recipe, clients, encoded, limit),
-        *_not_rewritten(recipes, clients, encoder, context),
+        *_not_rewritten(rewriting_kinds(methods), clients, encoder, context),
     ]
     size = sum(recipe.lora.rank * sum(layer_shape(base.get_submodule(path))) for path in paths)
-    return PreparedClient(encoded, size * FLOAT32, tuple(notices), chat.source)
+    return PreparedRecords(encoded, size * FLOAT32, tuple(notices), chat.source)
 
 
 def _check_memory(recipe: Recipe, base: Any) -> None:
@@ -138,14 +138,20 @@ def _not_judged(
     return notices
 
 
-def _not_rewritten(
-    recipes: Sequence[Recipe], clients: Sequence[ClientData], encoder: Encoder, context: int
-) -> list[Notice]:
-    """Records whose rewriting request, with room for the rewrite, is longer than the context."""
+def rewriting_kinds(methods: Sequence[Method]) -> list[Distill]:
+    """The ways in which a run's methods rewrite, each once, its own method's first."""
+    *baselines, own = methods
     kinds: list[Distill] = []
-    for recipe in recipes:
+    for recipe in (own.recipe, *(baseline.recipe for baseline in baselines)):
         if recipe.federation.rewrites and recipe.distill not in kinds:
             kinds.append(recipe.distill)
+    return kinds
+
+
+def _not_rewritten(
+    kinds: Sequence[Distill], clients: Sequence[ClientData], encoder: Encoder, context: int
+) -> list[Notice]:
+    """Records whose rewriting request, with room for the rewrite, is longer than the context."""
     notices: list[Notice] = []
     for options in kinds:
         too_long, refused = _too_long(options, clients, encoder, context)

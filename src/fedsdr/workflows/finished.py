@@ -25,12 +25,13 @@ from fedsdr.core.layout import (
 from fedsdr.core.progress import Reporter
 from fedsdr.model.base import LoadedModel
 from fedsdr.model.identity import FORMAT, Identity, adapted_identity, differing_parts
+from fedsdr.model.install import install_streams
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.model.peft_format import WEIGHTS, read_adapter
 from fedsdr.recipe.load import load_recipe
+from fedsdr.recipe.methods import method_folders
 from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.workflows.prepare import base_of
-from fedsdr.workflows.run_folder import method_folders
 
 BASE_MODEL: Final = "base"
 GLOBAL_MODEL: Final = "global"
@@ -148,7 +149,7 @@ def open_finished(folder: Path) -> Finished:
         raise UserError(
             f"{folder} is a comparison of several runs: give one of them, {folder / seeds[0]} say"
         )
-    methods = {name: place for name, place, _ in method_folders(recipe, folder)}
+    methods = method_folders(recipe, folder)
     if waiting := [name for name, place in methods.items() if not is_trained(place)]:
         raise UserError(
             f"{folder} is not finished ({waiting[0]!r} is not): go on with "
@@ -189,7 +190,4 @@ class Models:
 
     def use(self, name: str) -> None:
         """Make `base.model` the model called `name`."""
-        adapters = self.run.adapters(name)
-        for stream, adapter in adapters.items():
-            self.streams.load(stream, adapter)
-        self.streams.activate(*adapters)
+        install_streams(self.streams, self.run.adapters(name))

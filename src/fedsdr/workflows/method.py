@@ -1,124 +1,147 @@
-"""One method, from the data of its clients to its adapters and final metrics."""
+"""One method of a run, from the data of its clients to its adapters and final metrics.
+
+Where its clients are makes no difference here: an engine trains them in this process
+(`fedsdr.federation.in_process`) or asks them over a network (`fedsdr.deploy.server.engine`).
+"""
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Protocol
 
 from fedsdr.algorithms.aggregation.folding import merge_folded
-from fedsdr.algorithms.contract import Algorithm, Personal, ServerState, Targets
+from fedsdr.algorithms.contract import ServerState, Targets
 from fedsdr.algorithms.participation import RoundOptions, cohort_size
 from fedsdr.core import files, seeds
-from fedsdr.core.adapters import Adapter, unwrap_private
+from fedsdr.core.adapters import Adapter
 from fedsdr.core.errors import UserError
 from fedsdr.core.layout import (
-    CLIENTS_FOLDER,
     DELIVERED_FILE,
     GLOBAL_ADAPTER,
     METRICS_FILE,
     NOISE_FILE,
-    PERSONAL_ADAPTER,
     PERSONAL_FILE,
     RECIPE_FILE,
     RESULT_FILE,
-    SMOOTHING_ADAPTER,
 )
 from fedsdr.core.metrics import Metrics, merge_all, metric_values
 from fedsdr.core.progress import Reporter
 from fedsdr.data.partition import pool_clients
 from fedsdr.data.template import Example
-from fedsdr.federation.in_process import InProcess
-from fedsdr.federation.rounds import Periodic, finite_values, ignore_row, run_rounds
-from fedsdr.federation.workbench import Workbench, rectification_adapter
+from fedsdr.federation.in_process import InProcessEngine
+from fedsdr.federation.loaded import LoadedRun
+from fedsdr.federation.rounds import (
+    Engine,
+    Evaluation,
+    Periodic,
+    RoundHooks,
+    finite_values,
+    run_rounds,
+)
 from fedsdr.model.peft_format import AdapterSettings, write_adapter
 from fedsdr.recipe.build import build_algorithm
-from fedsdr.recipe.load import override_recipe, to_toml
-from fedsdr.recipe.sections.recipe import Recipe
+from fedsdr.recipe.load import to_toml
+from fedsdr.recipe.methods import Method
 from fedsdr.tracking.follow import Follower
-from fedsdr.training.store import ClientStore
 from fedsdr.workflows.distill import record_distillation, rewrite_all
 from fedsdr.workflows.privacy_loss import privacy_spent
 
 NOISE_SECRET: Final = re.compile(rf"[0-9a-f]{{{2 * seeds.SECRET_BYTES}}}")
 
 
-def run_method(
-    bench: Workbench,
-    recipe: Recipe,
-    folder: Path,
-    name: str,
-    reporter: Reporter,
-    follower: Follower | None = None,
+class MethodEngine(Engine, Protocol):
+    """An engine for one method, with what comes before and after the rounds.
+
+    method: as this engine trains it. settings: what PEFT must know of its adapters. quorum: as of
+    `RoundOptions`. evaluate, benchmark: as of `RoundHooks`.
+    """
+
+    method: Method
+
+    @property
+    def quorum(self) -> int | None: ...
+
+    @property
+    def settings(self) -> AdapterSettings: ...
+
+    @property
+    def evaluate(self) -> Evaluation | None: ...
+
+    @property
+    def benchmark(self) -> Periodic | None: ...
+
+    def first_adapter(self) -> Adapter:
+        """R^0."""
+        ...
+
+    def observe(self, row: Mapping[str, Any]) -> None:
+        """A line of the log has been committed."""
+        ...
+
+    def deliver(self, shared: Adapter) -> None:
+        """All rounds are done: write clients' own adapters here, if this is where they lie."""
+        ...
+
+    def finish(self, shared: Adapter) -> Mapping[str, Metrics]:
+        """Metrics of each client's own model, where there are any. shared: the last broadcast."""
+        ...
+
+
+OpenEngine = Callable[[Method, bytes], MethodEngine]  # of a method and the secret of its noise
+
+
+def train_method(
+    method: Method, open_engine: OpenEngine, reporter: Reporter, follower: Follower
 ) -> None:
     """One method from start or checkpoint to its result; a finished one is left alone."""
+    folder = method.folder
     if (folder / RESULT_FILE).exists():
         return
-    files.write_text(folder / RECIPE_FILE, to_toml(recipe))
-    if recipe.federation.pooled:
-        recipe = pooled_recipe(recipe, len(bench.clients))
-    examples = client_examples(bench, recipe, folder, reporter)
-    algorithm = build_algorithm(recipe)
-    store, secret = ClientStore(folder / CLIENTS_FOLDER), noise_secret(recipe, folder)
-    engine = InProcess(bench, recipe, examples, store, reporter, secret)
-
-    def evaluate(deployed: Adapter) -> Metrics:
-        bench.use(Personal(deployed))
-        return bench.evaluator.global_model()
-
-    benchmark = Periodic(
-        recipe.evaluate.benchmark_every, lambda deployed: bench.benchmark(deployed, name)
-    )
-    first = bench.first_adapter(recipe.seed)
-    rounds = recipe.federation.rounds
+    files.write_text(folder / RECIPE_FILE, to_toml(method.recipe))
+    secret = noise_secret(method)
+    engine = open_engine(method, secret)
+    method = engine.method
+    algorithm, options = method.algorithm, round_options(method, secret, engine.quorum)
 
     def deliver(state: ServerState) -> None:
-        write_global(folder, algorithm.deployed(state), bench.adapter_settings)
-        for client in engine.clients():
-            own = own_model(engine, algorithm, algorithm.broadcast(state), client, rounds)
-            write_personal(own, engine, client)
-        files.write_json(folder / DELIVERED_FILE, {"rounds": rounds})
+        write_global(folder, algorithm.deployed(state), engine.settings)
+        engine.deliver(algorithm.broadcast(state))
+        files.write_json(folder / DELIVERED_FILE, {"rounds": options.rounds})
 
-    with follower or nullcontext() as tracking:
-        observe = tracking.row if tracking else ignore_row
-        state = run_rounds(
-            algorithm,
-            engine,
-            first,
-            round_options(recipe, secret),
-            evaluate,
-            folder,
-            reporter,
-            name,
-            observe,
-            benchmark if bench.benchmarks else None,
-            deliver,
-        )
-        result = finish_method(recipe, folder, algorithm, state, engine)
-        if tracking:
-            tracking.final(result)
+    with follower:
+
+        def observe(row: Mapping[str, Any]) -> None:
+            engine.observe(row)
+            follower.row(row)
+
+        hooks = RoundHooks(engine.evaluate, engine.benchmark, observe, deliver)
+        state = run_rounds(method, engine, engine.first_adapter(), options, reporter, hooks)
+        personal = engine.finish(algorithm.broadcast(state))
+        result = conclude_method(method, algorithm.deployed(state), personal)
+        follower.final(result)
     files.write_json(folder / RESULT_FILE, result)
 
 
-def round_options(recipe: Recipe, secret: bytes, quorum: int | None = None) -> RoundOptions:
-    federation = recipe.federation
+def engine_in_process(loaded: LoadedRun, reporter: Reporter) -> OpenEngine:
+    """Engines that train all clients here, their records rewritten where the method asks."""
+
+    def open_engine(method: Method, secret: bytes) -> InProcessEngine:
+        if method.recipe.federation.pooled:
+            method = pooled_method(method, len(loaded.clients))
+        examples = client_examples(loaded, method, reporter)
+        return InProcessEngine(loaded, method, examples, reporter, secret)
+
+    return open_engine
+
+
+def round_options(method: Method, secret: bytes, quorum: int | None = None) -> RoundOptions:
+    recipe, federation = method.recipe, method.recipe.federation
     return RoundOptions(
         recipe.seed, federation.rounds, federation.participation, recipe.evaluate.every, secret,
         federation.late, federation.late_round, quorum,
     )  # fmt: skip
-
-
-def finish_method(
-    recipe: Recipe, folder: Path, algorithm: Algorithm, state: ServerState, engine: InProcess
-) -> dict[str, float]:
-    """The final metrics of a method whose rounds are done and whose adapters are written."""
-    shared, rounds = algorithm.broadcast(state), recipe.federation.rounds
-    personal = {
-        client: judge_personal(own_model(engine, algorithm, shared, client, rounds), engine, client)
-        for client in engine.clients()
-    }
-    return conclude_method(recipe, folder, algorithm.deployed(state), personal)
 
 
 def write_global(folder: Path, deployed: Adapter, settings: AdapterSettings) -> None:
@@ -127,76 +150,37 @@ def write_global(folder: Path, deployed: Adapter, settings: AdapterSettings) -> 
         write_adapter(folder / GLOBAL_ADAPTER, merge_folded(deployed), settings)
 
 
-def own_model(
-    engine: InProcess, algorithm: Algorithm, shared: Adapter, client: str, counted: int
-) -> Personal:
-    """A client's own model at the end; counted: no round after this one of the client's counted."""
-    return algorithm.personal(shared, engine.state(client, counted))
-
-
-def write_personal(own: Personal, engine: InProcess, client: str) -> None:
-    """Write a client's own adapters into its folder."""
-    mine = {
-        PERSONAL_ADAPTER: rectification_adapter(own) if own.own else {},
-        SMOOTHING_ADAPTER: unwrap_private(own.private),
-    }
-    for place, adapter in mine.items():
-        if adapter:
-            target = engine.store.client_folder(client) / place
-            write_adapter(target, adapter, engine.bench.adapter_settings, private=True)
-
-
-def judge_personal(own: Personal, engine: InProcess, client: str) -> Metrics:
-    """How good a client's own model is; {} where the recipe does not ask."""
-    bench, recipe = engine.bench, engine.recipe
-    if not recipe.evaluate.personal or recipe.federation.pooled:
-        return {}
-    bench.use(own)
-    return bench.evaluator.personal_model(client)
-
-
-def finish_client(
-    engine: InProcess, algorithm: Algorithm, shared: Adapter, client: str, counted: int
-) -> Metrics:
-    """Write a client's own adapters into its folder; returns how good its own model is.
-
-    counted: no round after this one of the client's counted.
-    """
-    own = own_model(engine, algorithm, shared, client, counted)
-    write_personal(own, engine, client)
-    return judge_personal(own, engine, client)
-
-
 def conclude_method(
-    recipe: Recipe, folder: Path, deployed: Adapter, personal: Mapping[str, Metrics]
+    method: Method, deployed: Adapter, personal: Mapping[str, Metrics]
 ) -> dict[str, float]:
     """The final metrics of a method whose adapters are written.
 
-    personal: what each client says of its own model, {} where that was not asked for.
+    personal: of each client's own model, {} where that was not asked for.
     """
-    rows = files.read_json_lines(folder / METRICS_FILE)
-    # No global model: clients' own only. No "eval": clients tell no scores.
+    recipe, rows = method.recipe, files.read_json_lines(method.folder / METRICS_FILE)
+    # No global model: clients' own only. No "eval": clients send no scores.
     result = dict(rows[-1].get("eval", {})) if deployed else {}
     result |= privacy_spent(recipe, rows)
     scores = finite_values(merge_all(personal.values()), recipe.federation.rounds)
     result |= {f"personal_{name}": score for name, score in scores.items()}
     judged = {client: metric_values(each) for client, each in personal.items() if each}
-    files.write_json(folder / PERSONAL_FILE, judged)
+    files.write_json(method.folder / PERSONAL_FILE, judged)
     return result
 
 
-def noise_secret(recipe: Recipe, folder: Path) -> bytes:
-    """What noise is drawn from: a secret of this run that a resumed one finds again, or what
-    everybody can derive from the recipe's `privacy.noise_seed`; empty where there is no privacy.
+def noise_secret(method: Method) -> bytes:
+    """What noise is drawn from: a secret in the method's folder that a resumed run finds again, or
+    one that follows from the recipe's `privacy.noise_seed`; empty where there is no privacy.
 
     Noise that is drawn anew for an update sent before would be a second release of it. Raises
     `UserError` for a file that holds no such secret.
     """
+    recipe = method.recipe
     if recipe.privacy.mode == "none":
         return b""
     if recipe.privacy.noise_seed is not None:
         return seeds.derive_secret(b"noise_seed", recipe.privacy.noise_seed)
-    file = folder / NOISE_FILE
+    file = method.folder / NOISE_FILE
     if not file.exists():
         files.write_json(file, secrets.token_hex(seeds.SECRET_BYTES), private=True)
     text = files.read_json(file)
@@ -209,33 +193,36 @@ def noise_secret(recipe: Recipe, folder: Path) -> bytes:
     return bytes.fromhex(text)
 
 
-def pooled_recipe(recipe: Recipe, clients: int) -> Recipe:
-    """Centralised training takes as many steps a round as all participants together."""
+def pooled_method(method: Method, clients: int) -> Method:
+    """Centralised training: one client takes as many steps a round as all participants together."""
+    recipe = method.recipe
     steps = recipe.local.rectify_steps * cohort_size(clients, recipe.federation.participation)
-    alone = {"federation.participation": 1.0, "federation.late": 0.0}
-    return override_recipe(recipe, {"local.rectify_steps": steps, **alone})
+    alone = recipe.federation.model_copy(update={"participation": 1.0, "late": 0.0})
+    local = recipe.local.model_copy(update={"rectify_steps": steps})
+    pooled = recipe.model_copy(update={"local": local, "federation": alone})
+    return replace(method, recipe=pooled, algorithm=build_algorithm(pooled))
 
 
 def client_examples(
-    bench: Workbench, recipe: Recipe, folder: Path, reporter: Reporter, cache: Path | None = None
+    loaded: LoadedRun, method: Method, reporter: Reporter, cache: Path | None = None
 ) -> Mapping[str, Mapping[Targets, Sequence[Example]]]:
     """Each client's tokenised records by kind of target, rewritten first where a method asks.
 
     cache: the folder of the cache of rewrites, where that is not the user's common one.
     """
-    raw = bench.raw
-    if recipe.federation.pooled:
+    raw, federation = loaded.raw, method.recipe.federation
+    if federation.pooled:
         return {
-            pool_clients(bench.clients).name: {"raw": [e for each in raw.values() for e in each]}
+            pool_clients(loaded.clients).name: {"raw": [e for each in raw.values() for e in each]}
         }
-    if not recipe.federation.rewrites:
+    if not federation.rewrites:
         return {client: {"raw": examples} for client, examples in raw.items()}
-    rewrites = rewrite_all(bench, recipe, reporter, cache)
-    record_distillation(folder, rewrites, recipe.seed)
+    rewrites = rewrite_all(loaded, method, reporter, cache)
+    record_distillation(method, rewrites)
     examples: dict[str, Mapping[Targets, Sequence[Example]]] = {}
-    for client in bench.clients:
+    for client in loaded.clients:
         mine, texts = raw[client.name], [r.text for r in rewrites[client.name]]
-        distilled = bench.tokenise(client.name, client.train, texts)
+        distilled = loaded.tokenise(client.name, client.train, texts)
         examples[client.name] = {
             "raw": mine, "distilled": distilled, "mixed": [*mine, *distilled],
         }  # fmt: skip

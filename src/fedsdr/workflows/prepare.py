@@ -1,4 +1,4 @@
-"""From a recipe to its setting: clients, model folder and judge, checked before work starts."""
+"""From a recipe to a prepared run: its methods, clients and records, checked before work starts."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ from fedsdr.data.sources import skipped_rows
 from fedsdr.distillation.cache import RewriteCache
 from fedsdr.distillation.verify import check_verifier
 from fedsdr.evaluate.benchmarks.table import ChosenBenchmark, choose_benchmarks
-from fedsdr.federation.workbench import Benchmarks, Evaluator, Workbench
+from fedsdr.federation.loaded import Benchmarks, Evaluator, LoadedRun
 from fedsdr.generation.table import check_generator
 from fedsdr.lab.evaluate import LabEvaluator
 from fedsdr.lab.pretrain import PretrainOptions, base_model_folder, save_outline
@@ -25,14 +25,12 @@ from fedsdr.lab.world import World, WorldOptions, build_world, client_name
 from fedsdr.model.base import LoadedModel, check_model, load_base
 from fedsdr.model.folder import has_tokenizer
 from fedsdr.model.obtain import cached_model, obtain_model
-from fedsdr.recipe.build import build_algorithm
 from fedsdr.recipe.choices import check_cohort
-from fedsdr.recipe.load import override_recipe, recipe_differences
-from fedsdr.recipe.methods import CHOICE_KEYS, NAMED_METHODS, named_recipe, own_name
+from fedsdr.recipe.methods import Method, resolve_methods
 from fedsdr.recipe.sections.data import Data, Split
 from fedsdr.recipe.sections.recipe import Recipe
-from fedsdr.tracking.table import choose_backends as choose_backends
-from fedsdr.workflows.examples import PreparedClient, prepare_records
+from fedsdr.tracking.table import choose_backends
+from fedsdr.workflows.examples import PreparedRecords, prepare_records
 
 
 def cache_folder() -> Path:
@@ -46,37 +44,46 @@ def rewrite_cache(folder: Path | None = None) -> RewriteCache:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A checked recipe with its clients' records and their tokens, before any model is loaded."""
+class PreparedRun:
+    """The checked methods of a run with their clients' records, before any model is loaded.
 
-    recipe: Recipe
+    methods: the baselines and, last, the run's own. world: of the lab.
+    """
+
+    methods: tuple[Method, ...]
     clients: list[ClientData]
     world: World | None
     benchmarks: tuple[ChosenBenchmark, ...] = ()
-    prepared: PreparedClient = field(default_factory=PreparedClient)
+    records: PreparedRecords = field(default_factory=PreparedRecords)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The run's recipe, which is that of its own method."""
+        return self.methods[-1].recipe
 
     @property
     def notices(self) -> list[Notice]:
-        """What a run of this setting leaves out, a line each."""
-        return [*_skipped(self.recipe), *self.prepared.notices]
+        """What the run leaves out, a line each."""
+        return [*_skipped(self.recipe), *self.records.notices]
 
     def least_bytes(self) -> int:
-        """What a run of this setting writes at least: the adapters of each method and its
-        checkpoint, and S at each client in both."""
-        each = 2 * self.prepared.adapter_bytes
+        """What the run writes at least: the adapters of each method and its checkpoint, and S at
+        each client in both."""
+        each = 2 * self.records.adapter_bytes
+        federations = [method.recipe.federation for method in self.methods]
         return sum(
-            each * (1 + (method.federation.targets == "two_stream") * len(self.clients))
-            for method in methods_of(self.recipe)
-            if method.federation.rounds
+            each * (1 + (federation.targets == "two_stream") * len(self.clients))
+            for federation in federations
+            if federation.rounds
         )
 
-    def workbench(self, reporter: Reporter) -> Workbench:
+    def load(self, reporter: Reporter) -> LoadedRun:
         """Load the model."""
         evaluator = None if self.world is None else _lab_evaluator(self.world)
         base = base_of(self.recipe, reporter)
         suite = self._suite(base, reporter) if self.benchmarks else None
-        encoded = self.prepared.encoded
-        return Workbench(self.recipe, base, self.clients, encoded, evaluator, suite)
+        encoded = self.records.encoded
+        return LoadedRun(self.recipe, base, self.clients, encoded, evaluator, suite)
 
     def _suite(self, base: LoadedModel, reporter: Reporter) -> Benchmarks:
         from fedsdr.evaluate.benchmarks.harness import Suite
@@ -105,44 +112,49 @@ def base_folder(recipe: Recipe, reporter: Reporter) -> str:
     return str(base_model_folder(world, pretrain, cache_folder(), reporter))
 
 
-def prepare_run(recipe: Recipe, weights: bool = True, reporter: Reporter | None = None) -> Setting:
-    """Read all data and check every name in the recipe; raises `UserError` for what is wrong.
+def prepare_run(
+    recipe: Recipe, weights: bool = True, reporter: Reporter | None = None
+) -> PreparedRun:
+    """Resolve a recipe's methods, read all data and check every name; raises `UserError` for what
+    is wrong.
 
     weights: whether the model must be there; a plan needs its configuration alone, and neither
     downloads nor converts it. reporter: receives a line before each download or conversion.
     """
-    check_methods(recipe)
+    return prepare_methods(resolve_methods(recipe), weights, reporter)
+
+
+def prepare_methods(
+    methods: Sequence[Method], weights: bool = True, reporter: Reporter | None = None
+) -> PreparedRun:
+    """`prepare_run`, of methods that are resolved already."""
+    recipe = methods[-1].recipe
+    choose_backends(recipe.tracking.backends)
     _check_split(recipe.data)
-    setting = _gather(recipe, weights, reporter or silent_reporter())
-    check_clients(recipe, [client.name for client in setting.clients])
-    _check_rewriting(setting)
-    return replace(_with_records(setting, weights), benchmarks=_benchmarks(recipe))
+    run = _gather(methods, weights, reporter or silent_reporter())
+    check_clients(methods, [client.name for client in run.clients])
+    _check_rewriting(run)
+    return replace(_with_records(run, weights), benchmarks=_benchmarks(recipe))
 
 
-def prepare_client(recipe: Recipe, client: str, reporter: Reporter | None = None) -> Setting:
-    """The setting of one client by itself, which holds its own records and nobody else's.
+def prepare_client(recipe: Recipe, client: str, reporter: Reporter | None = None) -> PreparedRun:
+    """The run of one client by itself, which holds its own records and no other client's.
 
     Others' data may be named by the recipe or not; what is there of them is left out.
     """
-    check_methods(recipe)
-    setting = _gather(recipe, True, reporter or silent_reporter())
-    mine = [each for each in setting.clients if each.name == client]
+    methods = resolve_methods(recipe)
+    choose_backends(recipe.tracking.backends)
+    run = _gather(methods, True, reporter or silent_reporter())
+    mine = [each for each in run.clients if each.name == client]
     if not mine:
-        there = ", ".join(each.name for each in setting.clients)
+        there = ", ".join(each.name for each in run.clients)
         raise UserError(
             f"the recipe has no data for client {client!r}, only for {there}: add a "
             f'[[data.sources]] with client = "{client}"'
         )
-    setting = replace(setting, clients=mine)
-    _check_rewriting(setting)
-    return _with_records(setting, weights=True)
-
-
-def check_methods(recipe: Recipe) -> None:
-    """Raise `UserError` where the recipe's method or a baseline cannot be built."""
-    build_algorithm(recipe)
-    choose_backends(recipe.tracking.backends)
-    _check_baselines(recipe)
+    run = replace(run, clients=mine)
+    _check_rewriting(run)
+    return _with_records(run, weights=True)
 
 
 def _check_split(data: Data) -> None:
@@ -153,25 +165,25 @@ def _check_split(data: Data) -> None:
         )
 
 
-def _gather(recipe: Recipe, weights: bool, reporter: Reporter) -> Setting:
+def _gather(methods: Sequence[Method], weights: bool, reporter: Reporter) -> PreparedRun:
+    recipe = methods[-1].recipe
     if recipe.uses_lab:
         world = build_world(world_options(recipe))
-        return Setting(recipe, world.client_data(), world)
+        return PreparedRun(tuple(methods), world.client_data(), world)
     options = recipe.model
     if weights:
         path = base_folder(recipe, reporter)
         check_model(path, options.template, options.device, options.quantisation)
-    return Setting(recipe, build_clients(recipe.data, recipe.seed), None)
+    return PreparedRun(tuple(methods), build_clients(recipe.data, recipe.seed), None)
 
 
-def _with_records(setting: Setting, weights: bool) -> Setting:
+def _with_records(run: PreparedRun, weights: bool) -> PreparedRun:
     """What the model makes of the records; a plan may guess it, where there is no tokenizer."""
-    with plan_folder(setting.recipe) as path:
+    with plan_folder(run.recipe) as path:
         if not weights and Path(path).is_dir() and not has_tokenizer(Path(path)):
-            return setting
-        methods = methods_of(setting.recipe)
-        prepared = prepare_records(methods, setting.clients, path, weights)
-        return replace(setting, prepared=prepared)
+            return run
+        records = prepare_records(run.methods, run.clients, path, weights)
+        return replace(run, records=records)
 
 
 def _skipped(recipe: Recipe) -> list[Notice]:
@@ -181,11 +193,11 @@ def _skipped(recipe: Recipe) -> list[Notice]:
     ]
 
 
-def _check_rewriting(setting: Setting) -> None:
-    records = [record for client in setting.clients for record in client.train]
-    for each in methods_of(setting.recipe):
-        check_generator(each.distill.generator)
-        check_verifier(each.distill, records, setting.recipe.model.device)
+def _check_rewriting(run: PreparedRun) -> None:
+    records = [record for client in run.clients for record in client.train]
+    for method in run.methods:
+        check_generator(method.recipe.distill.generator)
+        check_verifier(method.recipe.distill, records, run.recipe.model.device)
 
 
 def _benchmarks(recipe: Recipe) -> tuple[ChosenBenchmark, ...]:
@@ -212,53 +224,14 @@ def plan_folder(recipe: Recipe, reporter: Reporter | None = None) -> Iterator[st
         yield folder
 
 
-def methods_of(recipe: Recipe) -> list[Recipe]:
-    """The recipe's own method and its baselines."""
-    return [recipe, *(named_recipe(name, recipe) for name in recipe.baselines)]
-
-
-COMMON = (  # made once for all methods of a run
-    "seed", "model.", "lora.", "data.", "lab.", "tracking.",
-    "deployment.", "evaluate.limit", "evaluate.benchmark", "privacy.lifetime_epsilon",
-)  # fmt: skip
-
-
-def _check_baselines(recipe: Recipe) -> None:
-    """Each can be built, is there once, and is not the recipe's own method: a run that counts
-    twice under one name would pass for two seeds."""
-    if taken := sorted({*NAMED_METHODS, *CHOICE_KEYS} & recipe.variants.keys()):
-        raise UserError(f"variants.{taken[0]} has the name of a method: call it something else")
-    for name in (*recipe.baselines, *recipe.variants):
-        changed = recipe_differences(named_recipe(name, recipe), recipe)
-        if fixed := [key for key in changed if key.startswith(COMMON)]:
-            raise UserError(
-                f"variants.{name} changes {fixed[0]}, but model, data, evaluation and a client's "
-                "limit are common to all methods of a run: run another recipe for it"
-            )
-        try:
-            build_algorithm(named_recipe(name, recipe))
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from error
-    runs = {own_name(recipe): override_recipe(recipe, {"baselines": [], "variants": {}})}
-    for name in recipe.baselines:
-        each = named_recipe(name, recipe)
-        for other, its in runs.items():
-            if name == other or not recipe_differences(each, its):
-                also = "" if name == other else f", as {name!r} too"
-                raise UserError(
-                    f"baselines would run {other!r} twice{also} (the recipe's own method is "
-                    f"{own_name(recipe)!r}): remove it from baselines"
-                )
-        runs[name] = each
-
-
-def check_clients(recipe: Recipe, names: Sequence[str]) -> None:
+def check_clients(methods: Sequence[Method], names: Sequence[str]) -> None:
     """Those that `lora.ranks` names exist, and there are enough for every method's choices."""
+    recipe = methods[-1].recipe
     if unknown := sorted(recipe.lora.ranks.keys() - set(names)):
         raise UserError(
             f"lora.ranks names {unknown[0]!r}, which is not a client: there are {', '.join(names)}"
         )
-    for each in methods_of(recipe):
+    for each in (method.recipe for method in methods):
         federation = each.federation
         if federation.pooled:
             continue

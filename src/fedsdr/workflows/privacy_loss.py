@@ -14,8 +14,8 @@ from fedsdr.algorithms.accounting import composed_epsilon, single_epsilon
 from fedsdr.core import files
 from fedsdr.core.layout import METRICS_FILE
 from fedsdr.core.notices import plural_form
+from fedsdr.recipe.methods import Method
 from fedsdr.recipe.sections.recipe import Recipe
-from fedsdr.workflows.run_folder import method_folders
 
 ReleaseRows = Sequence[Mapping[str, Any]]
 Released = Counter[float]  # noise multiplier -> how many releases had it
@@ -40,27 +40,27 @@ def privacy_spent(recipe: Recipe, rows: ReleaseRows) -> dict[str, float]:
     return {"epsilon": single_epsilon(noise, most, recipe.privacy.delta, local=mode == "local")}
 
 
-def planned_epsilon(recipe: Recipe) -> float:
-    """What a whole run of a recipe, all its methods, can cost a client: inf without noise."""
-    methods = [each for _, _, each in method_folders(recipe, Path())]
+def planned_epsilon(methods: Sequence[Method]) -> float:
+    """What a whole run, all its methods, can cost a client: inf without noise."""
+    recipes = [method.recipe for method in methods]
     released: Released = Counter()
-    for each in methods:
+    for each in recipes:
         released[_noise(each)] += each.federation.rounds
-    return composed_epsilon(released, _delta(methods), _is_local(methods))
+    return composed_epsilon(released, _delta(recipes), _is_local(recipes))
 
 
-def privacy_of_run(recipe: Recipe, folders: Sequence[Path]) -> dict[str, Any] | None:
+def privacy_of_run(methods: Sequence[Method], folders: Sequence[Path]) -> dict[str, Any] | None:
     """What finished runs, one folder a seed, told of a client; None without differential privacy.
 
     epsilon: of all methods, and of all seeds that share their data, at `delta`, the smallest of the
     methods'; None where a method added no noise and nothing is promised. releases: of the client
     that gave most away. words: the same for a reader.
     """
-    methods = {name: each for name, _, each in method_folders(recipe, folders[0])}
-    private = [each for each in methods.values() if each.privacy.mode != "none"]
+    recipe = methods[-1].recipe
+    private = [each.recipe for each in methods if each.recipe.privacy.mode != "none"]
     if not private:
         return None
-    worst = max(_clients(recipe, [_by_client(recipe, top) for top in folders]), key=_cost)
+    worst = max(_clients(recipe, [_by_client(methods, top) for top in folders]), key=_cost)
     delta = _delta(private)
     spent = composed_epsilon(worst, delta, _is_local(private))
     releases = sum(worst.values())
@@ -76,7 +76,7 @@ def privacy_of_run(recipe: Recipe, folders: Sequence[Path]) -> dict[str, Any] | 
             "The epsilon of a method is of that method alone."
             + (KNOWN if any(each.privacy.noise_seed is not None for each in private) else "")
         )
-    judged = any("eval" in row for top in folders for row in _all_rows(recipe, top))
+    judged = any("eval" in row for top in folders for row in _all_rows(methods, top))
     words += " " + (UNCOVERED if judged else UNJUDGED.format(private[-1].privacy.mode) + ".")
     bound = None if math.isinf(spent) else spent
     return {"epsilon": bound, "delta": delta, "releases": releases, "words": words}
@@ -89,12 +89,12 @@ def _asked(rows: ReleaseRows) -> Counter[str]:
     )
 
 
-def _by_client(recipe: Recipe, top: Path) -> dict[str, Released]:
+def _by_client(methods: Sequence[Method], top: Path) -> dict[str, Released]:
     """What each client of one run released, all methods together."""
     found: dict[str, Released] = {}
     pooled: Released = Counter()
-    for _, folder, each in method_folders(recipe, top):
-        rows = files.read_json_lines(folder / METRICS_FILE)
+    for method in methods:
+        each, rows = method.recipe, _logged_rows(method, top)
         sent = any(row.get("train", {}).get("bytes_up") for row in rows)
         if each.privacy.mode == "none" and not sent:  # of local training, say
             continue
@@ -111,7 +111,7 @@ def _clients(recipe: Recipe, seeds: Sequence[Mapping[str, Released]]) -> Iterabl
     """What each client released in all seeds that share its data."""
     if not _same_data(recipe):
         return [released for each in seeds for released in each.values()]
-    names = {name for each in seeds for name in each}
+    names = dict.fromkeys(name for each in seeds for name in each)
     if recipe.uses_lab or all(source.client for source in recipe.data.sources):
         return [_sum(each.get(name, Counter()) for each in seeds) for name in names]
     # Records are dealt anew for each seed: one may be at the client that gave most every time.
@@ -156,6 +156,9 @@ def _is_local(recipes: Iterable[Recipe]) -> bool:
     return any(each.privacy.mode == "local" for each in recipes)
 
 
-def _all_rows(recipe: Recipe, top: Path) -> list[Mapping[str, Any]]:
-    places = [folder for _, folder, _ in method_folders(recipe, top)]
-    return [row for place in places for row in files.read_json_lines(place / METRICS_FILE)]
+def _logged_rows(method: Method, top: Path) -> list[Any]:
+    return files.read_json_lines(method.within(top).folder / METRICS_FILE)
+
+
+def _all_rows(methods: Sequence[Method], top: Path) -> list[Mapping[str, Any]]:
+    return [row for method in methods for row in _logged_rows(method, top)]

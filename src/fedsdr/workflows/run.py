@@ -1,7 +1,7 @@
 """Runs: a recipe with its baselines, the same over several seeds, and the demonstration."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,23 +22,25 @@ from fedsdr.core.layout import (
 from fedsdr.core.notices import announce_notices, as_rows
 from fedsdr.core.progress import Reporter
 from fedsdr.data.partition import data_fingerprint, describe_clients
-from fedsdr.federation.workbench import Workbench, slow_ways
+from fedsdr.federation.loaded import LoadedRun, slow_ways
 from fedsdr.model.identity import differing_parts
 from fedsdr.recipe.load import load_recipe, recipe_differences
+from fedsdr.recipe.methods import Method, resolve_methods
 from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.tracking.follow import Follower, tracked_method
 from fedsdr.tracking.table import choose_backends
-from fedsdr.workflows.method import run_method
-from fedsdr.workflows.prepare import prepare_run
+from fedsdr.workflows.method import OpenEngine, engine_in_process, train_method
+from fedsdr.workflows.prepare import prepare_methods
 from fedsdr.workflows.run_folder import (
     check_folder,
     check_room,
     claim_folder,
     claimed_folder,
     locked_folder,
-    method_folders,
 )
-from fedsdr.workflows.summary import summarise_runs
+from fedsdr.workflows.summary import RunTime, summarise_runs
+
+Methods = Sequence[Method]  # of a run: the baselines, and last its own
 
 
 def run_recipe(
@@ -49,45 +51,72 @@ def run_recipe(
     Returns the summary. Raises `UserError` before any work, and before anything is written,
     where the recipe, its data or the folder are wrong.
     """
+    return run_in_process(resolve_methods(recipe), out, reporter, resume)
+
+
+def run_in_process(
+    methods: Methods, out: Path, reporter: Reporter, resume: bool = False
+) -> dict[str, Any]:
+    """`run_recipe`, of methods that are resolved already."""
+    recipe = methods[-1].recipe
     if resume:
         check_folder(out, recipe, resume)
-        say_kept(recipe, out, reporter)
+        say_kept(methods, out, reporter)
         if (out / REPORT_FILE).exists():
-            with locked_folder(out):  # which one that was killed at its very end has left
+            with locked_folder(out):  # removes the lock of a run that was killed at its very end
                 return dict(files.read_json(out / SUMMARY_FILE))
-    setting = prepare_run(recipe, reporter=reporter)
+    prepared = prepare_methods(methods, reporter=reporter)
     check_folder(out, recipe, resume)
-    check_room(out, setting.least_bytes())
+    check_room(out, prepared.least_bytes())
+
+    def start() -> OpenEngine:
+        announce_notices(prepared.notices, reporter)
+        loaded = prepared.load(reporter)
+        claim_folder(out, recipe)
+        files.write_json(out / NOTICES_FILE, as_rows(prepared.notices))
+        reporter.say("model: " + ", ".join(f"{k} {v}" for k, v in loaded.description.items()))
+        for words in slow_ways(loaded.base.model):
+            reporter.say(words)
+        record_start(out, loaded, recipe.seed, reporter)
+        return engine_in_process(loaded, reporter)
+
+    return run_methods(methods, out, start, reporter, resume)
+
+
+def run_methods(
+    methods: Methods,
+    out: Path,
+    start: Callable[[], OpenEngine],
+    reporter: Reporter,
+    resume: bool,
+) -> dict[str, Any]:
+    """The frame of every run, wherever its clients are: each method from start to result, then the
+    report. Returns the summary.
+
+    start: loads what the run needs, and only then begins to write into `out`.
+    """
+    recipe = methods[-1].recipe
     with claimed_folder(out, recipe, resume):
         began, begun = time.perf_counter(), (out / RECIPE_FILE).exists()
-        notices = setting.notices
-        announce_notices(notices, reporter)
-        bench = setting.workbench(reporter)
-        claim_folder(out, recipe)
-        files.write_json(out / NOTICES_FILE, as_rows(notices))
-        reporter.say("model: " + ", ".join(f"{k} {v}" for k, v in bench.description.items()))
-        for words in slow_ways(bench.base.model):
-            reporter.say(words)
-        record_start(out, bench, recipe.seed, reporter)
+        open_engine = start()
         backends = choose_backends(recipe.tracking.backends)
-        for name, folder, each in method_folders(recipe, out):
-            follower = Follower(
-                backends, tracked_method(each, out.name, name, out, folder), reporter
-            )
-            run_method(bench, each, folder, name, reporter, follower)
-        return summarise_runs([recipe.seed], [out], out, time.perf_counter() - began, begun)
+        for method in (each.within(out) for each in methods):
+            follower = Follower(backends, tracked_method(method, out), reporter)
+            train_method(method, open_engine, reporter, follower)
+        seconds = time.perf_counter() - began
+        return summarise_runs(methods, [recipe.seed], [out], out, RunTime(seconds, begun))
 
 
-def say_kept(recipe: Recipe, out: Path, reporter: Reporter) -> None:
+def say_kept(methods: Methods, out: Path, reporter: Reporter) -> None:
     """Name the methods whose rounds are done and that were judged otherwise than is asked now."""
     kept: dict[str, list[str]] = {}
-    for name, folder, each in method_folders(recipe, out):
-        rows = files.read_json_lines(folder / METRICS_FILE)
-        if rows and rows[-1]["round"] == each.federation.rounds:
-            changed = recipe_differences(load_recipe(folder / RECIPE_FILE), each)
+    for method in (each.within(out) for each in methods):
+        rows = files.read_json_lines(method.folder / METRICS_FILE)
+        if rows and rows[-1]["round"] == method.recipe.federation.rounds:
+            changed = recipe_differences(load_recipe(method.folder / RECIPE_FILE), method.recipe)
             for key in changed:
                 if key.startswith("evaluate."):
-                    kept.setdefault(key, []).append(name)
+                    kept.setdefault(key, []).append(method.name)
     for key, names in kept.items():
         reporter.say(
             f"{out}: {', '.join(names)} had done all rounds before {key} was changed: evaluations "
@@ -99,26 +128,32 @@ def compare_seeds(
     recipe: Recipe, seeds: Sequence[int], out: Path, reporter: Reporter, resume: bool = False
 ) -> dict[str, Any]:
     """Run a recipe and its baselines for several seeds, each into `out/seed-N`; summarise."""
-    recipes = [recipe.model_copy(update={"seed": seed}) for seed in seeds]
-    needed = sum(prepare_run(each, reporter=reporter).least_bytes() for each in recipes)
+    runs = methods_by_seed(recipe, seeds)
+    needed = sum(prepare_methods(each, reporter=reporter).least_bytes() for each in runs)
     check_folder(out, recipe, resume)
     check_room(out, needed)
     with claimed_folder(out, recipe, resume):
-        return _compare(recipe, recipes, out, reporter, resume)
+        return _compare(recipe, runs, out, reporter, resume)
+
+
+def methods_by_seed(recipe: Recipe, seeds: Sequence[int]) -> list[Methods]:
+    return [resolve_methods(recipe.model_copy(update={"seed": seed})) for seed in seeds]
 
 
 def _compare(
-    recipe: Recipe, recipes: Sequence[Recipe], out: Path, reporter: Reporter, resume: bool
+    recipe: Recipe, runs: Sequence[Methods], out: Path, reporter: Reporter, resume: bool
 ) -> dict[str, Any]:
+    """runs: the methods of each seed."""
     began = time.perf_counter()
-    seeds = [each.seed for each in recipes]
+    seeds = [methods[-1].recipe.seed for methods in runs]
     begun = (out / RECIPE_FILE).exists()
     claim_folder(out, recipe)
     folders = [out / f"seed-{seed}" for seed in seeds]
-    for each, folder in zip(recipes, folders, strict=True):
-        reporter.say(f"seed {each.seed}")
-        run_recipe(each, folder, reporter, resume)
-    return summarise_runs(seeds, folders, out, time.perf_counter() - began, begun)
+    for methods, folder in zip(runs, folders, strict=True):
+        reporter.say(f"seed {methods[-1].recipe.seed}")
+        run_in_process(methods, folder, reporter, resume)
+    seconds = time.perf_counter() - began
+    return summarise_runs(runs[0], seeds, folders, out, RunTime(seconds, begun))
 
 
 def run_demo(out: Path, seeds: Sequence[int], reporter: Reporter) -> dict[str, Any]:
@@ -128,28 +163,27 @@ def run_demo(out: Path, seeds: Sequence[int], reporter: Reporter) -> dict[str, A
     """
     with resources.as_file(resources.files("fedsdr.lab") / "demo.toml") as path:
         recipe = load_recipe(path)
-    recipes = [recipe.model_copy(update={"seed": seed}) for seed in seeds]
     with claimed_folder(out, recipe, resume=True):
         if (out / SUMMARY_FILE).exists():
             for path in [*out.iterdir()]:
                 if path.name not in (RECIPE_FILE, LOCK_FILE):  # by which it stays ours
                     files.remove_path(path)
-        return _compare(recipe, recipes, out, reporter, resume=True)
+        return _compare(recipe, methods_by_seed(recipe, seeds), out, reporter, resume=True)
 
 
-def record_start(out: Path, bench: Workbench, seed: int, reporter: Reporter) -> None:
+def record_start(out: Path, loaded: LoadedRun, seed: int, reporter: Reporter) -> None:
     """Note what the run runs on and who holds what; a resumed run must find the same model, data
     and benchmarks."""
-    asked = {} if bench.benchmarks is None else dict(bench.benchmarks.identities())
+    asked = {} if loaded.benchmarks is None else dict(loaded.benchmarks.identities())
     now = {
-        "identity": dict(bench.identity),
-        "data": data_fingerprint(bench.clients),
+        "identity": dict(loaded.identity),
+        "data": data_fingerprint(loaded.clients),
         "benchmarks": asked,
     }
     file = out / ENVIRONMENT_FILE
     if not file.exists():
-        files.write_json(out / PARTITION_FILE, describe_clients(bench.clients))
-        model = {"model": dict(bench.description)}
+        files.write_json(out / PARTITION_FILE, describe_clients(loaded.clients))
+        model = {"model": dict(loaded.description)}
         files.write_json(file, describe_environment(seed) | model | now)
         return
     before = files.read_json(file)
@@ -164,7 +198,7 @@ def record_start(out: Path, bench: Workbench, seed: int, reporter: Reporter) -> 
         reporter.say(f"{out} does not say what base model it was begun with: it is taken for this")
         before |= {"identity": now["identity"]}
         files.write_json(file, before)
-    elif parts := differing_parts(before["identity"], bench.identity):
+    elif parts := differing_parts(before["identity"], loaded.identity):
         raise UserError(
             f"the base model has changed since {out} was begun, in its {', '.join(parts)}: {remedy}"
         )

@@ -21,7 +21,6 @@ from fedsdr.core.layout import (
     RECIPE_FILE,
 )
 from fedsdr.recipe.load import load_recipe, recipe_differences, to_toml
-from fedsdr.recipe.methods import named_recipe, own_name
 from fedsdr.recipe.sections.recipe import Recipe
 
 SEED_FOLDER: Final = re.compile(r"seed-\d+")  # of a comparison
@@ -35,12 +34,6 @@ CHANGEABLE = (
     "tracking.", "deployment.", "evaluate.every", "evaluate.personal", "evaluate.benchmarks",
     "evaluate.benchmark_every",
 )  # fmt: skip
-
-
-def method_folders(recipe: Recipe, out: Path) -> list[tuple[str, Path, Recipe]]:
-    """(name, folder, recipe) of the baselines and, last, the recipe's own method."""
-    baselines = [(n, out / BASELINES_FOLDER / n, named_recipe(n, recipe)) for n in recipe.baselines]
-    return [*baselines, (own_name(recipe), out, recipe)]
 
 
 @contextmanager

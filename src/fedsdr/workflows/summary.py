@@ -2,39 +2,44 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedsdr.core import files
-from fedsdr.core.layout import METRICS_FILE, RECIPE_FILE, RESULT_FILE, SUMMARY_FILE
+from fedsdr.core.layout import METRICS_FILE, RESULT_FILE, SUMMARY_FILE
 from fedsdr.core.statistics import metric_intervals
 from fedsdr.evaluate.claims import FEDSDR, judge_claims
 from fedsdr.evaluate.equal_facts import KEPT, Curve, curve_points
-from fedsdr.recipe.load import load_recipe
-from fedsdr.recipe.methods import own_name
+from fedsdr.recipe.methods import Method
 from fedsdr.report.html import write_report
 from fedsdr.workflows.privacy_loss import privacy_of_run
-from fedsdr.workflows.run_folder import method_folders
+
+
+class RunTime(NamedTuple):
+    """seconds: of this process. resumed: whether another process had begun the work."""
+
+    seconds: float
+    resumed: bool
 
 
 def summarise_runs(
-    seeds: Sequence[int], folders: Sequence[Path], out: Path, seconds: float, resumed: bool = False
+    methods: Sequence[Method],
+    seeds: Sequence[int],
+    folders: Sequence[Path],
+    out: Path,
+    time: RunTime,
 ) -> dict[str, Any]:
     """Gather the results of finished runs, one folder a seed, into summary.json and report.html.
 
-    seconds: of this process. resumed: whether another process had begun the work.
+    methods: of one of the runs; those of the others differ in their seed alone.
     """
-    recipe = load_recipe(out / RECIPE_FILE)
-    places: dict[str, list[Path]] = {}
-    for top in folders:
-        for name, folder, _ in method_folders(recipe, top):
-            places.setdefault(name, []).append(folder)
+    recipe, own = methods[-1].recipe, methods[-1].name
+    places = {each.name: [each.within(top).folder for top in folders] for each in methods}
     results = {
         name: [files.read_json(f / RESULT_FILE) for f in each] for name, each in places.items()
     }
     # Variants have no part in the paper's claims; curves at equal facts exist in the lab alone.
     claimed = {name: each for name, each in results.items() if name not in recipe.variants}
     curves = curves_of(claimed, places) if recipe.uses_lab else {}
-    own = own_name(recipe)
     # A recipe of one stream does not stand for FedSDR; a baseline of that name may.
     fedsdr = own if recipe.federation.targets == "two_stream" else FEDSDR
     summary = {
@@ -42,12 +47,12 @@ def summarise_runs(
         "name": out.name,
         "own": own,
         "seeds": list(seeds),
-        "seconds": round(seconds, 1),
-        "resumed": resumed,
+        "seconds": round(time.seconds, 1),
+        "resumed": time.resumed,
         "methods": {name: metric_intervals(each) for name, each in results.items()},
         "runs": {name: [str(f.relative_to(out)) for f in each] for name, each in places.items()},
         "claims": judge_claims(claimed, fedsdr, curves),
-        "privacy": privacy_of_run(recipe, folders),
+        "privacy": privacy_of_run(methods, folders),
     }
     files.write_json(out / SUMMARY_FILE, summary)
     write_report(out)

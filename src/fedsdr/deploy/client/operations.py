@@ -17,17 +17,17 @@ it.
 """
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from fedsdr import __version__
 from fedsdr.algorithms.contract import Algorithm, Personal
 from fedsdr.algorithms.privacy import with_failures_hidden
 from fedsdr.core import files
 from fedsdr.core.adapters import Adapter, unwrap_private
-from fedsdr.core.layout import CLIENTS_FOLDER, PERSONAL_FILE
+from fedsdr.core.layout import PERSONAL_FILE
 from fedsdr.core.metrics import metric_values
 from fedsdr.core.progress import Reporter
 from fedsdr.data.partition import data_fingerprint
@@ -62,34 +62,25 @@ from fedsdr.deploy.protocol.signing import (
     open_sealed,
     seal_payload,
 )
-from fedsdr.federation.in_process import InProcess
+from fedsdr.federation.in_process import InProcessEngine
+from fedsdr.federation.loaded import LoadedRun
 from fedsdr.federation.rounds import Participant
-from fedsdr.federation.workbench import Workbench
+from fedsdr.model.install import first_adapter, install_model
 from fedsdr.recipe.build import build_algorithm
-from fedsdr.recipe.sections.recipe import Recipe
-from fedsdr.training.store import ClientStore
-from fedsdr.workflows.method import client_examples, finish_client, noise_secret
-from fedsdr.workflows.run_folder import method_folders
+from fedsdr.recipe.methods import Method
+from fedsdr.workflows.method import client_examples, noise_secret
 
 RUNS: Final = "runs"
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Method:
-    """One of the recipe's methods, and where what is kept of it in a run lies."""
+class ClientKeys(NamedTuple):
+    """own: what this client signs by. server: of the one whose requests are carried out. Both are
+    `UNSIGNED` in a simulation."""
 
-    folder: Path
-    recipe: Recipe
-    algorithm: Algorithm
-
-
-@dataclass(frozen=True)
-class Course(Method):
-    """A method of a run whose records are rewritten."""
-
-    engine: InProcess
+    own: Signer
+    server: SignatureVerifier
 
 
 class ClientSide:
@@ -97,33 +88,28 @@ class ClientSide:
 
     def __init__(
         self,
-        bench: Workbench,
-        recipe: Recipe,
+        loaded: LoadedRun,
+        methods: Sequence[Method],
         client: str,
         folder: Path,
+        keys: ClientKeys,
         reporter: Reporter,
-        key: Signer,
-        server: SignatureVerifier,
     ) -> None:
-        """bench: with this client's records alone. folder: private, all that is kept lies in it.
-
-        key: of this client. server: of the one whose requests are carried out. Both are
-        `UNSIGNED` in a simulation.
-        """
-        assert isinstance(key, Unsigned) == isinstance(server, Unsigned)
-        self.bench, self.recipe, self.client = bench, recipe, client
+        """loaded: with this client's records alone. folder: private, everything is kept in it."""
+        self.key, self.server = keys
+        assert isinstance(self.key, Unsigned) == isinstance(self.server, Unsigned)
+        self.loaded, self.recipe, self.client = loaded, methods[-1].recipe, client
         self.folder, self.reporter = folder, reporter
-        self.key, self.server = key, server
         files.make_folder(folder, private=True)
         self.audit, self.journal = Audit(folder), RequestJournal(folder)
-        self.ledger, self.data = Ledger(folder, recipe.privacy), data_fingerprint(bench.clients)
+        self.ledger = Ledger(folder, self.recipe.privacy)
+        self.data = data_fingerprint(loaded.clients)
         if ledger_begun(folder):
             # A crash may have left lines that the journal does not know, or the owner put a copy.
             self.journal.note_ledger(self.ledger.mark())
             reporter.say(f"{client}: privacy: {self.ledger.describe()}")
-        found = method_folders(recipe, Path())
-        self._methods = {name: (place, each) for name, place, each in found}
-        self._courses: dict[tuple[str, str], Course] = {}
+        self._methods = {method.name: self._hiding_failures(method) for method in methods}
+        self._engines: dict[tuple[str, str], InProcessEngine] = {}  # by run and method
 
     def __call__(self, data: bytes) -> bytes:
         """Carry out a sealed request. Raises `WireError` for what no server of ours has sent."""
@@ -209,7 +195,7 @@ class ClientSide:
                 f"the recipes differ in {', '.join(differing[:5])}: here {differing[0]} is {here}, "
                 f"at the server {there}"
             )
-        facts = {"model": self.bench.fingerprint, "fedsdr": __version__}
+        facts = {"model": self.loaded.fingerprint, "fedsdr": __version__}
         return replace(blank, facts={**facts, "journal": self.journal.name})
 
     def _may_evaluate(self, request: Request) -> None:
@@ -220,16 +206,16 @@ class ClientSide:
             )
 
     def _prepare(self, request: Request, blank: Answer) -> Answer:
-        course = self._course(request)
-        return replace(blank, weight=float(len(course.engine.examples[self.client]["raw"])))
+        engine = self._engine(request)
+        return replace(blank, weight=float(len(engine.examples[self.client]["raw"])))
 
     def _fit(self, request: Request, blank: Answer) -> Answer:
-        course = self._course(request)
-        engine = course.engine
+        engine = self._engine(request)
+        recipe, algorithm = engine.method.recipe, engine.method.algorithm
         engine.rewind(self.client, request.counted)
-        simulated = course.recipe.privacy.noise_seed is not None  # as `fedsdr run` would draw it
+        simulated = recipe.privacy.noise_seed is not None  # as `fedsdr run` would draw it
         [participant] = engine.run_round(
-            course.algorithm, request.shared, request.round, [self.client],
+            algorithm, request.shared, request.round, [self.client],
             "" if simulated else blank.request,
         )  # fmt: skip
         assert isinstance(participant, Participant)
@@ -238,77 +224,73 @@ class ClientSide:
             blank, change=update.change, weight=update.weight, metrics=dict(update.metrics)
         )
         kept = engine.state(self.client, request.round).private.values()
-        check_declared(answer, course.recipe, [unwrap_private(private) for private in kept])
-        check_tensors(answer, course.algorithm, self._first())
+        check_declared(answer, recipe, [unwrap_private(private) for private in kept])
+        check_tensors(answer, algorithm, self._first())
         return answer
 
     def _first(self) -> Adapter:
         """An adapter of this client's model, by which the algorithm says what updates are like."""
-        return self.bench.first_adapter(self.recipe.seed)
+        return first_adapter(self.loaded.model, self.recipe.seed)
 
     def _evaluate(self, request: Request, blank: Answer) -> Answer:
-        self.bench.use(Personal(request.shared))
-        return replace(blank, metrics=self.bench.evaluator.global_model())
+        install_model(self.loaded.model, Personal(request.shared))
+        return replace(blank, metrics=self.loaded.evaluator.global_model())
 
     def _finish(self, request: Request, blank: Answer) -> Answer:
-        course = self._course(request)
-        course.engine.commit(request.counted, [self.client])
-        own = finish_client(
-            course.engine, course.algorithm, request.shared, self.client, request.counted
-        )
-        path = course.folder / PERSONAL_FILE  # for its owner: the answer may have to leave it out
-        files.write_json(path, {self.client: metric_values(own)}, private=True)
-        return replace(blank, metrics=own)
+        engine = self._engine(request)
+        engine.commit(request.counted, [self.client])
+        own = engine.personal_model(self.client, request.shared, request.counted)
+        engine.write_personal(self.client, own)
+        metrics = engine.judge_personal(self.client, own)
+        path = engine.method.folder / PERSONAL_FILE  # its owner's: the answer may have to omit it
+        files.write_json(path, {self.client: metric_values(metrics)}, private=True)
+        return replace(blank, metrics=metrics)
 
     # --- What is kept from request to request
 
-    def _course(self, request: Request) -> Course:
-        """The method of a run; its records are rewritten the first time."""
+    def _engine(self, request: Request) -> InProcessEngine:
+        """Of the method of a run; its records are rewritten the first time."""
         place = (request.run, request.method)
-        if place not in self._courses:
-            of_run = {each: c for each, c in self._courses.items() if each[0] == request.run}
-            self._courses = {**of_run, place: self._begin(request)}
-        return self._courses[place]
+        if place not in self._engines:
+            of_run = {each: e for each, e in self._engines.items() if each[0] == request.run}
+            self._engines = {**of_run, place: self._begin(request)}
+        return self._engines[place]
 
     def _method(self, request: Request) -> Method:
+        """The method that is asked for, in the folder of the run."""
         if request.method not in self._methods:
             there = ", ".join(self._methods)
             raise RefusalError(f"the recipe has no method {request.method!r}, only {there}")
-        place, recipe = self._methods[request.method]
-        folder = self.folder / RUNS / request.run / place
-        return Method(folder, recipe, build_algorithm(recipe, before_privacy=self._hiding))
+        return self._methods[request.method].within(self.folder / RUNS / request.run)
 
-    def _hiding(self, algorithm: Algorithm) -> Algorithm:
-        return with_failures_hidden(
-            algorithm, self._first(), lambda error: log.error("training failed", exc_info=error)
-        )
+    def _hiding_failures(self, method: Method) -> Method:
+        """The method, whose updates under differential privacy do not show that training failed."""
+
+        def hide(algorithm: Algorithm) -> Algorithm:
+            return with_failures_hidden(
+                algorithm, self._first(), lambda error: log.error("training failed", exc_info=error)
+            )
+
+        return replace(method, algorithm=build_algorithm(method.recipe, before_privacy=hide))
 
     def longest_request(self) -> int:
         """The bytes that a question of this client's server has at most."""
-        algorithms = [build_algorithm(recipe) for _, recipe in self._methods.values()]
+        algorithms = [method.algorithm for method in self._methods.values()]
         return longest_request(algorithms, self._first())
 
-    def _begin(self, request: Request) -> Course:
+    def _begin(self, request: Request) -> InProcessEngine:
         method = self._method(request)
         folder, recipe = method.folder, method.recipe
         if recipe.privacy.mode != "none" and recipe.federation.rounds and not folder.exists():
             self.ledger.check(recipe.privacy)  # before hours of rewriting
         files.make_folder(folder, private=True)
-        if parts := changed_parts(folder, self.bench):
+        if parts := changed_parts(folder, self.loaded):
             raise RefusalError(
                 f"this client's {', '.join(parts)} changed since the run began: restore what it "
                 "began with, or begin another run"
             )
-        examples = client_examples(self.bench, recipe, folder, self.reporter, self.folder)
-        engine = InProcess(
-            self.bench,
-            recipe,
-            examples,
-            ClientStore(folder / CLIENTS_FOLDER),
-            self.reporter,
-            noise_secret(recipe, folder),
-        )
-        return Course(folder, recipe, method.algorithm, engine)
+        examples = client_examples(self.loaded, method, self.reporter, self.folder)
+        return InProcessEngine(self.loaded, method, examples, self.reporter, noise_secret(method))
 
 
 def _refusal(blank: Answer, error: Exception) -> Answer:
@@ -321,10 +303,10 @@ def _refusal(blank: Answer, error: Exception) -> Answer:
 
 
 OPENINGS: Final[Mapping[Operation, Callable[[ClientSide, Request], object]]] = {
-    "prepare": ClientSide._course,
-    "fit": ClientSide._course,
+    "prepare": ClientSide._engine,
+    "fit": ClientSide._engine,
     "evaluate": ClientSide._may_evaluate,
-    "finish": ClientSide._course,
+    "finish": ClientSide._engine,
 }
 OPERATIONS: Final[Mapping[Operation, Callable[[ClientSide, Request, Answer], Answer]]] = {
     "prepare": ClientSide._prepare,

@@ -66,6 +66,19 @@ class Link(Protocol):
         ...
 
 
+class ServerConnection(NamedTuple):
+    """What a server reaches its clients by.
+
+    roster: the clients of the federation by id, in their order, with their keys. key: the server's;
+    in a simulation all are `UNSIGNED`. pause: seconds between two looks for replies.
+    """
+
+    link: Link
+    roster: Mapping[str, SignatureVerifier]
+    key: Signer
+    pause: float = 0.5
+
+
 class Sent(NamedTuple):
     """A message on its way: its id on the line, its request, that one's digest, the node, and
     when."""
@@ -89,20 +102,15 @@ class Admission:
 
     def __init__(
         self,
-        link: Link,
+        connection: ServerConnection,
         recipe: Recipe,
         run: AdmittedRun,
-        roster: Mapping[str, SignatureVerifier],
         reporter: Reporter,
-        key: Signer,
-        pause: float = 0.5,
     ) -> None:
-        """roster: the clients of the federation by id, in their order, with their keys. key: the
-        server's; in a simulation all are `UNSIGNED`. pause: seconds between two looks for replies.
-        """
-        assert {isinstance(k, Unsigned) for k in roster.values()} <= {isinstance(key, Unsigned)}
-        self.link, self.recipe, self.run, self.roster = link, recipe, run, roster
-        self.reporter, self.key, self.pause = reporter, key, pause
+        self.link, self.roster, self.key, self.pause = connection
+        unsigned = {isinstance(key, Unsigned) for key in self.roster.values()}
+        assert unsigned <= {isinstance(self.key, Unsigned)}
+        self.recipe, self.run, self.reporter = recipe, run, reporter
         self.places: dict[str, list[int]] = {}  # client -> the nodes that lead to it
         self.journals: dict[str, str] = {}  # client -> its journal's name
         self.troubles: dict[str, str] = {}  # client -> what was wrong with the last node of it

@@ -7,88 +7,81 @@ folder.
 
 import secrets
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
-from fedsdr.algorithms.contract import ServerState
-from fedsdr.core import files, seeds
-from fedsdr.core.adapters import fresh_adapter
+from fedsdr.core import files
 from fedsdr.core.environment import describe_environment
 from fedsdr.core.errors import UserError
-from fedsdr.core.layout import (
-    DELIVERED_FILE,
-    ENVIRONMENT_FILE,
-    PARTITION_FILE,
-    RECIPE_FILE,
-    REPORT_FILE,
-    RESULT_FILE,
-    SUMMARY_FILE,
-)
+from fedsdr.core.layout import ENVIRONMENT_FILE, PARTITION_FILE, REPORT_FILE, SUMMARY_FILE
 from fedsdr.core.progress import Reporter
-from fedsdr.deploy.protocol.egress import allowed_contents
-from fedsdr.deploy.protocol.signing import SignatureVerifier, Signer
-from fedsdr.deploy.server.admission import Admission, AdmittedRun, Link
-from fedsdr.deploy.server.engine import Remote
-from fedsdr.deploy.server.switchboard import Switchboard
-from fedsdr.federation.rounds import run_rounds
+from fedsdr.deploy.server.admission import Admission, AdmittedRun, ServerConnection
+from fedsdr.deploy.server.dispatcher import RequestDispatcher
+from fedsdr.deploy.server.engine import AdapterShape, RemoteEngine, adapter_shape
 from fedsdr.model.identity import Identity
-from fedsdr.model.lora import TwoStreamModel
-from fedsdr.model.outline import model_outline
-from fedsdr.model.peft_format import settings_of
-from fedsdr.recipe.build import build_algorithm
-from fedsdr.recipe.load import to_toml
+from fedsdr.recipe.methods import Method, resolve_methods
 from fedsdr.recipe.sections.recipe import Recipe
-from fedsdr.tracking.follow import Follower, tracked_method
 from fedsdr.tracking.table import choose_backends
-from fedsdr.workflows.method import conclude_method, noise_secret, round_options, write_global
-from fedsdr.workflows.prepare import check_clients, check_methods, methods_of, plan_folder
+from fedsdr.workflows.method import OpenEngine
+from fedsdr.workflows.prepare import check_clients
 from fedsdr.workflows.privacy_loss import UNJUDGED
-from fedsdr.workflows.run_folder import check_folder, claim_folder, claimed_folder, method_folders
-from fedsdr.workflows.summary import summarise_runs
+from fedsdr.workflows.run import run_methods
+from fedsdr.workflows.run_folder import check_folder, claim_folder
 
 RUN_FILE: Final = "run.json"  # the run's name, by which clients know it after a restart
 
 
 def serve_federation(
-    recipe: Recipe,
-    out: Path,
-    link: Link,
-    roster: Mapping[str, SignatureVerifier],
-    reporter: Reporter,
-    key: Signer,
-    pause: float = 0.5,
+    recipe: Recipe, out: Path, connection: ServerConnection, reporter: Reporter
 ) -> dict[str, Any]:
-    """Run a recipe with the clients of `roster` into `out`, or go on there; returns the summary.
+    """Run a recipe with the clients of a roster into `out`, or go on there; returns the summary.
 
     Raises `UserError` before any message is sent where recipe, roster or folder are wrong.
     """
-    check_served(recipe, list(roster))
+    methods = check_served(recipe, list(connection.roster))
     check_folder(out, recipe, resume=True)
     if (out / REPORT_FILE).exists():
         return dict(files.read_json(out / SUMMARY_FILE))
-    with claimed_folder(out, recipe, resume=True):
-        began, begun = time.perf_counter(), (out / RECIPE_FILE).exists()
-        shape = Shape(recipe, reporter)
+
+    def start() -> OpenEngine:
+        shape = adapter_shape(recipe, reporter)
         claim_folder(out, recipe)
-        admission = Admission(link, recipe, known_run(out), roster, reporter, key, pause)
+        admission = Admission(connection, recipe, known_run(out), reporter)
         admission.model = known_model(out)
         deployment = recipe.deployment
-        admission.connect(min(deployment.min_clients, len(roster)), deployment.wait_seconds)
+        admission.connect(
+            min(deployment.min_clients, len(connection.roster)), deployment.wait_seconds
+        )
         record_federation(out, recipe, admission)
-        board, backends = Switchboard(admission), choose_backends(recipe.tracking.backends)
-        for name, folder, each in method_folders(recipe, out):
-            follower = Follower(
-                backends, tracked_method(each, out.name, name, out, folder), reporter
-            )
-            serve_method(board, shape, each, folder, name, reporter, follower)
-        return summarise_runs([recipe.seed], [out], out, time.perf_counter() - began, begun)
+        return engine_across_sites(RequestDispatcher(admission, methods), shape, reporter)
+
+    return run_methods(methods, out, start, reporter, resume=True)
 
 
-def check_served(recipe: Recipe, clients: list[str]) -> None:
-    """Raise `UserError` for what cannot be done without the clients' data."""
-    check_methods(recipe)
+def engine_across_sites(
+    dispatcher: RequestDispatcher, shape: AdapterShape, reporter: Reporter
+) -> OpenEngine:
+    """Engines that ask clients at their sites, each of which has prepared its data."""
+
+    def open_engine(method: Method, secret: bytes) -> RemoteEngine:
+        """secret: of the server's noise alone; clients have their own."""
+        engine = RemoteEngine(dispatcher, method, shape, reporter)
+        if engine.evaluate is None:
+            reporter.say(f"{method.name}: {UNJUDGED.format(method.recipe.privacy.mode)}")
+        reporter.say(f"{method.name}: clients prepare their data")
+        engine.prepare()
+        return engine
+
+    return open_engine
+
+
+def check_served(recipe: Recipe, clients: list[str]) -> tuple[Method, ...]:
+    """The methods of a recipe that is run across organisations.
+
+    Raises `UserError` for what cannot be done without the clients' data.
+    """
+    methods = resolve_methods(recipe, recipe.deployment.max_norm)
+    choose_backends(recipe.tracking.backends)
     if not clients:
         raise UserError("the roster names no client")
     if recipe.evaluate.benchmarks:
@@ -96,9 +89,10 @@ def check_served(recipe: Recipe, clients: list[str]) -> None:
             "evaluate.benchmarks needs a model at the server, which has none: remove it, and run "
             "`fedsdr eval` on the finished run"
         )
-    if any(each.federation.pooled for each in methods_of(recipe)):
+    if any(method.recipe.federation.pooled for method in methods):
         raise UserError("'central' pools everybody's data, which stay where they are: remove it")
-    check_clients(recipe, clients)
+    check_clients(methods, clients)
+    return methods
 
 
 def known_run(out: Path) -> AdmittedRun:
@@ -107,10 +101,9 @@ def known_run(out: Path) -> AdmittedRun:
     if not path.exists():
         began = time.time_ns() // 10**6
         files.write_json(path, {"run": secrets.token_hex(16), "began": began})
-    told = files.read_json(path)
-    return AdmittedRun(
-        str(told["run"]), int(told.get("began", 0))
-    )  # 0: of a folder before there was one
+    noted = files.read_json(path)
+    # Earlier versions noted no beginning.
+    return AdmittedRun(str(noted["run"]), int(noted.get("began", 0)))
 
 
 def known_model(out: Path) -> Identity:
@@ -129,62 +122,3 @@ def record_federation(out: Path, recipe: Recipe, admission: Admission) -> None:
     files.write_json(out / PARTITION_FILE, [{"name": client} for client in admission.roster])
     described = describe_environment(recipe.seed)
     files.write_json(file, described | {"identity": dict(admission.model)})
-
-
-class Shape:
-    """What a server must know of the model: the shape of its adapters, none of its weights."""
-
-    def __init__(self, recipe: Recipe, reporter: Reporter) -> None:
-        lora = recipe.lora
-        with plan_folder(recipe, reporter) as folder:
-            model = TwoStreamModel(
-                model_outline(folder), lora.targets, lora.rank, lora.alpha, lora.layers
-            )
-        self.first = fresh_adapter(
-            model.blank(), seeds.seeded_generator(recipe.seed, "first adapter")
-        )
-        self.settings = settings_of(model, recipe.model.path, lora.dropout)
-
-
-def serve_method(
-    board: Switchboard,
-    shape: Shape,
-    recipe: Recipe,
-    folder: Path,
-    name: str,
-    reporter: Reporter,
-    follower: Follower | None = None,
-) -> None:
-    """One method from start or checkpoint to its result; a finished one is left alone."""
-    if (folder / RESULT_FILE).exists():
-        return
-    files.write_text(folder / RECIPE_FILE, to_toml(recipe))
-    engine = Remote(board, recipe, name, reporter, folder)
-    evaluate = engine.evaluate if allowed_contents("evaluate", recipe).metrics else None
-    if evaluate is None:
-        reporter.say(f"{name}: {UNJUDGED.format(recipe.privacy.mode)}")
-    reporter.say(f"{name}: clients prepare their data")
-    engine.prepare()
-    secret = noise_secret(recipe, folder)
-    options = round_options(recipe, secret, recipe.deployment.min_clients)
-    algorithm = build_algorithm(recipe, recipe.deployment.max_norm)
-    with follower or nullcontext() as tracking:
-
-        def deliver(state: ServerState) -> None:
-            write_global(folder, algorithm.deployed(state), shape.settings)
-            files.write_json(folder / DELIVERED_FILE, {"rounds": options.rounds})
-
-        def observe(row: Mapping[str, Any]) -> None:
-            engine.count(row)
-            if tracking:
-                tracking.row(row)
-
-        state = run_rounds(
-            algorithm, engine, shape.first, options, evaluate, folder,
-            reporter, name, observe, None, deliver,
-        )  # fmt: skip
-        personal = engine.finish(algorithm.broadcast(state))
-        result = conclude_method(recipe, folder, algorithm.deployed(state), personal)
-        if tracking:
-            tracking.final(result)
-    files.write_json(folder / RESULT_FILE, result)

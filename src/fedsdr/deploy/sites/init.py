@@ -26,8 +26,9 @@ from fedsdr.deploy.sites.site import (
     SERVER_PUBLIC,
 )
 from fedsdr.recipe.load import override_recipe, to_toml
+from fedsdr.recipe.methods import Method
 from fedsdr.recipe.sections.recipe import Recipe
-from fedsdr.workflows.prepare import lab_clients, methods_of
+from fedsdr.workflows.prepare import lab_clients
 from fedsdr.workflows.privacy_loss import planned_epsilon
 
 NODE_PORT: Final = 9094  # of the first client's SuperNode, on its own machine's loopback
@@ -46,6 +47,14 @@ class Keys(NamedTuple):
     connects: str
 
 
+class ServerAddress(NamedTuple):
+    """Where clients reach the server, and the public key of what it signs."""
+
+    host: str
+    port: int
+    public: str
+
+
 def init_federation(
     recipe: Recipe, out: Path, host: str, port: int, clients: Sequence[str] = ()
 ) -> list[str]:
@@ -57,8 +66,8 @@ def init_federation(
     written.
     """
     ids = client_ids(recipe, clients)
-    check_served(recipe, ids)
-    if any(each.privacy.noise_seed is not None for each in methods_of(recipe)):
+    methods = check_served(recipe, ids)
+    if any(method.recipe.privacy.noise_seed is not None for method in methods):
         raise UserError(
             "privacy.noise_seed is for simulations: whoever has the recipe can take the noise off "
             "again; leave it out, and each site draws a secret one"
@@ -72,9 +81,10 @@ def init_federation(
     out = out.resolve()
     server = out / SERVER
     write_certificates(server / "certificates", host)
-    public = new_key(server / SERVER_KEY)
+    address = ServerAddress(host, port, new_key(server / SERVER_KEY))
+    limited = override_recipe(recipe, {"privacy.lifetime_epsilon": lifetime_epsilon(methods)})
     keys = {
-        client: write_client(out, recipe, client, host, port, NODE_PORT + k, public)
+        client: write_client(out, own_recipe(limited, client), client, address, NODE_PORT + k)
         for k, client in enumerate(ids)
     }
     write_server(server, recipe, keys, host, port)
@@ -99,33 +109,35 @@ def client_ids(recipe: Recipe, clients: Sequence[str]) -> list[str]:
 
 
 def write_client(
-    out: Path, recipe: Recipe, client: str, host: str, port: int, node_port: int, server: str
+    out: Path, recipe: Recipe, client: str, server: ServerAddress, node_port: int
 ) -> Keys:
     """One client's folder, and in it that of its SuperNode; returns the public keys of both.
 
+    recipe: as this client gets it. node_port: where its SuperNode listens, on its own machine.
     They have a key each: who runs the node, and whatever app runs there, cannot sign an answer.
     """
     folder = out / client
     files.make_folder(folder, private=True)
     signs = new_key(folder / CLIENT_KEY)
-    files.write_text(folder / SERVER_PUBLIC, server + "\n")
+    files.write_text(folder / SERVER_PUBLIC, server.public + "\n")
     files.write_json(folder / CLIENT_FILE, {"id": client})
-    files.write_text(folder / RECIPE_FILE, to_toml(own_recipe(recipe, client)))
+    files.write_text(folder / RECIPE_FILE, to_toml(recipe))
     write_script(folder / "start.sh", "client.sh", {"client": client})
     write_script(folder / "environment.sh", "environment.sh", {"programs": program_folder()})
     relay = folder / RELAY
     files.make_folder(relay, private=True)
     connects = new_key(relay / NODE_KEY)
     files.write_bytes(relay / "ca.crt", (out / SERVER / "certificates" / "ca.crt").read_bytes())
-    where = {"host": host_in_url(host), "port": port, "node_port": node_port}
+    where = {
+        "host": host_in_url(server.host), "port": server.port, "node_port": node_port,
+    }  # fmt: skip
     write_script(relay / "start.sh", "relay.sh", where)
     write_script(relay / "environment.sh", "environment.sh", {"programs": program_folder()})
     return Keys(signs, connects)
 
 
 def own_recipe(recipe: Recipe, client: str) -> Recipe:
-    """The recipe as this client gets it: its own sources, or a place to put one, and its limit."""
-    recipe = override_recipe(recipe, {"privacy.lifetime_epsilon": lifetime_epsilon(recipe)})
+    """The recipe as this client gets it: its own sources, or a place to put one."""
     if recipe.uses_lab:
         return recipe
     mine = [s.model_dump(mode="json") for s in recipe.data.sources if s.client == client]
@@ -134,15 +146,16 @@ def own_recipe(recipe: Recipe, client: str) -> Recipe:
     return override_recipe(recipe, {"data.sources": mine})
 
 
-def lifetime_epsilon(recipe: Recipe) -> float | None:
+def lifetime_epsilon(methods: Sequence[Method]) -> float | None:
     """A client's limit: the recipe's, or what a whole run of it costs, all its methods.
 
     So a second run takes the owner's consent. None where a method has no noise to count.
     """
-    counted = all(each.privacy.mode != "none" for each in methods_of(recipe))
-    cost = planned_epsilon(recipe) if counted else math.inf
-    if recipe.privacy.lifetime_epsilon is not None or not 0 < cost < math.inf:
-        return recipe.privacy.lifetime_epsilon
+    counted = all(method.recipe.privacy.mode != "none" for method in methods)
+    cost = planned_epsilon(methods) if counted else math.inf
+    limit = methods[-1].recipe.privacy.lifetime_epsilon
+    if limit is not None or not 0 < cost < math.inf:
+        return limit
     return math.ceil(100 * cost) / 100
 
 

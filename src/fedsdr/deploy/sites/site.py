@@ -22,7 +22,7 @@ from fedsdr.core.layout import RECIPE_FILE
 from fedsdr.core.progress import Reporter, terminal_reporter
 from fedsdr.core.quiet import quiet_libraries
 from fedsdr.core.repeats import RepeatHandler
-from fedsdr.deploy.client.operations import ClientSide
+from fedsdr.deploy.client.operations import ClientKeys, ClientSide
 from fedsdr.deploy.client.trainer import SOCKET, allowed_users, listen_socket, serve_requests
 from fedsdr.deploy.protocol.messages import Name
 from fedsdr.deploy.protocol.signing import (
@@ -33,7 +33,7 @@ from fedsdr.deploy.protocol.signing import (
     read_private,
     read_public,
 )
-from fedsdr.deploy.server.admission import Link
+from fedsdr.deploy.server.admission import Link, ServerConnection
 from fedsdr.deploy.server.serve import serve_federation
 from fedsdr.recipe.load import load_recipe
 from fedsdr.recipe.sections.recipe import Recipe
@@ -82,16 +82,16 @@ def load_site(folder: Path) -> Site:
     """Raises `UserError` for what is missing or wrong, a key above all: there are keys of the
     server and of every client, or it is a simulation's folder, which says so and has none."""
     path, own = folder / ROSTER, folder / SERVER_KEY
-    told: _Roster = _read(path, _Roster)
-    if (told.clients is None) == (told.unsigned is None):
+    found: _Roster = _read(path, _Roster)
+    if (found.clients is None) == (found.unsigned is None):
         raise UserError(f'{path} must have either "clients", with a key each, or "unsigned"')
     recipe = load_recipe(folder / RECIPE_FILE)
-    if told.unsigned is not None:
+    if found.unsigned is not None:
         if own.exists():
             raise UserError(f'{path} says "unsigned", and there is {own}: a simulation has no keys')
-        return Site(folder, recipe, dict.fromkeys(told.unsigned, UNSIGNED), UNSIGNED)
-    assert told.clients is not None
-    roster = {c: read_public(line, f"{path}: client {c!r}") for c, line in told.clients.items()}
+        return Site(folder, recipe, dict.fromkeys(found.unsigned, UNSIGNED), UNSIGNED)
+    assert found.clients is not None
+    roster = {c: read_public(line, f"{path}: client {c!r}") for c, line in found.clients.items()}
     first: dict[str, str] = {}
     for client, key in roster.items():
         if (other := first.setdefault(public_line(key), client)) != client:
@@ -101,8 +101,8 @@ def load_site(folder: Path) -> Site:
 
 def roster_clients(folder: Path) -> list[str]:
     """The ids of the clients of a server's folder."""
-    told = files.read_json(folder / ROSTER)
-    return [*(told.get("clients") or told["unsigned"])]
+    found = files.read_json(folder / ROSTER)
+    return [*(found.get("clients") or found["unsigned"])]
 
 
 def server_port(folder: Path) -> int:
@@ -142,7 +142,8 @@ def _serve_folder(
         site = load_site(folder)
         patience = site.recipe.deployment
         link = line(max(patience.prepare_seconds, patience.round_seconds))
-        serve_federation(site.recipe, folder / RUN, link, site.roster, reporter, site.key, pause)
+        connection = ServerConnection(link, site.roster, site.key, pause)
+        serve_federation(site.recipe, folder / RUN, connection, reporter)
     except BaseException as error:
         files.write_json(folder / STATUS, status | {"state": "failed", "error": str(error)})
         raise
@@ -167,9 +168,10 @@ def open_client(folder: Path, reporter: Reporter) -> ClientSide:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the server's public key: {error}") from error
     recipe = load_recipe(folder / RECIPE_FILE)
-    bench = prepare_client(recipe, client, reporter).workbench(reporter)
-    private = folder / PRIVATE_FOLDER
-    return ClientSide(bench.of(client), recipe, client, private, reporter, key, server)
+    prepared = prepare_client(recipe, client, reporter)
+    mine = prepared.load(reporter).of(client)
+    keys = ClientKeys(key, server)
+    return ClientSide(mine, prepared.methods, client, folder / PRIVATE_FOLDER, keys, reporter)
 
 
 def run_trainer(

@@ -23,7 +23,7 @@ from fedsdr.deploy.sites.site import (
     roster_clients,
 )
 from fedsdr.recipe.load import load_recipe
-from fedsdr.workflows.run_folder import method_folders
+from fedsdr.recipe.methods import Method, resolve_methods
 
 ROUNDS = ("method", "rounds", "MiB of updates", "MiB of models", "last round", "seconds a round")
 
@@ -47,18 +47,19 @@ def print_status(folder: Path) -> None:
 
 def server_status(folder: Path) -> list[str | Grid]:
     """State and last error; a table of rounds, method by method; a table of clients."""
-    told = files.read_json(folder / STATUS) if (folder / STATUS).exists() else {}
-    since = f", begun {_ago(told['began'])}" if "began" in told else ""
-    lines: list[str | Grid] = [f"state: {told.get('state', 'not begun')}{since}"]
-    if told.get("error"):
-        lines.append(f"last error: {told['error']}")
-    recipe = load_recipe(folder / RECIPE_FILE)
+    status = files.read_json(folder / STATUS) if (folder / STATUS).exists() else {}
+    since = f", begun {_ago(status['began'])}" if "began" in status else ""
+    lines: list[str | Grid] = [f"state: {status.get('state', 'not begun')}{since}"]
+    if status.get("error"):
+        lines.append(f"last error: {status['error']}")
     rounds = []
     parts: Counter[str] = Counter()
     absent: dict[str, str] = {}
-    for name, place, each in method_folders(recipe, folder / RUN):
-        rows = [row for row in files.read_json_lines(place / METRICS_FILE) if row["round"]]
-        rounds.append([name, *_progress(rows, each.federation.rounds, place)])
+    for resolved in resolve_methods(load_recipe(folder / RECIPE_FILE)):
+        method = resolved.within(folder / RUN)
+        logged = files.read_json_lines(method.folder / METRICS_FILE)
+        rows = [row for row in logged if row["round"]]
+        rounds.append([method.name, *_progress(rows, method)])
         for row in rows:
             parts.update(row["clients"])
             absent |= {
@@ -74,13 +75,13 @@ def server_status(folder: Path) -> list[str | Grid]:
     ]
 
 
-def _progress(rows: Sequence[Mapping[str, Any]], planned: int, place: Path) -> list[str]:
+def _progress(rows: Sequence[Mapping[str, Any]], method: Method) -> list[str]:
     up, down, seconds = (
         sum(row["train"][key] for row in rows) for key in ("bytes_up", "bytes_down", "seconds")
     )
-    file = place / METRICS_FILE
+    file, planned = method.folder / METRICS_FILE, method.recipe.federation.rounds
     last = _ago(file.stat().st_mtime) if rows else ""
-    done = " (finished)" if (place / RESULT_FILE).exists() else ""
+    done = " (finished)" if (method.folder / RESULT_FILE).exists() else ""
     return [
         f"{len(rows)} of {planned}{done}", f"{up / files.MIB:.1f}", f"{down / files.MIB:.1f}", last,
         f"{seconds / len(rows):.3g}" if rows else "",

@@ -8,16 +8,15 @@ for no longer than it takes to come back.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from fedsdr.deploy.protocol.egress import UndeclaredError, check_declared
 from fedsdr.deploy.protocol.messages import Answer, Request, WireError, decode_answer
 from fedsdr.deploy.protocol.signing import open_sealed
 from fedsdr.deploy.server.admission import Admission, Reply, Sent, check_matches
 from fedsdr.federation.rounds import Absent
-from fedsdr.workflows.run_folder import method_folders
+from fedsdr.recipe.methods import Method
 
 
 @dataclass
@@ -31,13 +30,12 @@ class _Asked:
     away: float | None = None  # since when no node leads to the client
 
 
-class Switchboard:
-    """Asks the clients that have been admitted."""
+class RequestDispatcher:
+    """Sends requests to the clients that have been admitted, and collects their answers."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, methods: Iterable[Method]) -> None:
         self.admission, self.roster = admission, admission.roster
-        found = method_folders(admission.recipe, Path())
-        self._recipes = {name: recipe for name, _, recipe in found}
+        self._recipes = {method.name: method.recipe for method in methods}
 
     def question(self, request: Request) -> Request:
         """`request`, in the name of this run."""
