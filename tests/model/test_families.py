@@ -18,6 +18,7 @@ from fedsdr.generation.sampling import Job
 from fedsdr.model import fit
 from fedsdr.model.base import check_model, choose_dtype, load_base
 from fedsdr.model.checkpointing import check_checkpointing, recompute_activations
+from fedsdr.model.folder import StoredTensor, stored_tensors
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.model.peft_format import read_adapter, settings_of, write_adapter
 from fedsdr.training.annealing import Annealing
@@ -208,6 +209,20 @@ def test_what_pytorch_keeps_for_its_next_tensors_is_free(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, lambda device, found=found: found)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 20)
     assert fit.free_memory(torch.device("cuda")) == 150
+
+
+def test_stored_tensors_of_any_type_and_in_shards_are_counted(tmp_path):
+    folder = save_family("llama", tmp_path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size="20KB")
+    (folder / "model.safetensors").unlink()
+    held = stored_tensors(folder)
+    assert {name: each.shape for name, each in held.items()} == {
+        name: tuple(each.shape) for name, each in model.named_parameters()
+    }
+    assert sum(each.size for each in held.values()) == 4 * model.num_parameters()
+    kinds = {"F32": 24, "BF16": 12, "U8": 6, "F8_E4M3": 6, "I32": 24, "BOOL": 6, "F4": 3}
+    assert {kind: StoredTensor(kind, (2, 3)).size for kind in kinds} == kinds
 
 
 def test_free_memory_is_known_for_this_machine():

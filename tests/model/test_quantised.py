@@ -1,5 +1,7 @@
 """Bases in 8 and 4 bits: two streams on them, against the dequantised weights."""
 
+import shutil
+
 import pytest
 import torch
 from torch.nn import functional
@@ -11,6 +13,7 @@ from fedsdr.generation.batched import generate_batch
 from fedsdr.generation.sampling import Job
 from fedsdr.model import quantised
 from fedsdr.model.base import load_base
+from fedsdr.model.fit import loaded_bytes
 from fedsdr.model.identity import differing_parts, tensors_digest
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.model.outline import model_outline, weight_bytes
@@ -101,6 +104,26 @@ def test_weights_take_the_bytes_that_were_foretold(kind, tmp_path):
     tensors = load(folder, kind).model.state_dict()
     real = sum(t.nbytes for key, t in tensors.items() if not key.endswith("bitsandbytes__nf4"))
     assert weight_bytes(model_outline(str(folder)), torch.float32, kind) == real
+
+
+@KINDS
+def test_a_checkpoint_that_was_saved_quantised_takes_what_it_stores(kind, tmp_path, monkeypatch):
+    """And not what its configuration would take unquantised."""
+    plain, saved = save_family("llama", tmp_path / "plain"), tmp_path / "saved"
+    load(plain, kind).model.save_pretrained(saved)
+    for file in plain.glob("*token*"):
+        shutil.copy(file, saved)
+    tensors = load_base(str(saved), dtype="float32", device="cpu").model.state_dict()
+    real = sum(t.nbytes for key, t in tensors.items() if not key.endswith("bitsandbytes__nf4"))
+    outline = model_outline(str(saved))
+    counted = loaded_bytes(str(saved), outline, torch.float32, "none")
+    assert real <= counted < real + 14 * 100  # and how each of 14 layers was quantised
+    assert counted < 0.8 * weight_bytes(outline, torch.float32)
+    monkeypatch.setattr("fedsdr.model.fit.free_memory", lambda device: counted)
+    load_base(str(saved), dtype="float32", device="cpu")
+    monkeypatch.setattr("fedsdr.model.fit.free_memory", lambda device: counted - 1)
+    with pytest.raises(UserError, match=r"the weights of .* need"):
+        load_base(str(saved), dtype="float32", device="cpu")
 
 
 @KINDS

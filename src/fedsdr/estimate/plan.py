@@ -19,8 +19,9 @@ from fedsdr.estimate.traffic import Cohorts, Traffic, method_traffic, traced_sta
 from fedsdr.model.base import DTYPES, choose_device, choose_dtype, context_positions
 from fedsdr.model.blocks import BlockChoice
 from fedsdr.model.experts import experts_notice
+from fedsdr.model.fit import loaded_bytes
 from fedsdr.model.lora import TwoStreamModel
-from fedsdr.model.outline import model_outline, weight_bytes
+from fedsdr.model.outline import model_outline
 from fedsdr.recipe.methods import Method
 from fedsdr.recipe.sections.recipe import Recipe
 
@@ -156,7 +157,7 @@ def model_plan(
         place, base.num_parameters(), len(layer_paths(first)),
         sum(tensor.numel() for tensor in first.values()), str(dtype).removeprefix("torch."),
         recipe.model.quantisation, str(device),
-        weight_bytes(base, dtype, recipe.model.quantisation),
+        loaded_bytes(place, base, dtype, recipe.model.quantisation),
         experts_notice(base, layer_paths(first)),
     )  # fmt: skip
     return model, first, two.blocks

@@ -74,10 +74,9 @@ def load_base(
     model = _load_weights(path, choose_dtype(dtype, place), quantisation, place)
     model.requires_grad_(False)
     model.eval()
-    if quantisation == "none":
+    if quantisation == "none":  # else it is there already
         model.to(place)
-    else:  # it is there already
-        keep_differentiable(model)
+    keep_differentiable(model)  # a checkpoint may have been saved quantised
     check_causal(model, path)
     chat = ChatFormat(tokenizer, template, date)
     return LoadedModel(model, chat, path, model_identity(model, chat))

@@ -1,12 +1,15 @@
 """Whether a model's weights fit into the memory that is free, asked before loading them."""
 
+import math
 import os
 from pathlib import Path
 from typing import Final
 
 import torch
+from torch import nn
 
 from fedsdr.core.errors import UserError
+from fedsdr.model.folder import stored_tensors
 from fedsdr.model.outline import model_outline, weight_bytes
 
 MEMINFO: Final = Path("/proc/meminfo")
@@ -29,16 +32,30 @@ def free_memory(device: torch.device) -> int | None:
     return None
 
 
+def loaded_bytes(path: str, model: nn.Module, dtype: torch.dtype, quantisation: str) -> int:
+    """Bytes of the weights of a model folder or hub name once they are loaded.
+
+    model: its outline. In a folder that was saved quantised, what is no ordinary weight of the
+    model is counted as it is stored, whatever `quantisation` says; its other weights, such as the
+    embedding and the norms, are loaded as `dtype`.
+    """
+    saved_quantised = getattr(model.config, "quantization_config", None) is not None
+    if not saved_quantised or not Path(path).is_dir():
+        return weight_bytes(model, dtype, quantisation)
+    shapes = {name: tuple(each.shape) for name, each in model.named_parameters()}
+    return sum(
+        math.prod(held.shape) * dtype.itemsize
+        if held.is_float and shapes.get(name) == held.shape
+        else held.size
+        for name, held in stored_tensors(Path(path)).items()
+    )
+
+
 def check_fits(path: str, dtype: torch.dtype, quantisation: str, device: torch.device) -> None:
     """Raise `UserError` where the weights of a folder alone need more than is free."""
     if Path(path).is_dir():  # a hub's model may have to be downloaded first
-        check_size(
-            weight_bytes(model_outline(path), dtype, quantisation),
-            path,
-            dtype,
-            quantisation,
-            device,
-        )
+        needed = loaded_bytes(path, model_outline(path), dtype, quantisation)
+        check_size(needed, path, dtype, quantisation, device)
 
 
 def check_size(

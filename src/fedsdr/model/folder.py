@@ -1,8 +1,10 @@
 """Checks of a model folder by its files alone, before it is loaded."""
 
 import json
+import math
+import re
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from safetensors import safe_open
 
@@ -98,6 +100,40 @@ def check_token_table(path: str, name: str, rows: int) -> None:
             f"model.path = {path!r}: config.json says vocab_size = {rows}, and {name} in "
             f"{file.name} has {shape[0]} rows: set vocab_size = {shape[0]} in config.json"
         )
+
+
+class StoredTensor(NamedTuple):
+    """What a safetensors header says of a tensor. kind: as "BF16" or "U8"."""
+
+    kind: str
+    shape: tuple[int, ...]
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it has an ordinary floating-point type, of 16 bits at least."""
+        return self.kind in ("F64", "F32", "F16", "BF16")
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        bits = re.search(r"\d+", self.kind)
+        return -(-math.prod(self.shape) * int(bits[0] if bits else 8) // 8)
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """The tensors of a model folder's weights, by name; reads headers alone.
+
+    Raises `UserError` as `check_weight_files` does.
+    """
+    check_weight_files(str(folder))
+    whole = (folder / MODEL_WEIGHTS).is_file()
+    found = {}
+    for name in [MODEL_WEIGHTS] if whole else _shards(folder / INDEX):
+        with safe_open(folder / name, framework="pt") as handle:
+            for key in handle.keys():  # noqa: SIM118
+                held = handle.get_slice(key)
+                found[key] = StoredTensor(held.get_dtype(), tuple(held.get_shape()))
+    return found
 
 
 def _file_of(folder: Path, tensor: str) -> Path | None:

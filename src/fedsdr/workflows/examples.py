@@ -15,10 +15,10 @@ from fedsdr.data.template import ChatFormat
 from fedsdr.distillation.rewrite import rewriting_job
 from fedsdr.model.base import choose_device, choose_dtype, context_positions, load_chat
 from fedsdr.model.experts import experts_notice
-from fedsdr.model.fit import check_size
+from fedsdr.model.fit import check_size, loaded_bytes
 from fedsdr.model.folder import check_token_table
 from fedsdr.model.layers import layer_shape, select_layers
-from fedsdr.model.outline import model_outline, token_table, weight_bytes
+from fedsdr.model.outline import model_outline, token_table
 from fedsdr.recipe.methods import Method
 from fedsdr.recipe.sections.distill import Distill
 from fedsdr.recipe.sections.recipe import Recipe
@@ -75,7 +75,7 @@ def prepare_records(
 def _check_memory(recipe: Recipe, base: Any) -> None:
     options, device = recipe.model, choose_device(recipe.model.device)
     dtype = choose_dtype(recipe.dtype, device)
-    size = weight_bytes(base, dtype, options.quantisation)
+    size = loaded_bytes(options.path, base, dtype, options.quantisation)
     check_size(size, options.path, dtype, options.quantisation, device)
 
 
