@@ -35,8 +35,13 @@ from fedsdr.model.base import LoadedModel, load_base
 from fedsdr.model.identity import model_identity
 from fedsdr.model.lora import Stream, TwoStreamModel
 from support import tiny_models, tiny_recipe
-from support.benchmark_files import ANSWERS
+from support.benchmark_files import ANSWERS, write_benchmarks
 from support.real_data import EVAL
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_benchmarks(tmp_path_factory.mktemp("eval"))
 
 
 def base_of(family: str = "llama", streams: bool = False, **changes: Any) -> LoadedModel:

@@ -5,8 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from support import tiny_recipe
 
 ANSWERS = "ABCD"
@@ -28,10 +26,8 @@ def write_mmlu(folder: Path, subject: str, part: str, count: int) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small files in the layout of every benchmark."""
-    folder = tmp_path_factory.mktemp("eval")
+def write_benchmarks(folder: Path) -> Path:
+    """Files of every benchmark below a folder, which is returned."""
     for subject in ("red_birds", "cats"):
         write_mmlu(folder, subject, "dev", 5)
         write_mmlu(folder, subject, "test", 4)

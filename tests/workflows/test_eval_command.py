@@ -27,13 +27,18 @@ from fedsdr.workflows import benchmark as benchmarking
 from fedsdr.workflows.benchmark import BenchmarkRequest, run_benchmarks
 from fedsdr.workflows.run import run_recipe
 from support import tiny_recipe, toy_clients
-from support.benchmark_files import data as data
+from support.benchmark_files import write_benchmarks
 from support.command_line import assert_told, invoke, snapshot
 from support.gguf_files import tiny_gguf
 from support.model_changes import CHANGES, weight
 
 OWN = ["base", "fedavg", "global"]
 CLIENTS = [f"client:{name}" for name in toy_clients.CLIENTS]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_benchmarks(tmp_path_factory.mktemp("eval"))
 
 
 @pytest.fixture(scope="module")
