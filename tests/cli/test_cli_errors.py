@@ -391,7 +391,6 @@ def command(*args: str | Path, **environment: str) -> subprocess.CompletedProces
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "parts"),
     [

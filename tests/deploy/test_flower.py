@@ -33,12 +33,10 @@ from support.flower_processes import (
     running,
 )
 from support.processes import wait_until
-from support.repository import REPOSITORY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 CHECKPOINT = "checkpoint.safetensors"
-GUIDE = REPOSITORY / "docs" / "deploy.md"
 CLIENTS = ("anna", "ben")
 FAMILIES = [
     "fedavg", "fedsd", "local", "fedsdr+scaffold", "fedyogi", "fedsdr+flexlora", "fedsa",
@@ -167,13 +165,3 @@ def unknown_nodes_get_nothing(out: Path, port: int) -> None:
     fedsdr("deploy", "init", recipe, "--out", str(others), "--host", "localhost")
     assert "Exit Code" in turned_away(others / "anna" / "relay" / "ca.crt")
     assert "Activated" not in (out / "server" / "logs" / "superlink.log").read_text()
-
-
-def test_the_guide_says_what_the_test_does():
-    """Command by command."""
-    guide = GUIDE.read_text()
-    for words in (
-        "fedsdr deploy init", "./start.sh", "fedsdr deploy register", "fedsdr deploy run",
-        "fedsdr status", "fedsdr deploy simulate",
-    ):  # fmt: skip
-        assert words in guide

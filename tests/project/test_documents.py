@@ -121,3 +121,12 @@ def test_every_function_that_is_named_by_its_file_is_there(page):
         code = (REPOSITORY / "src" / "fedsdr" / file).read_text(encoding="utf-8")
         for name in re.split(r"[., ]+", names):
             assert re.search(rf"((def|class) |^){name}\b", code, re.MULTILINE), f"{file}: {name}"
+
+
+def test_the_guide_to_deployments_gives_the_commands_that_its_test_runs():
+    """Those of tests/deploy/test_flower.py."""
+    for words in (
+        "fedsdr deploy init", "./start.sh", "fedsdr deploy register", "fedsdr deploy run",
+        "fedsdr status", "fedsdr deploy simulate",
+    ):  # fmt: skip
+        assert words in TEXTS["docs/deploy.md"]
