@@ -31,9 +31,24 @@ from fedsdr.algorithms.contract import (
     check_update,
 )
 from fedsdr.algorithms.fedavg import fedavg
-from fedsdr.algorithms.privacy import PrivacyOptions, add_noise, central_privacy, local_noise
+from fedsdr.algorithms.privacy import (
+    PrivacyOptions,
+    add_noise,
+    central_privacy,
+    local_noise,
+    with_failures_hidden,
+)
 from fedsdr.algorithms.scaffold import Scaffold, scaffold
-from fedsdr.core.adapters import Adapter, Private, add, norm, scale, subtract, zeros_like
+from fedsdr.core.adapters import (
+    Adapter,
+    Private,
+    add,
+    norm,
+    resize_rank,
+    scale,
+    subtract,
+    zeros_like,
+)
 from fedsdr.core.metrics import Mean
 from fedsdr.core.seeds import SECRET_BYTES, derive_secret, secret_gaussian
 from support.toy_clients import random_adapter, secret_round
@@ -120,6 +135,27 @@ def test_what_a_client_keeps_is_the_inner_algorithms():
         _, state = algorithm.client(shared, ClientState(), trained(change), ROUND)
         _, plain = inner.client(shared, ClientState(), trained(change), ROUND)
         assert same_bits(state.memory["control/"], plain.memory["control/"])
+
+
+def test_a_client_whose_training_fails_sends_zeros_like_any_other_and_keeps_its_state():
+    """What it sends has the weight, keys and shapes of a change: under noise the two look alike."""
+    change = random_adapter("change")
+    diverged = scale(change, math.nan)
+    noted: list[Exception] = []
+    hidden = with_failures_hidden(fedavg(SETUP), change, noted.append)
+
+    def failing(stage: Stage) -> Fitted:
+        raise RuntimeError("of record 7")
+
+    for rank, fit in ((None, failing), (None, trained(diverged)), (1, failing)):
+        before = ClientState({"kept": Private({})}, rank=rank)
+        update, after = hidden.client(zeros_like(change), before, fit, ROUND)
+        assert after is before
+        like = change if rank is None else resize_rank(change, rank)
+        assert same_bits(update.change, zeros_like(like))
+        assert (update.weight, update.metrics) == (1.0, {})
+    assert [str(error)[:11] for error in noted] == ["of record 7", "update of c", "of record 7"]
+    assert same_bits(sent(hidden, change).change, change)
 
 
 # Central noise

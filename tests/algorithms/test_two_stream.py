@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from fedsdr.algorithms.aggregation.partly_shared import OWN_PART
 from fedsdr.algorithms.contract import Algorithm, ClientState, Fitted, Round, Schedule, Stage
 from fedsdr.algorithms.fedavg import fedavg
 from fedsdr.algorithms.two_stream import SMOOTHING, Smoothing, stream_conflict, two_stream
@@ -192,6 +193,24 @@ def test_consolidation_goes_on_from_the_rectified_r_and_is_what_is_sent(name):
         sent = {key: asked[2][1].shared[key] - asked[1][0].shared[key] for key in change}
         assert furthest(change, sent) == 0
     assert all("loss/consolidate" in update.metrics for update in played.updates)
+
+
+@pytest.mark.parametrize("name", ["fedper", "fedsa"])
+def test_a_client_keeps_its_own_part_of_r_as_consolidation_leaves_it(name):
+    local = LOCAL.model_copy(update={"consolidate_steps": 4, "consolidate_lr": 0.05})
+    played = play(build(f"fedsdr+{name}", local=local))
+    consolidated = [
+        (rectified.own, fitted.own)
+        for stage, rectified, fitted in zip(
+            played.stages[1:], played.fits, played.fits[1:], strict=False
+        )
+        if stage.name == "consolidate"
+    ]
+    last_round = consolidated[-len(CLIENTS) :]
+    for client, (before, after) in zip(CLIENTS, last_round, strict=True):
+        kept = unwrap_private(played.clients[client].private[OWN_PART])
+        assert same_bits(kept, unwrap_private(after))
+        assert not same_bits(kept, unwrap_private(before))
 
 
 def test_without_an_s_there_is_no_teacher():

@@ -120,6 +120,16 @@ def test_the_oracle_is_a_function_of_seed_record_and_attempt():
     assert all(b for a, b in zip(first, more, strict=True) if a)  # it errs again where it did
 
 
+@pytest.mark.parametrize("part", ["response", "instruction"])
+def test_the_oracle_judges_records_that_differ_in_one_text_apart(part):
+    judge = oracle_judge(Oracle(false_reject=0.5), 0)
+    other = [record(**{part: f"text {i}"}, answer="gold") for i in range(100)]
+    wrong = sum(
+        verdict.reason == "doubted" for verdict in judge([candidate("gold", r) for r in other])
+    )
+    assert 25 < wrong < 75  # five standard deviations
+
+
 def test_the_oracle_lets_pass_what_has_no_gold_answer():
     judge = oracle_judge(Oracle(false_reject=1.0), 0)
     assert judge([candidate("anything", record())]) == [Verdict()]

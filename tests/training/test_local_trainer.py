@@ -344,9 +344,9 @@ def test_without_anything_in_s_teacher_and_student_are_one_model():
 # --- Fresh streams
 
 
-def fresh(**changes: Any) -> Adapter:
-    stage = Stage("smooth", "S", Schedule(1, 1e-3), targets="distilled")
-    return unwrap_private(trainer(new_model(), **changes)(stage).before)
+def fresh(stage: str = "smooth", **changes: Any) -> Adapter:
+    asked = Stage(stage, "S", Schedule(1, 1e-3), targets="distilled")
+    return unwrap_private(trainer(new_model(), **changes)(asked).before)
 
 
 def test_a_private_stream_starts_fresh_where_none_is_given():
@@ -361,8 +361,8 @@ def test_a_private_stream_starts_fresh_where_none_is_given():
     assert same(fresh(), start)
 
 
-def test_fresh_streams_differ_by_client_round_and_seed():
-    starts = [fresh(), fresh(client="b"), fresh(round=3), fresh(seed=6)]
+def test_fresh_streams_differ_by_stage_client_round_and_seed():
+    starts = [fresh(), fresh("personal"), fresh(client="b"), fresh(round=3), fresh(seed=6)]
     for a, b in itertools.combinations(starts, 2):
         assert not same(a, b)
 
