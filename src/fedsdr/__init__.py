@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedsdr.api.federation import Federation as Federation
     from fedsdr.api.judging import judge_endpoint as judge_endpoint
     from fedsdr.api.recipes import check as check
     from fedsdr.api.recipes import diagnose as diagnose
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PLACES = {
+    "fedsdr.api.federation": ("Federation",),
     "fedsdr.api.judging": ("judge_endpoint",),
     "fedsdr.api.recipes": ("check", "diagnose", "distill", "pilot_distillation", "plan"),
     "fedsdr.api.rewriting": ("rewrite",),

@@ -16,12 +16,16 @@ Transform = Callable[[Algorithm], Algorithm]
 
 
 def build_algorithm(
-    recipe: Recipe, max_norm: float = math.inf, before_privacy: Transform | None = None
+    recipe: Recipe,
+    max_norm: float = math.inf,
+    before_privacy: Transform | None = None,
+    custom: Algorithm | None = None,
 ) -> Algorithm:
     """The recipe's algorithm, wearing its transforms, the innermost first.
 
     max_norm: of an update; larger ones are refused. before_privacy: put on what the transform of
-    differential privacy is put on, where there is one. Raises `UserError` for unknown names or
+    differential privacy is put on, where there is one. custom: takes the place of what
+    `federation.algorithm` names. Raises `UserError` for unknown names or
     options, and for choices that exclude each other.
     """
     check_options(recipe)
@@ -30,7 +34,7 @@ def build_algorithm(
     schedule = Schedule(recipe.local.rectify_steps, recipe.local.rectify_lr)
 
     own, aggregation, personal = chosen.algorithm, chosen.lora_aggregation, chosen.personalisation
-    it = own.build(Setup(schedule), own.options)
+    it = own.build(Setup(schedule), own.options) if custom is None else custom
     it = aggregation.build(it, aggregation.options, *smaller_ranks(recipe))
     it = chosen.robust.build(it, chosen.robust.options)
     if recipe.evaluate.aggregation_error and has_global_model(chosen):

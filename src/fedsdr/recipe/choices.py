@@ -1,14 +1,17 @@
 """What a recipe chooses from the tables of algorithms and transforms, with the options of each."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
-from fedsdr.algorithms.contract import Algorithm, Options
+from fedsdr.algorithms.contract import Algorithm, NoOptions, Options, Setup
 from fedsdr.algorithms.table import TABLES, AlgorithmRow
 from fedsdr.core.errors import UserError
 from fedsdr.recipe.sections.recipe import Recipe
+
+# Before the name of an algorithm that a program has given as an object: no table has it.
+CUSTOM: Final = "custom:"
 
 
 class Choice(NamedTuple):
@@ -46,9 +49,21 @@ def chosen_options(recipe: Recipe, key: str) -> Choice:
     """What the recipe chooses by a key of `TABLES`, with its options."""
     section, _, field = key.partition(".")
     name, table = getattr(getattr(recipe, section), field), TABLES[key]
+    if key == "federation.algorithm" and name.startswith(CUSTOM):
+        return Choice(name, _custom_row(name), NoOptions())
     if name not in table:
         raise UserError(f"{key} = {name!r} is not known: choose from {', '.join(table)}")
     return Choice(name, table[name], read_options(name, recipe.options.get(name, {})))
+
+
+def _custom_row(name: str) -> AlgorithmRow:
+    def build(setup: Setup, options: NoOptions) -> Algorithm:
+        raise UserError(
+            f"federation.algorithm = {name!r} is an object of a Python program, which a recipe "
+            "cannot build: run it by fedsdr.Federation, or choose another algorithm"
+        )
+
+    return AlgorithmRow(build, "given as an object", "its program")
 
 
 def check_cohort(recipe: Recipe, cohort: int) -> None:

@@ -17,6 +17,7 @@ from fedsdr.algorithms.table import TABLES
 from fedsdr.core.errors import UserError
 from fedsdr.core.layout import BASELINES_FOLDER
 from fedsdr.recipe.build import build_algorithm
+from fedsdr.recipe.choices import CUSTOM
 from fedsdr.recipe.load import flatten_tables, override_recipe, recipe_differences
 from fedsdr.recipe.sections.recipe import Recipe
 
@@ -98,14 +99,18 @@ class Method:
         return replace(self, folder=out / self.folder)
 
 
-def resolve_methods(recipe: Recipe, max_norm: float = math.inf) -> tuple[Method, ...]:
+def resolve_methods(
+    recipe: Recipe, max_norm: float = math.inf, custom: Algorithm | None = None
+) -> tuple[Method, ...]:
     """The baselines and, last, the recipe's own method, each validated and built once.
 
-    max_norm: of an update, as of `build_algorithm`. Raises `UserError` where one of them cannot be
-    built, a variant changes what is common to all (whether it is a baseline or not), or a method
-    would run twice: under one name in a summary, two runs would pass for two seeds.
+    max_norm, custom: as of `build_algorithm`; custom is for the recipe's own method. Raises
+    `UserError` where one of them cannot be built, a variant changes what is common to all (whether
+    it is a baseline or not), or a method would run twice: under one name in a summary, two runs
+    would pass for two seeds.
     """
-    own = Method(own_name(recipe), Path(), recipe, build_algorithm(recipe, max_norm))
+    algorithm = build_algorithm(recipe, max_norm, custom=custom)
+    own = Method(own_name(recipe), Path(), recipe, algorithm)
     if taken := sorted({*NAMED_METHODS, *CHOICE_KEYS} & recipe.variants.keys()):
         raise UserError(f"variants.{taken[0]} has the name of a method: call it something else")
     named = {
@@ -192,4 +197,6 @@ def own_name(recipe: Recipe) -> str:
         chosen = getattr(federation, key.rpartition(".")[2])
         if chosen != plain and chosen in CHOICE_KEYS:
             parts.append(chosen)
+        elif key == "federation.algorithm" and chosen.startswith(CUSTOM):
+            parts.append(chosen.removeprefix(CUSTOM))
     return "+".join(parts) or ("base" if federation.rounds == 0 else "fedavg")

@@ -55,9 +55,16 @@ def run_recipe(
 
 
 def run_in_process(
-    methods: Methods, out: Path, reporter: Reporter, resume: bool = False
+    methods: Methods,
+    out: Path,
+    reporter: Reporter,
+    resume: bool = False,
+    loaded: LoadedRun | None = None,
 ) -> dict[str, Any]:
-    """`run_recipe`, of methods that are resolved already."""
+    """`run_recipe`, of methods that are resolved already.
+
+    loaded: the same model and data, where they are in memory.
+    """
     recipe = methods[-1].recipe
     if resume:
         check_folder(out, recipe, resume)
@@ -71,14 +78,14 @@ def run_in_process(
 
     def start() -> OpenEngine:
         announce_notices(prepared.notices, reporter)
-        loaded = prepared.load(reporter)
+        run = loaded or prepared.load(reporter)
         claim_folder(out, recipe)
         files.write_json(out / NOTICES_FILE, as_rows(prepared.notices))
-        reporter.say("model: " + ", ".join(f"{k} {v}" for k, v in loaded.description.items()))
-        for words in slow_ways(loaded.base.model):
+        reporter.say("model: " + ", ".join(f"{k} {v}" for k, v in run.description.items()))
+        for words in slow_ways(run.base.model):
             reporter.say(words)
-        record_start(out, loaded, recipe.seed, reporter)
-        return engine_in_process(loaded, reporter)
+        record_start(out, run, recipe.seed, reporter)
+        return engine_in_process(run, reporter)
 
     return run_methods(methods, out, start, reporter, resume)
 
