@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fedsdr.api.runs import run as run
     from fedsdr.core.errors import UserError as UserError
     from fedsdr.data.records import Record as Record
+    from fedsdr.judge.asking import Prices as Prices
     from fedsdr.model.lora import TwoStreamModel as TwoStreamModel
     from fedsdr.recipe.load import load_recipe as load_recipe
     from fedsdr.recipe.sections.recipe import Recipe as Recipe
@@ -49,6 +50,7 @@ _PLACES = {
     ),
     "fedsdr.core.errors": ("UserError",),
     "fedsdr.data.records": ("Record",),
+    "fedsdr.judge.asking": ("Prices",),
     "fedsdr.model.lora": ("TwoStreamModel",),
     "fedsdr.recipe.load": ("load_recipe",),
     "fedsdr.recipe.sections.recipe": ("Recipe",),

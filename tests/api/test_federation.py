@@ -1,6 +1,7 @@
 """Algorithms given as objects: composed or as they are, next to baselines, and what is refused."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from fedsdr.core.progress import silent_reporter
 from fedsdr.model.peft_format import read_adapter
 from fedsdr.workflows.run import run_recipe
 from support import tiny_recipe, toy_clients
+from support.repository import REPOSITORY
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def half_steps(setup: Setup) -> Algorithm:
     return fedavg(setup)._replace(finish=finish)
 
 
-def test_what_is_federated(federation):
+def test_a_federation_says_its_clients_and_schedule(federation):
     assert federation.clients == list(toy_clients.CLIENTS)
     local = federation.recipe.local
     assert (federation.setup.schedule.steps, federation.setup.schedule.lr) == (
@@ -73,7 +75,19 @@ def test_fedavg_as_an_object_is_fedavg_by_name(federation, home):
     assert "mine" in run.report.read_text(encoding="utf-8")
 
 
-def test_an_algorithm_wears_what_the_recipe_chooses(federation, home):
+def test_the_algorithm_of_the_docs_is_the_one_that_takes_half_steps(federation, home, monkeypatch):
+    page = (REPOSITORY / "docs" / "python.md").read_text(encoding="utf-8")
+    [block] = [text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+               if "def half_steps" in text]  # fmt: skip
+    monkeypatch.chdir(home)
+    (home / "my.toml").write_bytes((home / "recipe.toml").read_bytes())
+    exec(block, names := {"fedsdr": fedsdr})
+    run = federation.run(half_steps(federation.setup), home / "ours", name="half", progress=False)
+    theirs, ours = (read_adapter(each.folder / "global") for each in (names["run"], run))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_a_composed_algorithm_has_the_recipes_other_choices(federation, home):
     """Half of FedAvg's step is FedAvgM of the same rate, in two streams as in one."""
     recipe = fedsdr.load_recipe(
         home / "recipe.toml",
@@ -94,7 +108,7 @@ def test_an_algorithm_wears_what_the_recipe_chooses(federation, home):
     assert "client:anna" in run.models  # S stays with its client
 
 
-def test_an_algorithm_as_it_is_asks_for_the_targets_that_it_likes(home):
+def test_an_algorithm_that_is_not_composed_chooses_its_own_targets(home):
     asked: list[str] = []
 
     def stubborn(setup: Setup) -> Algorithm:
@@ -148,10 +162,10 @@ def test_an_interrupted_run_goes_on(federation, home):
 @pytest.mark.parametrize(
     ("algorithm", "name", "said"),
     [
-        (fedavg, "mine", "is no Algorithm: give what a factory returns"),
-        (None, "fedprox", "name = 'fedprox': give letters"),
-        (None, "fedsdr", "name = 'fedsdr': give letters"),
-        (None, "my own", "name = 'my own': give letters"),
+        (fedavg, "mine", "is not an Algorithm: give what a factory returns"),
+        (None, "fedprox", "name = 'fedprox': use letters"),
+        (None, "fedsdr", "name = 'fedsdr': use letters"),
+        (None, "my own", "name = 'my own': use letters"),
     ],
 )
 def test_what_cannot_be_run_is_refused(federation, tmp_path, algorithm, name, said):

@@ -16,6 +16,7 @@ import fedsdr
 from fedsdr.core.progress import silent_reporter
 from fedsdr.workflows.finished import Models, open_finished
 from support import tiny_recipe, toy_clients
+from support.chat_server import serving
 from support.repository import REPOSITORY
 
 IDS = torch.tensor([[6, 7, 8, 9]])
@@ -33,7 +34,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def run(home: Path) -> fedsdr.Run:
-    """FedSDR beside FedAvg, to look at and not to touch."""
+    """FedSDR and FedAvg, for tests that do not change the folder."""
     recipe = fedsdr.load_recipe(home / "recipe.toml", {"baselines": ["fedavg"]})
     return fedsdr.run(recipe, home / "out", progress=False)
 
@@ -125,6 +126,20 @@ def test_an_export_is_a_folder_that_peft_loads(run, tmp_path, capsys):
     assert (made.model, made.merged) == ("client:ben", False)
     assert (tmp_path / "model" / "adapter_config.json").exists()
     assert capsys.readouterr() == ("", "")
+
+
+def test_another_model_judges_the_answers(run, tmp_path, monkeypatch):
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"question": "red cat"}\n{"question": "blue dog sees"}\n')
+    with serving(lambda messages: "Good. [[7]]") as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        monkeypatch.setenv("OPENAI_API_KEY", "a key of a test")
+        endpoint = fedsdr.judge_endpoint("a judge", retries=0)
+        result = run.judge(questions, endpoint, answer_tokens=4, progress=False)
+    assert result["kind"] == "score"
+    assert read(run.folder / "judge.json") == {"judgings": [result]}
+    with pytest.raises(fedsdr.UserError, match="has no model 'fedprox'"):
+        run.judge(questions, endpoint, b="fedprox")
 
 
 def test_a_finished_run_is_opened_again(run):

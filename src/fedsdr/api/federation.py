@@ -1,4 +1,4 @@
-"""A federation in memory, on which algorithms are run that no table has."""
+"""A federation in memory, for algorithms that are given as objects."""
 
 import re
 from dataclasses import replace
@@ -21,17 +21,20 @@ CUSTOM_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
 class Federation:
-    """The clients, data and base model of a recipe, loaded once, on which algorithms are run.
+    """The clients, data and base model of a recipe, loaded once, to run algorithms on.
 
         federation = fedsdr.Federation("my.toml")
         run = federation.run(fedavg(federation.setup), "runs/mine", name="mine")
 
-    An algorithm is a `fedsdr.algorithms.contract.Algorithm`: a value, which needs no row in a
-    table. docs/python.md has an example.
+    An algorithm is any `fedsdr.algorithms.contract.Algorithm`; it needs no row in
+    `fedsdr.algorithms.table`. docs/python.md has an example.
     """
 
     def __init__(self, recipe: RecipeSource, *, progress: ProgressOption = True) -> None:
-        """Check the recipe, read the data and load the model. Raises `UserError`."""
+        """Check the recipe, read the data and load the model.
+
+        Raises `UserError` for the first mistake, before the model is loaded.
+        """
         self.recipe: Recipe = load_recipe(recipe)
         alone = self.recipe.model_copy(update={"baselines": (), "variants": {}})
         with call_reporter(progress) as reporter:
@@ -44,7 +47,7 @@ class Federation:
 
     @property
     def setup(self) -> Setup:
-        """What factories of algorithms take: the recipe's steps and learning rate in a round."""
+        """Argument of algorithm factories: the recipe's local steps and learning rate."""
         return Setup(Schedule(self.recipe.local.rectify_steps, self.recipe.local.rectify_lr))
 
     def run(
@@ -59,11 +62,12 @@ class Federation:
     ) -> Run:
         """Run an algorithm, and the recipe's baselines for comparison, into a new folder.
 
-        name: of the algorithm, in tables and the report. composed: the algorithm takes the place
-        of `federation.algorithm`, and wears the recipe's other choices (targets, aggregation,
-        robust mean, compression, privacy); False runs it as it is, and `federation.targets` only
-        says whether there are rewrites to learn from. resume: go on with what an interrupted call
-        left in `out`, given the same algorithm.
+        name: of the algorithm in tables and in the report. composed: True puts the algorithm in
+        the place of `federation.algorithm` and applies the recipe's other choices to it (targets,
+        aggregation, robust mean, compression, privacy); False runs it unchanged, and
+        `federation.targets` only decides whether records are rewritten. resume: continue an
+        interrupted call in `out`; the algorithm must be the same. Raises `UserError` before any
+        work.
         """
         methods = self._methods(algorithm, name, composed)
         with call_reporter(progress) as reporter:
@@ -73,19 +77,19 @@ class Federation:
     def _methods(self, algorithm: Algorithm, name: str, composed: bool) -> tuple[Method, ...]:
         if not isinstance(algorithm, Algorithm):
             raise UserError(
-                f"{algorithm!r:.80} is no Algorithm: give what a factory returns, "
-                "fedavg(federation.setup) say"
+                f"{algorithm!r:.80} is not an Algorithm: give what a factory returns, "
+                "for example fedavg(federation.setup)"
             )
         if not CUSTOM_NAME.fullmatch(name) or name in {*NAMED_METHODS, *CHOICE_KEYS}:
             raise UserError(
-                f"name = {name!r}: give letters, digits, - and _ that are no method's name yet"
+                f"name = {name!r}: use letters, digits, - and _, and no name of an existing method"
             )
         if self.recipe.federation.pooled:
             raise UserError("federation.pooled = true has no federated algorithm: set it to false")
         if not composed and self.recipe.privacy.mode != "none":
             raise UserError(
-                f"privacy.mode = {self.recipe.privacy.mode!r} needs composed = True, which puts "
-                "noise on what the algorithm sends: or set privacy.mode to 'none'"
+                f"privacy.mode = {self.recipe.privacy.mode!r} needs composed = True, which adds "
+                "the noise: leave composed out, or set privacy.mode to 'none'"
             )
         recipe = override_recipe(self.recipe, {"federation.algorithm": CUSTOM + name})
         *baselines, own = resolve_methods(recipe, custom=algorithm)

@@ -34,11 +34,11 @@ class JudgeRequest:
     """What is judged.
 
     questions: JSONL with `turns`, `question`, `instruction` or `prompt`, or a folder with
-    question.jsonl. a, b: models of the run; without `b`, answers of `a` are rated 1 to 10.
-    against: the folder of another run, which `b` is of. reference: a file of FastChat's reference
-    answers. limit: the first questions alone. answer_tokens: at most, of an answer's turn.
-    batch_size: answers that are written at a time. prices: of a million tokens. max_cost: money
-    that is not passed, which needs prices.
+    question.jsonl. a, b: models of the run; without `b`, answers of `a` are rated from 1 to 10.
+    against: folder of another run that `b` belongs to. reference: a file of reference answers in
+    FastChat's format. limit: use the first questions only. answer_tokens: limit of an answer's
+    turn. batch_size: answers generated at a time. prices: per million tokens. max_cost: upper
+    bound in the unit of `prices`, which it needs.
     """
 
     questions: str | PathLike[str]
@@ -56,10 +56,11 @@ class JudgeRequest:
 def judge_endpoint(
     model: str, base_url: str = "", key_variable: str = "OPENAI_API_KEY", **options: Any
 ) -> Endpoint:
-    """An OpenAI-compatible endpoint that judges, as `model` there is called.
+    """An OpenAI-compatible endpoint, with `model` as the judge.
 
-    base_url: that of $OPENAI_BASE_URL, or OpenAI's, where not given. key_variable: the environment
-    variable that holds the key, which no file ever does. options: the other fields of `Endpoint`.
+    base_url: by default $OPENAI_BASE_URL, else OpenAI's. key_variable: the environment variable
+    that holds the key, which is never written to a file. options: the other fields of `Endpoint`.
+    Raises `UserError` without a key.
     """
     base_url = base_url or os.environ.get("OPENAI_BASE_URL", "")
     return endpoint_from(os.environ, key_variable, base_url, model, **options)
@@ -69,10 +70,10 @@ def judge_endpoint(
 def prepared_judging(
     run: Finished, request: JudgeRequest, endpoint: Endpoint, progress: ProgressOption = True
 ) -> Iterator[PreparedJudging]:
-    """Let the run's models answer, and find out what verdicts are missing and their cost.
+    """Let the run's models answer, and find the missing verdicts and their cost.
 
-    Nothing is sent but a look whether the endpoint takes the key; and not that without a key. What
-    the judge keeps in the run's folder is held until the end of the block.
+    With a key, the endpoint is tried once; no question is sent. The judge's files in the run folder
+    are locked until the block ends.
     """
     with ExitStack() as held:
         with call_reporter(progress) as reporter:
@@ -85,7 +86,7 @@ def prepared_judging(
 
 
 def ask_judge(prepared: PreparedJudging, progress: ProgressOption = True) -> dict[str, Any]:
-    """Ask for the verdicts that are missing; writes the run's judge.json and its report anew."""
+    """Ask for the missing verdicts, and write the run's judge.json and its report."""
     folder = prepared.plan.run.folder
     with call_reporter(progress) as reporter:
         result = run_judging(prepared, reporter)

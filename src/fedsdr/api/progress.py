@@ -1,4 +1,4 @@
-"""Where a call of the API says how far it is."""
+"""Progress of a call of the API."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +12,10 @@ ProgressOption = bool | Reporter
 
 @contextmanager
 def call_reporter(progress: ProgressOption) -> Iterator[Reporter]:
-    """The reporter for as long as a call runs; other libraries' bars are off meanwhile.
+    """The reporter of a call. Progress bars of other libraries are off until the call ends.
 
-    progress: True shows bars in a notebook and at a terminal, and lines elsewhere; False is
-    silent; a reporter is used as it is, and its owner draws it.
+    progress: True shows bars in a notebook or terminal, and lines elsewhere; False is silent; a
+    reporter is used as given, and its owner draws it.
     """
     if isinstance(progress, Reporter):
         yield progress

@@ -1,4 +1,4 @@
-"""What can be done with a recipe before it is run: check, plan, diagnose, distill."""
+"""Functions of a recipe that come before training: check, plan, diagnose, distill."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,11 +24,12 @@ from fedsdr.workflows.run_folder import check_folder, check_room, check_writable
 
 @dataclass(frozen=True)
 class CheckedRecipe:
-    """A recipe that would run.
+    """The result of `check`: the recipe would run.
 
     clients: a row for each client: `name`, `records` to learn from, `held_out` ones to judge by,
     `mean_prompt_words`, `mean_response_words`, and `categories`, name -> records.
-    template: which chat template the model has. notices: what a run would leave out.
+    template: the model's chat template, in words. notices: records and layers that a run would
+    leave out.
     """
 
     recipe: Recipe
@@ -38,8 +39,11 @@ class CheckedRecipe:
 
 
 class Diagnosis(NamedTuple):
-    """found: data quality, divergences and advice, as in diagnosis.json. page: None where none was
-    written."""
+    """The result of `diagnose`.
+
+    found: the clients' records, how far they diverge, and advice, as in diagnosis.json. plan: what
+    a run takes. page: diagnosis.html, or None without `out`.
+    """
 
     found: dict[str, Any]
     plan: RunPlan
@@ -52,7 +56,7 @@ def check(
     *,
     progress: ProgressOption = True,
 ) -> CheckedRecipe:
-    """Check all that a run needs but the weights: every key, record and file of the model.
+    """Check everything that a run needs except the weights: each key, record and model file.
 
     out: also check that a run could be written there. Raises `UserError` for the first mistake.
     """
@@ -74,10 +78,10 @@ def plan(
     resume: bool = False,
     flops: float | None = None,
 ) -> RunPlan:
-    """Estimate what a run takes: steps, tokens, bytes sent, memory and hours of every method.
+    """Estimate what a run takes: steps, tokens, bytes sent, memory and hours of each method.
 
     Loads no weights and writes nothing. out, resume: also check that a run could be written there.
-    flops: operations a second, instead of measuring this device.
+    flops: operations per second, instead of measuring this device.
     """
     with call_reporter(False):
         loaded = load_recipe(recipe)
@@ -99,10 +103,10 @@ def diagnose(
 ) -> Diagnosis:
     """Measure how heterogeneous the clients are, before any training.
 
-    out: a new folder for diagnosis.html, JSON and CSV. gradients: records of each client whose
-    gradients are compared; None compares 32 where the weights are small. distilled: rewrite so many
-    records of each client, and compare before with after; rewrites: a data file that has rewrites
-    as responses, instead. weights: False loads none.
+    out: a new folder for diagnosis.html, JSON and CSV. gradients: number of records per client
+    whose gradients are compared; None means 32 if the weights are below 1 GB, else 0. distilled:
+    number of records per client to rewrite, for a comparison of raw and rewritten responses;
+    rewrites: a data file with rewrites as its responses, instead. weights: False loads none.
     """
     asked = DiagnosisOptions(gradients, distilled, _path(rewrites), weights)
     with call_reporter(progress) as reporter:
@@ -125,11 +129,11 @@ def distill(
     report: bool = False,
     progress: ProgressOption = True,
 ) -> dict[str, Path]:
-    """Rewrite the clients' responses without training: a later run finds them in the cache.
+    """Rewrite the clients' responses without training; a later run takes them from the cache.
 
-    resume: go on with what an interrupted call left in `out`. report: also write
-    distillation.html, its figures and, in the clients' own folders, the texts. Returns the folder
-    of each method that distils.
+    resume: continue an interrupted call in `out`. report: also write distillation.html with its
+    figures, and each client's texts into the client's own folder. Returns method -> folder, for
+    each method that distils.
     """
     with call_reporter(progress) as reporter:
         return run_distillation(load_recipe(recipe), Path(out), reporter, resume, report)
@@ -138,10 +142,10 @@ def distill(
 def pilot_distillation(
     recipe: RecipeSource, records: int = 32, *, progress: ProgressOption = True
 ) -> dict[str, list[Pilot]]:
-    """Rewrite a sample, and estimate what the gate would pass and what rewriting all would cost.
+    """Rewrite a sample, and estimate the gate's pass rates and the cost of rewriting all records.
 
-    records: of each client. Nothing is written. Returns, for each method that distils, a pilot of
-    every client and, of several, one of all together.
+    records: number per client. Writes nothing. Returns method -> a pilot per client, and if there
+    are several clients one of all together.
     """
     with call_reporter(progress) as reporter:
         return pilot_methods(load_recipe(recipe), records, reporter)

@@ -1,4 +1,4 @@
-"""Rewriting by itself: any model, any records, no federation."""
+"""Self-distillation by itself: any model and any records, without a federation."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,11 +29,11 @@ def rewrite(
 ) -> list[Rewritten]:
     """Rewrite responses with a transformers model as teacher: y~ ~ f(. given c, x, y).
 
-    records: `Record`s, or rows in a layout that data files may have, such as {"instruction",
-    "response"}. template: as `model.template` of a recipe. options: keys of `[distill]`: the
-    request, temperature, attempts, and the checks that a rewrite must pass. Returns one `Rewritten`
-    a record, in order; its `text` is the raw response where no attempt passed, and `reason` says
-    why. arXiv 2605.18028, Sec. method; SDFT, arXiv 2402.13669.
+    records: `Record`s, or rows in any layout of a data file, such as {"instruction", "response"}.
+    template: as `model.template` of a recipe. options: keys of `[distill]`, such as the request,
+    temperature, attempts and checks. Returns one `Rewritten` per record, in order: its `text` is
+    the raw response if no attempt passed the checks, and `reason` says why. Raises `UserError` for
+    wrong options or rows. Source: arXiv 2605.18028, Sec. method; SDFT, arXiv 2402.13669.
     """
     # A recipe checks the options, and names what is wrong with them.
     distill = parse_recipe({"model": {"path": "lab"}, "distill": options}).distill

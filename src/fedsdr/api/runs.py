@@ -1,4 +1,4 @@
-"""Runs: begun here, or opened again; their metrics, and their models by name."""
+"""Runs: start one, open a finished one, read its metrics as tables, load its models by name."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,10 +28,10 @@ MetricRows = list[dict[str, Any]]  # a table: pandas.DataFrame(rows) makes it on
 
 @dataclass(frozen=True, repr=False)
 class Run:
-    """A trained run: its metrics as tables, its models by name, and what can be done with them.
+    """A trained run: its metrics as tables and its models by name.
 
-    Models are called "base", "global" and "client:NAME" (of the run's own method), "METHOD" and
-    "METHOD/client:NAME" (of a baseline).
+    Names of models: "base"; "global" and "client:NAME", of the run's own method; "METHOD" and
+    "METHOD/client:NAME", of a baseline.
     """
 
     finished: Finished
@@ -41,7 +41,7 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where it lies."""
+        """The run folder."""
         return self.finished.folder
 
     @property
@@ -56,7 +56,7 @@ class Run:
 
     @property
     def models(self) -> list[str]:
-        """Names that `model`, `evaluate`, `judge`, `export` and `chat` take."""
+        """Names that `model`, `evaluate`, `judge`, `export` and `chat` accept."""
         return self.finished.model_names()
 
     @property
@@ -66,12 +66,12 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """summary.json: metrics of all methods, claims in words, privacy spent."""
+        """summary.json: metrics of all methods, tested claims, privacy spent."""
         return _summary(self.folder)
 
     def metrics(self) -> MetricRows:
-        """A row for each method: `method`, and its final metrics. A method whose last evaluation
-        is missing has no row."""
+        """A row per method: `method` and its final metrics. A method whose last evaluation is
+        missing has no row."""
         found = {name: folder / RESULT_FILE for name, folder in self.finished.methods.items()}
         return [
             {"method": name, **files.read_json(file)}
@@ -80,8 +80,8 @@ class Run:
         ]
 
     def rounds(self) -> MetricRows:
-        """A row for each method and round: `method`, `round` (0 is before training), `clients`,
-        and metrics as `train/NAME` and, where an evaluation was due, `eval/NAME`."""
+        """A row per method and round: `method`, `round` (0 is before training), `clients`, and
+        metrics as `train/NAME` and, in rounds with an evaluation, `eval/NAME`."""
         return [
             {"method": name, **_flat(row)}
             for name, folder in self.finished.methods.items()
@@ -89,8 +89,8 @@ class Run:
         ]
 
     def clients(self) -> MetricRows:
-        """A row for each method and client that has a model of its own: that model's metrics on the
-        client's held-out records."""
+        """A row per method and client: `method`, `client`, and the metrics of the client's own
+        model on its held-out records."""
         found = {name: folder / PERSONAL_FILE for name, folder in self.finished.methods.items()}
         return [
             {"method": name, "client": client, **scores}
@@ -104,10 +104,11 @@ class Run:
     ) -> OpenedModel:
         """Load a model: `model, tokenizer = run.model("global")`.
 
-        The model is a `PeftModel` on the run's base model, or, where `merged`, the transformers
-        model with the adapters added into its weights; "base" is the transformers model. It is in
-        evaluation mode, on the recipe's device, and its generation settings answer as the run does.
-        The tokenizer has the run's chat template. Each call loads the base model anew.
+        The model is a `PeftModel` on the run's base model; merged: a transformers model with the
+        adapters added to its weights. "base" is a transformers model, too. It is in evaluation
+        mode and on the recipe's device; its generation settings give the run's greedy answers. The
+        tokenizer has the run's chat template. Each call loads the base model again. Raises
+        `UserError` for an unknown name, and for `merged` if the weights are quantised.
         """
         with call_reporter(progress) as reporter:
             return open_model(self.finished, name, merged, reporter)
@@ -115,7 +116,7 @@ class Run:
     def evaluate(
         self, tasks: Sequence[str], *, progress: ProgressOption = True, **options: Any
     ) -> dict[str, Any]:
-        """Put benchmarks to this run's models: `benchmark_models` on its folder."""
+        """Run benchmarks on this run's models: `benchmark_models(run.folder, tasks, **options)`."""
         return benchmark_models(self.folder, tasks, progress=progress, **options)
 
     def judge(
@@ -129,8 +130,8 @@ class Run:
         """Have this run's models answer questions, and another model judge the answers.
 
         endpoint: `fedsdr.judge_endpoint("MODEL")`. options: the other fields of `JudgeRequest`:
-        `a`, `b`, `max_cost`, ... Returns win rates or ratings with their intervals; writes
-        judge.json. An interrupted call goes on where it stopped.
+        `a`, `b`, `max_cost`, ... Writes judge.json, and returns win rates or ratings with their
+        intervals. The same call again continues an interrupted one.
         """
         request = JudgeRequest(questions, **options)
         with prepared_judging(self.finished, request, endpoint, progress) as prepared:
@@ -147,11 +148,11 @@ class Run:
         client_names: bool = False,
         progress: ProgressOption = True,
     ) -> Artefact:
-        """Write a model into a new folder, with tokenizer and model card.
+        """Write a model into a new folder, with its tokenizer and a model card.
 
         merged: whole weights instead of a PEFT adapter. dtype: "float32", "bfloat16" or "float16";
-        "" keeps what the run had. base: what to call the base model instead of where the run had
-        it. client_names: whether the card may name clients.
+        "" keeps the run's. base: the base model's public name, if its path in the run is local.
+        client_names: whether the card may name clients.
         """
         choice = ExportChoice(model, merged, dtype, base, client_names)
         with call_reporter(progress) as reporter:
@@ -168,10 +169,10 @@ class Run:
         notice: Callable[[str], None] = print,
         progress: ProgressOption = True,
     ) -> Conversation:
-        """Begin a conversation: `"".join(conversation.ask("Hello"))` is an answer.
+        """Start a conversation: `"".join(conversation.ask("Hello"))` is an answer.
 
-        system: a system prompt. temperature: 0 is greedy. max_tokens: of an answer. seed: of
-        sampling. notice: where it says that the oldest turns no longer fit.
+        system: a system prompt. temperature: 0 is greedy. max_tokens: limit of an answer. seed:
+        for sampling. notice: called with a line if the oldest turns no longer fit the context.
         """
         self.finished.check(model)  # before anything is loaded
         with call_reporter(progress) as reporter:
@@ -182,7 +183,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A recipe that was run for several seeds."""
+    """The runs of one recipe with several seeds."""
 
     folder: Path
 
@@ -193,17 +194,17 @@ class Comparison:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """summary.json: estimates of all metrics, claims in words, privacy spent."""
+        """summary.json: estimates of all metrics, tested claims, privacy spent."""
         return _summary(self.folder)
 
     @property
     def runs(self) -> list[Run]:
-        """The run of each seed."""
+        """The runs, in the order of the seeds."""
         return [open_run(self.folder / f"seed-{seed}") for seed in self.summary["seeds"]]
 
     def metrics(self) -> MetricRows:
-        """A row for each method and metric: `method`, `metric`, the `mean` over seeds, `low` and
-        `high` of its 95 % interval (Student's t), and `n`, the number of seeds."""
+        """A row per method and metric: `method`, `metric`, `mean` over seeds, `low` and `high` of
+        its 95 % interval (Student's t), and the number of seeds `n`."""
         return [
             {"method": method, "metric": metric, **estimate}
             for method, metrics in self.summary["methods"].items()
@@ -220,8 +221,8 @@ def run(
 ) -> Run:
     """Run a recipe and its baselines into a new folder, with a report.
 
-    resume: go on with what an interrupted call left in `out`. Raises `UserError` for the first
-    mistake, before any work.
+    resume: continue an interrupted call in `out`; a finished run is opened. Raises `UserError` for
+    the first mistake, before any work.
     """
     with call_reporter(progress) as reporter:
         run_recipe(load_recipe(recipe), Path(out), reporter, resume)
@@ -236,7 +237,10 @@ def compare(
     resume: bool = False,
     progress: ProgressOption = True,
 ) -> Comparison:
-    """Run a recipe and its baselines for several seeds; means come with 95 % intervals."""
+    """Run a recipe and its baselines for several seeds, for means with 95 % intervals.
+
+    resume: continue an interrupted call in `out`. Raises `UserError` for the first mistake.
+    """
     with call_reporter(progress) as reporter:
         compare_seeds(load_recipe(recipe), seeds, Path(out), reporter, resume)
     return Comparison(Path(out))
@@ -250,7 +254,7 @@ def demo(
 ) -> Comparison:
     """Run the whole method on the embedded lab, in a few minutes.
 
-    An interrupted demo goes on where it stopped; a finished one is run anew.
+    An interrupted demo is continued; a finished one is run again.
     """
     with call_reporter(progress) as reporter:
         run_demo(Path(out), seeds, reporter)
@@ -258,14 +262,14 @@ def demo(
 
 
 def open_run(folder: str | PathLike[str]) -> Run:
-    """Open a run folder. Raises `UserError` for anything but a run whose methods are trained."""
+    """Open a run folder. Raises `UserError` unless all methods of the run are trained."""
     return Run(open_finished(Path(folder)))
 
 
 def open_comparison(folder: str | PathLike[str]) -> Comparison:
-    """Open the folder of a comparison. Raises `UserError` for any other."""
+    """Open the folder of a comparison. Raises `UserError` for any other folder."""
     if _summary(Path(folder))["kind"] != "compare":
-        raise UserError(f"{folder} is no comparison of several seeds: open it by open_run")
+        raise UserError(f"{folder} is not a comparison of several seeds: open it by open_run")
     return Comparison(Path(folder))
 
 
@@ -283,15 +287,15 @@ def benchmark_models(
     batch_size: int = 8,
     progress: ProgressOption = True,
 ) -> dict[str, Any]:
-    """Put benchmarks to the models of a run folder, or to a model folder by itself.
+    """Run benchmarks on the models of a run folder, or on a model folder by itself.
 
-    tasks: "mmlu", "bbh", "drop", "crass", "gsm8k", "truthfulqa" or "hub:NAME". data: the folder of
-    the benchmarks' files. models: names; () is the base and every global model, ("all",) all.
-    out: where results go: `benchmarks/` of the run where not given, which a model folder needs.
-    against: another evaluated run, to compare question by question. limit: most questions of each
-    subject. chat: ask through the chat template. bos: whether prompts begin with the token that
-    begins a text; None as the tokenizer does. Returns all results of `out`, with standard errors
-    and differences to the base model; what is there already is not evaluated again.
+    tasks: "mmlu", "bbh", "drop", "crass", "gsm8k", "truthfulqa" or "hub:NAME". data: folder of the
+    benchmarks' files. models: names; () means the base and each global model, ("all",) all of them.
+    out: folder for results, by default `benchmarks/` in the run folder; required for a model
+    folder. against: another evaluated run, for paired differences. limit: questions per subject.
+    chat: use the chat template. bos: whether prompts start with the BOS token; None as the
+    tokenizer does. Returns all results in `out` with standard errors and differences to the base
+    model. Results that exist are not computed again.
     """
     request = BenchmarkRequest(
         Path(folder), list(tasks), _path(data), list(models), _path(out), _path(against), limit,
@@ -307,7 +311,7 @@ def benchmark_models(
 def _summary(folder: Path) -> dict[str, Any]:
     file = folder / SUMMARY_FILE
     if not file.exists():
-        raise UserError(f"{folder} has no {SUMMARY_FILE}: go on with resume, and it comes last")
+        raise UserError(f"{folder} has no {SUMMARY_FILE}: finish the run with resume")
     return dict(files.read_json(file))
 
 

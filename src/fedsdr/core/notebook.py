@@ -1,4 +1,4 @@
-"""Progress in a notebook: one display that is drawn anew, where rich would ask for widgets."""
+"""Progress in a notebook: one display that is redrawn, because rich's own needs ipywidgets."""
 
 import io
 import sys
@@ -17,12 +17,12 @@ WIDTH: Final = 100  # characters
 
 
 def default_reporter() -> Reporter:
-    """For calls from Python: drawn in the output of a notebook's cell, else as at a terminal."""
+    """For calls from Python: bars in a notebook's output, else as in a terminal."""
     return NotebookReporter() if Console().is_jupyter else terminal_reporter()
 
 
 class NotebookReporter(Reporter):
-    """Lines go to the cell's output as printed text, bars below them into one display."""
+    """Prints lines into the cell's output, and draws bars in one display below them."""
 
     def __init__(self) -> None:
         console = Console(
@@ -41,7 +41,7 @@ class NotebookReporter(Reporter):
 
 
 class _DisplayedProgress(Progress):
-    """Keeps the tasks, and shows them by IPython instead of rich's live display."""
+    """Keeps the tasks, and shows them through IPython instead of rich's live display."""
 
     def __init__(self) -> None:
         super().__init__(*progress_columns(), disable=True)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 def quiet_libraries() -> None:
-    """For good: a program of ours calls it once, at its beginning."""
+    """For the whole process; a program calls it once, at its start."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from transformers.utils import logging as transformers_logging
@@ -20,7 +20,7 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def quieted_transformers() -> Iterator[None]:
-    """For as long as the block runs: within a caller's program, whose settings come back."""
+    """Until the block ends; then the caller's settings are restored."""
     from transformers.utils import logging as transformers_logging
 
     verbosity, bars = (

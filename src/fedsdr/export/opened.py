@@ -1,4 +1,4 @@
-"""A model of a finished run in this process, as transformers and PEFT have it."""
+"""A model of a finished run as a transformers or PEFT model in this process."""
 
 from typing import Any, NamedTuple
 
@@ -18,10 +18,10 @@ class OpenedModel(NamedTuple):
 
 
 def open_model(run: Finished, name: str, merged: bool, reporter: Reporter) -> OpenedModel:
-    """The model called `name`, frozen, in evaluation mode, answering as the run's does.
+    """Load the model called `name`, frozen, in evaluation mode, with the run's greedy decoding.
 
-    merged: the adapter is added into the weights, which stay in their dtype. Raises `UserError`
-    for an unknown name, and for a merge into quantised weights, before the base model is loaded.
+    merged: add the adapter to the weights, which keep their dtype. Raises `UserError` for an
+    unknown name, and for a merge into quantised weights, before the base model is loaded.
     """
     run.check(name)
     if merged:
