@@ -9,7 +9,14 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from fedsdr.algorithms.contract import Personal
-from fedsdr.core.adapters import Adapter, cosine, no_sum, scale
+from fedsdr.core.adapters import (
+    Adapter,
+    check_same_keys,
+    cosine,
+    no_sum,
+    plain_factors,
+    scale,
+)
 from fedsdr.core.errors import UserError
 from fedsdr.data.batches import collate_examples
 from fedsdr.data.template import Example
@@ -36,6 +43,7 @@ def client_gradients(
     """
     if min(batch_size, limit) < 1:
         raise UserError(f"batch_size = {batch_size}, limit = {limit}: both must be at least 1")
+    check_same_keys(model.blank(), plain_factors(shared))
     install_model(model, Personal(shared))
     try:
         return {
