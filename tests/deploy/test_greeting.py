@@ -28,7 +28,7 @@ def test_a_client_of_the_same_recipe_says_who_it_is(side):
     answer = greeted(side, agreed_keys(side.recipe))
     assert answer.refused == ""
     assert answer.facts == {
-        "model": side.bench.fingerprint, "fedsdr": __version__, "journal": side.journal.name,
+        "model": side.loaded.fingerprint, "fedsdr": __version__, "journal": side.journal.name,
     }  # fmt: skip
 
 

@@ -164,6 +164,15 @@ def test_what_is_written_is_read_back(tmp_path):
     assert (tmp_path / "a" / WEIGHTS).stat().st_mode & 0o777 == 0o600
 
 
+def test_names_of_modules_are_in_order(tmp_path):
+    """Which PEFT's sets are not: another process would write other bytes."""
+    model = two_streams("llama", "all-linear")
+    write_adapter(tmp_path / "a", model.read(S), settings(model))
+    modules = files.read_json(tmp_path / "a" / "adapter_config.json")["target_modules"]
+    assert len(modules) == 7
+    assert modules == sorted(modules)
+
+
 def test_the_config_names_what_the_tensors_do_not(tmp_path):
     model = two_streams("gpt2", "c_fc")
     write_adapter(tmp_path, model.read(R), settings(model))

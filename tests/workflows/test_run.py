@@ -42,9 +42,9 @@ def test_each_method_is_validated_and_built_once(recipe, tmp_path, monkeypatch):
     built: list[Recipe] = []
     validate, build = Recipe.model_validate, methods.build_algorithm
 
-    def counted(each: Recipe, *rest: Any) -> Any:
+    def counted(each: Recipe, *rest: Any, **named: Any) -> Any:
         built.append(each)
-        return build(each, *rest)
+        return build(each, *rest, **named)
 
     def noted(tables: Any) -> Recipe:
         validated.append(tables)

@@ -4,6 +4,7 @@
 `base_model.model.<path>.lora_A.weight`; ours lack the prefix.
 """
 
+import json
 import re
 import warnings
 from collections.abc import Sequence
@@ -151,10 +152,16 @@ def attach_adapter(model: Any, adapter: Adapter, settings: AdapterSettings) -> A
 
 
 def _as_text(config: LoraConfig) -> str:
-    """What PEFT would write; by itself it writes in place, and for all to read."""
+    """What PEFT would write; by itself it writes in place, and for all to read.
+
+    Its sets are sorted, so that the same adapter is the same bytes in every process.
+    """
     with TemporaryDirectory() as folder:
         config.save_pretrained(folder)
-        return (Path(folder) / CONFIG).read_text(encoding="utf-8")
+        written = files.read_json(Path(folder) / CONFIG)
+    if isinstance(written["target_modules"], list):
+        written["target_modules"].sort()
+    return json.dumps(written, indent=2, sort_keys=True)
 
 
 def read_adapter(folder: Path) -> Adapter:

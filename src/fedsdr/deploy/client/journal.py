@@ -222,5 +222,6 @@ def _why_over(page: Page, request: Request, digest: str) -> str:
         )
     return (
         f"{request.operation} of round {request.round} is over here: {last}. If the server has an "
-        "older state than its clients, begin a new run: move its run folder away"
+        "older state than its clients, or the run was begun by another version of fedsdr, begin a "
+        "new run: move its run folder away"
     )
