@@ -143,6 +143,15 @@ def test_a_pipe_gets_answers_and_nothing_else(folder, opened):
     assert "'/nonsense' is not a command" in result.stderr
 
 
+def test_an_empty_answer_is_a_blank_line_and_a_notice(folder, monkeypatch):
+    answers = iter([[], [7, 8]])
+    monkeypatch.setattr(TokenStream, "generate", lambda *given: iter(next(answers)))
+    result = invoke(folder, said="red green\ndog\n")
+    first, second = result.stdout.splitlines()
+    assert (first, bool(second)) == ("", True)
+    assert result.stderr.count("(an empty answer: global ended its turn without a word)") == 1
+
+
 def test_a_client_can_be_named_and_the_base_too(folder, opened):
     for words, name in ((("--client", "ben"), "client:ben"), (("--model", "base"), "base")):
         opened.use(name)

@@ -43,7 +43,8 @@ class Conversation:
         self._turns = []
 
     def ask(self, question: str) -> Generator[str, None, None]:
-        """The answer in pieces of text. If it is stopped early, the text so far is kept.
+        """The answer in pieces of text; a notice says that it is empty. If it is stopped early, the
+        text so far is kept.
 
         Raises `UserError` where the question alone leaves no room for an answer; it is then
         not part of the conversation.
@@ -64,6 +65,8 @@ class Conversation:
                 said += piece
                 if piece:
                     yield piece
+            if not said.strip():
+                self.notice(f"(an empty answer: {self.name} ended its turn without a word)")
         finally:
             self._turns.append(Turn("assistant", said))
 
