@@ -1,5 +1,6 @@
 """Rewriting: cached, resumable, reproducible; refused rewrites leave the raw response in place."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -411,3 +412,16 @@ def test_pairs_show_each_kind_once_before_any_twice():
         "wrong": True,
     }
     assert len(sample_pairs("c", TOLD, seed=0, count=9)) == 4
+
+
+def test_a_response_that_calls_functions_stays_and_a_tools_result_is_seen(tmp_path, monkeypatch):
+    script(monkeypatch, lambda job, call: "one two")
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    result = (Turn("user", "name one"), Turn("assistant", "a"), Turn("tool", "seven eight"))
+    calling = Record(result[:1], "", calls=json.dumps({"tool_calls": [call]}))
+    done = rewrite_all(tmp_path, [calling, Record(result, "a b")])
+    assert [(r.text, r.reason, r.attempts) for r in done] == [("", "calls", 0), ("one two", "", 1)]
+    request = CHAT.tokenizer.decode(
+        rewriting_job(CHAT, Record(result, "a b"), options(), 0, 0).prompt
+    )
+    assert "seven eight <answer> <ask> name one reference a b rewrite <answer>" in request

@@ -67,7 +67,7 @@ class Encoder:
             if example is not None:
                 self.check_ids((*example.prompt, *example.response))
         except TemplateRefusalError as error:
-            refused.append((record.origin, _unlike_the_template(error)))
+            refused.append((record.origin, unlike_the_template(error)))
         except RowError as error:
             refused.append((record.origin, error))
         else:
@@ -98,7 +98,8 @@ def raise_refused(refused: Refused) -> None:
         raise row_refusal(refused[0][0], refused) from refused[0][1]
 
 
-def _unlike_the_template(error: TemplateRefusalError) -> RowError:
+def unlike_the_template(error: TemplateRefusalError) -> RowError:
+    """The error of a row whose conversation the template refuses."""
     return RowError(
         "the chat template refuses this conversation",
         error.reason,

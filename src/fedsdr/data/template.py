@@ -4,7 +4,8 @@ Prompt and response are tokenised separately and concatenated: joint tokenisatio
 prefix-stable, so a mask computed by subtraction would sometimes be off by a token.
 """
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -14,7 +15,7 @@ from jinja2 import TemplateError
 
 from fedsdr.core.errors import UserError
 from fedsdr.data.clock import reads_clock, with_date
-from fedsdr.data.records import Record, Role, Turn
+from fedsdr.data.records import Record, Turn
 from fedsdr.recipe.sections.model import TEMPLATE_DATE
 
 NAMED: Final = "name:"  # before the name of one of a tokenizer's several templates
@@ -55,7 +56,7 @@ class ChatFormat:
         self.date = date if reads_clock(self.template) else ""
         if self.date:
             self.template = with_date(self.template, date)
-        self._lost: dict[tuple[Role, ...], set[Role]] = {}
+        self._lost: dict[tuple[Any, ...], set[str]] = {}
 
     def _choose(self, template: str) -> tuple[str, str]:
         own = self.tokenizer.chat_template
@@ -73,44 +74,58 @@ class ChatFormat:
                 raise UserError(f"cannot read model.template = {template!r}: {error}") from error
         return _shipped(template), template
 
-    def prompt_text(self, turns: tuple[Turn, ...]) -> str:
-        """The text that prompts the model for its answer to `turns`.
+    def prompt_text(self, turns: tuple[Turn, ...], tools: str = "") -> str:
+        """The text that prompts the model for its answer to `turns`. tools: as in `Record`.
 
         Many templates have no system role: they raise, or drop its text. It is then prepended to
         the first user turn. Raises `TemplateRefusalError` where the template refuses the turns, or
-        drops the text of another role.
+        drops the text of another role, calls of tools, or the tools.
         """
-        if "system" in self._left_out(turns) and turns[1].role == "user":
+        return self._accepted(turns, tools)[1]
+
+    def _accepted(self, turns: tuple[Turn, ...], tools: str) -> tuple[tuple[Turn, ...], str]:
+        """The turns in a form that the template takes, and the prompt that it makes of them."""
+        turns = self._with_known_roles(turns)
+        joins = [turn.role for turn in turns[:2]] == ["system", "user"]
+        if joins and _said_by("system") in self._left_out(turns, tools):
             turns = _without_system(turns)
-        if lost := self._left_out(turns):
-            raise TemplateRefusalError(f"it leaves out what the {min(lost)} says")
+        if lost := self._left_out(turns, tools):
+            raise TemplateRefusalError(f"it leaves out {min(lost)}")
         try:
-            return self._render(turns)
+            return turns, self._render(turns, tools)
         except Exception as error:  # what a template raises is its author's choice
             # The texts, and not the roles, may be what it refuses.
             if turns[0].role == "system" and turns[1].role == "user":
-                return self.prompt_text(_without_system(turns))
+                return self._accepted(_without_system(turns), tools)
             raise TemplateRefusalError(str(error).strip().partition("\n")[0]) from error
 
-    def _left_out(self, turns: tuple[Turn, ...]) -> set[Role]:
-        """The roles whose texts are missing from the prompt; tried once for each order of roles."""
-        roles = tuple(turn.role for turn in turns)
-        if roles not in self._lost:
-            marks = tuple(Turn(role, f"{SENTINEL}{place}.") for place, role in enumerate(roles))
-            try:
-                text = self._render(marks)
-            except Exception:  # as below
-                joins = roles[:2] == ("system", "user")
-                self._lost[roles] = {"system"} if joins else set()
-            else:
-                self._lost[roles] = {mark.role for mark in marks if mark.text not in text}
-        return self._lost[roles]
+    def _with_known_roles(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+        """OpenAI's newer "developer" is the system of a template that does not know it."""
+        if "developer" in self.template:
+            return turns
+        return tuple(
+            replace(turn, role="system") if turn.role == "developer" else turn for turn in turns
+        )
 
-    def _render(self, turns: tuple[Turn, ...], ask: bool = True) -> str:
-        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+    def _left_out(self, turns: tuple[Turn, ...], tools: str) -> set[str]:
+        """What of such turns is missing from the prompt; tried once for each shape of them."""
+        shape = (*((turn.role, bool(turn.text), len(turn.calls)) for turn in turns), bool(tools))
+        if shape not in self._lost:
+            marked, listed, marks = mark_conversation(turns, tools)
+            try:
+                text = self._render(marked, listed)
+            except Exception:  # as above
+                joins = [turn.role for turn in turns[:2]] == ["system", "user"]
+                self._lost[shape] = {_said_by("system")} if joins else set()
+            else:
+                self._lost[shape] = {part for mark, part in marks.items() if mark not in text}
+        return self._lost[shape]
+
+    def _render(self, turns: tuple[Turn, ...], tools: str = "", ask: bool = True) -> str:
         return str(
             self.tokenizer.apply_chat_template(
-                messages,
+                [turn.message for turn in turns],
+                tools=json.loads(tools) if tools else None,
                 chat_template=self.template,
                 add_generation_prompt=ask,
                 tokenize=False,
@@ -121,8 +136,8 @@ class ChatFormat:
         """Token ids of `text` alone; the template, not the tokenizer, adds special tokens."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def prompt_ids(self, turns: tuple[Turn, ...]) -> list[int]:
-        return self.ids(self.prompt_text(turns))
+    def prompt_ids(self, turns: tuple[Turn, ...], tools: str = "") -> list[int]:
+        return self.ids(self.prompt_text(turns, tools))
 
     def response_ids(self, text: str) -> list[int]:
         """The response as the model should write it, with the token that ends its turn."""
@@ -148,11 +163,28 @@ class ChatFormat:
         A long response is cut (without its end of turn, which is not true there); a prompt that
         leaves no room for a single response token makes the example useless.
         """
-        prompt = self.prompt_ids(record.prompt)
+        prompt = self.prompt_ids(record.prompt, record.tools)
         room = max_length - len(prompt)
         if room < 1:
             return None
-        return Example(tuple(prompt), tuple(self.response_ids(response)[:room]))
+        written = self.written_calls(record, response) if record.calls else response
+        return Example(tuple(prompt), tuple(self.response_ids(written)[:room]))
+
+    def written_calls(self, record: Record, response: str) -> str:
+        """A response with the calls of its record, as the template writes them after its prompt.
+
+        Raises `TemplateRefusalError` where it leaves them out, or changes its prompt with them.
+        """
+        turns, prompt = self._accepted(record.prompt, record.tools)
+        turns = (*turns, Turn("assistant", response, record.calls))
+        if lost := self._left_out(turns, record.tools):
+            raise TemplateRefusalError(f"it leaves out {min(lost)}")
+        whole = self._render(turns, record.tools, ask=False)
+        if not whole.startswith(prompt):
+            raise TemplateRefusalError("what it writes of a call does not begin with its prompt")
+        end = self.tokenizer.convert_ids_to_tokens(self.end_of_turn)
+        written, mark, rest = whole.removeprefix(prompt).rpartition(end)
+        return written if mark else rest
 
     def text(self, ids: list[int]) -> str:
         """The text of generated ids, without special tokens and outer white space."""
@@ -182,6 +214,35 @@ def _named(own: Any, name: str, template: str) -> str:
         f"model.template = {template!r}: the tokenizer has the chat templates {names}, and none "
         f'called {name!r}: name one, as in model.template = "{NAMED}{min(there)}"'
     )
+
+
+def mark_conversation(
+    turns: tuple[Turn, ...], tools: str
+) -> tuple[tuple[Turn, ...], str, dict[str, str]]:
+    """The turns and tools with marks that no template has of its own, for texts and for names of
+    functions; and mark -> what it stands for, in words."""
+    marks: dict[str, str] = {}
+    marked = []
+    for place, turn in enumerate(turns):
+        extra, text = json.loads(turn.extra or "{}"), turn.text
+        for number, call in enumerate(turn.calls):
+            name = f"function_{place}_{number}"
+            marks[name] = "calls of tools"
+            extra["tool_calls"][number] = call | {"function": call["function"] | {"name": name}}
+        if text or not turn.calls:
+            text = f"{SENTINEL}{place}."
+            marks[text] = _said_by(turn.role)
+        marked.append(Turn(turn.role, text, json.dumps(extra)))
+    listed = json.loads(tools) if tools else []
+    for number, tool in enumerate(listed):
+        name = f"tool_number_{number}"
+        marks[name] = "the list of tools"
+        listed[number] = tool | {"function": tool["function"] | {"name": name}}
+    return tuple(marked), json.dumps(listed) if listed else "", marks
+
+
+def _said_by(role: str) -> str:
+    return f"what the {role} says"
 
 
 def _without_system(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:

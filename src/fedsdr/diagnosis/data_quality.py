@@ -77,7 +77,7 @@ def _quality(
     prompts: Mapping[str, set[RecordKey]],
     whole: Mapping[str, set[RecordKey]],
 ) -> ClientQuality:
-    asked = [len(chat.prompt_ids(r.prompt)) for r in client.train]
+    asked = [len(chat.prompt_ids(r.prompt, r.tools)) for r in client.train]
     answered = [len(chat.response_ids(r.response)) for r in client.train]
     counts = [len(split_words(r.response)) for r in client.train]
     usual = median(counts) if counts else 0
@@ -117,11 +117,12 @@ def normalise_text(text: str) -> str:
 
 def prompt_key(record: Record) -> RecordKey:
     """A key that is equal for records with the same prompt, all turns together."""
-    return tuple(f"{turn.role} {normalise_text(turn.text)}" for turn in record.prompt)
+    turns = (f"{turn.role} {normalise_text(turn.text)}{turn.extra}" for turn in record.prompt)
+    return (*turns, record.tools) if record.tools else tuple(turns)
 
 
 def _key(record: Record) -> RecordKey:
-    return (*prompt_key(record), normalise_text(record.response))
+    return (*prompt_key(record), normalise_text(record.response), record.calls)
 
 
 def _others(keys: Mapping[str, set[RecordKey]], name: str) -> set[RecordKey]:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from fedsdr.core import seeds
 from fedsdr.core.progress import Bar
-from fedsdr.data.records import Record
+from fedsdr.data.records import Record, Turn
 from fedsdr.data.template import ChatFormat
 from fedsdr.distillation.cache import Generations, job_key
 from fedsdr.distillation.checks import Candidate, Rewrite, Verdict, check_answer
@@ -93,11 +93,13 @@ def rewrite_records(
 
     A rewrite that the gate refuses is sampled again with a fresh seed, up to
     `options.attempts` times in all; then the raw response stays. Where shorter rewrites are
-    preferred, accepted ones are sampled again too, and the shortest of them stays.
+    preferred, accepted ones are sampled again too, and the shortest of them stays. A response that
+    calls functions stays as it is: it is no text to be rewritten.
     """
     shorter = options.prefer == "shorter"
-    done: dict[int, Rewritten] = {}
-    waiting = list(range(len(records)))
+    done = {i: Rewritten(r, r.response, "calls", 0) for i, r in enumerate(records) if r.calls}
+    waiting = [i for i in range(len(records)) if i not in done]
+    bar.advance(len(done))
     for attempt in range(options.attempts):
         jobs = {i: rewriting_job(teacher.chat, records[i], options, seed, attempt) for i in waiting}
         for i in [i for i in waiting if len(jobs[i].prompt) + jobs[i].limit > teacher.context]:
@@ -117,8 +119,8 @@ def rewrite_records(
 def first_attempts_cached(
     teacher: Teacher, records: Sequence[Record], options: Distill, cache: Generations, seed: int
 ) -> Iterator[bool]:
-    """For each record, whether the cache holds its first attempt."""
-    for record in records:
+    """For each record that is rewritten, whether the cache holds its first attempt."""
+    for record in (each for each in records if not each.calls):
         job = rewriting_job(teacher.chat, record, options, seed, attempt=0)
         key = job_key(teacher.identity, job, options.temperature, options.generator)
         yield cache.get(key) is not None
@@ -131,10 +133,18 @@ def rewriting_job(
     places = {"{instruction}": record.instruction, "{response}": record.response}
     # One pass, so that braces inside the client's texts are left alone.
     request = re.sub("|".join(map(re.escape, places)), lambda m: places[m[0]], options.prompt)
-    turns = (*record.prompt[:-1], replace(record.prompt[-1], text=request))
+    *before, last = record.prompt
+    if last.role == "user":  # else it is the result of a tool, which the teacher needs
+        turns = (*before, replace(last, text=request))
+    else:
+        turns = (*record.prompt, Turn("user", request))
     reference = len(chat.response_ids(record.response))
     limit = max(options.min_tokens, math.ceil(options.max_ratio * reference))
-    return Job(chat.prompt_ids(turns), limit, seeds.derive_seed(seed, "rewrite", request, attempt))
+    return Job(
+        chat.prompt_ids(turns, record.tools),
+        limit,
+        seeds.derive_seed(seed, "rewrite", request, attempt),
+    )
 
 
 def _generate_cached(

@@ -92,7 +92,8 @@ def client_plan(
         raise nothing_fits(client.name, most)
     lengths = [sum(pair) for pair in pairs]
     judged = [counter.example(r, most) for r in client.held_out[: recipe.evaluate.limit]]
-    requests = [counter.rewriting(record, recipe.distill) for record in client.train]
+    rewritten = (record for record in client.train if not record.calls)
+    requests = [counter.rewriting(record, recipe.distill) for record in rewritten]
     return ClientPlan(
         name=client.name,
         samples=len(pairs),

@@ -72,7 +72,8 @@ def run_diagnosis(
     limit = min(recipe.model.max_length, context)
     held = measure_quality(run.clients, chat, limit)
     usable = {
-        c.name: [r for r in c.train if len(chat.prompt_ids(r.prompt)) < limit] for c in run.clients
+        c.name: [r for r in c.train if len(chat.prompt_ids(r.prompt, r.tools)) < limit]
+        for c in run.clients
     }
     found: dict[str, Any] = {
         "model": recipe.model.path,

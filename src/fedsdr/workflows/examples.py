@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedsdr.core.notices import Notice, name_items, plural_form, records_by_client
-from fedsdr.data.encoding import Encoded, Encoder, Refused, raise_refused
+from fedsdr.data.encoding import Encoded, Encoder, Refused, raise_refused, unlike_the_template
 from fedsdr.data.records import ClientData
 from fedsdr.data.rows import RowError
-from fedsdr.data.template import ChatFormat
+from fedsdr.data.template import ChatFormat, TemplateRefusalError
 from fedsdr.distillation.rewrite import rewriting_job
 from fedsdr.model.base import choose_device, choose_dtype, context_positions, load_chat
 from fedsdr.model.experts import experts_notice
@@ -153,6 +153,10 @@ def _not_rewritten(
 ) -> list[Notice]:
     """Records whose rewriting request, with room for the rewrite, is longer than the context."""
     notices: list[Notice] = []
+    calls = {c.name: [r.origin for r in c.train if r.calls] for c in clients}
+    if kinds and (count := _total(calls)):
+        words = f"{plural_form(count, 'response')} with calls of tools ({records_by_client(calls)})"
+        notices.append(Notice("not rewritten", words))
     for options in kinds:
         too_long, refused = _too_long(options, clients, encoder, context)
         raise_refused(refused)
@@ -169,13 +173,15 @@ def _too_long(
     found: dict[str, list[str]] = {client.name: [] for client in clients}
     refused: Refused = []
     for client in clients:
-        for record in client.train:
-            job = rewriting_job(encoder.chat, record, options, 0, 0)
-            if len(job.prompt) + job.limit > context:
-                found[client.name].append(record.origin)
-                continue
+        for record in (each for each in client.train if not each.calls):
             try:
-                encoder.check_ids(job.prompt)
+                job = rewriting_job(encoder.chat, record, options, 0, 0)
+                if len(job.prompt) + job.limit > context:
+                    found[client.name].append(record.origin)
+                else:
+                    encoder.check_ids(job.prompt)
+            except TemplateRefusalError as error:
+                refused.append((record.origin, unlike_the_template(error)))
             except RowError as error:
                 refused.append((record.origin, error))
     return found, refused
