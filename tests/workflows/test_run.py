@@ -10,11 +10,15 @@ import torch
 from peft import PeftModel
 
 from fedsdr.core.progress import silent_reporter
+from fedsdr.data.partition import build_clients
+from fedsdr.data.records import ClientData
 from fedsdr.recipe import methods
 from fedsdr.recipe.load import load_recipe, override_recipe
 from fedsdr.recipe.methods import named_recipe
+from fedsdr.recipe.sections.data import Data
 from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.workflows import method as method_run
+from fedsdr.workflows import prepare
 from fedsdr.workflows.run import compare_seeds, run_recipe
 from support import toy_clients
 from support.finished_runs import (
@@ -256,6 +260,19 @@ def test_a_comparison_has_intervals_over_its_seeds(recipe, tmp_path):
         override_recipe(both, {"seed": 4, "baselines": []}), tmp_path / "alone", silent_reporter()
     )
     assert same_weights(tmp_path / "alone" / "global", tmp_path / "out" / "seed-4" / "global")
+
+
+def test_a_comparison_reads_the_data_of_each_seed_once(recipe, tmp_path, monkeypatch):
+    read: list[int] = []
+
+    def counted(data: Data, seed: int) -> list[ClientData]:
+        read.append(seed)
+        return build_clients(data, seed)
+
+    monkeypatch.setattr(prepare, "build_clients", counted)
+    short = override_recipe(named_recipe("base", recipe), {"evaluate.every": 0})
+    compare_seeds(short, [4, 0], tmp_path / "out", silent_reporter())
+    assert read == [4, 0]
 
 
 def test_a_comparison_can_be_given_another_seed_later(recipe, tmp_path):

@@ -30,7 +30,7 @@ from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.tracking.follow import Follower, tracked_method
 from fedsdr.tracking.table import choose_backends
 from fedsdr.workflows.method import OpenEngine, engine_in_process, train_method
-from fedsdr.workflows.prepare import prepare_methods
+from fedsdr.workflows.prepare import PreparedRun, prepare_methods, prepare_run
 from fedsdr.workflows.run_folder import (
     check_folder,
     check_room,
@@ -60,10 +60,12 @@ def run_in_process(
     reporter: Reporter,
     resume: bool = False,
     loaded: LoadedRun | None = None,
+    prepared: PreparedRun | None = None,
 ) -> dict[str, Any]:
     """`run_recipe`, of methods that are resolved already.
 
-    loaded: the same model and data, where they are in memory.
+    loaded: the same model and data, where they are in memory. prepared: the same methods with
+    their records, where these have been read.
     """
     recipe = methods[-1].recipe
     if resume:
@@ -72,15 +74,16 @@ def run_in_process(
         if (out / REPORT_FILE).exists():
             with locked_folder(out):  # removes the lock of a run that was killed at its very end
                 return dict(files.read_json(out / SUMMARY_FILE))
-    prepared = prepare_methods(methods, reporter=reporter)
+    ready = prepared or prepare_methods(methods, reporter=reporter)
     check_folder(out, recipe, resume)
-    check_room(out, prepared.least_bytes())
+    check_room(out, ready.least_bytes())
 
     def start() -> OpenEngine:
-        announce_notices(prepared.notices, reporter)
-        run = loaded or prepared.load(reporter)
+        notices = ready.notices
+        announce_notices(notices, reporter)
+        run = loaded or ready.load(reporter)
         claim_folder(out, recipe)
-        files.write_json(out / NOTICES_FILE, as_rows(prepared.notices))
+        files.write_json(out / NOTICES_FILE, as_rows(notices))
         reporter.say("model: " + ", ".join(f"{k} {v}" for k, v in run.description.items()))
         for words in slow_ways(run.base.model):
             reporter.say(words)
@@ -134,33 +137,39 @@ def say_kept(methods: Methods, out: Path, reporter: Reporter) -> None:
 def compare_seeds(
     recipe: Recipe, seeds: Sequence[int], out: Path, reporter: Reporter, resume: bool = False
 ) -> dict[str, Any]:
-    """Run a recipe and its baselines for several seeds, each into `out/seed-N`; summarise."""
-    runs = methods_by_seed(recipe, seeds)
-    needed = sum(prepare_methods(each, reporter=reporter).least_bytes() for each in runs)
+    """Run a recipe and its baselines for several seeds, each into `out/seed-N`; summarise.
+
+    Every seed is checked before the first is run, and its records are read once: those of all
+    seeds are in memory together.
+    """
+    runs = prepare_seeds(recipe, seeds, reporter)
     check_folder(out, recipe, resume)
-    check_room(out, needed)
+    check_room(out, sum(each.least_bytes() for each in runs))
     with claimed_folder(out, recipe, resume):
         return _compare(recipe, runs, out, reporter, resume)
 
 
-def methods_by_seed(recipe: Recipe, seeds: Sequence[int]) -> list[Methods]:
-    return [resolve_methods(recipe.model_copy(update={"seed": seed})) for seed in seeds]
+def prepare_seeds(recipe: Recipe, seeds: Sequence[int], reporter: Reporter) -> list[PreparedRun]:
+    """The run of each seed."""
+    return [
+        prepare_run(recipe.model_copy(update={"seed": seed}), reporter=reporter) for seed in seeds
+    ]
 
 
 def _compare(
-    recipe: Recipe, runs: Sequence[Methods], out: Path, reporter: Reporter, resume: bool
+    recipe: Recipe, runs: Sequence[PreparedRun], out: Path, reporter: Reporter, resume: bool
 ) -> dict[str, Any]:
-    """runs: the methods of each seed."""
+    """runs: one for each seed."""
     began = time.perf_counter()
-    seeds = [methods[-1].recipe.seed for methods in runs]
+    seeds = [each.recipe.seed for each in runs]
     begun = (out / RECIPE_FILE).exists()
     claim_folder(out, recipe)
     folders = [out / f"seed-{seed}" for seed in seeds]
-    for methods, folder in zip(runs, folders, strict=True):
-        reporter.say(f"seed {methods[-1].recipe.seed}")
-        run_in_process(methods, folder, reporter, resume)
+    for seed, each, folder in zip(seeds, runs, folders, strict=True):
+        reporter.say(f"seed {seed}")
+        run_in_process(each.methods, folder, reporter, resume, prepared=each)
     seconds = time.perf_counter() - began
-    return summarise_runs(runs[0], seeds, folders, out, RunTime(seconds, begun))
+    return summarise_runs(runs[0].methods, seeds, folders, out, RunTime(seconds, begun))
 
 
 def run_demo(out: Path, seeds: Sequence[int], reporter: Reporter) -> dict[str, Any]:
@@ -175,7 +184,7 @@ def run_demo(out: Path, seeds: Sequence[int], reporter: Reporter) -> dict[str, A
             for path in [*out.iterdir()]:
                 if path.name not in (RECIPE_FILE, LOCK_FILE):  # by which it stays ours
                     files.remove_path(path)
-        return _compare(recipe, methods_by_seed(recipe, seeds), out, reporter, resume=True)
+        return _compare(recipe, prepare_seeds(recipe, seeds, reporter), out, reporter, resume=True)
 
 
 def record_start(out: Path, loaded: LoadedRun, seed: int, reporter: Reporter) -> None:
