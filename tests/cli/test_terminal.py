@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import fedsdr
 from fedsdr.cli import diagnose
-from fedsdr.cli.holdings import print_holdings
+from fedsdr.cli.clients_table import print_clients
 from fedsdr.cli.main import app
 from fedsdr.core import files
 from fedsdr.core.console import Grid, print_grid
@@ -70,7 +70,7 @@ LONG = "a-client-with-a-name-that-is-longer-than-a-telephone-is-wide"
 def holdings(folder: Path) -> list[str]:
     """As `check` and `diagnose` print them."""
     cells = [LONG, *["123456"] * 8, "closed_qa 3, information_extraction 1"]
-    print_holdings(diagnose.HEADS, [cells])
+    print_clients(diagnose.HEADS, [cells])
     return [LONG, "records: 123456", "leaked: 123456", "closed_qa 3", "information_extraction 1"]
 
 

@@ -111,7 +111,7 @@ def test_mixed_targets_are_the_responses_and_then_their_rewrites(home, recipe, t
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"lab.clients": 1}, "federation.late = 0.4 leaves nobody for round 1 of 1 client"),
+        ({"lab.clients": 1}, "federation.late = 0.4 leaves no client for round 1 of 1 client"),
         (
             {"lab.clients": 4, "federation.robust": "krum", "options.krum": {"malicious": 1}},
             "needs at least 4 clients in a round, and 3 take part",

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fedsdr.cli.holdings import list_categories, print_holdings
+from fedsdr.cli.clients_table import list_categories, print_clients
 from fedsdr.cli.session import RecipePath, Sets, command_session
 
 HEADS = ("records", "held", "prompt", "resp.", "cut", "out", "twice", "leaked", "categories")
@@ -59,7 +59,7 @@ def print_diagnosis(found: Mapping[str, Any]) -> None:
         ]
         for c in found["clients"]
     ]  # fmt: skip
-    print_holdings(HEADS, rows)
+    print_clients(HEADS, rows)
     typer.echo(
         f"prompt, resp.: median tokens, of {found['max_length']} for both; cut: responses; "
         "out: records left out, their prompt is too long\n"

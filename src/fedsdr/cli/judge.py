@@ -80,7 +80,7 @@ def judge_command(
         if dry_run:
             return
         if prepared.cost.requests and not yes and not _confirmed():
-            typer.echo("nobody was asked")
+            typer.echo("nothing was asked")
             return
         with command_session(GO_ON) as reporter:
             result = ask_judge(prepared, reporter)
@@ -91,7 +91,7 @@ def judge_command(
 def _endpoint(
     base_url: str, model: str, key_variable: str | None, options: dict[str, Any]
 ) -> "Endpoint":
-    """Who is to be asked; where no key is named, nobody will be."""
+    """The judge; without a key's name, it is only described and never asked."""
     from fedsdr.api.judging import judge_endpoint
     from fedsdr.judge.client import OPENAI, Endpoint
 
@@ -113,5 +113,5 @@ def _cost(cost: "CostEstimate", host: str) -> str:
 def _confirmed() -> bool:
     if not sys.stdin.isatty():
         with command_session():
-            raise UserError("nobody is there to agree to the cost: give --yes (or --dry-run)")
+            raise UserError("no terminal to confirm the cost at: give --yes (or --dry-run)")
     return typer.confirm("ask?")

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedsdr.cli.holdings import list_categories, print_holdings
+from fedsdr.cli.clients_table import list_categories, print_clients
 from fedsdr.cli.session import RecipePath, Sets, command_session
 from fedsdr.core.console import Grid, print_rows
 
@@ -38,7 +38,7 @@ def check_command(
             ]
             for row in checked.clients
         ]  # fmt: skip
-    print_holdings(("records", "held out", "words a prompt", "a response", "categories"), rows)
+    print_clients(("records", "held out", "words a prompt", "a response", "categories"), rows)
     typer.echo(f"chat template: {checked.template}")
     for notice in checked.notices:
         typer.echo(notice)

@@ -38,7 +38,7 @@ RESUME = "go on with --resume"
 def command_session(go_on: str = "give the same command again") -> Iterator[Reporter]:
     """Quiet libraries, draw progress, and turn the user's mistakes into one line and status 2.
 
-    go_on: what somebody is told who interrupts, or whose disk is full.
+    go_on: the remedy that is printed after an interrupt, or for a full disk.
     """
     quiet_libraries()
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -239,7 +239,7 @@ def _before_and_after(
     """The same records raw and rewritten: texts, at equal word counts too, and gradients."""
     raw = {name: [r.response for r, _ in each] for name, each in rewrites.items()}
     new = {name: [text for _, text in each] for name, each in rewrites.items()}
-    size = min(fewest_words(raw), fewest_words(new)) * 3 // 4  # dealt groups may have fewer
+    size = min(fewest_words(raw), fewest_words(new)) * 3 // 4  # random groups may have fewer
     seed = recipe.seed
     pairs = [pair for each in rewrites.values() for pair in each]
     found = {

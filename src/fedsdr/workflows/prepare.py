@@ -238,7 +238,7 @@ def check_clients(methods: Sequence[Method], names: Sequence[str]) -> None:
         there = present_clients(names, federation.late, federation.late_round, 1)
         if not there:
             raise UserError(
-                f"federation.late = {federation.late} leaves nobody for round 1 of {len(names)} "
+                f"federation.late = {federation.late} leaves no client for round 1 of {len(names)} "
                 "client(s): set it to 0, or late_round to 0"
             )
         check_cohort(each, cohort_size(len(there), federation.participation))

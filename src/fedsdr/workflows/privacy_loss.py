@@ -1,4 +1,4 @@
-"""What a run has told of a client under differential privacy: of one method, and as a whole.
+"""What a run has disclosed of a client under differential privacy: of one method, and as a whole.
 
 Each method's releases are of the same data, and so are those of every seed that has no data of its
 own. Whoever sees the whole run sees all of them, and what counts is their composition.
@@ -50,7 +50,7 @@ def planned_epsilon(methods: Sequence[Method]) -> float:
 
 
 def privacy_of_run(methods: Sequence[Method], folders: Sequence[Path]) -> dict[str, Any] | None:
-    """What finished runs, one folder a seed, told of a client; None without differential privacy.
+    """What finished runs, one folder a seed, disclosed of a client; None without privacy.
 
     epsilon: of all methods, and of all seeds that share their data, at `delta`, the smallest of the
     methods'; None where a method added no noise and nothing is promised. releases: of the client
@@ -114,7 +114,7 @@ def _clients(recipe: Recipe, seeds: Sequence[Mapping[str, Released]]) -> Iterabl
     names = dict.fromkeys(name for each in seeds for name in each)
     if recipe.uses_lab or all(source.client for source in recipe.data.sources):
         return [_sum(each.get(name, Counter()) for each in seeds) for name in names]
-    # Records are dealt anew for each seed: one may be at the client that gave most every time.
+    # Records are split anew for each seed: one may be at the client that gave most every time.
     return [_sum(max(each.values(), key=_cost) for each in seeds)]
 
 

@@ -86,7 +86,7 @@ def _lock(file: Path, instead: str) -> int:
 
 def _take(file: Path, descriptor: int) -> bool:
     """Lock the open file. False: whoever held it has removed it since it was opened, and so it
-    keeps nobody out."""
+    keeps no process out."""
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     if not (file.exists() and os.path.samestat(file.stat(), os.fstat(descriptor))):
         return False

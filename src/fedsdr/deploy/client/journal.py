@@ -39,12 +39,12 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 
 class RefusalError(UserError):
-    """Why a request is not carried out, in words that may be told to the server."""
+    """Why a request is not carried out, in words that may be sent to the server."""
 
 
 class Page(BaseModel):
     """How far this client has come in a method: the last question that it answered, the last round
-    whose update it answered, and the last of those that counted, as far as it was told."""
+    whose update it answered, and the last of those that counted, as far as the server said."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     operation: Operation = "prepare"

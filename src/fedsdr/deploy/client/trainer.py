@@ -1,4 +1,4 @@
-"""The long-lived trainer beside a SuperNode: one client, its base model, data and private state.
+"""The long-lived trainer next to a SuperNode: one client, its base model, data and private state.
 
 It listens on a Unix socket that its owner alone can use, or one other user, as whom the SuperNode
 runs; and carries out one request at a time, in the main thread. Each relay has a thread that reads
@@ -49,7 +49,7 @@ def allowed_users(relay: str = "") -> frozenset[int]:
 
 
 class Listener(socket.socket):
-    """A socket that holds a lock, which nobody else has until it is closed."""
+    """A socket that holds a lock, exclusively, until it is closed."""
 
     lock: BinaryIO
 
@@ -72,8 +72,8 @@ def hold_lock(path: Path) -> BinaryIO:
 
 
 def listen_socket(path: Path, users: frozenset[int] | None = None) -> Listener:
-    """Bind the socket, and lock it, in a file beside it. Raises `UserError` where something else is
-    there: another trainer that runs, a file.
+    """Bind the socket, and hold a lock, the file next to it. Raises `UserError` where something
+    else is there: another trainer that runs, a file.
 
     users: as of `allowed_users`. For its owner alone its mode is 0600; others could not open that,
     and who they are is asked at each connection (`is_allowed`).
@@ -234,7 +234,7 @@ def _serve_one(line: socket.socket, desk: _Desk) -> None:
 
 
 def _ask_trainer(line: socket.socket, length: int, questions: Questions) -> tuple[bytes, bytes]:
-    """Read a question and wait for what is said to it; the question is not kept any longer."""
+    """Read a question and wait for its reply; the question is not kept any longer."""
     data = relay.read_exactly(line, length, time.monotonic() + PATIENCE)
     question = OpenQuestion(data, SimpleQueue())
     questions.put(question)
@@ -244,5 +244,5 @@ def _ask_trainer(line: socket.socket, length: int, questions: Questions) -> tupl
 def _answered(data: bytes, answer: Callable[[bytes], bytes]) -> tuple[bytes, bytes]:
     try:
         return relay.ANSWER, answer(data)
-    except UserError as error:  # no request of our server: told to the relay, logged already
+    except UserError as error:  # no request of our server: sent to the relay, logged already
         return relay.ERROR, str(error).encode()

@@ -78,12 +78,12 @@ def submit_federation(
         number = retry_for(lambda: start_run(folder, *options), LINK_AWAY if again else 0.0, pause)
         reporter.say(f"submitted as Flower's run {number} (attempt {attempt} of {attempts})")
         state = wait_for_end(folder, number, began, pause)
-        told = read_status(folder)
-        if told.get("began", 0) >= began:
-            if told["state"] == "finished":
+        status = read_status(folder)
+        if status.get("began", 0) >= began:
+            if status["state"] == "finished":
                 return
-            if told["state"] == "failed":
-                raise UserError(f"the run failed: {told['error']}: mend that, and run it again")
+            if status["state"] == "failed":
+                raise UserError(f"the run failed: {status['error']}: mend that, and run it again")
         reporter.say(f"the ServerApp ended ({state}) without a word; its log: flwr log {number}")
     raise UserError(f"{attempts} ServerApps died: see {folder / 'logs'}, and run it again")
 
@@ -117,8 +117,8 @@ def wait_for_end(folder: Path, number: int, since: float, pause: float) -> str:
     wait, asked = pause, time.monotonic()
     while True:
         time.sleep(pause)
-        told = read_status(folder)
-        ended = told.get("began", 0) >= since and told["state"] != "running"
+        status = read_status(folder)
+        ended = status.get("began", 0) >= since and status["state"] != "running"
         if not ended and time.monotonic() - asked < wait:
             continue
         state = retry_for(lambda: flower_state(folder, number), LINK_AWAY, pause)
@@ -131,8 +131,8 @@ def start_run(folder: Path, *options: str) -> int:
     """Submit the app; returns Flower's number of the run."""
     write_flower_config(folder)
     where = f"folder={json.dumps(str(folder.resolve()))}"
-    told = _flwr(folder, "run", "app", LINK, "--format", "json", "--run-config", where, *options)
-    return int(told["run-id"])
+    reply = _flwr(folder, "run", "app", LINK, "--format", "json", "--run-config", where, *options)
+    return int(reply["run-id"])
 
 
 def register_nodes(folder: Path) -> list[str]:
@@ -164,8 +164,8 @@ def write_flower_config(folder: Path) -> None:
 
 def flower_state(folder: Path, number: int) -> str | None:
     """How Flower's run ended; None while it goes on."""
-    told = _flwr(folder, "list", LINK, "--run-id", str(number), "--format", "json")
-    status = str(told["runs"][0]["status"])
+    reply = _flwr(folder, "list", LINK, "--run-id", str(number), "--format", "json")
+    status = str(reply["runs"][0]["status"])
     return status if status.startswith("finished") else None
 
 
@@ -178,13 +178,13 @@ def _flwr(folder: Path, *words: str) -> Any:
         text=True,
     )
     try:
-        told = json.loads(done.stdout)
+        reply = json.loads(done.stdout)
     except ValueError:
-        told = {}
-    if done.returncode or not told.get("success", False):
-        why = told.get("error-message") or (done.stderr or done.stdout).strip()[-500:]
+        reply = {}
+    if done.returncode or not reply.get("success", False):
+        why = reply.get("error-message") or (done.stderr or done.stdout).strip()[-500:]
         raise UserError(f"flwr {words[0]} failed: {why}")
-    return told
+    return reply
 
 
 def read_status(folder: Path) -> dict[str, Any]:

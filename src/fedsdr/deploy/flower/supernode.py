@@ -3,7 +3,7 @@
     python -m fedsdr.deploy.flower.supernode --superlink ...
 
 A SuperNode that loses its network in the middle of a TLS handshake gives up, but its process stays
-(flwr 1.41): it waits for a thread of its own that nobody ends. Then nothing would start it again.
+(flwr 1.41): it waits for a thread of its own that never ends. Then nothing would start it again.
 """
 
 import os

@@ -166,7 +166,7 @@ def _head(model: type[_Head], values: Mapping[str, Any]) -> str:
     try:
         return model.model_validate(values).model_dump_json()
     except ValidationError as error:
-        raise WireError(f"this message cannot be sent: {_told(error)}") from error
+        raise WireError(f"this message cannot be sent: {_first_fault(error)}") from error
 
 
 def _check_tensors(tensors: Adapter) -> None:
@@ -209,12 +209,12 @@ def _decode(data: bytes, model: type[H]) -> tuple[H, Adapter]:
         text = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         return model.model_validate_json(text[METADATA][HEADER]), tensors
     except ValidationError as error:
-        raise WireError(f"a message with a wrong header: {_told(error)}") from error
+        raise WireError(f"a message with a wrong header: {_first_fault(error)}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise WireError("a safetensors file without our header") from error
 
 
-def _told(error: ValidationError) -> str:
+def _first_fault(error: ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(map(str, first["loc"]))
     return f"{place} = {first['input']!r:.60}: {first['msg']}"

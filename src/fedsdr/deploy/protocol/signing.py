@@ -28,7 +28,7 @@ PublicKey = ec.EllipticCurvePublicKey
 
 
 class Unsigned(enum.Enum):
-    """The mode of a simulation, whose messages nobody signs."""
+    """The mode of a simulation, whose messages are not signed."""
 
     UNSIGNED = "unsigned"
 

@@ -37,7 +37,7 @@ from fedsdr.deploy.protocol.signing import (
 from fedsdr.model.identity import Identity, differing_parts, read_identity
 from fedsdr.recipe.sections.recipe import Recipe
 
-FORGET: Final = 120.0  # seconds after which a hello without an answer is said again
+FORGET: Final = 120.0  # seconds after which a hello without an answer is sent again
 LONGEST_HELLO: Final = 2**16  # bytes: it is read before it is known whose signature it should have
 FAILURES: Final = 3  # wrong answers in a row, after which a node is avoided
 
@@ -115,9 +115,9 @@ class Admission:
         self.journals: dict[str, str] = {}  # client -> its journal's name
         self.troubles: dict[str, str] = {}  # client -> what was wrong with the last node of it
         self.model: Identity = {}  # what all clients' base models must be; {} before it is settled
-        self._models: dict[str, str] = {}  # client -> its base model's identity, as it was told
+        self._models: dict[str, str] = {}  # client -> its base model's identity, as it says
         self._greeted: dict[str, Sent] = {}  # hellos on their way, by message
-        self._strangers: dict[int, str] = {}  # node -> why it is no client of ours
+        self._refused: dict[int, str] = {}  # node -> why it is no client of ours
         self._failures: Counter[int] = Counter()  # node -> wrong answers in a row
         self._avoided: set[int] = set()  # nodes that are not greeted until the next question
         self._reports: RepeatLimit[str] = RepeatLimit()
@@ -140,7 +140,7 @@ class Admission:
         self._settle_model()
         if len(self.places) < needed:
             missing = ", ".join(client for client in self.roster if client not in self.places)
-            others = "; ".join(f"node {n}: {why}" for n, why in self._strangers.items())
+            others = "; ".join(f"node {n}: {why}" for n, why in self._refused.items())
             raise UserError(
                 f"{len(self.places)} of {needed} clients came within {seconds:g} s; missing: "
                 f"{missing}" + (f" (turned away: {others})" if others else "")
@@ -188,7 +188,7 @@ class Admission:
         self._failures.pop(node, None)
 
     def _turn_away(self, node: int, why: str) -> None:
-        self._strangers[node] = why
+        self._refused[node] = why
         self._say("turned away", node, why)
 
     def _say(self, fate: str, node: int, why: str) -> None:
@@ -218,12 +218,12 @@ class Admission:
         there, now = set(self.link.nodes()), time.monotonic()
         places = {c: [n for n in nodes if n in there] for c, nodes in self.places.items()}
         self.places = {client: nodes for client, nodes in places.items() if nodes}
-        self._strangers = {node: why for node, why in self._strangers.items() if node in there}
+        self._refused = {node: why for node, why in self._refused.items() if node in there}
         self._failures = Counter({n: count for n, count in self._failures.items() if n in there})
         self._greeted = {id: sent for id, sent in self._greeted.items() if now - sent.at < FORGET}
         placed = {node for nodes in self.places.values() for node in nodes}
         greeted = {sent.node for sent in self._greeted.values()}
-        for node in sorted(there - placed - greeted - {*self._strangers} - self._avoided):
+        for node in sorted(there - placed - greeted - {*self._refused} - self._avoided):
             sent = self.send(node, self._hello())
             self._greeted[sent.id] = sent
 
@@ -236,7 +236,7 @@ class Admission:
         )  # fmt: skip
 
     def _greeting(self, reply: Reply) -> None:
-        """A node's answer to hello: it leads to one of our clients, or is a stranger."""
+        """A node's answer to hello: it leads to one of our clients, or is turned away."""
         sent = self._greeted.pop(reply.id)
         node = sent.node
         if reply.error:  # it is asked again at the next look
@@ -250,9 +250,9 @@ class Admission:
             if answer.refused:
                 raise WireError(answer.refused)
             model = answer.facts.get("model", "")
-            if not (told := read_identity(model)):
+            if not (theirs := read_identity(model)):
                 raise WireError("it does not say what its base model is: is its fedsdr the same?")
-            if parts := differing_parts(self.model, told):
+            if parts := differing_parts(self.model, theirs):
                 raise WireError(_other_model(parts))
         except WireError as error:
             self._turn_away(node, str(error))
@@ -261,7 +261,7 @@ class Admission:
         self.places[client] = [*self.places.get(client, ()), node]
 
     def _greeter(self, data: bytes) -> str:
-        """Who says that a hello's answer is from them. Raises `WireError` where that is nobody."""
+        """The client that an answer to hello names. Raises `WireError` where it is none of ours."""
         if len(data) > LONGEST_HELLO:
             raise WireError(f"its hello has {len(data)} bytes, and {LONGEST_HELLO} are plenty")
         client = decode_answer(unverified_payload(data)).client

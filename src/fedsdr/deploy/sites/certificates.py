@@ -21,7 +21,7 @@ CertificateKey = ec.EllipticCurvePrivateKey
 def write_certificates(folder: Path, host: str) -> None:
     """ca.crt, for everybody; server.crt and server.key, for the server at `host` and locally.
 
-    The authority's own key is thrown away: nobody can make another server that clients trust. A
+    The authority's own key is thrown away: no other server can be made that clients trust. A
     new host, or one whose certificate has run out, takes a new folder.
     """
     authority, key = (

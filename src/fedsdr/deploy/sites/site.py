@@ -179,7 +179,7 @@ def run_trainer(
 ) -> None:
     """Serve a client's folder until the process ends. All that it writes is its owner's alone.
 
-    socket: where relays ask, in `folder` by default. relay_user: who may ask beside this user.
+    socket: where relays ask, in `folder` by default. relay_user: who may ask besides this user.
     """
     os.umask(0o077)
     # Relays open the socket by its whole path, whose length is limited.

@@ -7,7 +7,7 @@ from fedsdr.core.console import Grid, print_grid
 LARGEST_SHOWN = 3  # categories
 
 
-def print_holdings(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_clients(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A row a client: its name, then a cell for each head."""
     print_grid(Grid(("client", *heads), rows, wraps=True))
 
