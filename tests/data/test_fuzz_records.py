@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedsdr.data.records import Turn
 from fedsdr.data.sources import read_source
 from fedsdr.recipe.sections.data import Source
 from support.fuzzing import JUNK, fuzzed, mutated, value_or_user_error
@@ -20,6 +21,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:invalid:DeprecationWarning")
 
 TURNS = [{"role": "user", "content": "one?"}, {"role": "assistant", "content": "two."}]
 SHARED = [{"from": "human", "value": "one?"}, {"from": "gpt", "value": "two."}]
+FUNCTION = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": [1, "2"]}}}
+CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+TOOL = {"role": "tool", "content": [{"type": "text", "text": "9"}], "name": "f", "weight": 0}
 ROWS: list[dict[str, Any]] = [
     {"instruction": "Add.", "input": "1 2", "output": "3", "history": [["a", "b"]]},
     {"instruction": "Say it.", "context": "red", "response": "red", "category": "x"},
@@ -27,7 +32,10 @@ ROWS: list[dict[str, Any]] = [
     {"question": "How many?", "answer": "Two, so #### 2"},
     {"messages": TURNS, "category": "chat"},
     {"conversations": SHARED},
+    {"messages": [TURNS[0], CALLING, TOOL, *TURNS[1:]], "tools": [FUNCTION]},
+    {"prompt": TURNS[:1], "completion": TURNS[1:]},
 ]
+KEYS = ["role", "content", "from", "value", "tool_calls", "function_call", "weight", "name"]
 COLUMNS = sorted({column for row in ROWS for column in row})
 
 
@@ -45,8 +53,10 @@ def changed(draw: st.DrawFn, row: dict[str, Any]) -> Any:
             row.pop(column, None)
         elif kind == "append" and isinstance(cell, list):
             cell.append(draw(JUNK))
-        elif kind == "inside" and isinstance(cell, list) and cell and isinstance(cell[0], dict):
-            cell[-1][draw(st.sampled_from(["role", "content", "from", "value"]))] = draw(JUNK)
+        elif kind == "inside" and isinstance(cell, list) and cell:
+            turn = draw(st.sampled_from(cell))
+            if isinstance(turn, dict):
+                turn[draw(st.sampled_from(KEYS))] = draw(JUNK)
         else:
             row[column] = draw(JUNK)
     return row
@@ -56,22 +66,42 @@ FILES = st.sampled_from(ROWS).flatmap(lambda row: st.lists(changed(row), max_siz
 CODECS = sorted({*encodings.aliases.aliases.values(), "idna", "undefined", "", "\0", "no such"})
 
 
-def read(folder: Path, suffix: str, data: bytes, **options: Any) -> None:
+def read(
+    folder: Path,
+    suffix: str,
+    data: bytes,
+    learn: Any = "last",
+    invalid: Any = "error",
+    **options: Any,
+) -> None:
     path = folder / f"fuzz{suffix}"
     path.write_bytes(data)
     source = Source(path=str(path), **options)
-    for record in value_or_user_error(folder, lambda: read_source(source, 0)) or ():
-        assert record.response.strip()
+    found = value_or_user_error(folder, lambda: read_source(source, 0, learn, invalid))
+    if found is None:
+        return
+    assert len({record.origin for record in found.records}) == len(found.records)
+    for record in found.records:
+        assert record.response.strip() or record.calls
         assert record.instruction.strip()
-        assert record.prompt[-1].role == "user"
-        "".join([record.response, *(turn.text for turn in record.prompt)]).encode()
+        assert record.prompt[-1].role in ("user", "tool")
+        for turn in (*record.prompt, Turn("assistant", record.response, record.calls)):
+            json.dumps(turn.message, ensure_ascii=False).encode()
+        json.loads(record.tools or "[]")
 
 
 @fuzzed
-@given(rows=FILES, lines=st.booleans(), empty=st.sampled_from(["error", "skip"]))
-def test_rows_with_junk_in_them(tmp_path, rows, lines, empty):
+@given(
+    rows=FILES,
+    lines=st.booleans(),
+    empty=st.sampled_from(["error", "skip"]),
+    learn=st.sampled_from(["last", "all"]),
+    invalid=st.sampled_from(["error", "skip"]),
+)
+def test_rows_with_junk_in_them(tmp_path, rows, lines, empty, learn, invalid):
     text = "\n".join(map(json.dumps, rows)) if lines else json.dumps(rows)
-    read(tmp_path, ".jsonl" if lines else ".json", text.encode(), empty=empty)
+    suffix = ".jsonl" if lines else ".json"
+    read(tmp_path, suffix, text.encode(), learn, invalid, empty=empty)
 
 
 def comma_separated(rows: list[dict[str, Any]]) -> bytes:

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from fedsdr.core.errors import UserError
-from fedsdr.data.layouts import final_answer, records_from_rows
+from fedsdr.data.conversations import NoResponseError
+from fedsdr.data.layouts import final_answer, rows_to_records
 from fedsdr.data.records import Record, Turn
-from fedsdr.data.rows import Places
+from fedsdr.data.rows import Places, SourceTable
 from fedsdr.data.sources import read_source
 from fedsdr.recipe.sections.data import Source
 
@@ -22,10 +23,11 @@ SENTIMENT = "Choose from {{negative/neutral/positive}}.\n\n{content}"
 
 
 def convert(*rows: Any, unit: Any = "row", **options: Any) -> list[Record]:
-    numbered = list(enumerate(rows, start=1))
-    return records_from_rows(
-        Places(Path("f/a.json"), unit), numbered, Source(path="f/a.json", **options)
-    )
+    table = SourceTable(Places(Path("f/a.json"), unit), list(enumerate(rows, start=1)))
+    source = Source(path="f/a.json", **options)
+    skips = (NoResponseError,) if source.empty == "skip" else ()
+    found, _ = rows_to_records(table, source, skips=skips)
+    return [record for row in found for record in row.records]
 
 
 def message(*rows: Any, **options: Any) -> str:
@@ -242,9 +244,9 @@ def test_other_problems_are_not_counted():
         ([("system", "a"), ("assistant", "a")], "no instruction"),
         ([("user", ""), ("assistant", "a")], "no instruction"),
         ([("user", "q"), ("assistant", "a"), ("assistant", "b")], "no instruction"),
-        ([("tool", "a")], "an unknown role ('tool'; known are system, user, human"),
+        ([("narrator", "a")], "an unknown role ('narrator'; known are system, developer, user"),
         ([(None, "a")], "an unknown role (null; known"),
-        ([("user", [{"type": "text"}])], "a turn in column 'messages' is not text (it is a list)"),
+        ([("user", [{"type": "text"}])], "a turn in column 'messages' has a part that is not text"),
     ],
 )
 def test_conversations_that_cannot_be_records(turns, problem):
@@ -320,7 +322,7 @@ def test_skip_passes_over_nothing_but_a_missing_response(bad, problem):
 def test_skip_with_nothing_left_names_the_file():
     empty = FINE | {"output": ""}
     said = message(empty, empty, empty="skip")
-    assert said.startswith("f/a.json: no row has a response")
+    assert said.startswith("f/a.json: no record is left, since all 2 rows are skipped")
     assert "fields.response" in said
 
 
@@ -328,7 +330,7 @@ def test_skip_takes_a_limit_of_the_records_that_are_left(tmp_path):
     path = tmp_path / "a.jsonl"
     rows = [{"prompt": str(i), "response": "r" * (i % 2)} for i in range(20)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = read_source(Source(path=str(path), empty="skip", limit=8), seed=0)
+    found = read_source(Source(path=str(path), empty="skip", limit=8), seed=0).records
     asked = [int(record.instruction) for record in found]
     assert len(asked) == 8
     assert all(number % 2 for number in asked)

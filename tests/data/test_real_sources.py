@@ -21,7 +21,7 @@ SENTIMENT = (
 
 
 def read(path: Path, **options: Any) -> list[Record]:
-    return read_source(Source(path=str(path), **options), seed=0)
+    return read_source(Source(path=str(path), **options), seed=0).records
 
 
 def message(path: Path, **options: Any) -> str:

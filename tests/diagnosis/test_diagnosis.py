@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 from fedsdr.cli.main import app
 from fedsdr.core.adapters import cosine
 from fedsdr.data.records import ClientData, Record, Turn
-from fedsdr.data.sources import skipped_rows
 from fedsdr.data.template import ChatFormat
 from fedsdr.diagnosis.data_quality import measure_quality, normalise_text
 from fedsdr.diagnosis.divergence import mean_js, tfidf_cosine
@@ -28,7 +27,6 @@ from fedsdr.diagnosis.heterogeneity import (
     tfidf_of,
 )
 from fedsdr.diagnosis.reading import interpret_diagnosis
-from fedsdr.recipe.sections.data import Source
 from support import tiny_recipe, toy_clients
 from support.diagnosed_clients import EXAMPLES, PAD, new_model
 from support.real_data import DATA, data_file
@@ -93,17 +91,6 @@ def test_short_responses_stand_out_only_among_long_ones():
 
 def test_normalised():
     assert normalise_text(" \uff21\tb\n C ") == "a b c"
-
-
-def test_skipped_rows(tmp_path):
-    tiny_recipe.write_rows(
-        tmp_path / "a.jsonl", [{"prompt": "x", "response": r} for r in ("", "y", "")]
-    )
-    found = skipped_rows([
-        Source(path=str(tmp_path / "a.jsonl"), client="a", empty="skip", limit=1),
-        Source(path=str(tmp_path / "a.jsonl"), client="b"),
-    ])  # fmt: skip
-    assert found == [("a", "a.jsonl", 2, 3)]
 
 
 # --- Heterogeneity

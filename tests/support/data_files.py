@@ -17,7 +17,7 @@ ALPACA = [
 
 
 def read_records(path: Path, seed: int = 0, **options: Any) -> list[Record]:
-    return read_source(Source(path=str(path), **options), seed)
+    return read_source(Source(path=str(path), **options), seed).records
 
 
 def error_message(path: Path, **options: Any) -> str:

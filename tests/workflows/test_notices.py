@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from fedsdr.cli.main import app
 from fedsdr.core import files
-from fedsdr.core.layout import NOTICES_FILE
+from fedsdr.core.errors import UserError
+from fedsdr.core.layout import NOTICES_FILE, SKIPPED_FILE
 from fedsdr.core.notices import Notice, name_items, records_by_client
 from fedsdr.core.progress import silent_reporter
 from fedsdr.data.records import Record
@@ -32,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_recipe.write_model(tmp_path_factory.mktemp("notices") / "model")
 
 
-Rows = dict[str, list[dict[str, str]]]
+Rows = dict[str, list[dict[str, Any]]]
 
 
 def row(prompt: int, response: int) -> dict[str, str]:
@@ -183,6 +184,49 @@ def test_frozen_experts(tmp_path):
     assert f"experts are not ({experts / base.num_parameters():.0%} of the weights)" in str(notice)
 
 
+# Conversations
+
+
+def talk(*roles: str) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": "red"} for role in roles]}
+
+
+def test_conversations_that_the_template_refuses_are_left_out_where_the_recipe_says(
+    tmp_path, model
+):
+    strict = tmp_path / "strict.jinja"
+    strict.write_text(
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('Roles must alternate') }}{% endif %}{{ m.content }} {% endfor %}"
+    )
+    good, bad = talk("user", "assistant"), talk("user", "user", "assistant")
+    found = setting(
+        tmp_path, model, {"anna": [good] * 3 + [bad], "ben": [good] * 2},
+        data={"invalid": "skip"}, model={"template": str(strict)},
+    )  # fmt: skip
+    reason = "the chat template refuses this conversation (Roles must alternate)"
+    assert words(found) == [f"skipped: 1 record that cannot be learnt: anna.jsonl:4, {reason}"]
+    assert [(row.place, row.reason) for row in found.skipped] == [("anna.jsonl:4", reason)]
+    held = [record.origin for client in found.clients for record in client.train + client.held_out]
+    assert len(held) == 5
+    assert "anna.jsonl:4" not in held
+    with pytest.raises(UserError, match=r"ben.jsonl:2: the chat template refuses"):
+        setting(
+            tmp_path, model, {"anna": [good] * 3, "ben": [bad] * 2},
+            data={"invalid": "skip"}, model={"template": str(strict)},
+        )  # fmt: skip
+
+
+def test_turns_that_are_not_learnt_are_counted(tmp_path, model):
+    rows = [talk("user", "assistant", "user", "assistant")] * 4
+    last = setting(tmp_path, model, {"anna": rows})
+    assert words(last) == ['conversations: 4 of 8 assistant turns are learnt (data.learn = "last")']
+    whole = setting(tmp_path, model, {"anna": rows}, data={"learn": "all"})
+    assert words(whole) == []
+    [anna] = whole.clients
+    assert (len(anna.train), len(anna.held_out)) == (4, 4)
+
+
 # Where they are said
 
 
@@ -198,7 +242,9 @@ def test_check_run_and_report_say_the_same(tmp_path, model, monkeypatch):
     )  # fmt: skip
     lines = words(found)
     assert [line.partition(":")[0] for line in lines] == ["skipped", "cut", "not judged"]
-    assert lines[0] == "skipped: 1 of 2 rows of ben.jsonl, without a response"
+    assert lines[0] == (
+        "skipped: 1 of 2 rows of ben.jsonl: ben.jsonl:2, no response (column 'response' is empty)"
+    )
     said = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["check", str(tmp_path / "recipe.toml")])
     assert said.stdout.splitlines()[-3:] == lines
     done = CliRunner().invoke(
@@ -208,6 +254,9 @@ def test_check_run_and_report_say_the_same(tmp_path, model, monkeypatch):
     assert [line for line in done.stderr.splitlines() if line in lines] == lines
     stored = json.loads((tmp_path / "out" / NOTICES_FILE).read_text())
     assert [str(Notice(**each)) for each in stored] == lines
+    skipped = (tmp_path / "out" / SKIPPED_FILE).read_text().splitlines()
+    reason = "no response (column 'response' is empty)"
+    assert [json.loads(row) for row in skipped] == [{"place": "ben.jsonl:2", "reason": reason}]
     page = html.unescape((tmp_path / "out" / "report.html").read_text())
     assert all(each["words"] in page for each in stored)
 

@@ -109,7 +109,7 @@ def test_a_data_set_by_name(tmp_path, monkeypatch):
     folder.mkdir()
     lines = [json.dumps({"instruction": f"say {k}", "output": f"it is {k}"}) for k in range(5)]
     (folder / "train.jsonl").write_text("\n".join(lines))
-    found = read_source(Source(path=f"hub:{folder}"), 0)
+    found = read_source(Source(path=f"hub:{folder}"), 0).records
     assert [record.response for record in found] == [f"it is {k}" for k in range(5)]
 
 

@@ -220,7 +220,7 @@ def nothing(folder: Path, tables: Tables) -> None:
          [resized, first_tokenizer]),
         (strict, ["ben.jsonl:2: the chat template refuses", "(Roles must alternate); 2 more rows "
                   "have the same problem (ben.jsonl:4, cleo.jsonl:1)", "mend or remove the row"],
-         [rows_removed, key("model", "template", "plain")]),
+         [rows_removed, key("model", "template", "plain"), key("data", "invalid", "skip")]),
         (typing, ["the chat template fails"], [key("model", "template", "auto")]),
         (key("lora", "targets", ["w1"]), ["'w1'", "or 'all-linear'"],
          [key("lora", "targets", "all-linear"), key("lora", "targets", ["q_proj"])]),

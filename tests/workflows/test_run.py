@@ -10,8 +10,9 @@ import torch
 from peft import PeftModel
 
 from fedsdr.core.progress import silent_reporter
-from fedsdr.data.partition import build_clients
+from fedsdr.data.partition import read_clients
 from fedsdr.data.records import ClientData
+from fedsdr.data.sources import SourceRecords
 from fedsdr.recipe import methods
 from fedsdr.recipe.load import load_recipe, override_recipe
 from fedsdr.recipe.methods import named_recipe
@@ -265,11 +266,11 @@ def test_a_comparison_has_intervals_over_its_seeds(recipe, tmp_path):
 def test_a_comparison_reads_the_data_of_each_seed_once(recipe, tmp_path, monkeypatch):
     read: list[int] = []
 
-    def counted(data: Data, seed: int) -> list[ClientData]:
+    def counted(data: Data, seed: int) -> tuple[list[SourceRecords], list[ClientData]]:
         read.append(seed)
-        return build_clients(data, seed)
+        return read_clients(data, seed)
 
-    monkeypatch.setattr(prepare, "build_clients", counted)
+    monkeypatch.setattr(prepare, "read_clients", counted)
     short = override_recipe(named_recipe("base", recipe), {"evaluate.every": 0})
     compare_seeds(short, [4, 0], tmp_path / "out", silent_reporter())
     assert read == [4, 0]

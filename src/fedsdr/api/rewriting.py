@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from fedsdr.api.progress import ProgressOption, call_reporter
-from fedsdr.data.layouts import records_from_rows
+from fedsdr.data.layouts import rows_to_records
 from fedsdr.data.records import Record
-from fedsdr.data.rows import Places
+from fedsdr.data.rows import Places, SourceTable
 from fedsdr.data.template import ChatFormat
 from fedsdr.distillation.cache import NoCache
 from fedsdr.distillation.rewrite import Rewritten, Teacher, rewrite_records
@@ -49,5 +49,6 @@ def rewrite(
 def _record(number: int, row: Record | Mapping[str, Any]) -> Record:
     if isinstance(row, Record):
         return row
-    [record] = records_from_rows(Places(Path("records"), "row"), [(number, row)], Source(path=""))
-    return record
+    table = SourceTable(Places(Path("records"), "row"), [(number, row)])
+    [found], _ = rows_to_records(table, Source(path=""))
+    return found.records[0]

@@ -1,6 +1,7 @@
 """The run folder: what each of its files and folders is called, and what is in it.
 
 DIR/recipe.toml  environment.json  partition.json  notices.json  summary.json  report.html
+DIR/skipped.jsonl   where rows of the data were left out
 DIR/metrics.jsonl  distillation.json  checkpoint.safetensors  personal.json  result.json
 DIR/delivered.json  after the last adapter
 DIR/global/  clients/<id>/  tensorboard/<method>/
@@ -19,6 +20,7 @@ RECIPE_FILE: Final = "recipe.toml"  # of a method, too
 ENVIRONMENT_FILE: Final = "environment.json"
 PARTITION_FILE: Final = "partition.json"
 NOTICES_FILE: Final = "notices.json"  # what the run left out: fedsdr.core.notices
+SKIPPED_FILE: Final = "skipped.jsonl"  # the rows that data.invalid leaves out, its owner's alone
 SUMMARY_FILE: Final = "summary.json"
 REPORT_FILE: Final = "report.html"  # the last file that a run writes
 LOCK_FILE: Final = ".lock"

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from fedsdr.core.progress import Reporter
 
 Kind = Literal[
-    "skipped", "left out", "cut", "not judged", "not rewritten", "frozen", "unused", "dated"
+    "skipped", "conversations", "not used", "left out", "cut", "not judged", "not rewritten",
+    "frozen", "unused", "dated",
 ]  # fmt: skip
 SHOWN_ITEMS = 4  # clients that a line names
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from fedsdr.core.errors import UserError
-from fedsdr.data.rows import Places, Row, RowError, convert_all
+from fedsdr.data.rows import Places, Row, RowError, Skips, SourceTable, convert_all
 
 DELIMITERS: Final = (",", ";", "\t", "|")  # that are looked for in a header
 QUOTED: Final = re.compile(r'"(?:[^"]|"")*"')
@@ -17,7 +17,7 @@ HEAD: Final = 2**16  # characters in which a header ends
 LARGEST: Final = 2**31 - 1  # a C long, where it is shortest
 
 
-def csv_rows(path: Path, text: str, delimiter: str | None) -> tuple[Places, list[Row]]:
+def csv_rows(path: Path, text: str, delimiter: str | None, skips: Skips = ()) -> SourceTable:
     """Rows by line. delimiter: between cells, or None to detect it."""
     places = Places(path, "line")
     declared = SEP.match(text)
@@ -26,7 +26,7 @@ def csv_rows(path: Path, text: str, delimiter: str | None) -> tuple[Places, list
     if declared:
         lines = lines[1:]
     if not lines:
-        return places, []
+        return SourceTable(places, [])
     (_, written), *lines = lines
     header = _without_empty_end(written)
     if repeated := sorted({name for name in header if header.count(name) > 1}):
@@ -40,7 +40,7 @@ def csv_rows(path: Path, text: str, delimiter: str | None) -> tuple[Places, list
             raise RowError(problem, detail, remedy)
         return number, dict(zip(header, cells[: len(header)], strict=True))
 
-    return places, convert_all(places, lines, convert)
+    return SourceTable(places, *convert_all(places, lines, convert, skips))
 
 
 def _delimiter(path: Path, text: str) -> str:

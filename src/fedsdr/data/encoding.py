@@ -63,16 +63,23 @@ class Encoder:
 
     def _encode(self, record: Record, refused: Refused) -> Example | None:
         try:
-            example = self.chat.encode(record, record.response, self.limit)
-            if example is not None:
-                self.check_ids((*example.prompt, *example.response))
-        except TemplateRefusalError as error:
-            refused.append((record.origin, unlike_the_template(error)))
+            return self.example(record)
         except RowError as error:
             refused.append((record.origin, error))
-        else:
-            return example
-        return None
+            return None
+
+    def example(self, record: Record) -> Example | None:
+        """A record as it is learnt, None where it does not fit.
+
+        Raises `RowError` where the template refuses it, or it has a token that the model has not.
+        """
+        try:
+            example = self.chat.encode(record, record.response, self.limit)
+        except TemplateRefusalError as error:
+            raise unlike_the_template(error) from error
+        if example is not None:
+            self.check_ids((*example.prompt, *example.response))
+        return example
 
     def _is_cut(self, example: Example) -> bool:
         return len(example) == self.limit and example.response[-1] != self.chat.end_of_turn
@@ -103,5 +110,6 @@ def unlike_the_template(error: TemplateRefusalError) -> RowError:
     return RowError(
         "the chat template refuses this conversation",
         error.reason,
-        "mend or remove the row, or set model.template to another template",
+        "mend or remove the row, set model.template to another template, or leave such rows out "
+        'with data.invalid = "skip"',
     )

@@ -1,18 +1,36 @@
 """From rows to records: which columns hold the instruction, the response and the rest."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from fedsdr.core.errors import UserError
 from fedsdr.core.notices import name_items
-from fedsdr.data.records import ANSWER_MARK, Record, Role, Turn
-from fedsdr.data.rows import Cells, Places, Row, RowError, convert_all, json_kind
-from fedsdr.recipe.sections.data import Source
+from fedsdr.data.cells import cell_list, cell_text, is_filled
+from fedsdr.data.conversations import (
+    TOOLS,
+    NoResponseError,
+    RowTurns,
+    find_messages,
+    learnt_places,
+    no_instruction,
+    read_conversation,
+    read_tools,
+)
+from fedsdr.data.records import ANSWER_MARK, Record, Turn
+from fedsdr.data.rows import (
+    Cells,
+    RowError,
+    SkippedRow,
+    Skips,
+    SourceTable,
+    convert_all,
+    json_kind,
+)
+from fedsdr.recipe.sections.data import Learn, Source
 
 
 @dataclass(frozen=True)
@@ -35,6 +53,12 @@ class Layout:
         """The columns without which the layout does not fit."""
         return {self.turns} if self.turns else {self.fields[name] for name in REQUIRED}
 
+    @property
+    def columns(self) -> set[str]:
+        """The columns that a record is made from."""
+        named = {c for place in self.fields.values() for _, c in _parts(place) if c is not None}
+        return {*named, self.turns, self.history}
+
 
 REQUIRED: Final = ("instruction", "response")
 OPTIONAL: Final = {"category": "category", "system": "system"}  # of every known layout
@@ -55,48 +79,50 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
     "prompt and completion": Layout({"instruction": "prompt", "response": "completion"}),
     "gsm8k": Layout({"instruction": "question", "response": "answer"}, marked=True),
 }
-ROLES: Final[Mapping[str, Role]] = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-}
 FINAL_NUMBER: Final = re.compile(r"-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
 
 
-class NoResponseError(RowError):
-    """A row whose response is empty, null or missing: `Source.empty` decides if it is skipped."""
+class RowRecords(NamedTuple):
+    """What becomes of a row: its records, one for each response that is learnt.
 
-    def __init__(self, detail: str) -> None:
-        remedy = 'fill in the response, remove the row, or set empty = "skip" in its source'
-        super().__init__("no response", detail, remedy)
-
-
-def records_from_rows(places: Places, rows: Sequence[Row], source: Source) -> list[Record]:
-    """A record for each row, but for those without a response where `source.empty` is "skip".
-
-    Raises `UserError` for a layout that is unknown, for other rows without an instruction or a
-    response, and where no record is left.
+    answers: assistant turns. unanswered: whether turns follow the last of these. columns, keys:
+    those of the row and of its messages that hold something which nothing reads.
     """
+
+    origin: str
+    records: tuple[Record, ...]
+    answers: int
+    unanswered: bool
+    columns: frozenset[str]
+    keys: frozenset[str]
+
+
+def rows_to_records(
+    table: SourceTable, source: Source, learn: Learn = "last", skips: Skips = ()
+) -> tuple[list[RowRecords], list[SkippedRow]]:
+    """The records of each row, but for rows whose error is one of `skips`, which are listed.
+
+    Raises `UserError` for a layout that is unknown, for other rows that cannot be records, and
+    where no record is left.
+    """
+    places, rows, unread = table
     columns = list(dict.fromkeys(name for _, cells in rows for name in cells))
-    layout = choose_layout(places.path, columns, source.fields)
-
-    def convert(number: int, cells: Cells) -> Record | None:
-        try:
-            return _record(layout, cells, source.category, places.origin(number))
-        except NoResponseError:
-            if source.empty == "error":
-                raise
-            return None
-
-    found = [record for record in convert_all(places, rows, convert) if record is not None]
-    if rows and not found:
-        raise UserError(
-            f'{places.path}: no row has a response, so empty = "skip" leaves no record: name the '
-            "responses' column with fields.response, or remove the source"
+    found: list[RowRecords] = []
+    skipped = [*unread]
+    if rows:
+        layout = choose_layout(places.path, columns, source.fields)
+        reader = _RowReader(layout, layout.columns, source.category, learn)
+        found, invalid = convert_all(
+            places, rows, lambda number, cells: reader.records(cells, places.origin(number)), skips
         )
-    return found
+        skipped += invalid
+    if skipped and not found:
+        raise UserError(
+            f"{places.path}: no record is left, since all {len(skipped)} rows are skipped (first "
+            f"{skipped[0].place}: {skipped[0].reason}): mend them, name the columns with "
+            "fields.instruction and fields.response, or remove the source"
+        )
+    return found, skipped
 
 
 def choose_layout(path: Path, columns: Sequence[str], given: Mapping[Any, str]) -> Layout:
@@ -169,25 +195,68 @@ def _parts(place: str) -> list[tuple[str, str | None]]:
     return [(text, column) for text, column, _, _ in parts]
 
 
-def _record(layout: Layout, cells: Cells, category: str, origin: str) -> Record:
-    system = _field(layout, cells, "system")
+@dataclass(frozen=True)
+class _RowReader:
+    """columns: that the layout reads."""
+
+    layout: Layout
+    columns: set[str]
+    category: str
+    learn: Learn
+
+    def records(self, cells: Cells, origin: str) -> RowRecords:
+        layout = self.layout
+        conversation, column = _conversation(layout, cells)
+        places = learnt_places(conversation, self.learn, column)
+        turns, system = conversation.turns, _field(layout, cells, "system").strip()
+        read = {*self.columns, *(TOOLS if conversation.tools else ())}
+        unused = {name for name in cells if name not in read and is_filled(cells[name])}
+        if system and turns[0].role in ("system", "developer"):
+            unused.add(layout.fields["system"])  # the conversation has its own
+        elif system:
+            turns = (Turn("system", _field(layout, cells, "system")), *turns)
+            places = [place + 1 for place in places]
+        answer = _field(layout, cells, "answer").strip()
+        category = _field(layout, cells, "category").strip() or self.category
+        records = tuple(
+            Record(
+                prompt=turns[:place],
+                response=turns[place].text,
+                category=category,
+                answer=answer or (final_answer(turns[place].text) if layout.marked else ""),
+                origin=origin if len(places) == 1 else f"{origin}, answer {number + 1}",
+                tools=conversation.tools,
+                calls=turns[place].extra,
+                place=number,
+            )
+            for number, place in enumerate(places)
+        )
+        return RowRecords(
+            origin,
+            records,
+            conversation.answers,
+            conversation.unanswered,
+            frozenset(unused),
+            conversation.unused,
+        )
+
+
+def _conversation(layout: Layout, cells: Cells) -> tuple[RowTurns, str]:
+    """The turns of a row, and the column with the responses, for errors."""
     if layout.turns:
-        prompt, response = _conversation(cells, layout.turns)
-    else:
-        response = _required(layout, cells, "response")
-        texts = (_required(layout, cells, "instruction"), _field(layout, cells, "input"))
-        user = Turn("user", "\n\n".join(text for text in texts if text.strip()))
-        prompt = (*_history(cells, layout.history), user)
-    if system.strip() and prompt[0].role != "system":
-        prompt = (Turn("system", system), *prompt)
-    answer = _field(layout, cells, "answer").strip()
-    return Record(
-        prompt=prompt,
-        response=response,
-        category=_field(layout, cells, "category").strip() or category,
-        answer=answer or (final_answer(response) if layout.marked else ""),
-        origin=origin,
-    )
+        messages = cell_list(cells, layout.turns)
+        return read_conversation(messages, layout.turns, read_tools(cells)), layout.turns
+    asked, given = (layout.fields[name] for name in REQUIRED)
+    prompt, completion = find_messages(cells.get(asked)), find_messages(cells.get(given))
+    if prompt or completion:  # TRL's conversational form; either may be a text
+        prompt = prompt or [{"role": "user", "content": cells.get(asked)}]
+        completion = completion or [{"role": "assistant", "content": cells.get(given)}]
+        messages = [*prompt, *completion]
+        return read_conversation(messages, given, read_tools(cells), len(prompt)), given
+    response = _required(layout, cells, "response")
+    texts = (_required(layout, cells, "instruction"), _field(layout, cells, "input"))
+    user = Turn("user", "\n\n".join(text for text in texts if text.strip()))
+    return RowTurns((*_history(cells, layout.history), user, Turn("assistant", response))), given
 
 
 def final_answer(response: str) -> str:
@@ -202,7 +271,11 @@ def _field(layout: Layout, cells: Cells, name: str) -> str:
     if name not in layout.fields:
         return ""
     parts = _parts(layout.fields[name])
-    texts = {column: _cell(cells, column) for _, column in parts if column is not None}
+    texts = {
+        column: cell_text(cells.get(column), f"column {column!r}")
+        for _, column in parts
+        if column is not None
+    }
     if texts and not any(text.strip() for text in texts.values()):
         return ""
     return "".join(literal + texts.get(column or "", "") for literal, column in parts)
@@ -216,102 +289,17 @@ def _required(layout: Layout, cells: Cells, name: str) -> str:
     column = columns[0] if columns else layout.fields[name]
     state = "missing" if column not in cells else "null" if cells[column] is None else "empty"
     detail = f"column {column!r} is {state}"
-    raise NoResponseError(detail) if name == "response" else _no_instruction(detail)
-
-
-def _no_instruction(detail: str) -> RowError:
-    return RowError("no instruction", detail, "fill in the instruction or remove the row")
-
-
-def _cell(cells: Cells, column: str) -> str:
-    return _text(cells.get(column), f"column {column!r}")
-
-
-def _text(value: Any, what: str) -> str:
-    """A text or number as text; null, and the NaN of tables, as ""."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, str):
-        if value.isascii():
-            return value
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            problem = f"{what} is not valid Unicode"
-            detail = f"half a surrogate pair at character {error.start + 1}"
-            raise RowError(problem, detail, "mend or remove the row") from error
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    remedy = "turn it into text, or name another column in fields"
-    raise RowError(f"{what} is not text", f"it is {json_kind(value)}", remedy)
-
-
-def _conversation(cells: Cells, column: str) -> tuple[tuple[Turn, ...], str]:
-    """The turns before the last assistant turn, and that turn's text.
-
-    What follows the last assistant turn, such as a question without a reply, teaches nothing
-    and is left out, as are empty system turns.
-    """
-    turns = [_turn(message, column) for message in _messages(cells, column)]
-    turns = [turn for turn in turns if turn.role != "system" or turn.text.strip()]
-    replies = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
-    if not replies:
-        raise NoResponseError(f"no assistant turn in column {column!r}")
-    *prompt, response = turns[: replies[-1] + 1]
-    if not response.text.strip():
-        raise NoResponseError(f"the last assistant turn in column {column!r} is empty")
-    if not prompt or prompt[-1].role != "user" or not prompt[-1].text.strip():
-        detail = f"no user's text before the last assistant turn in column {column!r}"
-        raise _no_instruction(detail)
-    return tuple(prompt), response.text
-
-
-def _messages(cells: Cells, column: str) -> list[Any]:
-    """The list in a column, which Arrow's older sequences keep as an object of equal lists."""
-    value = cells.get(column)
-    if isinstance(value, Mapping) and all(isinstance(each, list) for each in value.values()):
-        lengths = {len(each) for each in value.values()}
-        if len(lengths) == 1:
-            return [
-                dict(zip(value, each, strict=True)) for each in zip(*value.values(), strict=True)
-            ]
-    return _list(cells, column)
-
-
-def _turn(message: Any, column: str) -> Turn:
-    remedy = 'write turns as {"role": ..., "content": ...} or {"from": ..., "value": ...}'
-    if not isinstance(message, Mapping):
-        problem = f"a turn in column {column!r} is not an object"
-        raise RowError(problem, f"it is {json_kind(message)}", remedy)
-    role = message.get("role", message.get("from"))
-    if not isinstance(role, str) or role.lower() not in ROLES:
-        problem = f"a turn in column {column!r} has an unknown role"
-        given = f"{role!r:.60}" if isinstance(role, str) else json_kind(role)
-        detail = f"{given}; known are {', '.join(ROLES)}"
-        raise RowError(problem, detail, remedy)
-    text = _text(message.get("content", message.get("value")), f"a turn in column {column!r}")
-    return Turn(ROLES[role.lower()], text)
+    raise NoResponseError(detail) if name == "response" else no_instruction(detail)
 
 
 def _history(cells: Cells, column: str) -> tuple[Turn, ...]:
     turns: list[Turn] = []
     if not column:
         return ()
-    for pair in _list(cells, column):
+    for pair in cell_list(cells, column):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             problem = f"column {column!r} is not a list of [user, assistant] pairs"
             raise RowError(problem, f"one is {json_kind(pair)}", "mend or remove the row")
-        user, assistant = (_text(value, f"a turn in column {column!r}") for value in pair)
+        user, assistant = (cell_text(value, f"a turn in column {column!r}") for value in pair)
         turns += [Turn("user", user), Turn("assistant", assistant)]
     return tuple(turns)
-
-
-def _list(cells: Cells, column: str) -> list[Any]:
-    value = cells.get(column)
-    if value is None or value == "":
-        return []
-    if not isinstance(value, list):
-        problem = f"column {column!r} is not a list"
-        raise RowError(problem, f"it is {json_kind(value)}", "mend or remove the row")
-    return value

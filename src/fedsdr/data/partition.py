@@ -15,10 +15,11 @@ import torch
 from fedsdr.core import seeds
 from fedsdr.core.errors import UserError
 from fedsdr.data.records import ClientData, Record
-from fedsdr.data.sources import read_source
+from fedsdr.data.sources import SourceRecords, read_source
 from fedsdr.recipe.sections.data import Data, Split
 
 Shares = dict[str, list[Record]]  # client name -> its records
+Conversations = Sequence[Sequence[Record]]  # the records of each, which stay together
 
 # A name that is a safe folder name on every system: no path separators, no trailing dot (Windows
 # drops it), no leading dash (commands would take it for an option), and no Windows device name.
@@ -32,6 +33,11 @@ SMALLEST_CLIENT: Final = 2  # records of a client: one to learn from and one to 
 
 
 def build_clients(data: Data, seed: int) -> list[ClientData]:
+    """`read_clients`, without what became of the sources."""
+    return read_clients(data, seed)[1]
+
+
+def read_clients(data: Data, seed: int) -> tuple[list[SourceRecords], list[ClientData]]:
     """Read all sources and assign their records to clients; a function of `data` and `seed`.
 
     Clients named by sources come first, in the order of the sources, then those of `data.split`.
@@ -44,15 +50,26 @@ def build_clients(data: Data, seed: int) -> list[ClientData]:
             check_name(source.client)
     named: Shares = {}
     pooled: list[Record] = []
-    for source in data.sources:
+    sources = [read_source(each, seed, data.learn, data.invalid) for each in data.sources]
+    for source, found in zip(data.sources, sources, strict=True):
         holder = pooled if source.client is None else named.setdefault(source.client, [])
-        holder += read_source(source, seed)
+        holder += found.records
     split = split_records(pooled, data.split, seed) if pooled else {}
     _check_distinct([*named, *split])
     for name in split:
         check_name(name)
     shares = [*named.items(), *split.items()]
-    return [hold_out(name, records, data.held_out, seed) for name, records in shares]
+    return sources, [hold_out(name, records, data.held_out, seed) for name, records in shares]
+
+
+def group_conversations(records: Sequence[Record]) -> list[list[Record]]:
+    """Records that follow one another in one conversation, together."""
+    groups: list[list[Record]] = []
+    for record in records:
+        if record.place == 0 or not groups:
+            groups.append([])
+        groups[-1].append(record)
+    return groups
 
 
 def check_name(name: str) -> None:
@@ -77,53 +94,54 @@ def _check_distinct(names: Iterable[str]) -> None:
 
 
 def hold_out(name: str, records: Sequence[Record], share: float, seed: int) -> ClientData:
-    """A client with `share` of its records held out, drawn by `seed` and its name.
+    """A client with `share` of its conversations held out, drawn by `seed` and its name.
 
-    At least one is held out where share > 0 and there are two records, and at least one is left
-    to learn from. Both parts keep the order of `records`.
+    At least one is held out where share > 0 and there are two, and at least one is left to learn
+    from. Both parts keep the order of `records`.
     """
     if not records:
         raise UserError(
             f"client {name!r} has no training records: lower split.clients, or give it a source"
         )
-    count = min(max(round(len(records) * share), 1), len(records) - 1) if share > 0 else 0
+    groups = group_conversations(records)
+    count = min(max(round(len(groups) * share), 1), len(groups) - 1) if share > 0 else 0
     generator = seeds.seeded_generator(seed, "held out", name)
-    drawn = set(torch.randperm(len(records), generator=generator)[:count].tolist())
+    drawn = set(torch.randperm(len(groups), generator=generator)[:count].tolist())
     return ClientData(
         name=name,
-        train=tuple(record for i, record in enumerate(records) if i not in drawn),
-        held_out=tuple(record for i, record in enumerate(records) if i in drawn),
+        train=tuple(r for i, group in enumerate(groups) if i not in drawn for r in group),
+        held_out=tuple(r for i, group in enumerate(groups) if i in drawn for r in group),
     )
 
 
 def split_records(records: Sequence[Record], split: Split, seed: int) -> Shares:
-    """Split pooled records among clients as `split` says: each record goes to exactly one client,
-    and clients keep the order of `records`."""
-    return SPLITS[split.by](records, split, _random(seed, split.by))
+    """Split pooled records among clients as `split` says: each conversation goes to exactly one
+    client, and clients keep the order of `records`."""
+    return SPLITS[split.by](group_conversations(records), split, _random(seed, split.by))
 
 
 def _random(seed: int, purpose: str) -> np.random.Generator:
     return np.random.default_rng(seeds.derive_seed(seed, "split", purpose))
 
 
-def _iid(records: Sequence[Record], split: Split, random: np.random.Generator) -> Shares:
+def _iid(groups: Conversations, split: Split, random: np.random.Generator) -> Shares:
     """Sizes that differ by at most one."""
-    parts = np.array_split(random.permutation(len(records)), split.clients)
-    return _numbered(records, [part.tolist() for part in parts])
+    parts = np.array_split(random.permutation(len(groups)), split.clients)
+    return _numbered(groups, [part.tolist() for part in parts])
 
 
-def _numbered(records: Sequence[Record], parts: Sequence[Sequence[int]]) -> Shares:
+def _numbered(groups: Conversations, parts: Sequence[Sequence[int]]) -> Shares:
     return {
-        f"client-{k:02d}": [records[index] for index in sorted(part)]
+        f"client-{k:02d}": [record for index in sorted(part) for record in groups[index]]
         for k, part in enumerate(parts)
     }
 
 
-def _by_column(records: Sequence[Record], split: Split, random: np.random.Generator) -> Shares:
+def _by_column(conversations: Conversations, split: Split, random: np.random.Generator) -> Shares:
     """A client for each category, in order of first appearance; deterministic."""
     del split, random
     groups: Shares = {}
-    for record in records:
+    for record in (record for group in conversations for record in group):
         if not record.category:
             raise UserError(
                 f'{record.origin} has no category, which split.by = "column" needs: set category '
@@ -148,23 +166,23 @@ def _slug(category: str, number: int) -> str:
     return slug or f"category-{number:02d}"
 
 
-def _dirichlet(records: Sequence[Record], split: Split, random: np.random.Generator) -> Shares:
-    """For each group of records, shares of the clients drawn from Dirichlet(alpha).
+def _dirichlet(conversations: Conversations, split: Split, random: np.random.Generator) -> Shares:
+    """For each group of conversations, shares of the clients drawn from Dirichlet(alpha).
 
     Yurochkin et al. 2019, section 4 ("heterogeneous partition"); alpha has the meaning of
     Hsu et al. 2019, who draw each client's shares of the groups instead. Drawn anew until every
-    client has `SMALLEST_CLIENT` records, to learn from and to be evaluated on.
+    client has `SMALLEST_CLIENT` of them, to learn from and to be evaluated on.
     """
-    groups = _groups(records, split.clusters, random)
+    groups = _groups([group[0] for group in conversations], split.clusters, random)
     for _ in range(DRAWS):
         parts = _deal(groups, split, random)
         if min(map(len, parts)) >= SMALLEST_CLIENT:
-            return _numbered(records, parts)
-    enough = len(records) >= SMALLEST_CLIENT * split.clients
+            return _numbered(conversations, parts)
+    enough = len(conversations) >= SMALLEST_CLIENT * split.clients
     remedy = "raise split.alpha or lower split.clients" if enough else "lower split.clients"
     raise UserError(
         f"split.alpha = {split.alpha:g} left a client of {split.clients} with fewer than "
-        f"{SMALLEST_CLIENT} of {len(records)} records in each of {DRAWS} draws: {remedy}"
+        f"{SMALLEST_CLIENT} of {len(conversations)} records in each of {DRAWS} draws: {remedy}"
     )
 
 
@@ -226,7 +244,7 @@ def cluster_texts(texts: Sequence[str], clusters: int, random: np.random.Generat
         return [int(label) for label in means.fit_predict(features)]
 
 
-SPLITS: Final[Mapping[str, Callable[[Sequence[Record], Split, np.random.Generator], Shares]]] = {
+SPLITS: Final[Mapping[str, Callable[[Conversations, Split, np.random.Generator], Shares]]] = {
     "iid": _iid,
     "column": _by_column,
     "dirichlet": _dirichlet,

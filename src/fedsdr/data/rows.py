@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from fedsdr.core.errors import UserError
 
@@ -41,18 +41,40 @@ class Places:
         return f"{name}:{number}" if self.unit == "line" else f"{name}, row {number}"
 
 
+class SkippedRow(NamedTuple):
+    """A row that is left out. place: file and line or row. reason: why, in words."""
+
+    place: str
+    reason: str
+
+
+class SourceTable(NamedTuple):
+    """A file's rows in its order, and those that could not be read and were left out."""
+
+    places: Places
+    rows: list[Row]
+    skipped: Sequence[SkippedRow] = ()
+
+
+Skips = tuple[type[RowError], ...]  # the errors whose rows are left out, and raise nothing
+
+
 def convert_all(
     places: Places,
     items: Iterable[tuple[int, Item]],
     convert: Callable[[int, Item], Converted],
-) -> list[Converted]:
-    """Convert every (number, item). Where some fail, a `UserError` names the first of them and
-    says which others have the same problem."""
+    skips: Skips = (),
+) -> tuple[list[Converted], list[SkippedRow]]:
+    """Convert every (number, item), and list those whose error is one of `skips`. Where others
+    fail, a `UserError` names the first of them and says which have the same problem."""
     good: list[Converted] = []
     bad: list[tuple[int, RowError]] = []
+    skipped: list[SkippedRow] = []
     for number, item in items:
         try:
             good.append(convert(number, item))
+        except skips as error:
+            skipped.append(SkippedRow(places.origin(number), f"{error.problem} ({error.detail})"))
         except RowError as error:
             bad.append((number, error))
     if bad:
@@ -60,7 +82,7 @@ def convert_all(
         raise row_refusal(
             places.full(number), [(str(n), e) for n, e in bad], f"{places.unit} "
         ) from first
-    return good
+    return good, skipped
 
 
 def row_refusal(first: str, bad: Sequence[tuple[str, RowError]], unit: str = "") -> UserError:

@@ -2,22 +2,34 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 
 from fedsdr.core import seeds
 from fedsdr.core.errors import UserError
+from fedsdr.data.cells import without_nulls
 from fedsdr.data.contents import decode_file, is_parquet, read_bytes, unreadable_file
+from fedsdr.data.conversations import NoResponseError
 from fedsdr.data.csv_rows import csv_rows
-from fedsdr.data.layouts import records_from_rows
+from fedsdr.data.layouts import rows_to_records
 from fedsdr.data.records import Record
-from fedsdr.data.rows import Cells, Places, Row, RowError, convert_all, json_kind
+from fedsdr.data.rows import (
+    Cells,
+    Places,
+    Row,
+    RowError,
+    SkippedRow,
+    Skips,
+    SourceTable,
+    convert_all,
+    json_kind,
+)
 from fedsdr.data.strict_json import NotJson, json_fault, parse_json
-from fedsdr.recipe.sections.data import HUB, Source
+from fedsdr.recipe.sections.data import HUB, Invalid, Learn, Source
 
-SourceTable = tuple[Places, list[Row]]
 SUFFIXES: Final[Mapping[str, str]] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -28,50 +40,68 @@ SUFFIXES: Final[Mapping[str, str]] = {
 }
 
 
-def read_source(source: Source, seed: int) -> list[Record]:
-    """The records of one source, in file order; with a `limit`, that many drawn by `seed`
-    (all where there are fewer).
+@dataclass(frozen=True)
+class SourceRecords:
+    """What is read of a source.
 
-    Raises `UserError`, naming file and line or row, for whatever cannot be read.
+    records: in file order. client: "" where they are pooled. rows: of the file, and skipped: those
+    of them that are left out, whatever the source's `limit`; all else is of the rows drawn by it.
+    answers: assistant turns, learnt or not. unanswered: where conversations do not end on an
+    assistant turn. columns, keys: those that hold something which nothing reads.
     """
-    places, rows = read_rows(source)
-    found = records_from_rows(places, rows, source)
-    if source.limit is None or source.limit >= len(found):
-        return found
-    generator = seeds.seeded_generator(seed, "limit", Path(source.path).name)
-    drawn = torch.randperm(len(found), generator=generator)[: source.limit]
-    return [found[index] for index in sorted(drawn.tolist())]
 
-
-class Skipped(NamedTuple):
-    """The rows of one source that `empty = "skip"` left out."""
-
-    client: str  # "" where the records are pooled
+    client: str
     file: str
-    skipped: int
     rows: int
+    records: list[Record]
+    skipped: list[SkippedRow]
+    answers: int
+    unanswered: list[str]
+    columns: list[str]
+    keys: list[str]
 
 
-def skipped_rows(sources: Sequence[Source]) -> list[Skipped]:
-    """The skipped rows of every source with `empty = "skip"`, regardless of its `limit`."""
-    found = []
-    for source in sources:
-        if source.empty == "skip":
-            places, rows = read_rows(source)
-            left_out = len(rows) - len(records_from_rows(places, rows, source))
-            found.append(Skipped(source.client or "", places.path.name, left_out, len(rows)))
-    return found
+def read_source(
+    source: Source, seed: int, learn: Learn = "last", invalid: Invalid = "error"
+) -> SourceRecords:
+    """The records of one source; with a `limit`, of that many rows drawn by `seed` (all where
+    there are fewer).
+
+    Raises `UserError`, naming file and line or row, for whatever cannot be read, unless `invalid`
+    or `source.empty` says "skip".
+    """
+    skips: Skips = (RowError,) if invalid == "skip" else ()
+    if source.empty == "skip":
+        skips = (*skips, NoResponseError)
+    table = read_rows(source, skips)
+    rows, skipped = rows_to_records(table, source, learn, skips)
+    if source.limit is not None and source.limit < len(rows):
+        generator = seeds.seeded_generator(seed, "limit", Path(source.path).name)
+        drawn = torch.randperm(len(rows), generator=generator)[: source.limit]
+        rows = [rows[index] for index in sorted(drawn.tolist())]
+    return SourceRecords(
+        client=source.client or "",
+        file=table.places.path.name,
+        rows=len(table.rows) + len(table.skipped),
+        records=[record for row in rows for record in row.records],
+        skipped=skipped,
+        answers=sum(row.answers for row in rows),
+        unanswered=[row.origin for row in rows if row.unanswered],
+        columns=list(dict.fromkeys(name for row in rows for name in sorted(row.columns))),
+        keys=list(dict.fromkeys(name for row in rows for name in sorted(row.keys))),
+    )
 
 
-def read_rows(source: Source) -> SourceTable:
-    """A source's rows in file order, and how they are numbered."""
+def read_rows(source: Source, skips: Skips = ()) -> SourceTable:
+    """A source's rows in file order, and how they are numbered. skips: the errors of rows that
+    are left out."""
     path = Path(source.path)
     form = _format(path, source.format)
     _check_options(path, source, form)
-    places, rows = READERS[form](path, source)
-    if not rows:
+    table = READERS[form](path, source, skips)
+    if not table.rows and not table.skipped:
         raise UserError(f"{path} holds no rows: give a file with data, or remove the source")
-    return places, rows
+    return table
 
 
 def _check_options(path: Path, source: Source, form: str) -> None:
@@ -120,12 +150,12 @@ def _format(path: Path, wanted: str) -> str:
     return SUFFIXES[suffix]
 
 
-def _read_jsonl(path: Path, source: Source) -> SourceTable:
+def _read_jsonl(path: Path, source: Source, skips: Skips) -> SourceTable:
     places = Places(path, "line")
     # Only "\n" ends a line: str.splitlines would also break at characters allowed in JSON texts.
     lines = enumerate(decode_file(path, source.encoding).split("\n"), start=1)
     filled = [(number, line) for number, line in lines if line.strip()]
-    return places, convert_all(places, filled, _parse_line)
+    return SourceTable(places, *convert_all(places, filled, _parse_line, skips))
 
 
 def _parse_line(number: int, line: str) -> Row:
@@ -152,7 +182,7 @@ def _cells(value: Any) -> Cells:
     return value
 
 
-def _read_json(path: Path, source: Source) -> SourceTable:
+def _read_json(path: Path, source: Source, skips: Skips) -> SourceTable:
     places = Places(path, "row")
     text = decode_file(path, source.encoding)
     try:
@@ -165,7 +195,8 @@ def _read_json(path: Path, source: Source) -> SourceTable:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}): mend the file") from error
     items = enumerate(_only_list(path, value), start=1)
-    return places, convert_all(places, items, lambda number, item: (number, _cells(item)))
+    found = convert_all(places, items, lambda number, item: (number, _cells(item)), skips)
+    return SourceTable(places, *found)
 
 
 def _only_list(path: Path, value: Any) -> list[Any]:
@@ -186,13 +217,13 @@ def _only_list(path: Path, value: Any) -> list[Any]:
     )
 
 
-def _read_csv(path: Path, source: Source) -> SourceTable:
-    return csv_rows(path, decode_file(path, source.encoding), source.delimiter)
+def _read_csv(path: Path, source: Source, skips: Skips) -> SourceTable:
+    return csv_rows(path, decode_file(path, source.encoding), source.delimiter, skips)
 
 
-def _read_parquet(path: Path, source: Source) -> SourceTable:
+def _read_parquet(path: Path, source: Source, skips: Skips) -> SourceTable:
     """Rows of a Parquet file."""
-    del source
+    del source, skips
     import pyarrow.parquet  # takes a while, and few runs need it
 
     try:
@@ -201,16 +232,22 @@ def _read_parquet(path: Path, source: Source) -> SourceTable:
         raise UserError(
             f"cannot read {path} as Parquet ({_first_line(error)}): fetch or write it again"
         ) from error
-    return Places(path, "row"), list(enumerate(rows, start=1))
+    return _arrow_table(path, rows)
+
+
+def _arrow_table(path: Path, rows: Sequence[Cells]) -> SourceTable:
+    """Arrow gives all objects of a column the same keys, those that one had not with null."""
+    filled = [{name: without_nulls(value) for name, value in row.items()} for row in rows]
+    return SourceTable(Places(path, "row"), list(enumerate(filled, start=1)))
 
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _read_datasets(path: Path, source: Source) -> SourceTable:
+def _read_datasets(path: Path, source: Source, skips: Skips) -> SourceTable:
     """Rows of a `datasets` folder, of its split "train" where it has several."""
-    del source
+    del source, skips
     import datasets  # takes a second, and few runs need it
 
     try:
@@ -224,12 +261,12 @@ def _read_datasets(path: Path, source: Source) -> SourceTable:
         raise UserError(
             f"cannot read {path} as a `datasets` folder ({error}): save one with save_to_disk"
         ) from error
-    return Places(path, "row"), list(enumerate(rows, start=1))
+    return _arrow_table(path, rows)
 
 
-def _read_hub(path: Path, source: Source) -> SourceTable:
+def _read_hub(path: Path, source: Source, skips: Skips) -> SourceTable:
     """Rows of the split "train" of a data set by name, from the hub or its local cache."""
-    del source
+    del source, skips
     import datasets
 
     name = str(path).removeprefix(HUB)
@@ -240,7 +277,7 @@ def _read_hub(path: Path, source: Source) -> SourceTable:
             f"cannot load the split 'train' of the data set {name!r} ({_first_line(error)}): check "
             "name and connection, or give the path of local files of the same fields"
         ) from error
-    return Places(path, "row"), list(enumerate(rows, start=1))
+    return _arrow_table(path, rows)
 
 
 def _labelled(loaded: Any) -> list[Cells]:
@@ -272,7 +309,7 @@ def _class_names(row: Cells, labels: Mapping[str, Any]) -> dict[str, str | None]
     }
 
 
-READERS: Final[Mapping[str, Callable[[Path, Source], SourceTable]]] = {
+READERS: Final[Mapping[str, Callable[[Path, Source, Skips], SourceTable]]] = {
     "jsonl": _read_jsonl,
     "json": _read_json,
     "csv": _read_csv,

@@ -46,8 +46,7 @@ def interpret_diagnosis(found: Found) -> list[str]:
 
 def _skipped(found: Found) -> list[str]:
     return [
-        f"{each['file']}: {each['skipped']} of {each['rows']} rows have no response and are "
-        "skipped."
+        f"{each['file']}: {each['skipped']} of {each['rows']} rows are skipped."
         for each in found["skipped"]
         if each["skipped"]
     ]

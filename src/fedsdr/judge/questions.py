@@ -42,8 +42,8 @@ def read_questions(
         found = sorted(path.glob(REFERENCES))
         references = references or (found[0] if found else None)
         path = path / "question.jsonl"
-    places, rows = read_rows(Source(path=str(path)))
-    questions = convert_all(places, rows, _question)
+    places, rows, _ = read_rows(Source(path=str(path)))
+    questions, _ = convert_all(places, rows, _question)
     known = {} if references is None else _read_references(references)
     if not any(question.id in known for question in questions) and known:
         raise UserError(f"{references} has no answer to a question of {path}: check question_id")
@@ -100,8 +100,8 @@ def _turns(cells: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _read_references(path: Path) -> dict[str, Sequence[str]]:
     """question_id -> an answer a turn, from a file of FastChat's model answers."""
-    places, rows = read_rows(Source(path=str(path)))
-    return dict(convert_all(places, rows, _reference))
+    places, rows, _ = read_rows(Source(path=str(path)))
+    return dict(convert_all(places, rows, _reference)[0])
 
 
 def _reference(number: int, cells: Cells) -> tuple[str, list[str]]:

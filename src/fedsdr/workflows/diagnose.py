@@ -15,7 +15,7 @@ from fedsdr.core.errors import UserError
 from fedsdr.core.progress import Reporter
 from fedsdr.core.statistics import Interval
 from fedsdr.data.records import ClientData, Record
-from fedsdr.data.sources import read_source, skipped_rows
+from fedsdr.data.sources import read_source
 from fedsdr.data.template import ChatFormat
 from fedsdr.diagnosis.data_quality import QUANTILES, measure_quality, prompt_key
 from fedsdr.diagnosis.divergence import fewest_words
@@ -81,7 +81,10 @@ def run_diagnosis(
         "max_length": limit,
         "quantiles": list(QUANTILES),
         "clients": [asdict(each) for each in held],
-        "skipped": [each._asdict() for each in skipped_rows(recipe.data.sources)],
+        "skipped": [
+            {"client": s.client, "file": s.file, "skipped": len(s.skipped), "rows": s.rows}
+            for s in run.sources
+        ],
         "passes": _passes(recipe, run.clients),
         "weights_loaded": loaded is not None,
     }
@@ -206,7 +209,7 @@ def _rewrites(
 ) -> SampledRewrites:
     """Of a file, by the model, or from the cache where that has all of a sample."""
     if options.rewrites is not None:
-        return _from_file(options.rewrites, usable, recipe.seed)
+        return _from_file(options.rewrites, usable, recipe)
     if loaded is None:
         return {}
     sample = _sample(usable, options.distilled or options.gradients or SAMPLE, recipe.seed)
@@ -219,8 +222,11 @@ def _rewrites(
     return {name: [(each.record, each.text) for each in mine] for name, mine in made.items()}
 
 
-def _from_file(path: Path, usable: Mapping[str, Sequence[Record]], seed: int) -> SampledRewrites:
-    known = {prompt_key(r): r.response for r in read_source(Source(path=str(path)), seed)}
+def _from_file(
+    path: Path, usable: Mapping[str, Sequence[Record]], recipe: Recipe
+) -> SampledRewrites:
+    given = read_source(Source(path=str(path)), recipe.seed, recipe.data.learn).records
+    known = {prompt_key(r): r.response for r in given}
     found = {
         name: [(r, known[prompt_key(r)]) for r in records if prompt_key(r) in known]
         for name, records in usable.items()

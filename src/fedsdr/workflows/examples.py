@@ -9,8 +9,9 @@ from typing import Any
 
 from fedsdr.core.notices import Notice, name_items, plural_form, records_by_client
 from fedsdr.data.encoding import Encoded, Encoder, Refused, raise_refused, unlike_the_template
-from fedsdr.data.records import ClientData
-from fedsdr.data.rows import RowError
+from fedsdr.data.records import ClientData, Record
+from fedsdr.data.rows import RowError, SkippedRow, row_refusal
+from fedsdr.data.source_notices import name_skipped
 from fedsdr.data.template import ChatFormat, TemplateRefusalError
 from fedsdr.distillation.rewrite import rewriting_job
 from fedsdr.model.base import choose_device, choose_dtype, context_positions, load_chat
@@ -28,9 +29,11 @@ FLOAT32 = 4  # bytes
 
 @dataclass(frozen=True)
 class PreparedRecords:
-    """encoded: each client's examples. adapter_bytes: of one stream's tensors.
-    template: which chat template it is, in words."""
+    """clients: without the records that are skipped. encoded: each client's examples.
+    adapter_bytes: of one stream's tensors. template: which chat template it is, in words."""
 
+    clients: Sequence[ClientData] = ()
+    skipped: Sequence[SkippedRow] = ()
     encoded: Mapping[str, Encoded] = field(default_factory=dict)
     adapter_bytes: int = 0
     notices: tuple[Notice, ...] = ()
@@ -59,17 +62,71 @@ def prepare_records(
     limit = min(recipe.model.max_length, context)
     table = base.config.get_text_config().vocab_size
     encoder = Encoder(chat, limit, table, recipe.evaluate.limit)
+    kinds = rewriting_kinds(methods)
+    skipped: list[SkippedRow] = []
+    if recipe.data.invalid == "skip":
+        clients, skipped = _without_refused(clients, encoder, kinds, context)
     encoded = encoder.clients(clients)
     notices = [
+        *_skipped(skipped),
         *([Notice("frozen", frozen)] if frozen else []),
         *_unused(chat, table),
         *_dated(chat),
         *_lengths(recipe, encoded, limit),
         *_not_judged(recipe, clients, encoded, limit),
-        *_not_rewritten(rewriting_kinds(methods), clients, encoder, context),
+        *_not_rewritten(kinds, clients, encoder, context),
     ]
     size = sum(recipe.lora.rank * sum(layer_shape(base.get_submodule(path))) for path in paths)
-    return PreparedRecords(encoded, size * FLOAT32, tuple(notices), chat.source)
+    return PreparedRecords(clients, skipped, encoded, size * FLOAT32, tuple(notices), chat.source)
+
+
+def _without_refused(
+    clients: Sequence[ClientData], encoder: Encoder, kinds: Sequence[Distill], context: int
+) -> tuple[list[ClientData], list[SkippedRow]]:
+    """The clients without the records that the template or the table of tokens refuses, and these.
+
+    Raises `UserError` for a client that would have none to learn from.
+    """
+    refused: Refused = []
+
+    def is_usable(record: Record, learnt: bool) -> bool:
+        try:
+            encoder.example(record)
+            for options in kinds if learnt and not record.calls else ():
+                _fits_rewriting(record, options, encoder, context)
+        except RowError as error:
+            refused.append((record.origin, error))
+            return False
+        return True
+
+    kept = []
+    for client in clients:
+        train = tuple(record for record in client.train if is_usable(record, learnt=True))
+        if client.train and not train:
+            raise row_refusal(refused[-1][0], refused[-1:]) from refused[-1][1]
+        held_out = tuple(record for record in client.held_out if is_usable(record, learnt=False))
+        kept.append(ClientData(client.name, train, held_out))
+    return kept, [SkippedRow(place, f"{e.problem} ({e.detail})") for place, e in refused]
+
+
+def _fits_rewriting(record: Record, options: Distill, encoder: Encoder, context: int) -> bool:
+    """Whether the request to rewrite a record, and the rewrite, fit into the context.
+
+    Raises `RowError` where the template or the table of tokens refuses the request.
+    """
+    try:
+        job = rewriting_job(encoder.chat, record, options, 0, 0)
+    except TemplateRefusalError as error:
+        raise unlike_the_template(error) from error
+    if len(job.prompt) + job.limit > context:
+        return False
+    encoder.check_ids(job.prompt)
+    return True
+
+
+def _skipped(rows: Sequence[SkippedRow]) -> list[Notice]:
+    words = f"{plural_form(len(rows), 'record')} that cannot be learnt: {name_skipped(rows)}"
+    return [Notice("skipped", words)] if rows else []
 
 
 def _check_memory(recipe: Recipe, base: Any) -> None:
@@ -175,13 +232,8 @@ def _too_long(
     for client in clients:
         for record in (each for each in client.train if not each.calls):
             try:
-                job = rewriting_job(encoder.chat, record, options, 0, 0)
-                if len(job.prompt) + job.limit > context:
+                if not _fits_rewriting(record, options, encoder, context):
                     found[client.name].append(record.origin)
-                else:
-                    encoder.check_ids(job.prompt)
-            except TemplateRefusalError as error:
-                refused.append((record.origin, unlike_the_template(error)))
             except RowError as error:
                 refused.append((record.origin, error))
     return found, refused

@@ -11,9 +11,11 @@ from fedsdr.algorithms.participation import cohort_size, present_clients
 from fedsdr.core.errors import UserError
 from fedsdr.core.notices import Notice
 from fedsdr.core.progress import Reporter, silent_reporter
-from fedsdr.data.partition import build_clients
+from fedsdr.data.partition import read_clients
 from fedsdr.data.records import ClientData
-from fedsdr.data.sources import skipped_rows
+from fedsdr.data.rows import SkippedRow
+from fedsdr.data.source_notices import source_notices
+from fedsdr.data.sources import SourceRecords
 from fedsdr.distillation.cache import RewriteCache
 from fedsdr.distillation.verify import check_verifier
 from fedsdr.evaluate.benchmarks.table import ChosenBenchmark, choose_benchmarks
@@ -47,7 +49,7 @@ def rewrite_cache(folder: Path | None = None) -> RewriteCache:
 class PreparedRun:
     """The checked methods of a run with their clients' records, before any model is loaded.
 
-    methods: the baselines and, last, the run's own. world: of the lab.
+    methods: the baselines and, last, the run's own. world: of the lab. sources: what was read.
     """
 
     methods: tuple[Method, ...]
@@ -55,6 +57,7 @@ class PreparedRun:
     world: World | None
     benchmarks: tuple[ChosenBenchmark, ...] = ()
     records: PreparedRecords = field(default_factory=PreparedRecords)
+    sources: tuple[SourceRecords, ...] = ()
 
     @property
     def recipe(self) -> Recipe:
@@ -64,7 +67,14 @@ class PreparedRun:
     @property
     def notices(self) -> list[Notice]:
         """What the run leaves out, a line each."""
-        return [*_skipped(self.recipe), *self.records.notices]
+        learn = self.recipe.data.learn
+        return [*source_notices(self.sources, learn), *self.records.notices]
+
+    @property
+    def skipped(self) -> list[SkippedRow]:
+        """The rows of the data that are left out."""
+        read = [row for source in self.sources for row in source.skipped]
+        return [*read, *self.records.skipped]
 
     def least_bytes(self) -> int:
         """What the run writes at least: the adapters of each method and its checkpoint, and S at
@@ -174,7 +184,8 @@ def _gather(methods: Sequence[Method], weights: bool, reporter: Reporter) -> Pre
     if weights:
         path = base_folder(recipe, reporter)
         check_model(path, options.template, options.device, options.quantisation)
-    return PreparedRun(tuple(methods), build_clients(recipe.data, recipe.seed), None)
+    sources, clients = read_clients(recipe.data, recipe.seed)
+    return PreparedRun(tuple(methods), clients, None, sources=tuple(sources))
 
 
 def _with_records(run: PreparedRun, weights: bool) -> PreparedRun:
@@ -183,14 +194,7 @@ def _with_records(run: PreparedRun, weights: bool) -> PreparedRun:
         if not weights and Path(path).is_dir() and not has_tokenizer(Path(path)):
             return run
         records = prepare_records(run.methods, run.clients, path, weights)
-        return replace(run, records=records)
-
-
-def _skipped(recipe: Recipe) -> list[Notice]:
-    return [
-        Notice("skipped", f"{each.skipped} of {each.rows} rows of {each.file}, without a response")
-        for each in skipped_rows(recipe.data.sources)
-    ]
+        return replace(run, records=records, clients=[*records.clients])
 
 
 def _check_rewriting(run: PreparedRun) -> None:

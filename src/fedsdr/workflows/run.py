@@ -17,6 +17,7 @@ from fedsdr.core.layout import (
     PARTITION_FILE,
     RECIPE_FILE,
     REPORT_FILE,
+    SKIPPED_FILE,
     SUMMARY_FILE,
 )
 from fedsdr.core.notices import announce_notices, as_rows
@@ -84,6 +85,8 @@ def run_in_process(
         run = loaded or ready.load(reporter)
         claim_folder(out, recipe)
         files.write_json(out / NOTICES_FILE, as_rows(notices))
+        if skipped := [row._asdict() for row in ready.skipped]:
+            files.write_json_lines(out / SKIPPED_FILE, skipped, private=True)
         reporter.say("model: " + ", ".join(f"{k} {v}" for k, v in run.description.items()))
         for words in slow_ways(run.base.model):
             reporter.say(words)

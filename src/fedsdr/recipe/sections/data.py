@@ -7,6 +7,8 @@ from pydantic import Field, field_validator, model_validator
 from fedsdr.recipe.sections.base import Positive, Section, Share
 
 HUB: Final = "hub:"  # before the name of a data set on the hub
+Learn = Literal["last", "all"]
+Invalid = Literal["error", "skip"]
 FieldName = Literal["instruction", "input", "response", "system", "category", "answer"]
 
 
@@ -30,10 +32,10 @@ class Source(Section):
     layouts alpaca, dolly, gsm8k and chat messages are recognised without it."""
     category: str = ""
     """The category of all records of this source, where no column names one."""
-    empty: Literal["error", "skip"] = "error"
-    """What to do with a row whose response is empty."""
+    empty: Invalid = "error"
+    """What to do with a row whose response is empty; `data.invalid` covers all faults of rows."""
     limit: Positive | None = None
-    """Use a sample of this many records, drawn by seed, instead of all."""
+    """Use a sample of this many rows, drawn by seed, instead of all."""
 
     @field_validator("delimiter")
     @classmethod
@@ -67,7 +69,14 @@ class Data(Section):
     """How records of sources without a `client` are split among clients."""
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """The share of each client's records that is held out for evaluation (at least one record,
-    unless it is 0)."""
+    unless it is 0). Conversations are held out as a whole."""
+    learn: Learn = "last"
+    """Which assistant turns of a conversation are learnt: the `"last"` one, with the turns before
+    it as its prompt, or `"all"`, each as a record of its own."""
+    invalid: Invalid = "error"
+    """What to do with rows that cannot be used: a fault of the file, no response, an unknown role,
+    a conversation that the chat template refuses. `"skip"` leaves them out and lists them in
+    `skipped.jsonl` of the run folder."""
 
 
 class Lab(Section):
