@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field
 
 from fedsdr.recipe.sections.base import Positive, Section, Share
+from fedsdr.recipe.sections.prompts import resolve_prompt
 
 
 class Entailment(Section):
@@ -56,13 +57,12 @@ class Oracle(Section):
 class Distill(Section):
     """How clients rewrite their responses, and the checks that a rewrite must pass."""
 
-    prompt: str = (
-        "{instruction}\n\nHere is a reference answer:\n{response}\n\n"
-        "Guided by the reference answer, write your own response to the instruction. "
-        "Do not mention the reference answer."
+    prompt: Annotated[str, AfterValidator(resolve_prompt), Field(validate_default=True)] = (
+        "own_response"
     )
-    """The user turn of the rewriting request, with the placeholders `{instruction}` and
-    `{response}`."""
+    """The user turn of the rewriting request: the name of a shipped one (docs/distillation.md),
+    or a text with the placeholders `{instruction}` and `{response}`. `fedsdr distill --prompts`
+    compares them on your own data."""
     temperature: Annotated[float, Field(ge=0, le=10)] = 0.0
     """The sampling temperature of the first attempt; 0 decodes greedily."""
     retry_temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
@@ -97,10 +97,3 @@ class Distill(Section):
     """Options of the check `"support"`."""
     oracle: Oracle = Oracle()
     """Options of the check `"oracle"`."""
-
-    @model_validator(mode="after")
-    def _prompt_has_places(self) -> "Distill":
-        for place in ("{instruction}", "{response}"):
-            if place not in self.prompt:
-                raise ValueError(f"prompt must contain {place}")
-        return self
