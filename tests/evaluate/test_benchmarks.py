@@ -12,11 +12,6 @@ import torch
 from lm_eval.api.model import LM
 from lm_eval.evaluator import evaluate
 from scipy import stats
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
 
 from fedsdr.core.errors import UserError
 from fedsdr.core.progress import silent_reporter
@@ -29,14 +24,16 @@ from fedsdr.evaluate.benchmarks.gsm8k import score_gsm8k as gsm8k_score
 from fedsdr.evaluate.benchmarks.harness import Suite
 from fedsdr.evaluate.benchmarks.harness_model import HarnessOptions, StreamLM
 from fedsdr.evaluate.benchmarks.results import Question, Result
+from fedsdr.evaluate.benchmarks.subject import ChoiceLikelihoods
 from fedsdr.evaluate.benchmarks.table import TASKS, choose_benchmarks
 from fedsdr.evaluate.benchmarks.truthfulqa import score_truthfulqa as truthfulqa_score
 from fedsdr.model.base import LoadedModel, load_base
 from fedsdr.model.identity import model_identity
 from fedsdr.model.lora import Stream, TwoStreamModel
-from support import tiny_models, tiny_recipe
+from support import tiny_models
 from support.benchmark_files import ANSWERS, write_benchmarks
 from support.real_data import EVAL
+from support.word_tokenizers import opening_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +46,7 @@ def base_of(family: str = "llama", streams: bool = False, **changes: Any) -> Loa
     model = tiny_models.make(family)
     for key, value in changes.items():
         setattr(model.config, key, value)
-    chat = ChatFormat(tokenizer())
+    chat = ChatFormat(opening_tokenizer(False))
     base = LoadedModel(model, chat, "tiny", model_identity(model, chat))
     if streams:
         two = TwoStreamModel(model, "all-linear", 3, 6.0)
@@ -57,25 +54,6 @@ def base_of(family: str = "llama", streams: bool = False, **changes: Any) -> Loa
             two.load(stream, tiny_models.random_adapter(two.read(stream), seed))
         two.activate(Stream.RECTIFY, Stream.SMOOTH)
     return base
-
-
-def tokenizer(bos: bool = False) -> Any:
-    """Of the same size as that of `models`, for words of the questions here."""
-    words = [*tiny_models.SPECIALS, *"A B C D (A) (B) Answer: cat A. B. C. D. No. Yes.".split()]
-    words += [
-        *tiny_recipe.WORDS,
-        *(word for word in tiny_models.WORDS if word not in tiny_recipe.WORDS),
-    ]
-    core = Tokenizer(WordLevel({w: i for i, w in enumerate(dict.fromkeys(words[:60]))}, "<unk>"))
-    core.pre_tokenizer = WhitespaceSplit()
-    if bos:
-        core.post_processor = TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", tiny_models.IDS["bos_token_id"])]
-        )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<s>", eos_token="<end>", pad_token="<pad>",
-        unk_token="<unk>", chat_template=tiny_models.CHAT,
-    )  # fmt: skip
 
 
 def suite(data: Path, tasks: list[str], base: LoadedModel, **options: Any) -> Suite:
@@ -112,7 +90,7 @@ def test_mmlu_is_what_plain_transformers_computes(data, family, streams):
         base = base_of(family, streams)  # learnt positions: 128 and no more
     asked = suite(data, ["mmlu"], base, batch_size=3)
     result = asked.run("mmlu", "tiny")
-    tokens, expected = tokenizer(), {}
+    tokens, expected = opening_tokenizer(False), {}
     for subject in ("cats", "red_birds"):
         lines = (data / f"mmlu/test/{subject}_test.csv").read_text().splitlines()[1:]
         for i, line in enumerate(lines):
@@ -135,7 +113,7 @@ def test_likelihoods_are_those_of_the_two_stream_model(data):
     base = base_of(streams=True, **small_context(512))
     asked = suite(data, ["truthfulqa"], base, batch_size=4)
     asked.run("truthfulqa", "tiny")
-    tokens = tokenizer()
+    tokens = opening_tokenizer(False)
     for instance in next(iter(asked.tasks["truthfulqa"].values())).instances:
         context, continuation = instance.args
         before = tokens(context)["input_ids"]
@@ -149,7 +127,7 @@ def test_generation_is_greedy_and_padded_rows_do_not_differ(data):
     base = base_of(streams=True, **small_context(512))
     asked = suite(data, ["bbh"], base, batch_size=3)
     asked.run("bbh", "tiny")
-    tokens = tokenizer()
+    tokens = opening_tokenizer(False)
     for task in asked.tasks["bbh"].values():
         assert len(task.instances) == 4  # of 7, 3 are shots
         for instance in task.instances:
@@ -250,7 +228,7 @@ def test_gsm8k_by_hand(said, strict, flexible):
 def test_truthfulqa_by_hand():
     row = {"Best Answer": "a", "Correct Answers": "a; b", "Incorrect Answers": "c"}
     log = [float(torch.tensor(p).log()) for p in (0.2, 0.2, 0.1, 0.3)]
-    scores = truthfulqa_score(row, log)
+    scores = truthfulqa_score(row, ChoiceLikelihoods(log, [1, 1, 1, 1]))
     assert scores == {"mc1": 0.0, "mc2": pytest.approx(0.5)}
 
 
@@ -277,10 +255,10 @@ def test_shots_are_left_out_until_a_prompt_fits_and_a_longer_question_is_counted
     ],
 )  # fmt: skip
 def test_special_tokens_are_put_before_prompts_as_asked(chat, bos, starts):
-    model, with_bos = tiny_models.make("llama"), ChatFormat(tokenizer(bos=True))
+    model, with_bos = tiny_models.make("llama"), ChatFormat(opening_tokenizer(True))
     base = LoadedModel(model, with_bos, "tiny", model_identity(model, with_bos))
     lm = StreamLM(base, HarnessOptions(chat=chat, bos=bos), silent_reporter())
-    assert lm.puts_bos is starts
+    assert lm.begins_with_bos is starts
     before, after = lm._encode_pair("a b", " c")
     assert (before[0] == tiny_models.IDS["bos_token_id"]) is starts
     assert len(before + after) == 3 + starts

@@ -2,12 +2,14 @@
 
 import gzip
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 from support import tiny_recipe
 
 ANSWERS = "ABCD"
+COMMONSENSE_CHOICES = {"arc_easy": 4, "arc_challenge": 4, "piqa": 2, "openbookqa": 4}
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -65,4 +67,23 @@ def write_benchmarks(folder: Path) -> Path:
         "x,Is a bird near?,Yes,Yes,No; not near\n",
         encoding="utf-8",
     )
+    write_commonsense(folder)
     return folder
+
+
+def write_commonsense(folder: Path, count: int = 12) -> None:
+    """ARC, PIQA and OpenBookQA: choices of different lengths in words and in characters."""
+    for shift, (name, choices) in enumerate(COMMONSENSE_CHOICES.items()):
+        picked = random.Random(shift)
+        rows = [
+            {
+                "question": " ".join(picked.choices(tiny_recipe.WORDS, k=picked.randint(2, 6))),
+                "choices": [
+                    " ".join(picked.choices(tiny_recipe.WORDS, k=1 + (i + j) % 4))
+                    for j in range(choices - (i % 5 == 4 and choices > 2))
+                ],
+                "answer": i % (choices - 1),
+            }
+            for i in range(count)
+        ]
+        write(folder / "commonsense" / f"{name}.jsonl", rows)

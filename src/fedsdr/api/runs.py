@@ -289,13 +289,14 @@ def benchmark_models(
 ) -> dict[str, Any]:
     """Run benchmarks on the models of a run folder, or on a model folder by itself.
 
-    tasks: "mmlu", "bbh", "drop", "crass", "gsm8k", "truthfulqa" or "hub:NAME". data: folder of the
-    benchmarks' files. models: names; () means the base and each global model, ("all",) all of them.
-    out: folder for results, by default `benchmarks/` in the run folder; required for a model
-    folder. against: another evaluated run, for paired differences. limit: questions per subject.
-    chat: use the chat template. bos: whether prompts start with the BOS token; None as the
-    tokenizer does. Returns all results in `out` with standard errors and differences to the base
-    model. Results that exist are not computed again.
+    tasks: "mmlu", "bbh", "drop", "crass", "gsm8k", "truthfulqa", "arc_easy", "arc_challenge",
+    "piqa", "openbookqa" or "hub:NAME". data: folder of the benchmarks' files. models: names; ()
+    means the base and each global model, ("all",) all of them. out: folder for results, by default
+    `benchmarks/` in the run folder; required for a model folder. against: another evaluated run,
+    for paired differences. limit: questions per subject. chat: use the chat template. bos: whether
+    prompts start with the BOS token; None as the tokenizer does, or with `chat` the template.
+    Returns all results in `out` with standard errors and differences to the base model. Those that
+    exist are not computed again.
     """
     request = BenchmarkRequest(
         Path(folder), list(tasks), _path(data), list(models), _path(out), _path(against), limit,

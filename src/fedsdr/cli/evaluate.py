@@ -13,7 +13,8 @@ def eval_command(
         Path, typer.Argument(help="A finished run, or with --out a model folder or GGUF file.")
     ],
     tasks: Annotated[
-        str, typer.Option(help="Comma-separated: mmlu,bbh,drop,crass,gsm8k,truthfulqa or hub:NAME")
+        str, typer.Option(help="Comma-separated: mmlu,bbh,drop,crass,gsm8k,truthfulqa,arc_easy,"
+                            "arc_challenge,piqa,openbookqa or hub:NAME")
     ],
     data: Annotated[
         Path | None, typer.Option(help="The folder of the benchmarks' files: docs/benchmarks.md.")
@@ -25,12 +26,13 @@ def eval_command(
     ] = "",
     limit: Annotated[int | None, typer.Option(help="Most questions of each subject.")] = None,
     chat: Annotated[
-        bool, typer.Option("--chat", help="Ask through the model's chat template.")
+        bool,
+        typer.Option("--chat/--no-chat", help="Ask through the model's chat template, or as text."),
     ] = False,
     bos: Annotated[
         bool | None,
         typer.Option("--bos/--no-bos", help="Begin prompts with the token that begins a text, or "
-                     "not; by default as the tokenizer does, and not with --chat."),
+                     "not; by default as the tokenizer does, or with --chat the template."),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts at a time.")] = 8,
     against: Annotated[

@@ -108,7 +108,7 @@ class PaddedRows:
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]]) -> None:
         self.model = model
-        self.inputs, self.mask = _pad_left(prompts, model.device)  # (B, T)
+        self.inputs, self.mask = pad_left(prompts, model.device)  # (B, T)
         self.cache = DynamicCache(config=model.config)
         self.positions = (self.mask.cumsum(1) - 1).clamp(min=0)
 
@@ -167,7 +167,8 @@ def _all_uniforms(jobs: Sequence[Job], steps: int) -> Tensor:
     return draws
 
 
-def _pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask, (B, T) each, of prompts padded on the left."""
     longest = max(map(len, prompts))
     ids = torch.zeros(len(prompts), longest, dtype=torch.long)  # any id does: it is masked out
     mask = torch.zeros_like(ids)

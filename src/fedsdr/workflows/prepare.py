@@ -99,7 +99,8 @@ class PreparedRun:
         from fedsdr.evaluate.benchmarks.harness import Suite
         from fedsdr.evaluate.benchmarks.harness_model import HarnessOptions
 
-        options = HarnessOptions(limit=self.recipe.evaluate.benchmark_limit)
+        asked = self.recipe.evaluate
+        options = HarnessOptions(limit=asked.benchmark_limit, chat=asked.benchmark_chat)
         return Suite(self.benchmarks, base, options, reporter)
 
 

@@ -68,6 +68,6 @@ CRASS: Final = Benchmark(
         f"{row['premise'].strip()} {row['question'].strip()}", row["options"]
     ),
     target=_answer,
-    score=lambda row, said: choice_accuracy(said, _answer(row)),
+    score=lambda row, said: {"acc": choice_accuracy(said.nats, _answer(row))},
     choices=lambda row: list(LETTERS[: len(row["options"])]),
 )

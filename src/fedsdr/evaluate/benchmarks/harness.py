@@ -76,7 +76,7 @@ class Suite:
             "shots": shots,
             "limit": options.limit,
             "chat": options.chat,
-            "bos": lm.puts_bos,
+            "bos": lm.begins_with_bos,
             "context": lm.max_length,
             "benchmark": self._identities[task],
         }

@@ -2,25 +2,44 @@
 
 import contextlib
 import copy
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from lm_eval.models.huggingface import HFLM
+from torch import Tensor
 
+from fedsdr.core.errors import UserError
 from fedsdr.core.progress import Bar, Reporter
 from fedsdr.data.records import Turn
-from fedsdr.generation.batched import pads_left
+from fedsdr.evaluate.benchmarks.continuations import (
+    ContinuationLikelihood,
+    Continued,
+    continuation_likelihoods,
+    shares_prompts,
+)
+from fedsdr.evaluate.benchmarks.openings import (
+    begins_with_bos,
+    choose_opening,
+    opened_ids,
+    shortened_ids,
+)
+from fedsdr.generation.batched import pad_left, pads_left
 from fedsdr.model.base import LoadedModel
 from fedsdr.model.trials import passes_trial
+
+EncodedPair = tuple[list[int], list[int]]  # token ids of a prompt and of its continuation
 
 
 @dataclass(frozen=True)
 class HarnessOptions:
     """limit: at most so many questions of each subject, the first ones; None is all.
     chat: whether prompts go through the model's chat template, shots as turns.
-    bos: whether the tokenizer's special tokens go before prompts; None: as the tokenizer does by
-        itself, and with a chat template, which brings its own, none.
+    bos: whether prompts begin with the tokenizer's BOS token; None: as the tokenizer does by
+        itself, and with a chat template as that does.
+    batch_size: prompts at a time.
     """
 
     limit: int | None = None
@@ -35,7 +54,7 @@ class StreamLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
     def __init__(self, base: LoadedModel, options: HarnessOptions, reporter: Reporter) -> None:
         tokenizer = copy.deepcopy(base.chat.tokenizer)  # lm-eval sets its pad token
         tokenizer.chat_template = base.chat.template  # lm-eval renders unfinished answers itself
-        bos = False if options.chat and options.bos is None else options.bos
+        self.opening = choose_opening(base.chat, options.chat, options.bos)
         # lm-eval pads batches on the left too.
         batch = options.batch_size if passes_trial(base.model, pads_left) else 1
         super().__init__(
@@ -43,22 +62,33 @@ class StreamLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             tokenizer=tokenizer,
             max_length=base.context,
             batch_size=batch,
-            add_bos_token=bos,
         )
         self.chat, self.reporter, self.label = base.chat, reporter, ""
         self.cut: set[str] = set()
+        self.templated = options.chat
+        self.begins_with_bos = begins_with_bos(base.chat, self.opening, options.chat)
 
-    @property
-    def puts_bos(self) -> bool:
-        """Whether plain prompts begin with the token that begins a text."""
-        bos = self.tokenizer.bos_token_id
-        return bos is not None and bool(self.tok_encode("a")[:1] == [bos])
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **_: object
+    ) -> list[int]:
+        """Token ids of a text; of one that begins a prompt with what opens it, once."""
+        ids = self.chat.ids(string)
+        return ids if add_special_tokens is False else opened_ids(ids, self.opening)
 
-    def fits(self, context: str, continuations: Sequence[str], tokens: int) -> bool:
-        """Whether a prompt leaves room for each continuation, or for `tokens` new tokens."""
-        if not continuations:
+    def tok_batch_encode(
+        self, strings: Sequence[str], left_truncate_len: int | None = None, **_: object
+    ) -> tuple[Tensor, Tensor]:
+        """Ids and mask, (B, T) each, of prompts to be continued, padded on the left; longer ones
+        lose their beginning, but for what opens them."""
+        limit = left_truncate_len or self.max_length
+        prompts = [shortened_ids(self.tok_encode(s), self.opening, limit) for s in strings]
+        return pad_left(prompts, torch.device("cpu"))
+
+    def fits(self, context: str, pairs: Sequence[EncodedPair], tokens: int) -> bool:
+        """Whether a prompt leaves room for each continuation, with which it makes `pairs`, or,
+        where there are none, for `tokens` new tokens."""
+        if not pairs:
             return bool(len(self.tok_encode(context)) <= self.max_length - tokens)
-        pairs = [self._encode_pair(context, text) for text in continuations]
         # The last token is predicted and not read.
         return bool(max(len(a) + len(b) for a, b in pairs) <= self.max_length + 1)
 
@@ -76,10 +106,36 @@ class StreamLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             return super().loglikelihood(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **options: Any) -> Any:
-        for (context, _), before, after in requests:
-            if len(before) + len(after) > self.max_length + 1:
-                self.cut.add(context)
-        return super()._loglikelihood_tokens(requests, *args, **options)
+        """(log-likelihood in nats, whether greedy) of each request's last ids after its first."""
+        fitting = []
+        for texts, before, after in requests:
+            room = self.max_length + 1 - len(after)  # the last token is predicted and not read
+            if room < 1:
+                raise UserError(
+                    f"{self.label}: a choice of {len(after)} tokens exceeds the model's context of "
+                    f"{self.max_length}: leave the benchmark out"
+                )
+            if len(before) > room and texts is not None:
+                self.cut.add(texts[0])
+            fitting.append((texts, shortened_ids(before, self.opening, room), after))
+        if not passes_trial(self.model, shares_prompts):
+            return super()._loglikelihood_tokens(fitting, *args, **options)
+        return self._by_prompt(fitting)
+
+    def _by_prompt(self, requests: Any) -> list[ContinuationLikelihood]:
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for place, (_, before, _) in enumerate(requests):
+            groups[tuple(before)].append(place)
+        prompts = sorted(groups, key=len, reverse=True)  # the largest first, should memory end
+        asked = [Continued(p, [requests[place][2] for place in groups[p]]) for p in prompts]
+        answers: dict[int, ContinuationLikelihood] = {}
+        found = continuation_likelihoods(self.model, asked, self.batch_size)
+        for prompt, likelihoods in zip(prompts, found, strict=True):
+            for place, likelihood in zip(groups[prompt], likelihoods, strict=True):
+                answers[place] = likelihood
+                if requests[place][0] is not None:  # else a piece of a text that is scored whole
+                    self.cache_hook.add_partial("loglikelihood", requests[place][0], likelihood)
+        return [answers[place] for place in range(len(requests))]
 
     def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
         for context, how in (request.args for request in requests):

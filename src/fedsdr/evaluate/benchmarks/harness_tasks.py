@@ -8,7 +8,7 @@ long even without shots loses its beginning, and is counted. Imports lm-eval: im
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -17,7 +17,7 @@ from lm_eval.utils import handle_non_serializable, hash_string
 
 from fedsdr.core.errors import UserError
 from fedsdr.evaluate.benchmarks.harness_model import StreamLM
-from fedsdr.evaluate.benchmarks.subject import Benchmark, Subject
+from fedsdr.evaluate.benchmarks.subject import Benchmark, ChoiceLikelihoods, Subject
 from fedsdr.evaluate.benchmarks.table import task_manager
 
 FEWSHOT_SEED = 1234  # lm-eval's own default, for its own tasks; ours draw nothing
@@ -27,14 +27,15 @@ HASH = 16  # characters of a question's hash that are kept
 class FittingTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval has no types
     """A subject of one of our benchmarks, whose prompts take as many shots as fit.
 
-    used: prompt -> number of shots in it.
+    used: prompt -> number of shots in it. lengths: hash of a question -> tokens of its choices.
     """
 
     def __init__(self, name: str, benchmark: Benchmark, subject: Subject, lm: StreamLM) -> None:
         self.benchmark, self.lm = benchmark, lm
         self.tokens = min(benchmark.tokens, lm.max_length // 2)
         self.used: dict[str, int] = {}
-        super().__init__(config=task_config(name, benchmark, subject, self.tokens))
+        self.lengths: dict[str, list[int]] = {}
+        super().__init__(config=task_config(name, benchmark, subject, self.tokens, self.lengths))
 
     def fewshot_context(self, doc: Any, num_fewshot: int, **options: Any) -> str:
         benchmark = self.benchmark
@@ -43,14 +44,25 @@ class FittingTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval has no typ
         texts = [space + text for text in benchmark.choices(doc)] if benchmark.choices else []
         for shots in range(num_fewshot, -1, -1):
             prompt = str(super().fewshot_context(doc, num_fewshot=shots, **options))
-            if self.lm.fits(prompt, texts, self.tokens):
+            pairs = [self.lm._encode_pair(prompt, text) for text in texts]
+            if self.lm.fits(prompt, pairs, self.tokens):
                 break
         self.used[prompt] = shots
+        self.lengths[content_hash(doc)] = [len(after) for _, after in pairs]
         return prompt
 
 
-def task_config(name: str, benchmark: Benchmark, subject: Subject, tokens: int) -> dict[str, Any]:
-    """lm-eval's description of a subject; all its functions are ours."""
+def task_config(
+    name: str,
+    benchmark: Benchmark,
+    subject: Subject,
+    tokens: int,
+    lengths: Mapping[str, Sequence[int]],
+) -> dict[str, Any]:
+    """lm-eval's description of a subject; all its functions are ours.
+
+    tokens: of a written answer at most. lengths: hash of a question -> tokens of its choices.
+    """
     choose = benchmark.choices
 
     def splits(**_: object) -> dict[str, Dataset]:
@@ -59,7 +71,9 @@ def task_config(name: str, benchmark: Benchmark, subject: Subject, tokens: int) 
         return {"shots": _table(shots), "questions": _table(subject.questions)}
 
     def results(doc: Any, said: Any) -> dict[str, float]:
-        scores = benchmark.score(doc, [value for value, _ in said] if choose else said[0])
+        nats = [value for value, _ in said] if choose else []
+        answer = ChoiceLikelihoods(nats, lengths[content_hash(doc)]) if choose else said[0]
+        scores = benchmark.score(doc, answer)
         return {metric: scores[metric] for metric in benchmark.metrics}
 
     config: dict[str, Any] = {

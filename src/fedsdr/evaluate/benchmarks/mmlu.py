@@ -55,6 +55,6 @@ MMLU: Final = Benchmark(
     read=read_mmlu,
     prompt=lambda row: lettered_question(row["question"], [row[key] for key in OPTIONS]),
     target=lambda row: int(row["answer"]),
-    score=lambda row, said: choice_accuracy(said, int(row["answer"])),
+    score=lambda row, said: {"acc": choice_accuracy(said.nats, int(row["answer"]))},
     choices=lambda row: ["A", "B", "C", "D"],
 )

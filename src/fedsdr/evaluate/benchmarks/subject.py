@@ -6,11 +6,19 @@ The files are read here and not by `datasets`, so that nothing is cached and not
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 BenchmarkRow = Mapping[str, Any]
 Scores = dict[str, float]
 LETTERS: Final = "ABCDEFGH"
+
+
+class ChoiceLikelihoods(NamedTuple):
+    """What a model said to a question with choices: the log-likelihood of each, in nats, and its
+    length in tokens."""
+
+    nats: Sequence[float]
+    tokens: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,7 @@ class Benchmark:
     metrics: the first one is the headline. read: the subjects in a folder; raises `UserError`.
     prompt: a question as it is asked; shots are asked the same way and answered after a space.
     target: the answer's text, or its index where there are choices.
-    score: from what the model said, a text, or the log-likelihood of each choice in nats.
+    score: from what the model said, a text, or `ChoiceLikelihoods`.
     choices: the continuations that are compared; None where the model writes its answer.
     until, tokens: where a written answer ends, and its most tokens. version: goes up with every
     change of `score`: results are kept by it.
@@ -73,6 +81,6 @@ def lettered_question(question: str, options: Sequence[str]) -> str:
     return "\n".join([question, *lines, "Answer:"])
 
 
-def choice_accuracy(likelihoods: Sequence[float], answer: int) -> Scores:
-    """Accuracy: whether the right choice has the highest log-likelihood (the first of equals)."""
-    return {"acc": float(max(range(len(likelihoods)), key=likelihoods.__getitem__) == answer)}
+def choice_accuracy(likelihoods: Sequence[float], answer: int) -> float:
+    """1 where the right choice has the highest log-likelihood (the first of equals), else 0."""
+    return float(max(range(len(likelihoods)), key=likelihoods.__getitem__) == answer)

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from fedsdr.core.errors import UserError
 from fedsdr.evaluate.benchmarks.bbh import BBH
+from fedsdr.evaluate.benchmarks.commonsense import COMMONSENSE
 from fedsdr.evaluate.benchmarks.crass import CRASS
 from fedsdr.evaluate.benchmarks.drop import DROP
 from fedsdr.evaluate.benchmarks.gsm8k import GSM8K
@@ -22,6 +23,7 @@ TASKS: Final[dict[str, Benchmark]] = {
     "crass": CRASS,
     "gsm8k": GSM8K,
     "truthfulqa": TRUTHFULQA,
+    **COMMONSENSE,
 }
 HUB_TASK: Final = "hub:"  # before the name of one of lm-eval's own tasks, which fetches its data
 

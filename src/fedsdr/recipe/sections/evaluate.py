@@ -29,6 +29,9 @@ class Evaluate(Section):
     round."""
     benchmark_limit: Positive | None = None
     """The most questions of each benchmark subject."""
+    benchmark_chat: bool = False
+    """Prompt the benchmarks through the chat template. Published scores of the likelihood
+    benchmarks are without."""
 
 
 class Tracking(Section):

@@ -1,0 +1,128 @@
+"""Likelihoods of continuations: a prompt is read once, whatever the number of its continuations."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from fedsdr.generation.batched import PaddedRows
+from fedsdr.model.trials import TRIAL_TEXTS, compute_precision, plain_logits, same_logits
+
+CHOICES: Final = 4  # continuations of a prompt that a batch has room for, on average
+
+
+class Continued(NamedTuple):
+    """A prompt and its continuations, as token ids; none of them is empty."""
+
+    prompt: Sequence[int]
+    continuations: Sequence[Sequence[int]]
+
+
+class ContinuationLikelihood(NamedTuple):
+    """nats: the log-likelihood. greedy: whether each token is the likeliest one in its place."""
+
+    nats: float
+    greedy: bool
+
+
+def continuation_likelihoods(
+    model: Any, asked: Sequence[Continued], rows: int
+) -> Iterator[list[ContinuationLikelihood]]:
+    """Of each prompt's continuations, prompt by prompt.
+
+    rows: prompts that are read at a time, the shorter ones padded: put like lengths together.
+    """
+    for batch in _batches(asked, rows):
+        yield from _likelihoods(model, batch)
+
+
+def _batches(asked: Sequence[Continued], rows: int) -> Iterator[list[Continued]]:
+    """At most `rows` prompts, with `CHOICES` times as many continuations unless one has more."""
+    batch: list[Continued] = []
+    for each in asked:
+        count = sum(len(other.continuations) for other in [*batch, each])
+        if batch and (len(batch) == rows or count > CHOICES * rows):
+            yield batch
+            batch = []
+        batch.append(each)
+    if batch:
+        yield batch
+
+
+def _likelihoods(model: Any, batch: Sequence[Continued]) -> list[list[ContinuationLikelihood]]:
+    found = continuation_logits(model, batch)
+    return [
+        [
+            _likelihood(logits, continuation)
+            for logits, continuation in zip(rows, each.continuations, strict=True)
+        ]
+        for rows, each in zip(found, batch, strict=True)
+    ]
+
+
+def _likelihood(logits: Tensor, continuation: Sequence[int]) -> ContinuationLikelihood:
+    """logits: (T, V), of the continuation's T tokens."""
+    ids = torch.tensor(continuation, device=logits.device)
+    nats = logits.float().log_softmax(-1).gather(1, ids[:, None]).sum()
+    return ContinuationLikelihood(float(nats), bool((logits.argmax(-1) == ids).all()))
+
+
+@torch.no_grad()
+def continuation_logits(model: Any, batch: Sequence[Continued]) -> list[list[Tensor]]:
+    """The logits of each token of each prompt's continuations, (T, V) for one of T tokens.
+
+    The prompts are read padded on the left; what their last tokens predict are the continuations'
+    first tokens. Their keys and values are then repeated for each continuation of two tokens or
+    more, which is padded on the right.
+    """
+    rows = PaddedRows(model, [each.prompt for each in batch])
+    first = rows.logits()  # (B, V)
+    longer = [(row, text) for row, each in enumerate(batch)
+              for text in each.continuations if len(text) > 1]  # fmt: skip
+    rest = iter(_rest(rows, longer) if longer else ())
+    return [
+        [
+            torch.cat([first[row, None], next(rest)[: len(text) - 1]]) if len(text) > 1
+            else first[row, None]
+            for text in each.continuations
+        ]
+        for row, each in enumerate(batch)
+    ]  # fmt: skip
+
+
+def _rest(rows: PaddedRows, texts: Sequence[tuple[int, Sequence[int]]]) -> Tensor:
+    """The logits after each token of continuations but their last ones, (N, T, V); texts: each
+    with the row of its prompt."""
+    device = rows.mask.device
+    index = torch.tensor([row for row, _ in texts], device=device)
+    inputs = [torch.tensor(text[:-1], device=device) for _, text in texts]
+    ids = pad_sequence(inputs, batch_first=True)  # (N, T)
+    mask = pad_sequence([torch.ones_like(each) for each in inputs], batch_first=True)
+    rows.cache.batch_select_indices(index)
+    logits: Tensor = rows.model(
+        input_ids=ids,
+        attention_mask=torch.cat([rows.mask[index], mask], dim=1),
+        position_ids=rows.positions[index, -1:] + mask.cumsum(1),
+        past_key_values=rows.cache,
+        use_cache=True,
+    ).logits
+    return logits
+
+
+def shares_prompts(model: Any) -> bool:
+    """A trial: whether continuations of common prompts have the logits of each text alone."""
+    batch = [
+        Continued(text[:at], (text[at:], text[at : at + 1], text[at + 1 :] + text[:2]))
+        for text, at in zip(TRIAL_TEXTS, (5, 3), strict=True)
+    ]
+    return all(
+        same_logits(
+            logits,
+            plain_logits(model, [*each.prompt, *continuation])[len(each.prompt) - 1 : -1],
+            compute_precision(model),
+        )
+        for rows, each in zip(continuation_logits(model, batch), batch, strict=True)
+        for logits, continuation in zip(rows, each.continuations, strict=True)
+    )
