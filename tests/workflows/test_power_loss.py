@@ -28,6 +28,7 @@ from fedsdr.recipe.load import load_recipe, override_recipe
 from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.workflows import method as method_run
 from fedsdr.workflows import summary
+from fedsdr.workflows.live_report import LiveReport
 from fedsdr.workflows.prepare import PreparedRun, prepare_run
 from fedsdr.workflows.run import run_recipe
 from support import lossy_disk, tiny_recipe
@@ -59,8 +60,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recipe]:
         patch.setenv("FEDSDR_CACHE", str(folder / "cache"))
         patch.setattr(method_run.secrets, "token_hex", lambda size: "01" * size)
         patch.setattr(
-            summary, "write_report", lambda out: files.write_text(out / "report.html", "")
+            summary, "write_report", lambda out, _: files.write_text(out / "report.html", "")
         )
+        patch.setattr(LiveReport, "observe", lambda *_: None)
         recipe = small(folder)
         loaded = prepare_run(recipe).load(silent_reporter())
         patch.setattr(PreparedRun, "load", lambda *_: loaded)

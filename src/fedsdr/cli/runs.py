@@ -106,7 +106,7 @@ def required_folder(out: Path | None, dry_run: bool, flops: float | None) -> Pat
 
 
 def report_command(folder: RunFolder) -> None:
-    """Write a run's report.html anew."""
+    """Write a run's report.html again; that of an unfinished run says what is missing."""
     from fedsdr.report.html import write_report
 
     with command_session():

@@ -21,8 +21,8 @@ ENVIRONMENT_FILE: Final = "environment.json"
 PARTITION_FILE: Final = "partition.json"
 NOTICES_FILE: Final = "notices.json"  # what the run left out: fedsdr.core.notices
 SKIPPED_FILE: Final = "skipped.jsonl"  # the rows that data.invalid leaves out, its owner's alone
-SUMMARY_FILE: Final = "summary.json"
-REPORT_FILE: Final = "report.html"  # the last file that a run writes
+SUMMARY_FILE: Final = "summary.json"  # the last file that a run writes
+REPORT_FILE: Final = "report.html"  # written again after evaluations, and at the end
 LOCK_FILE: Final = ".lock"
 BASELINES_FOLDER: Final = "baselines"
 

@@ -1,6 +1,8 @@
 """From the files of a folder to its `report.html`."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -16,20 +18,22 @@ from fedsdr.report import (
     sections,
     tables,
 )
-from fedsdr.report.load import Material, load_run
+from fedsdr.report.load import Material, load_material, load_run
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, summary: Mapping[str, Any] | None = None) -> Path:
     """Write `folder/report.html`, one self-contained page, and return its path.
 
-    The page depends on the files of the folder and nothing else: no clock, no network.
-    Raises `UserError` where there is no summary.json, a file of the folder is unreadable, or it
-    cannot be written into.
+    summary: what summary.json is going to hold, where that is not written yet. The page depends on
+    it and the files of the folder, and nothing else: no clock, no network. Of a run that is not
+    finished it says what is still to come. Raises `UserError` where there is neither summary nor
+    recipe, a file of the folder is unreadable, or it cannot be written into.
     """
     path = folder / REPORT_FILE
-    write_text(path, render_report(load_run(folder)))
+    material = load_run(folder) if summary is None else load_material(folder, summary)
+    write_text(path, render_report(material))
     return path
 
 

@@ -22,6 +22,7 @@ from fedsdr.core.layout import (
     SUMMARY_FILE,
 )
 from fedsdr.report import judgements, labels
+from fedsdr.report.unfinished import interim_summary
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Material:
 
     seconds: of the process that finished the work, which another had begun if it was resumed.
     privacy: the privacy loss of a client by all methods and seeds together, in words.
+    pending: what is still to come, in words; "" of what is finished.
     """
 
     kind: str
@@ -100,18 +102,28 @@ class Material:
     benchmarks: BenchmarkScores = BenchmarkScores()
     notices: tuple[Mapping[str, Any], ...] = ()
     privacy: str = ""
+    pending: str = ""
 
 
 def load_run(folder: Path) -> Material:
-    """Read `folder`; only summary.json must be there. Raises `UserError` where it is unreadable."""
+    """Read `folder`; only summary.json must be there, or, of what is not finished, recipe.toml.
+    Raises `UserError` where neither is, or one is unreadable."""
     path = folder / SUMMARY_FILE
     if not path.exists():
-        raise UserError(
-            f"{folder} has no {SUMMARY_FILE}: give the folder of a finished run or comparison"
-        )
+        if not (folder / RECIPE_FILE).exists():
+            raise UserError(
+                f"{folder} has no {SUMMARY_FILE} and no {RECIPE_FILE}: give the folder of a run or "
+                "comparison"
+            )
+        return load_material(folder, interim_summary(folder))
     summary = read_json(path)
     if not isinstance(summary, Mapping):
         raise UserError(f"{path} must hold a JSON object, not {type(summary).__name__}")
+    return load_material(folder, summary)
+
+
+def load_material(folder: Path, summary: Mapping[str, Any]) -> Material:
+    """What a summary and the files of its folder say. Raises `UserError` for unreadable ones."""
     runs = summary.get("runs") or {}
     places = _places(folder, runs, str(summary.get("own", "")))
     scores = summary.get("methods") or {}
@@ -134,6 +146,7 @@ def load_run(folder: Path) -> Material:
         benchmarks=_benchmarks(folder / BENCHMARKS_FOLDER),
         notices=tuple(_first_json(places, NOTICES_FILE) or ()),
         privacy=_privacy(summary.get("privacy")),
+        pending=str(summary.get("pending", "")),
     )
 
 

@@ -40,6 +40,7 @@ def head_section(material: Material) -> dict[str, Any]:
         "seeds": len(material.seeds),
         "facts": {name: value for name, value in facts.items() if value},
         "privacy": material.privacy,
+        "pending": material.pending,
     }
 
 

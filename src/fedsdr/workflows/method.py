@@ -35,9 +35,11 @@ from fedsdr.federation.loaded import LoadedRun
 from fedsdr.federation.rounds import (
     Engine,
     Evaluation,
+    Observer,
     Periodic,
     RoundHooks,
     finite_values,
+    ignore_row,
     run_rounds,
 )
 from fedsdr.model.peft_format import AdapterSettings, write_adapter
@@ -93,9 +95,16 @@ OpenEngine = Callable[[Method, bytes], MethodEngine]  # of a method and the secr
 
 
 def train_method(
-    method: Method, open_engine: OpenEngine, reporter: Reporter, follower: Follower
+    method: Method,
+    open_engine: OpenEngine,
+    reporter: Reporter,
+    follower: Follower,
+    watch: Observer = ignore_row,
 ) -> None:
-    """One method from start or checkpoint to its result; a finished one is left alone."""
+    """One method from start or checkpoint to its result; a finished one is left alone.
+
+    watch: observes the committed lines of the log, after the follower.
+    """
     folder = method.folder
     if (folder / RESULT_FILE).exists():
         return
@@ -115,6 +124,7 @@ def train_method(
         def observe(row: Mapping[str, Any]) -> None:
             engine.observe(row)
             follower.row(row)
+            watch(row)
 
         hooks = RoundHooks(engine.evaluate, engine.benchmark, observe, deliver)
         state = run_rounds(method, engine, engine.first_adapter(), options, reporter, hooks)

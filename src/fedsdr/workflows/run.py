@@ -16,7 +16,6 @@ from fedsdr.core.layout import (
     NOTICES_FILE,
     PARTITION_FILE,
     RECIPE_FILE,
-    REPORT_FILE,
     SKIPPED_FILE,
     SUMMARY_FILE,
 )
@@ -30,6 +29,7 @@ from fedsdr.recipe.methods import Method, resolve_methods
 from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.tracking.follow import Follower, tracked_method
 from fedsdr.tracking.table import choose_backends
+from fedsdr.workflows.live_report import LiveReport
 from fedsdr.workflows.method import OpenEngine, engine_in_process, train_method
 from fedsdr.workflows.prepare import PreparedRun, prepare_methods, prepare_run
 from fedsdr.workflows.run_folder import (
@@ -39,7 +39,7 @@ from fedsdr.workflows.run_folder import (
     claimed_folder,
     locked_folder,
 )
-from fedsdr.workflows.summary import RunTime, summarise_runs
+from fedsdr.workflows.summary import RunTime, is_summarised, summarise_runs
 
 Methods = Sequence[Method]  # of a run: the baselines, and last its own
 
@@ -62,17 +62,19 @@ def run_in_process(
     resume: bool = False,
     loaded: LoadedRun | None = None,
     prepared: PreparedRun | None = None,
+    comparison: Path | None = None,
 ) -> dict[str, Any]:
     """`run_recipe`, of methods that are resolved already.
 
     loaded: the same model and data, where they are in memory. prepared: the same methods with
-    their records, where these have been read.
+    their records, where these have been read. comparison: the folder of the comparison that the run
+    is a part of, whose report shows it, too, as it goes on.
     """
     recipe = methods[-1].recipe
     if resume:
         check_folder(out, recipe, resume)
         say_kept(methods, out, reporter)
-        if (out / REPORT_FILE).exists():
+        if is_summarised(out):
             with locked_folder(out):  # removes the lock of a run that was killed at its very end
                 return dict(files.read_json(out / SUMMARY_FILE))
     ready = prepared or prepare_methods(methods, reporter=reporter)
@@ -93,7 +95,7 @@ def run_in_process(
         record_start(out, run, recipe.seed, reporter)
         return engine_in_process(run, reporter)
 
-    return run_methods(methods, out, start, reporter, resume)
+    return run_methods(methods, out, start, reporter, resume, comparison)
 
 
 def run_methods(
@@ -102,20 +104,23 @@ def run_methods(
     start: Callable[[], OpenEngine],
     reporter: Reporter,
     resume: bool,
+    comparison: Path | None = None,
 ) -> dict[str, Any]:
     """The frame of every run, wherever its clients are: each method from start to result, then the
     report. Returns the summary.
 
-    start: loads what the run needs, and only then begins to write into `out`.
+    start: loads what the run needs, and only then begins to write into `out`. comparison: as of
+    `run_in_process`.
     """
     recipe = methods[-1].recipe
     with claimed_folder(out, recipe, resume):
         began, begun = time.perf_counter(), (out / RECIPE_FILE).exists()
         open_engine = start()
         backends = choose_backends(recipe.tracking.backends)
+        live = LiveReport([out, *([comparison] if comparison else [])], reporter)
         for method in (each.within(out) for each in methods):
             follower = Follower(backends, tracked_method(method, out), reporter)
-            train_method(method, open_engine, reporter, follower)
+            train_method(method, open_engine, reporter, follower, live.observe)
         seconds = time.perf_counter() - began
         return summarise_runs(methods, [recipe.seed], [out], out, RunTime(seconds, begun))
 
@@ -168,9 +173,11 @@ def _compare(
     begun = (out / RECIPE_FILE).exists()
     claim_folder(out, recipe)
     folders = [out / f"seed-{seed}" for seed in seeds]
-    for seed, each, folder in zip(seeds, runs, folders, strict=True):
-        reporter.say(f"seed {seed}")
-        run_in_process(each.methods, folder, reporter, resume, prepared=each)
+    for folder in folders:  # those to come, too: the live report names them
+        files.make_folder(folder)
+    for run, folder in zip(runs, folders, strict=True):
+        reporter.say(f"seed {run.recipe.seed}")
+        run_in_process(run.methods, folder, reporter, resume, prepared=run, comparison=out)
     seconds = time.perf_counter() - began
     return summarise_runs(runs[0].methods, seeds, folders, out, RunTime(seconds, begun))
 

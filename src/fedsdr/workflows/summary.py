@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedsdr.core import files
-from fedsdr.core.layout import METRICS_FILE, RESULT_FILE, SUMMARY_FILE
+from fedsdr.core.layout import METRICS_FILE, REPORT_FILE, RESULT_FILE, SUMMARY_FILE
 from fedsdr.core.statistics import metric_intervals
 from fedsdr.evaluate.claims import FEDSDR, judge_claims
 from fedsdr.evaluate.equal_facts import KEPT, Curve, curve_points
@@ -54,9 +54,14 @@ def summarise_runs(
         "claims": judge_claims(claimed, fedsdr, curves),
         "privacy": privacy_of_run(methods, folders),
     }
+    write_report(out, summary)
     files.write_json(out / SUMMARY_FILE, summary)
-    write_report(out)
     return summary
+
+
+def is_summarised(out: Path) -> bool:
+    """Whether a run has ended in a folder: of what it writes the summary is the last."""
+    return (out / SUMMARY_FILE).exists() and (out / REPORT_FILE).exists()
 
 
 def curves_of(

@@ -13,7 +13,7 @@ from typing import Any, Final
 from fedsdr.core import files
 from fedsdr.core.environment import describe_environment
 from fedsdr.core.errors import UserError
-from fedsdr.core.layout import ENVIRONMENT_FILE, PARTITION_FILE, REPORT_FILE, SUMMARY_FILE
+from fedsdr.core.layout import ENVIRONMENT_FILE, PARTITION_FILE, SUMMARY_FILE
 from fedsdr.core.progress import Reporter
 from fedsdr.deploy.server.admission import Admission, AdmittedRun, ServerConnection
 from fedsdr.deploy.server.dispatcher import RequestDispatcher
@@ -27,6 +27,7 @@ from fedsdr.workflows.prepare import check_clients
 from fedsdr.workflows.privacy_loss import UNJUDGED
 from fedsdr.workflows.run import run_methods
 from fedsdr.workflows.run_folder import check_folder, claim_folder
+from fedsdr.workflows.summary import is_summarised
 
 RUN_FILE: Final = "run.json"  # the run's name, by which clients know it after a restart
 
@@ -40,7 +41,7 @@ def serve_federation(
     """
     methods = check_served(recipe, list(connection.roster))
     check_folder(out, recipe, resume=True)
-    if (out / REPORT_FILE).exists():
+    if is_summarised(out):
         return dict(files.read_json(out / SUMMARY_FILE))
 
     def start() -> OpenEngine:
