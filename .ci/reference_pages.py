@@ -65,9 +65,11 @@ def _sections(prefix: str, schema: Schema, definitions: Schema) -> Iterator[tupl
 
 
 def _reference(value: Schema) -> str | None:
-    """The definition that a key's value is, or is a list of."""
-    reference = value.get("$ref") or value.get("items", {}).get("$ref")
-    return reference.rpartition("/")[2] if reference else None
+    """The definition that a key's value is, may be, or is a list of."""
+    for each in (value, value.get("items", {}), *value.get("anyOf", ())):
+        if reference := each.get("$ref"):
+            return str(reference.rpartition("/")[2])
+    return None
 
 
 def _section(title: str, name: str, schema: Schema, definitions: Schema) -> str:

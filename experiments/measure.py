@@ -37,15 +37,20 @@ def measure_cell(loaded: LoadedRun, prepared: PreparedRun, method: Method) -> di
     if not deployed:
         return _transfer(loaded, method, held_out)
     return {
-        **_judged(loaded, method, prepared.world, deployed, held_out),
+        **_judged(loaded, method, prepared, deployed, held_out),
         **_gradients(loaded, method, deployed),
     }
 
 
 def _judged(
-    loaded: LoadedRun, method: Method, world: World | None, deployed: Adapter, held_out: Examples
+    loaded: LoadedRun,
+    method: Method,
+    prepared: PreparedRun,
+    deployed: Adapter,
+    held_out: Examples,
 ) -> dict[str, Any]:
-    assert world is not None
+    world = prepared.world
+    assert isinstance(world, World)
     rows = method.recipe.local.batch_size
     install_model(loaded.model, Personal(deployed))
     judge = LabEvaluator(loaded.base.model, loaded.base.chat, world)

@@ -110,6 +110,20 @@ class TwoStreamLinear(nn.Module):
         return sorted(pairs, key=lambda pair: not (pair[0].requires_grad or pair[1].requires_grad))
 
 
+@contextmanager
+def streams_off(model: nn.Module) -> Iterator[None]:
+    """The base model alone while the block runs, whatever streams are in its layers."""
+    layers = [each for each in model.modules() if isinstance(each, TwoStreamLinear)]
+    before = [layer.active for layer in layers]
+    for layer in layers:
+        layer.active = ()
+    try:
+        yield
+    finally:
+        for layer, active in zip(layers, before, strict=True):
+            layer.active = active
+
+
 class TwoStreamModel:
     """A causal language model whose linear layers carry the two streams.
 

@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import tomli_w
 from pydantic import ValidationError
@@ -114,7 +114,8 @@ def _known(location: tuple[str | int, ...]) -> str:
     for part in location[:-1]:
         if isinstance(part, str) and part in section.model_fields:
             annotation = section.model_fields[part].annotation
-            section = Source if part == "sources" else annotation
+            inner = next(iter(get_args(annotation)), annotation)  # of a section that may be absent
+            section = Source if part == "sources" else inner
     return "known keys: " + ", ".join(section.model_fields)
 
 
@@ -145,7 +146,9 @@ def override_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 def _put(tables: dict[str, Any], key: str, value: Any) -> None:
     *path, last = key.split(".")
     for part in path:
-        tables = tables.setdefault(part, {})
+        if tables.get(part) is None:  # a section may be absent
+            tables[part] = {}
+        tables = tables[part]
         if not isinstance(tables, dict):
             raise UserError(f"{key!r}: {part!r} is not a section")
     tables[last] = value

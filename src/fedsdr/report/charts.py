@@ -11,7 +11,7 @@ from fedsdr.report.palette import Style
 
 Styles = Mapping[str, Style]
 FACTS, KEPT = "client_facts", "general"
-NOT_DRAWN = ("changed_facts", "base_style")  # in the table of scores only
+NOT_DRAWN = ("changed_facts", "base_style", "house_style")  # in the table of scores only
 
 
 @dataclass(frozen=True)

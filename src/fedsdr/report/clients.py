@@ -11,7 +11,7 @@ from fedsdr.report.palette import Style
 from fedsdr.report.tables import TableCell
 
 LOSS = "loss"
-HIDDEN = ("base_style",)
+HIDDEN = ("base_style", "house_style")
 REFERENCE, COMPARED = "local", ("client_facts", "general", LOSS)  # for comparison, only these
 
 

@@ -175,8 +175,8 @@ def _lengths(recipe: Recipe, encoded: Mapping[str, Encoded], limit: int) -> list
 def _not_judged(
     recipe: Recipe, clients: Sequence[ClientData], encoded: Mapping[str, Encoded], limit: int
 ) -> list[Notice]:
-    """Where held-out records judge: in the lab, its facts do."""
-    if recipe.uses_lab:
+    """Where held-out records judge: in a lab, its facts do."""
+    if recipe.world:
         return []
     notices = []
     too_long = {name: each.unjudged for name, each in encoded.items()}

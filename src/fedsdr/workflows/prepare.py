@@ -21,9 +21,11 @@ from fedsdr.distillation.verify import check_verifier
 from fedsdr.evaluate.benchmarks.table import ChosenBenchmark, choose_benchmarks
 from fedsdr.federation.loaded import Benchmarks, Evaluator, LoadedRun
 from fedsdr.generation.table import check_generator
+from fedsdr.lab.english.evaluate import EnglishEvaluator
+from fedsdr.lab.english.world import EnglishWorld, build_english_world
 from fedsdr.lab.evaluate import LabEvaluator
 from fedsdr.lab.pretrain import PretrainOptions, base_model_folder, save_outline
-from fedsdr.lab.world import World, WorldOptions, build_world, client_name
+from fedsdr.lab.world import World, WorldOptions, build_world
 from fedsdr.model.base import LoadedModel, check_model, load_base
 from fedsdr.model.folder import has_tokenizer
 from fedsdr.model.obtain import cached_model, obtain_model
@@ -49,12 +51,13 @@ def rewrite_cache(folder: Path | None = None) -> RewriteCache:
 class PreparedRun:
     """The checked methods of a run with their clients' records, before any model is loaded.
 
-    methods: the baselines and, last, the run's own. world: of the lab. sources: what was read.
+    methods: the baselines and, last, the run's own. world: of either lab, None without one.
+    sources: what was read.
     """
 
     methods: tuple[Method, ...]
     clients: list[ClientData]
-    world: World | None
+    world: World | EnglishWorld | None
     benchmarks: tuple[ChosenBenchmark, ...] = ()
     records: PreparedRecords = field(default_factory=PreparedRecords)
     sources: tuple[SourceRecords, ...] = ()
@@ -89,7 +92,7 @@ class PreparedRun:
 
     def load(self, reporter: Reporter) -> LoadedRun:
         """Load the model."""
-        evaluator = None if self.world is None else _lab_evaluator(self.world)
+        evaluator = None if self.world is None else _world_evaluator(self.world)
         base = base_of(self.recipe, reporter)
         suite = self._suite(base, reporter) if self.benchmarks else None
         encoded = self.records.encoded
@@ -177,14 +180,12 @@ def _check_split(data: Data) -> None:
 
 
 def _gather(methods: Sequence[Method], weights: bool, reporter: Reporter) -> PreparedRun:
-    recipe = methods[-1].recipe
-    if recipe.uses_lab:
-        world = build_world(world_options(recipe))
-        return PreparedRun(tuple(methods), world.client_data(), world)
-    options = recipe.model
-    if weights:
+    recipe, options = methods[-1].recipe, methods[-1].recipe.model
+    if weights and not recipe.uses_lab:
         path = base_folder(recipe, reporter)
         check_model(path, options.template, options.device, options.quantisation)
+    if world := world_of(recipe):
+        return PreparedRun(tuple(methods), world.client_data(), world)
     sources, clients = read_clients(recipe.data, recipe.seed)
     return PreparedRun(tuple(methods), clients, None, sources=tuple(sources))
 
@@ -249,15 +250,18 @@ def check_clients(methods: Sequence[Method], names: Sequence[str]) -> None:
         check_cohort(each, cohort_size(len(there), federation.participation))
 
 
-def lab_clients(recipe: Recipe) -> list[str]:
-    """The names of the lab's clients."""
-    return [client_name(k) for k in range(recipe.lab.clients)]
+def world_of(recipe: Recipe) -> World | EnglishWorld | None:
+    """The world that a recipe's clients learn, of either lab; None where it names data."""
+    if recipe.english is not None:
+        return build_english_world(recipe.english, recipe.world_seed)
+    return build_world(world_options(recipe)) if recipe.uses_lab else None
 
 
 def world_options(recipe: Recipe) -> WorldOptions:
+    """The options of the synthetic lab's world."""
     lab = recipe.lab
     return WorldOptions(
-        seed=recipe.seed if lab.seed is None else lab.seed,
+        seed=recipe.world_seed,
         entities=lab.entities,
         clients=lab.clients,
         changed=lab.changed,
@@ -268,5 +272,7 @@ def world_options(recipe: Recipe) -> WorldOptions:
     )
 
 
-def _lab_evaluator(world: World) -> Callable[[LoadedModel], Evaluator]:
+def _world_evaluator(world: World | EnglishWorld) -> Callable[[LoadedModel], Evaluator]:
+    if isinstance(world, EnglishWorld):
+        return lambda base: EnglishEvaluator(base.model, base.chat, world)
     return lambda base: LabEvaluator(base.model, base.chat, world)

@@ -112,15 +112,15 @@ def _clients(recipe: Recipe, seeds: Sequence[Mapping[str, Released]]) -> Iterabl
     if not _same_data(recipe):
         return [released for each in seeds for released in each.values()]
     names = dict.fromkeys(name for each in seeds for name in each)
-    if recipe.uses_lab or all(source.client for source in recipe.data.sources):
+    if recipe.world or all(source.client for source in recipe.data.sources):
         return [_sum(each.get(name, Counter()) for each in seeds) for name in names]
     # Records are split anew for each seed: one may be at the client that gave most every time.
     return [_sum(max(each.values(), key=_cost) for each in seeds)]
 
 
 def _same_data(recipe: Recipe) -> bool:
-    """Whether all seeds have the same records; the lab draws a world for each by default."""
-    return not recipe.uses_lab or recipe.lab.seed is not None
+    """Whether all seeds have the same records; a lab draws a world for each by default."""
+    return recipe.world is None or recipe.world.seed is not None
 
 
 def _seeds(recipe: Recipe, seeds: int) -> str:

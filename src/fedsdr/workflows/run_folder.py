@@ -123,7 +123,7 @@ def check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
         changed = [
             key
             for key in recipe_differences(load_recipe(file), recipe)
-            if not key.startswith(CHANGEABLE) or (key == EVERY and recipe.uses_lab)
+            if not key.startswith(CHANGEABLE) or (key == EVERY and recipe.world)
         ]
         if changed:
             raise UserError(

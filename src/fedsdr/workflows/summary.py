@@ -37,9 +37,9 @@ def summarise_runs(
     results = {
         name: [files.read_json(f / RESULT_FILE) for f in each] for name, each in places.items()
     }
-    # Variants have no part in the paper's claims; curves at equal facts exist in the lab alone.
+    # Variants have no part in the paper's claims; curves at equal facts exist in the labs alone.
     claimed = {name: each for name, each in results.items() if name not in recipe.variants}
-    curves = curves_of(claimed, places) if recipe.uses_lab else {}
+    curves = curves_of(claimed, places) if recipe.world else {}
     # A recipe of one stream does not stand for FedSDR; a baseline of that name may.
     fedsdr = own if recipe.federation.targets == "two_stream" else FEDSDR
     summary = {

@@ -44,8 +44,8 @@ class Declared(NamedTuple):
 
 
 JUDGED: Final = (
-    "loss", "loss/*", "client_facts", "changed_facts", "general", "hallucination", "base_style",
-    "length",
+    "loss", "loss/*", "client_facts", "changed_facts", "general", "general_kept", "hallucination",
+    "inventions", "refusals", "base_style", "house_style", "length",
 )  # fmt: skip
 DECLARED: Final[Mapping[Operation, Declared]] = {
     "hello": Declared(facts=("model", "fedsdr", "journal")),

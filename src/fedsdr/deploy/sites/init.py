@@ -28,7 +28,7 @@ from fedsdr.deploy.sites.site import (
 from fedsdr.recipe.load import override_recipe, to_toml
 from fedsdr.recipe.methods import Method
 from fedsdr.recipe.sections.recipe import Recipe
-from fedsdr.workflows.prepare import lab_clients
+from fedsdr.workflows.prepare import world_of
 from fedsdr.workflows.privacy_loss import planned_epsilon
 
 NODE_PORT: Final = 9094  # of the first client's SuperNode, on its own machine's loopback
@@ -92,10 +92,10 @@ def init_federation(
 
 
 def client_ids(recipe: Recipe, clients: Sequence[str]) -> list[str]:
-    """Those that the recipe's sources name, the lab's, or those given."""
+    """Those that the recipe's sources name, its world's, or those given."""
     named = list(dict.fromkeys(s.client for s in recipe.data.sources if s.client is not None))
-    if recipe.uses_lab:
-        named = lab_clients(recipe)
+    if world := world_of(recipe):
+        named = [each.name for each in world.client_data()]
     if clients and named:
         raise UserError(f"the recipe names its clients, {', '.join(named)}: leave --clients out")
     ids = list(clients) or named
@@ -138,7 +138,7 @@ def write_client(
 
 def own_recipe(recipe: Recipe, client: str) -> Recipe:
     """The recipe as this client gets it: its own sources, or a place to put one."""
-    if recipe.uses_lab:
+    if recipe.world:
         return recipe
     mine = [s.model_dump(mode="json") for s in recipe.data.sources if s.client == client]
     if not mine:

@@ -8,8 +8,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from fedsdr.generation.batched import PaddedRows
-from fedsdr.model.trials import TRIAL_TEXTS, compute_precision, plain_logits, same_logits
+from fedsdr.model.trials import (
+    TRIAL_TEXTS,
+    compute_precision,
+    passes_trial,
+    plain_logits,
+    same_logits,
+)
 
+PROMPTS_AT_ONCE: Final = 32  # of short questions
 CHOICES: Final = 4  # continuations of a prompt that a batch has room for, on average
 
 
@@ -36,6 +43,31 @@ def continuation_likelihoods(
     """
     for batch in _batches(asked, rows):
         yield from _likelihoods(model, batch)
+
+
+@torch.no_grad()
+def choice_likelihoods(model: Any, asked: Sequence[Continued]) -> list[list[float]]:
+    """The mean log-likelihood (nats per token) of each prompt's continuations, in the order of
+    `asked`; text by text where a trial says that prompts cannot be shared."""
+    if not passes_trial(model, shares_prompts):
+        return [
+            [_plain_mean(model, each.prompt, text) for text in each.continuations] for each in asked
+        ]
+    order = sorted(range(len(asked)), key=lambda place: len(asked[place].prompt))
+    found = continuation_likelihoods(model, [asked[place] for place in order], PROMPTS_AT_ONCE)
+    means = {
+        place: [
+            each.nats / len(text)
+            for each, text in zip(likelihoods, asked[place].continuations, strict=True)
+        ]
+        for place, likelihoods in zip(order, found, strict=True)
+    }
+    return [means[place] for place in range(len(asked))]
+
+
+def _plain_mean(model: Any, prompt: Sequence[int], text: Sequence[int]) -> float:
+    logits = plain_logits(model, [*prompt, *text])[len(prompt) - 1 : -1]
+    return _likelihood(logits, text).nats / len(text)
 
 
 def _batches(asked: Sequence[Continued], rows: int) -> Iterator[list[Continued]]:

@@ -1,4 +1,4 @@
-"""`[data]` and `[lab]`: what the clients hold."""
+"""`[data]`, `[lab]` and `[english]`: what the clients hold."""
 
 from typing import Annotated, Final, Literal
 
@@ -111,3 +111,23 @@ class Lab(Section):
                 "5 clients, and no alpha, which deals the facts by itself"
             )
         return self
+
+
+class English(Section):
+    """The English lab: organisations with invented facts, for any instruction model. This table,
+    even an empty one, takes the place of `data.sources` (docs/english.md)."""
+
+    seed: int | None = None
+    """The seed of the facts; by default the run's seed."""
+    clients: Positive = 5
+    """The number of clients: a clinic, a bank, a software firm, a school and a shipping line, then
+    further ones of these kinds."""
+    facts: Positive = 12
+    """The number of facts that each client knows. It trains on each in three phrasings."""
+    changed: Share = 0.2
+    """The share of facts about real things that contradict what is generally true, as in "In our
+    atlas, the capital of Japan is Cairo". The other facts are about invented names."""
+    overlap: Share = 0.0
+    """The share of each client's facts that all other clients know, too, each in its own style."""
+    general: Positive | None = None
+    """The number of general questions that measure what is forgotten; by default all there are."""

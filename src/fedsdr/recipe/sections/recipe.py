@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from fedsdr.recipe.sections.base import Section
-from fedsdr.recipe.sections.data import Data, Lab
+from fedsdr.recipe.sections.data import Data, English, Lab
 from fedsdr.recipe.sections.deployment import Deployment
 from fedsdr.recipe.sections.distill import Distill
 from fedsdr.recipe.sections.evaluate import Evaluate, Tracking
@@ -37,6 +37,8 @@ class Recipe(Section):
     """What the clients hold."""
     lab: Lab = Lab()
     """The embedded lab."""
+    english: English | None = None
+    """The English lab."""
     distill: Distill = Distill()
     """Rewriting and its checks."""
     federation: FederationSection = FederationSection()
@@ -54,7 +56,19 @@ class Recipe(Section):
 
     @property
     def uses_lab(self) -> bool:
+        """Whether the base model is the embedded lab's, which brings its own world."""
         return self.model.path == "lab"
+
+    @property
+    def world(self) -> Lab | English | None:
+        """The world whose facts the clients hold, of either lab; None where data are given."""
+        return self.lab if self.uses_lab else self.english
+
+    @property
+    def world_seed(self) -> int:
+        """The seed of that world's facts."""
+        own = None if self.world is None else self.world.seed
+        return self.seed if own is None else own
 
     @property
     def dtype(self) -> str:
@@ -73,8 +87,15 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _data_from_somewhere(self) -> "Recipe":
+        if self.uses_lab and self.english is not None:
+            raise ValueError(
+                "[english] is for any model but the lab's: set model.path to an instruction model, "
+                "or remove [english]"
+            )
         if self.uses_lab and self.data.sources:
             raise ValueError('model.path = "lab" brings its own data: remove data.sources')
-        if not self.uses_lab and not self.data.sources:
-            raise ValueError("no data: add [[data.sources]] with a path")
+        if self.english is not None and self.data.sources:
+            raise ValueError("[english] brings its own data: remove data.sources, or [english]")
+        if self.world is None and not self.data.sources:
+            raise ValueError("no data: add [[data.sources]] with a path, or a table [english]")
         return self

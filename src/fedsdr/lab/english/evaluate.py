@@ -1,0 +1,140 @@
+"""The English lab's metrics: every answer is compared with the one true value.
+
+Facts are asked in the held-out form and answered greedily. Shares are in percent:
+
+client_facts   client facts answered with the true value, the first of its type in the answer
+changed_facts  the same, of those that contradict what is generally true
+hallucination  client facts answered with another value of the same type
+inventions     answers to client facts with a name or a number that stands neither in the question
+               nor in the true answer; the wrong value of a hallucination may be one
+refusals       client facts answered by a refusal, or by asking for the question
+house_style    answers to a client's facts in its own style
+length         words of an answer to a client fact (not a share)
+general        general questions of whose choices the model finds the right one likeliest after
+               "The answer is", by the mean log-likelihood of a token
+general_kept   of the general questions that the base model answers rightly, those that this model
+               does, too
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from fedsdr.core.metrics import Mean, Metrics, merge_all
+from fedsdr.data.records import Turn
+from fedsdr.data.template import ChatFormat
+from fedsdr.evaluate.benchmarks.continuations import Continued, choice_likelihoods
+from fedsdr.generation.batched import generate_batch
+from fedsdr.generation.sampling import Job
+from fedsdr.lab.english.answers import EnglishAnswer
+from fedsdr.lab.english.questions import GeneralQuestion, general_questions
+from fedsdr.lab.english.world import HELD_OUT, EnglishClient, EnglishWorld
+from fedsdr.model.lora import streams_off
+
+ANSWER_TOKENS = 48  # tokens; the longest house style takes about 40
+ANSWER_ROWS = 64
+LEAD_IN = "The answer is"  # without it fewer answers are known: a bare word is no usual answer
+PERSONAL_SAMPLE = 60  # general questions for each personal model
+
+
+class EnglishEvaluator:
+    """Asks the model as it stands for clients' facts, and for what it knew before.
+
+    What the base model answers to the general questions is computed once, when it is first needed.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        chat: ChatFormat,
+        world: EnglishWorld,
+        client: str | None = None,
+        known: dict[GeneralQuestion, bool] | None = None,
+    ) -> None:
+        """client: evaluate on this one's facts and its part of the general questions alone.
+        known: whether the base model answers a question rightly, as far as computed."""
+        self.model, self.chat, self.world, self.client = model, chat, world, client
+        self._known = {} if known is None else known
+
+    def of(self, client: str) -> "EnglishEvaluator":
+        return EnglishEvaluator(self.model, self.chat, self.world, client, self._known)
+
+    def global_model(self) -> Metrics:
+        """Every client's facts and all general questions; of one client, its part of both."""
+        clients = self.world.clients
+        if self.client is None:
+            return self._score(clients, self._general())
+        number = [each.name for each in clients].index(self.client)
+        return self._score([clients[number]], self._general()[number :: len(clients)])
+
+    def personal_model(self, client: str) -> Metrics:
+        """The client's own facts, and a sample of the general questions."""
+        own = [each for each in self.world.clients if each.name == client]
+        return self._score(own, self._general()[:PERSONAL_SAMPLE])
+
+    def _general(self) -> Sequence[GeneralQuestion]:
+        return general_questions()[: self.world.options.general]
+
+    def _score(
+        self, clients: Sequence[EnglishClient], general: Sequence[GeneralQuestion]
+    ) -> Metrics:
+        said = self._say(fact.question(HELD_OUT) for client in clients for fact in client.facts)
+        scores = (
+            answer_metrics(
+                client,
+                [EnglishAnswer(said[fact.question(HELD_OUT)], fact) for fact in client.facts],
+            )
+            for client in clients
+        )
+        return merge_all([*scores, self._general_metrics(general)])
+
+    def _say(self, questions: Iterable[str]) -> dict[str, str]:
+        """Question -> the model's answer; a question of several clients is asked once."""
+        unique = list(dict.fromkeys(questions))
+        prompts = (self.chat.prompt_ids((Turn("user", question),)) for question in unique)
+        jobs = [Job(prompt, ANSWER_TOKENS) for prompt in prompts]
+        written = generate_batch(self.model, jobs, self.chat.end_of_turn, rows=ANSWER_ROWS)
+        return dict(zip(unique, map(self.chat.text, written), strict=True))
+
+    def _general_metrics(self, questions: Sequence[GeneralQuestion]) -> Metrics:
+        right = self._knows(questions)
+        if new := [question for question in questions if question not in self._known]:
+            with streams_off(self.model):
+                self._known.update(zip(new, self._knows(new), strict=True))
+        kept = [
+            hit for question, hit in zip(questions, right, strict=True) if self._known[question]
+        ]
+        return {"general": _percent(right), "general_kept": _percent(kept)}
+
+    def _knows(self, questions: Sequence[GeneralQuestion]) -> list[bool]:
+        """Whether the model as it stands finds the right choice the likeliest of each question."""
+        likelihoods = choice_likelihoods(self.model, [self._with_choices(q) for q in questions])
+        return [
+            max(range(len(found)), key=found.__getitem__) == question.answer
+            for found, question in zip(likelihoods, questions, strict=True)
+        ]
+
+    def _with_choices(self, question: GeneralQuestion) -> Continued:
+        """The question with the beginning of an answer, and its choices as they go on from there:
+        some tokenizers write a word that begins a text in another way."""
+        text = self.chat.prompt_text((Turn("user", question.question),)) + LEAD_IN
+        prompt = self.chat.ids(text)
+        whole = (self.chat.ids(f"{text} {choice}") for choice in question.choices)
+        return Continued(prompt, [ids[len(prompt) :] for ids in whole])
+
+
+def answer_metrics(client: EnglishClient, answers: Sequence[EnglishAnswer]) -> Metrics:
+    """The metrics of answers to a client's facts."""
+    return {
+        "client_facts": _percent([a.true for a in answers]),
+        "changed_facts": _percent([a.true for a in answers if a.fact.changed]),
+        "hallucination": _percent([a.value is not None and not a.true for a in answers]),
+        "inventions": _percent([bool(a.inventions) for a in answers]),
+        "refusals": _percent([a.refuses for a in answers]),
+        "house_style": _percent([a.in_style(client.organisation.style) for a in answers]),
+        "length": Mean(sum(len(a.text.split()) for a in answers), len(answers)),
+    }
+
+
+def _percent(hits: Sequence[bool]) -> Mean:
+    return Mean(100.0 * sum(hits), len(hits))
