@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo evidence test test-slow models-table lint docs dist wheel-test audit bench mutants clean
+.PHONY: install demo demo-real evidence test test-slow models-table lint docs dist wheel-test audit bench mutants clean
 
 install: .venv/installed
 
@@ -14,6 +14,10 @@ install: .venv/installed
 
 demo: install
 	$(BIN)/fedsdr demo --out runs/demo
+
+# The same on SmolLM2-135M-Instruct, which the first run downloads.
+demo-real: install
+	$(BIN)/fedsdr demo --model SmolLM2-135M-Instruct --seeds 0 --out runs/demo-real
 
 # The paper's claims on the lab, hours; `make evidence QUICK=1` for a first look.
 evidence: install

@@ -81,6 +81,7 @@ LONG = (
     (
         f"{PROGRAM} deploy simulate my.toml --out simulated",
         f"{PROGRAM} demo --seeds 0",
+        f"{PROGRAM} demo --model ./my-model --out runs/demo-mine",
     ),
 )
 

@@ -195,14 +195,26 @@ def test_rewrites_are_summed_over_seeds_and_shared_by_methods(comparison: Path) 
     assert everybody["wrong"] == "30.0 %"
 
 
+def test_rewrites_are_summed_up_in_words(comparison: Path) -> None:
+    (group,) = rewrites.rewrite_groups(load_run(comparison))
+    assert group.words == (
+        "The base model was asked to rewrite 800 responses; 360 rewrites (45.0 %) passed the "
+        "checks. Of 320 of these the right answer is known, and 96 (30.0 %) are wrong: training on "
+        "them teaches what no client has written. A response has 5.0 words before and 14.0 after "
+        "rewriting."
+    )
+    assert group.words in read(comparison)[1].text
+
+
 def test_examples_show_wrong_rewrites_first_but_not_only(tmp_path: Path) -> None:
     report = distillation(0.9)
+    report["pairs"] = [{**pair} for pair in 2 * report["pairs"]]
     for index, pair in enumerate(report["pairs"]):
-        pair["wrong"] = index < 11
+        pair["wrong"] = index < 13
     minimal(tmp_path, runs={"fedsd": ["."]}, seeds=[0])
     write(tmp_path / "distillation.json", report)
     (group,) = rewrites.rewrite_groups(load_run(tmp_path))
-    assert [pair["wrong"] for pair in group.pairs] == [True] * 8 + [False] * 4
+    assert [pair["wrong"] for pair in group.pairs] == [True] * 12 + [False] * 8
 
 
 def test_a_refused_rewrite_is_not_shown_as_one(tmp_path: Path) -> None:
@@ -219,3 +231,4 @@ def test_unchecked_rewrites_claim_nothing(tmp_path: Path) -> None:
     write(minimal(tmp_path, runs={"fedsd": ["."]}) / "distillation.json", distillation(None))
     (group,) = rewrites.rewrite_groups(load_run(tmp_path))
     assert {row["wrong"] for row in group.clients} == {"\N{EN DASH}"}
+    assert "wrong" not in group.words

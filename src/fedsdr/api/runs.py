@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -249,15 +249,20 @@ def compare(
 def demo(
     out: str | PathLike[str] = "runs/demo",
     *,
-    seeds: Sequence[int] = (0, 1, 2),
+    model: str | PathLike[str] | None = None,
+    seeds: Sequence[int] | None = None,
     progress: ProgressOption = True,
 ) -> Comparison:
-    """Run the whole method on the embedded lab, in a few minutes.
+    """Run the whole method on the embedded lab in a few minutes, or on an instruction model.
 
-    An interrupted demo is continued; a finished one is run again.
+    model: a folder, a file or a name, as `model.path` of a recipe. Its clients are those of the
+    English lab. seeds: by default 0, 1 and 2, with a model 0 alone. An interrupted demo is
+    continued; a finished one is run again.
     """
+    usual = (0, 1, 2) if model is None else (0,)
+    chosen = usual if seeds is None else seeds
     with call_reporter(progress) as reporter:
-        run_demo(Path(out), seeds, reporter)
+        run_demo(Path(out), chosen, reporter, None if model is None else fspath(model))
     return Comparison(Path(out))
 
 

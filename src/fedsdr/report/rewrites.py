@@ -2,21 +2,25 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fedsdr.report import labels, text
 from fedsdr.report.load import Material, MethodRuns, finite_number
 
-SHOWN_PAIRS = 12
-SHOWN_WRONG = 8  # of them at most, where there are others: the page must not look worse than it is
+SHOWN_PAIRS = 20
+SHOWN_WRONG = 12  # of them at most, where there are others: the page must not look worse than it is
 
 
 @dataclass(frozen=True)
 class RewriteGroup:
-    """One set of rewrites and the methods that train on it."""
+    """One set of rewrites and the methods that train on it.
+
+    words: what became of the raw responses, in sentences.
+    """
 
     methods: tuple[str, ...]
+    words: str
     clients: tuple[dict[str, Any], ...]
     pairs: tuple[Mapping[str, Any], ...]
 
@@ -25,16 +29,16 @@ def rewrite_groups(material: Material) -> list[RewriteGroup]:
     """Methods whose rewrites are the same share a group; the own method's group is first."""
     found: list[RewriteGroup] = []
     for method in sorted(material.methods, key=lambda each: each.name != material.own):
-        clients, pairs = tuple(_clients(method)), tuple(_pairs(method))
+        words, clients, pairs = _words(method), tuple(_clients(method)), tuple(_pairs(method))
         if not clients and not pairs:
             continue
         label = labels.method_label(method.name).short
         same = [i for i, old in enumerate(found) if (old.clients, old.pairs) == (clients, pairs)]
         if same:
             old = found[same[0]]
-            found[same[0]] = RewriteGroup((*old.methods, label), clients, pairs)
+            found[same[0]] = replace(old, methods=(*old.methods, label))
         else:
-            found.append(RewriteGroup((label,), clients, pairs))
+            found.append(RewriteGroup((label,), words, clients, pairs))
     return found
 
 
@@ -47,6 +51,36 @@ def _clients(method: MethodRuns) -> list[dict[str, Any]]:
     rows = [_row(name, found) for name, found in reports.items()]
     everything = [report for found in reports.values() for report in found]
     return [*rows, _row("All clients", everything) | {"all": True}] if len(rows) > 1 else rows
+
+
+def _words(method: MethodRuns) -> str:
+    """What the Rewrite Paradox looks like here: how many rewrites pass, and what is wrong with
+    those that do. "" where nothing is known."""
+    reports = [
+        report for run in method.runs for report in (run.distillation.get("clients") or {}).values()
+    ]
+    records, rewritten = _sum(reports, "records"), _sum(reports, "rewritten")
+    if not records:
+        return ""
+    checked, wrong = _sum(reports, "checked"), _mean(reports, "wrong", "checked")
+    words = [
+        f"The base model was asked to rewrite {text.format_fixed(records, 0)} responses;"
+        f" {text.format_fixed(rewritten, 0)} rewrites"
+        f" ({text.format_share(rewritten / records)}) passed the checks."
+    ]
+    if wrong is not None:
+        words.append(
+            f"Of {text.format_fixed(checked, 0)} of these the right answer is known, and"
+            f" {text.format_fixed(wrong * checked, 0)} ({text.format_share(wrong)}) are wrong:"
+            " training on them teaches what no client has written."
+        )
+    raw, new = _mean(reports, "raw_words", "records"), _mean(reports, "rewrite_words", "records")
+    if raw and new:
+        words.append(
+            f"A response has {text.format_fixed(raw)} words before and {text.format_fixed(new)} "
+            "after rewriting."
+        )
+    return " ".join(words)
 
 
 def _row(name: str, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

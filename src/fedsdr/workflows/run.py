@@ -1,6 +1,7 @@
 """Runs: a recipe with its baselines, the same over several seeds, and the demonstration."""
 
 import time
+import tomllib
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -182,13 +183,27 @@ def _compare(
     return summarise_runs(runs[0].methods, seeds, folders, out, RunTime(seconds, begun))
 
 
-def run_demo(out: Path, seeds: Sequence[int], reporter: Reporter) -> dict[str, Any]:
-    """The embedded demonstration; a finished one in `out` is replaced, another one resumed.
+def demo_recipe(model: str | None = None) -> Recipe:
+    """The demonstration's recipe: of the embedded lab, or of the English lab on a given model.
 
-    Raises `UserError` where `out` holds anything else.
+    model: as `model.path` of a recipe, where a folder or file that is there needs no mark. Raises
+    `UserError` where it is not found.
     """
-    with resources.as_file(resources.files("fedsdr.lab") / "demo.toml") as path:
-        recipe = load_recipe(path)
+    name = "demo.toml" if model is None else "english/demo.toml"
+    tables = tomllib.loads((resources.files("fedsdr.lab") / name).read_text("utf-8"))
+    if model is not None:
+        tables["model"]["path"] = Path(model) if Path(model).exists() else model
+    return load_recipe(tables)
+
+
+def run_demo(
+    out: Path, seeds: Sequence[int], reporter: Reporter, model: str | None = None
+) -> dict[str, Any]:
+    """The demonstration; a finished one in `out` is replaced, another one resumed.
+
+    model: of `demo_recipe`. Raises `UserError` where `out` holds anything else.
+    """
+    recipe = demo_recipe(model)
     with claimed_folder(out, recipe, resume=True):
         if (out / SUMMARY_FILE).exists():
             for path in [*out.iterdir()]:
