@@ -155,7 +155,7 @@ def test_a_conversation_in_a_cell_of_a_csv_file(tmp_path):
 def test_calls_in_any_form_are_those_of_chat_templates(tmp_path, message):
     turns = [USER, {"role": "assistant", **message}, {"role": "tool", "content": "9", "name": "w"}]
     found = record(tmp_path, {"messages": [*turns, REPLY], "tools": [TOOL]})
-    assert found.prompt[1].message == {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    assert found.prompt[1].message == {"role": "assistant", "content": "", "tool_calls": [CALL]}
     assert found.prompt[2].message == {"role": "tool", "content": "9", "name": "w"}
     assert json.loads(found.tools) == [TOOL]
 

@@ -25,7 +25,7 @@ WHOLE = LIST + HEAD + BODY + CALLS + TAIL
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"town": "Ulm"}}}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
-ASKS = json.dumps({"tool_calls": [CALL], "content": None})
+ASKS = json.dumps({"tool_calls": [CALL]})
 TURNS = (
     Turn("user", "How warm is the weather in Ulm?"),
     Turn("assistant", "", ASKS),
@@ -79,6 +79,14 @@ def test_what_a_template_leaves_out_is_refused_with_file_and_row(template, lost)
     record = Record(TURNS, "9 degrees.", origin="a.jsonl:7", tools=TOOLS)
     with pytest.raises(UserError, match=rf"^a.jsonl:7: .*it leaves out {lost}.*model.template"):
         Encoder(chat, 100, len(chat.tokenizer)).clients([ClientData("a", (record,))])
+
+
+def test_a_template_that_fails_with_the_calls_of_a_response_refuses_them():
+    """It takes prompts, in which nobody calls."""
+    odd = "{{ raise_exception('no calls') if m.tool_calls else '' }}"
+    chat = ChatFormat(tokenizer(LIST + HEAD + odd + BODY + TAIL))
+    with pytest.raises(UserError, match="no calls"):
+        chat.encode(Record(TURNS[:1], "", tools=TOOLS, calls=ASKS), "", 100)
 
 
 def test_calls_of_a_response_that_the_template_leaves_out_are_refused():

@@ -128,7 +128,7 @@ def test_headers_that_claim_anything_are_refused_or_read(data):
     readable(data)
 
 
-@pytest.mark.parametrize("name", ["../x", "/x", "a/b", "a\\b", "a\0b", ".", "..", ".a", "", "a\n"])
+@pytest.mark.parametrize("name", ["../x", "/x", "a/b", "a\\b", "a\0b", ".", "..", "", "a\n"])
 @pytest.mark.parametrize("key", ["run", "client", "method", "recipe"])
 def test_no_name_in_a_message_leads_out_of_a_folder(key, name):
     text = json.dumps({METADATA: {HEADER: json.dumps(HEAD | {key: name})}}).encode()

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsdr.core import files
+from fedsdr.core.client_names import SAFE_NAME, client_folder_name
 from fedsdr.core.errors import UserError
 from fedsdr.core.layout import RECIPE_FILE
 from fedsdr.core.progress import silent_reporter
-from fedsdr.data.partition import SAFE_NAME, build_clients
+from fedsdr.data.partition import build_clients
 from fedsdr.deploy.sites.site import ROSTER, load_site
 from fedsdr.recipe.load import load_recipe, parse_recipe
 from fedsdr.recipe.methods import method_folders, resolve_methods
@@ -34,7 +35,7 @@ NAMES = [
     "",
     "x" * 300,
     "\uff0e\uff0e",
-    "\u0430",
+    "a\u2215b",
 ]
 LAB = {"model": {"path": "lab"}}
 
@@ -54,8 +55,9 @@ def test_a_client_made_of_a_category_is_a_folder_of_its_own(tmp_path, categories
     data = Data(sources=(Source(path=str(path)),), split=Split(by="column"))
     clients = value_or_user_error(tmp_path, lambda: build_clients(data, 0)) or []
     for client in clients:
-        assert SAFE_NAME.fullmatch(client.name)
-        assert (tmp_path / client.name).resolve().parent == tmp_path.resolve()
+        folder = client_folder_name(client.name)
+        assert SAFE_NAME.fullmatch(folder)
+        assert (tmp_path / folder).resolve().parent == tmp_path.resolve()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from fedsdr.cli.session import RecipePath, Sets, command_session
+from fedsdr.core.client_names import client_folder_name
 from fedsdr.core.layout import REPORT_FILE
 
 app = typer.Typer(help="Run a recipe across organisations, on Flower.", no_args_is_help=True)
@@ -36,7 +37,8 @@ def init_command(
         f"{out / 'server'}: start.sh, then `fedsdr deploy register` once, then `fedsdr deploy run`"
     )
     for client in ids:
-        typer.echo(f"{out / client}: for that client alone; data in recipe.toml, then start.sh")
+        folder = out / client_folder_name(client)
+        typer.echo(f"{folder}: for {client} alone; data in recipe.toml, then start.sh")
 
 
 @app.command("register")

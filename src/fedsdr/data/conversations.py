@@ -175,7 +175,7 @@ def _turn(message: Any, what: str) -> Turn:
     if is_filled(calls) or name.lower() == "function_call":
         if role != "assistant":
             raise RowError(f"{what} calls functions", f"it is the {role}'s", REMEDY)
-        extra = {"tool_calls": _calls(calls, what)} | ({} if text else {"content": None})
+        extra = {"tool_calls": _calls(calls, what)}
     if role == "tool":
         parts = {key: message.get(key) for key in ("name", "tool_call_id")}
         extra = {key: cell_text(part, what) for key, part in parts.items() if is_filled(part)}

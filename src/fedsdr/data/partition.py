@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,6 +12,12 @@ import numpy as np
 import torch
 
 from fedsdr.core import seeds
+from fedsdr.core.client_names import (
+    LONGEST_NAME,
+    check_client_name,
+    check_distinct_clients,
+    is_name_character,
+)
 from fedsdr.core.errors import UserError
 from fedsdr.data.records import ClientData, Record
 from fedsdr.data.sources import SourceRecords, read_source
@@ -21,13 +26,6 @@ from fedsdr.recipe.sections.data import Data, Split
 Shares = dict[str, list[Record]]  # client name -> its records
 Conversations = Sequence[Sequence[Record]]  # the records of each, which stay together
 
-# A name that is a safe folder name on every system: no path separators, no trailing dot (Windows
-# drops it), no leading dash (commands would take it for an option), and no Windows device name.
-SAFE_NAME: Final = re.compile(
-    r"(?!(?:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))"
-    r"[a-z0-9_](?:[a-z0-9._-]{0,98}[a-z0-9_-])?",
-    re.IGNORECASE | re.ASCII,
-)
 DRAWS: Final = 100  # of Dirichlet shares, until every client has enough
 SMALLEST_CLIENT: Final = 2  # records of a client: one to learn from and one to judge by
 
@@ -47,7 +45,7 @@ def read_clients(data: Data, seed: int) -> tuple[list[SourceRecords], list[Clien
         raise UserError("no data: add [[data.sources]] with a path")
     for source in data.sources:
         if source.client is not None:
-            check_name(source.client)
+            check_client_name(source.client)
     named: Shares = {}
     pooled: list[Record] = []
     sources = [read_source(each, seed, data.learn, data.invalid) for each in data.sources]
@@ -55,9 +53,9 @@ def read_clients(data: Data, seed: int) -> tuple[list[SourceRecords], list[Clien
         holder = pooled if source.client is None else named.setdefault(source.client, [])
         holder += found.records
     split = split_records(pooled, data.split, seed) if pooled else {}
-    _check_distinct([*named, *split])
+    check_distinct_clients([*named, *split])
     for name in split:
-        check_name(name)
+        check_client_name(name)
     shares = [*named.items(), *split.items()]
     return sources, [hold_out(name, records, data.held_out, seed) for name, records in shares]
 
@@ -70,27 +68,6 @@ def group_conversations(records: Sequence[Record]) -> list[list[Record]]:
             groups.append([])
         groups[-1].append(record)
     return groups
-
-
-def check_name(name: str) -> None:
-    """Raise `UserError` for a client's name that cannot name its folder."""
-    if not SAFE_NAME.fullmatch(name):
-        raise UserError(
-            f"client = {name!r} cannot name a folder: use at most 100 letters, digits and "
-            "- _ . only, no dot at either end, no dash at the start, and no name of a device such "
-            "as con"
-        )
-
-
-def _check_distinct(names: Iterable[str]) -> None:
-    seen: dict[str, str] = {}
-    for name in names:
-        if name.casefold() in seen:  # one folder where the system ignores case
-            raise UserError(
-                f"two clients would be called {seen[name.casefold()]!r} and {name!r}: choose "
-                "another client name for a source (letter case does not tell names apart)"
-            )
-        seen[name.casefold()] = name
 
 
 def hold_out(name: str, records: Sequence[Record], share: float, seed: int) -> ClientData:
@@ -160,10 +137,13 @@ def _by_column(conversations: Conversations, split: Split, random: np.random.Gen
 
 
 def _slug(category: str, number: int) -> str:
-    """The category as a client name; numbered where it has no Latin letter or digit."""
-    plain = unicodedata.normalize("NFKD", category).encode("ascii", "ignore").decode().lower()
-    slug = re.sub(r"[^a-z0-9._-]+", "-", plain).strip("-.")
-    return slug or f"category-{number:02d}"
+    """The category as a client's name: in lower case where it is ASCII; as it is written where it
+    is not, without signs that no name has; numbered where no letter or digit is left."""
+    if category.isascii():
+        plain = re.sub(r"[^a-z0-9._-]+", "-", category.lower()).strip("-.")
+    else:
+        plain = "".join(c if is_name_character(c) else "-" for c in category)[:LONGEST_NAME].strip()
+    return plain if any(map(str.isalnum, plain)) else f"category-{number:02d}"
 
 
 def _dirichlet(conversations: Conversations, split: Split, random: np.random.Generator) -> Shares:

@@ -179,7 +179,10 @@ class ChatFormat:
         turns = (*turns, Turn("assistant", response, record.calls))
         if lost := self._left_out(turns, record.tools):
             raise TemplateRefusalError(f"it leaves out {min(lost)}")
-        whole = self._render(turns, record.tools, ask=False)
+        try:
+            whole = self._render(turns, record.tools, ask=False)
+        except Exception as error:  # as in a prompt
+            raise TemplateRefusalError(str(error).strip().partition("\n")[0]) from error
         if not whole.startswith(prompt):
             raise TemplateRefusalError("what it writes of a call does not begin with its prompt")
         end = self.tokenizer.convert_ids_to_tokens(self.end_of_turn)

@@ -11,6 +11,7 @@ from pathlib import Path
 from fedsdr.algorithms.contract import ClientState
 from fedsdr.core import files
 from fedsdr.core.adapters import Adapter, Private, unwrap_private
+from fedsdr.core.client_names import client_folder, client_folder_name
 
 PRIVATE, MEMORY = "private", "memory"
 STATE_VERSION = re.compile(r"state-(\d{6})\.safetensors")
@@ -23,9 +24,7 @@ class ClientStore:
         self.folder = folder
 
     def client_folder(self, client: str) -> Path:
-        folder = self.folder / client
-        files.make_folder(folder, private=True)
-        return folder
+        return client_folder(self.folder, client)
 
     def load(self, client: str, committed: int) -> ClientState:
         """The client's state after the latest round up to `committed` that it took part in."""
@@ -69,7 +68,7 @@ class ClientStore:
                 self._path(client, round).unlink()
 
     def _versions(self, client: str) -> list[int]:
-        folder = self.folder / client
+        folder = self.folder / client_folder_name(client)
         matches = (STATE_VERSION.fullmatch(path.name) for path in folder.glob("state-*"))
         return sorted(int(match[1]) for match in matches if match)
 

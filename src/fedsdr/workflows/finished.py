@@ -11,6 +11,7 @@ from typing import Final
 
 from fedsdr.core import files
 from fedsdr.core.adapters import Adapter
+from fedsdr.core.client_names import client_folder_name, client_of_folder
 from fedsdr.core.errors import UserError
 from fedsdr.core.layout import (
     CLIENTS_FOLDER,
@@ -78,7 +79,7 @@ class Finished:
         """The folder of a trained model's method, and its client ("" for a global model)."""
         self.check(name)
         assert name != BASE_MODEL, "the base model belongs to no method"
-        method, is_client, client = name.rpartition(CLIENT_PREFIX)
+        method, is_client, client = name.partition(CLIENT_PREFIX)
         method = method.rstrip("/") if is_client else name
         return self.methods.get(method, self.methods[self.own]), client if is_client else ""
 
@@ -89,7 +90,7 @@ class Finished:
         folder, client = self.place(name)
         places = {Stream.RECTIFY: folder / GLOBAL_ADAPTER}
         if client:
-            mine = folder / CLIENTS_FOLDER / client
+            mine = folder / CLIENTS_FOLDER / client_folder_name(client)
             places[Stream.SMOOTH] = mine / SMOOTHING_ADAPTER
             if (mine / PERSONAL_ADAPTER / WEIGHTS).exists():
                 places[Stream.RECTIFY] = mine / PERSONAL_ADAPTER
@@ -131,7 +132,8 @@ def personal_clients(folder: Path) -> list[str]:
     """The clients of a method's folder that have a model of their own."""
     clients = sorted(path for path in (folder / CLIENTS_FOLDER).glob("*") if path.is_dir())
     kinds = (SMOOTHING_ADAPTER, PERSONAL_ADAPTER)
-    return [c.name for c in clients if any((c / kind / WEIGHTS).exists() for kind in kinds)]
+    held = [c for c in clients if any((c / kind / WEIGHTS).exists() for kind in kinds)]
+    return [client_of_folder(folder) for folder in held]
 
 
 def is_trained(folder: Path) -> bool:

@@ -3,6 +3,7 @@
 from functools import cache
 from pathlib import Path
 
+from fedsdr.core.client_names import client_folder_name
 from fedsdr.core.layout import CLIENTS_FOLDER
 from fedsdr.core.progress import silent_reporter
 from fedsdr.core.quiet import quiet_libraries
@@ -18,7 +19,7 @@ from fedsdr.workflows.prepare import prepare_run
 def client_at(folder: Path, number: int) -> ClientSide:
     """The client of a partition; what it keeps lies in `folder`/run/clients/<id>."""
     client = list(load_site(folder).roster)[number]
-    own = folder / RUN / CLIENTS_FOLDER / client
+    own = folder / RUN / CLIENTS_FOLDER / client_folder_name(client)
     methods, loaded = shared_run(folder)
     keys = ClientKeys(UNSIGNED, UNSIGNED)
     return ClientSide(loaded.of(client), methods, client, own, keys, silent_reporter())

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from safetensors.torch import load, save
 
 from fedsdr.core.adapters import Adapter
+from fedsdr.core.client_names import is_client_name
 from fedsdr.core.errors import UserError
 from fedsdr.core.metrics import Mean
 
@@ -27,10 +28,24 @@ DIMENSIONS: Final = 8  # of a tensor; arithmetic on one of hundreds fails in tor
 MOST_RECORDS: Final = 1e12
 MOST_SUM: Final = 1e15
 LEAST_WEIGHT: Final = 1e-6  # of a metric that has one
+ANYONE: Final = "-"  # the client of a hello, which asks who is there
 METADATA: Final = "__metadata__"  # the name that safetensors keeps for itself
+
+
+def _check_client(name: str) -> str:
+    if not is_client_name(name):
+        raise ValueError("it is no name of a client")
+    return name
+
+
+def _check_asked(name: str) -> str:
+    return name if name == ANYONE else _check_client(name)
+
 
 Operation = Literal["hello", "prepare", "fit", "evaluate", "finish"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._+-]*$", max_length=200)]
+ClientName = Annotated[str, AfterValidator(_check_client)]
+AskedClient = Annotated[str, AfterValidator(_check_asked)]
 RoundNumber = Annotated[int, Field(ge=0, lt=10**6)]
 Drawn = Annotated[str, Field(pattern=r"^([0-9a-f]{32})?$")]  # at random, or nothing
 Weight = Annotated[float, Field(ge=0, le=MOST_RECORDS, allow_inf_nan=False)]
@@ -118,7 +133,7 @@ class _Head(BaseModel):
     version: Literal[3]
     operation: Operation
     run: Name
-    client: Name
+    client: AskedClient
     method: Name
     round: RoundNumber
 

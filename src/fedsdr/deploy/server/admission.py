@@ -19,6 +19,7 @@ from fedsdr.core.progress import Reporter
 from fedsdr.core.repeats import RepeatLimit
 from fedsdr.deploy.protocol.agreement import agreed_keys, agreement_digest
 from fedsdr.deploy.protocol.messages import (
+    ANYONE,
     Answer,
     Request,
     WireError,
@@ -231,7 +232,7 @@ class Admission:
         """A greeting for one node at one moment: no answer to another one is an answer to it."""
         name, began = self.run
         return Request(
-            "hello", name, self.agreement, "-", agreed=self._agreed, began=began,
+            "hello", name, self.agreement, ANYONE, agreed=self._agreed, began=began,
             nonce=secrets.token_hex(16),
         )  # fmt: skip
 

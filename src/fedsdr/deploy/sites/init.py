@@ -3,6 +3,7 @@
 import math
 import re
 import secrets
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,9 +12,13 @@ from typing import Any, Final, NamedTuple
 import jinja2
 
 from fedsdr.core import files
+from fedsdr.core.client_names import (
+    check_client_name,
+    check_distinct_clients,
+    client_folder_name,
+)
 from fedsdr.core.errors import UserError
 from fedsdr.core.layout import RECIPE_FILE
-from fedsdr.data.partition import check_name
 from fedsdr.deploy.protocol.signing import new_key
 from fedsdr.deploy.server.serve import check_served
 from fedsdr.deploy.sites.certificates import write_certificates
@@ -102,9 +107,8 @@ def client_ids(recipe: Recipe, clients: Sequence[str]) -> list[str]:
     if not ids:
         raise UserError("the recipe names no client: give --clients hospital,bank,...")
     for each in ids:
-        check_name(each)
-    if len({each.casefold() for each in ids}) < len(ids):
-        raise UserError(f"a client is named twice in {', '.join(ids)}")
+        check_client_name(each)
+    check_distinct_clients(ids)
     return ids
 
 
@@ -116,13 +120,13 @@ def write_client(
     recipe: as this client gets it. node_port: where its SuperNode listens, on its own machine.
     They have a key each: who runs the node, and whatever app runs there, cannot sign an answer.
     """
-    folder = out / client
+    folder = out / client_folder_name(client)
     files.make_folder(folder, private=True)
     signs = new_key(folder / CLIENT_KEY)
     files.write_text(folder / SERVER_PUBLIC, server.public + "\n")
     files.write_json(folder / CLIENT_FILE, {"id": client})
     files.write_text(folder / RECIPE_FILE, to_toml(recipe))
-    write_script(folder / "start.sh", "client.sh", {"client": client})
+    write_script(folder / "start.sh", "client.sh", {"title": shlex.quote(f"client {client}")})
     write_script(folder / "environment.sh", "environment.sh", {"programs": program_folder()})
     relay = folder / RELAY
     files.make_folder(relay, private=True)
@@ -165,7 +169,7 @@ def write_server(
     """The server's folder, its roster last."""
     nodes = folder / NODES
     for client, (_, connects) in keys.items():
-        files.write_text(nodes / f"{client}.pub", connects + "\n")
+        files.write_text(nodes / f"{client_folder_name(client)}.pub", connects + "\n")
     files.write_text(folder / "superexec.secret", secrets.token_hex(32), private=True)
     files.write_text(folder / RECIPE_FILE, to_toml(recipe))
     write_app(folder, port)

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedsdr.core import files
+from fedsdr.core.client_names import check_distinct_clients
 from fedsdr.core.errors import UserError
 from fedsdr.core.layout import RECIPE_FILE
 from fedsdr.core.progress import Reporter, terminal_reporter
@@ -24,7 +25,7 @@ from fedsdr.core.quiet import quiet_libraries
 from fedsdr.core.repeats import RepeatHandler
 from fedsdr.deploy.client.operations import ClientKeys, ClientSide
 from fedsdr.deploy.client.trainer import SOCKET, allowed_users, listen_socket, serve_requests
-from fedsdr.deploy.protocol.messages import Name
+from fedsdr.deploy.protocol.messages import ClientName
 from fedsdr.deploy.protocol.signing import (
     UNSIGNED,
     SignatureVerifier,
@@ -54,13 +55,13 @@ class _Roster(BaseModel):
     names alone, under `unsigned`."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    clients: dict[Name, str] | None = None
-    unsigned: list[Name] | None = None
+    clients: dict[ClientName, str] | None = None
+    unsigned: list[ClientName] | None = None
 
 
 class _Client(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
-    id: Name
+    id: ClientName
 
 
 class _Server(BaseModel):
@@ -85,6 +86,7 @@ def load_site(folder: Path) -> Site:
     found: _Roster = _read(path, _Roster)
     if (found.clients is None) == (found.unsigned is None):
         raise UserError(f'{path} must have either "clients", with a key each, or "unsigned"')
+    check_distinct_clients(found.clients or found.unsigned or ())
     recipe = load_recipe(folder / RECIPE_FILE)
     if found.unsigned is not None:
         if own.exists():

@@ -9,5 +9,5 @@ trap 'trap - EXIT INT TERM; kill 0' EXIT INT TERM
 export SOCKET="${SOCKET:-$PWD/trainer.sock}"
 keep_up trainer fedsdr deploy trainer "$PWD" --socket "$SOCKET" --relay-user "$RELAY_USER" &
 [ -n "$RELAY_USER" ] || relay/start.sh &
-echo "client {{ client }}; logs in $PWD/logs and $PWD/relay/logs"
+echo {{ title }}"; logs in $PWD/logs and $PWD/relay/logs"
 wait

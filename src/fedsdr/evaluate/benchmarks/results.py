@@ -12,13 +12,15 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
 from fedsdr.core.statistics import Estimate, paired_difference, standard_error
-from fedsdr.model.identity import Identity
+from fedsdr.model.identity import Identity, content_digest
+
+LONGEST_FOLDER: Final = 200  # bytes of a folder's name; file systems take 255
 
 Settings = Mapping[str, Any]
 
@@ -123,7 +125,10 @@ def _other_questions(a: Result, b: Result) -> UserError:
 
 def result_path(folder: Path, model: str, task: str) -> Path:
     """The file of a result; names are quoted, for they may hold colons and slashes."""
-    return folder / quote(model, safe="") / f"{quote(task, safe='')}.json"
+    name = quote(model, safe="")
+    if len(name) > LONGEST_FOLDER:
+        name = f"{name[:LONGEST_FOLDER]}-{content_digest(model)[:10]}"
+    return folder / name / f"{quote(task, safe='')}.json"
 
 
 def write_result(folder: Path, result: Result) -> None:
