@@ -137,6 +137,9 @@ def test_a_file_may_lie_at_the_top_of_the_folder(data, tmp_path):
     ("changes", "reason"),
     [
         ({"question": 3}, "row 2: question = 3: expected a text"),
+        ({"question": " "}, "row 2: the question is empty"),
+        ({"question": "half \ud83d"}, "row 2: half a surrogate pair, which is not valid Unicode"),
+        ({"answer": float("nan")}, "row 2: not valid JSON (NaN is no JSON number): mend or remove"),
         ({"question": None}, "row 2: lacks 'question'; expected question, choices, answer"),
         ({"choices": "a"}, "row 2: choices = 'a': expected a list of 2 texts or more"),
         ({"choices": ["a"]}, "row 2: choices = ['a']: expected a list of 2 texts or more"),
@@ -155,6 +158,25 @@ def test_a_row_that_is_wrong_is_named(tmp_path, changes, reason):
     with pytest.raises(UserError) as raised:
         choose_benchmarks(["piqa"], tmp_path)
     assert f"{tmp_path / 'piqa.jsonl'}, {reason}" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"question": "a', "not valid JSON (Unterminated string starting at at column 14): mend"),
+        (b'{"question": "caf\xe9"}', "not valid JSON ('utf-8' codec can't decode byte 0xe9"),
+        (b'{"answer": 0, "answer": 1}', "not valid JSON (the key 'answer' stands twice in an"),
+        (b"[" * 100_000, "not valid JSON (maximum recursion depth exceeded"),
+        (b"[]", "lacks 'question'; expected question, choices, answer"),
+    ],
+)
+def test_a_line_that_is_wrong_is_named(tmp_path, line, reason):
+    row = {"question": "Why?", "choices": ["a", "b"], "answer": 1}
+    path = tmp_path / "piqa.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(row).encode() + b"\r\n\n" + line)
+    with pytest.raises(UserError) as raised:
+        choose_benchmarks(["piqa"], tmp_path)
+    assert f"{path}, row 2: {reason}" in str(raised.value)
 
 
 def test_a_choice_longer_than_the_context_is_the_users_error(tmp_path):

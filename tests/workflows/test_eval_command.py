@@ -25,6 +25,7 @@ from fedsdr.model.peft_format import WEIGHTS
 from fedsdr.recipe.load import load_recipe
 from fedsdr.workflows import benchmark as benchmarking
 from fedsdr.workflows.benchmark import BenchmarkRequest, run_benchmarks
+from fedsdr.workflows.prepare import prepare_run
 from fedsdr.workflows.run import run_recipe
 from support import tiny_recipe, toy_clients
 from support.benchmark_files import write_benchmarks
@@ -148,6 +149,22 @@ def test_results_that_do_not_say_their_model_are_not_taken(scored):
     assert (after.out / "base" / "crass.json").exists()
     with pytest.raises(UserError, match="which one, it does not say"):
         run_benchmarks(scored, silent_reporter())
+
+
+def test_results_with_and_without_the_template_are_not_mixed(scored, monkeypatch):
+    monkeypatch.setattr(harness.Suite, "run", lambda *_: pytest.fail("asks a question"))
+    with pytest.raises(UserError, match=r"crass.json was evaluated with chat = False, not True"):
+        run_benchmarks(replace(scored, chat=True), silent_reporter())
+
+
+def test_a_run_prompts_as_its_recipe_says(tmp_path, data):
+    evaluate = {"benchmarks": ["piqa"], "benchmark_data": str(data), "benchmark_chat": True}
+    recipe = load_recipe(tiny_recipe.write_recipe(tmp_path, evaluate=evaluate))
+    suite = prepare_run(recipe).load(silent_reporter()).benchmarks
+    suite.run("piqa", "base")
+    prompts = list(suite.tasks["piqa"]["piqa_piqa"].used)
+    assert all(prompt.startswith("<user> Question: ") for prompt in prompts)
+    assert all(prompt.endswith("Answer: <assistant> ") for prompt in prompts)
 
 
 def test_results_of_other_questions_are_not_taken(scored):
@@ -361,16 +378,20 @@ def test_mistakes(folder, tmp_path, monkeypatch, args, parts):
     assert snapshot(folder) == before
 
 
-def test_what_is_neither_run_nor_model(tmp_path, data):
-    code, said = invoke("eval", tmp_path, "--tasks", "crass", "--data", data)
+@pytest.mark.parametrize("options", [[], ["--out", "o"]])
+@pytest.mark.parametrize("place", [".", "nowhere"])
+def test_what_is_neither_run_nor_model(tmp_path, monkeypatch, data, place, options):
+    monkeypatch.chdir(tmp_path)
+    code, said = invoke("eval", place, "--tasks", "crass", "--data", data, *options)
     assert_told(code, said, ["is neither a run folder", "recipe.toml", "config.json"])
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(
     ("file", "content", "parts"),
     [
         ("crass.jsonl", "", ["holds no rows"]),
-        ("crass.jsonl", "{", ["cannot read", "crass.jsonl"]),
+        ("crass.jsonl", "{", ["crass.jsonl, row 1: not valid JSON"]),
         ("crass.jsonl", '{"premise": "a"}\n', ["row 1: lacks 'question'; expected premise"]),
         (
             "crass.jsonl",

@@ -23,6 +23,7 @@ from fedsdr.evaluate.benchmarks import results
 from fedsdr.evaluate.benchmarks.results import Result
 from fedsdr.evaluate.benchmarks.table import HUB_TASK, ChosenBenchmark, choose_benchmarks
 from fedsdr.model.base import LoadedModel, check_model, load_base
+from fedsdr.model.folder import CONFIG_FILE
 from fedsdr.model.identity import Identity, differing_parts
 from fedsdr.model.obtain import obtain_model
 from fedsdr.workflows.finished import BASE_MODEL, CLIENT_PREFIX, Models, open_finished
@@ -96,6 +97,11 @@ def run_benchmarks(request: BenchmarkRequest, reporter: Reporter) -> dict[str, A
     if not request.target.is_dir():
         obtained = obtain_model(str(request.target), cache_folder(), reporter)
         request = replace(request, target=Path(obtained))
+    if not any((request.target / name).is_file() for name in (RECIPE_FILE, CONFIG_FILE)):
+        raise UserError(
+            f"{request.target} is neither a run folder (with {RECIPE_FILE}) nor a model folder "
+            f"(with {CONFIG_FILE})"
+        )
     out, names = _place(request), _names(request)
     others = _results_folder(request.against) if request.against else None
     chosen = choose_benchmarks(request.tasks, request.data)
@@ -113,12 +119,7 @@ def _place(request: BenchmarkRequest) -> Path:
         return request.out
     if (request.target / RECIPE_FILE).is_file():
         return request.target / BENCHMARKS_FOLDER
-    if (request.target / "config.json").is_file():
-        raise UserError(f"{request.target} is a model folder: say by --out where results go")
-    raise UserError(
-        f"{request.target} is neither a run folder (with {RECIPE_FILE}) nor a model folder "
-        "(with config.json)"
-    )
+    raise UserError(f"{request.target} is a model folder: say by --out where results go")
 
 
 def _names(request: BenchmarkRequest) -> list[str]:

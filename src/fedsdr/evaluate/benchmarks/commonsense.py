@@ -40,6 +40,8 @@ def read_commonsense(name: str, data: Path, shots: int) -> list[Subject]:
     rows = read_lines(path, COMMONSENSE_FIELDS)
     for number, row in enumerate(rows, start=1):
         check_texts(path, number, row, ("question",))
+        if not row["question"].strip():
+            raise UserError(f"{path}, row {number}: the question is empty")
         _check_choices(f"{path}, row {number}", row["choices"], row["answer"])
     return [Subject(name, [], [{key: row[key] for key in COMMONSENSE_FIELDS} for row in rows])]
 

@@ -4,12 +4,14 @@ import csv
 import gzip
 import json
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fedsdr.core.errors import UserError
+from fedsdr.data.strict_json import json_fault, parse_json
 from fedsdr.evaluate.benchmarks.subject import BenchmarkRow
 
 
@@ -35,12 +37,25 @@ def read_csv(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
 
 
 def read_lines(path: Path, fields: Iterable[str]) -> list[dict[str, Any]]:
-    """The objects of a JSONL file, which may be gzipped."""
+    """The objects of a JSONL file, which may be gzipped; blank lines are no rows."""
     with _reading(path):
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        # Only "\n" ends a line: str.splitlines would also break at characters that texts may hold.
-        rows = [json.loads(line) for line in raw.decode("utf-8").split("\n") if line.strip()]
-    return check_rows(path, rows, fields)
+    # Only "\n" ends a line: str.splitlines would also break at characters that texts may hold.
+    lines = [line for line in raw.removeprefix(BOM_UTF8).split(b"\n") if line.strip()]
+    return check_rows(path, [_parse_line(path, *each) for each in enumerate(lines, 1)], fields)
+
+
+def _parse_line(path: Path, number: int, line: bytes) -> Any:
+    try:
+        row = parse_json(line.decode("utf-8"))
+        fault = json_fault(row)
+    except json.JSONDecodeError as error:
+        fault = f"{error.msg} at column {error.colno}"
+    except (ValueError, RecursionError) as error:
+        fault = str(error)
+    if fault:
+        raise UserError(f"{path}, row {number}: not valid JSON ({fault}): mend or remove the row")
+    return row
 
 
 def check_rows(path: Path, rows: Any, fields: Iterable[str]) -> list[Any]:
@@ -53,6 +68,13 @@ def check_rows(path: Path, rows: Any, fields: Iterable[str]) -> list[Any]:
             raise UserError(
                 f"{path}, row {number}: lacks {lacking[0]!r}; expected {', '.join(fields)}"
             )
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{path}, row {number}: half a surrogate pair, which is not valid Unicode: mend or "
+                "remove the row"
+            ) from error
     return rows
 
 
