@@ -35,14 +35,21 @@ def judged(candidates: list[Candidate], check: str) -> list[Verdict]:
     return gate.gate([c.record for c in candidates])(candidates)
 
 
-def test_the_other_checks_refuse_next_to_nothing(candidates):
-    """These rewrites have passed the gate of those who made them."""
+def test_the_default_gate_refuses_little_but_additions(candidates):
+    """These rewrites have passed the gate of those who made them. Most of what is refused has names
+    or numbers that are neither in prompt nor response: Llama elaborates."""
     assert len(candidates) == 1648
     refused = {
-        check: sum(bool(v.reason) for v in judged(candidates, check))
-        for check in ("empty", "repetition", "meta_talk", "answer", "number", "label")
+        check: sum(bool(v.reason) for v in judged(candidates, check)) for check in Distill().checks
     }
-    assert refused == dict.fromkeys(refused, 0) | {"repetition": 1}
+    assert {check: count for check, count in refused.items() if count} == {
+        "no_answer": 37,
+        "echo": 1,
+        "meta_talk": 35,
+        "repetition": 3,
+        "language": 3,
+        "invention": 455,
+    }
 
 
 def test_lexical_support(candidates):

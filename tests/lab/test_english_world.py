@@ -6,7 +6,8 @@ from itertools import chain
 import pytest
 
 from fedsdr.core.errors import UserError
-from fedsdr.distillation.checks import Rewrite, check_answer
+from fedsdr.distillation.answers import check_answer
+from fedsdr.distillation.checks import Rewrite
 from fedsdr.lab.english.world import (
     HELD_OUT,
     EnglishFact,

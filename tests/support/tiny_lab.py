@@ -10,6 +10,7 @@ TABLES = {
         "prompt": "{instruction} reference {response} rewrite",
         "min_tokens": 4,
         "batch_size": 64,
+        "checks": ["empty", "truncated", "repetition", "meta_talk"],
     },
     "federation": {"rounds": ROUNDS},
     "local": {"batch_size": 2, "rectify_steps": 1, "smooth_steps": 1},

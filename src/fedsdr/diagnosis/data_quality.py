@@ -12,7 +12,8 @@ import numpy as np
 from fedsdr.data.records import ClientData, Record
 from fedsdr.data.template import ChatFormat
 from fedsdr.diagnosis.text import split_words
-from fedsdr.distillation.checks import Rewrite, check_answer, check_label, check_number
+from fedsdr.distillation.answers import check_answer, check_label, check_number
+from fedsdr.distillation.checks import Rewrite
 
 QUANTILES: Final = (5, 25, 50, 75, 95, 100)
 SHORT: Final = 2  # words; suspicious where the client's median is at least USUAL

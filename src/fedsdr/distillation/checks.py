@@ -1,9 +1,10 @@
 """The quality gate: small functions (record, rewrite) -> the reason to refuse it, or None.
 
 SDFT (Yang et al., ACL 2024, arXiv 2402.13669) keeps the raw response whenever the rewrite is
-degenerate or gets a checkable answer wrong; these are its conditions, each on its own. Checks
-that need more than the two texts (a model, the client's other records, a seed) are judges of
-whole batches, in files of their own; `fedsdr.distillation.verify` puts both together.
+degenerate or gets a checkable answer wrong. These are the conditions by which a text is
+degenerate; those by which it is wrong are in `fedsdr.distillation.answers`. Checks that need more
+than the two texts (a model, the client's other records, a seed) are judges of whole batches, in
+files of their own; `fedsdr.distillation.verify` puts all of them together.
 """
 
 import re
@@ -12,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from fedsdr.data.records import ANSWER_MARK, Record
+from fedsdr.data.records import Record
+from fedsdr.distillation.phrases import INVENTED_TURNS, META_TALK, new_phrase
 
 
 class Rewrite(NamedTuple):
@@ -42,17 +44,19 @@ class Verdict:
 Check = Callable[[Record, Rewrite], str | None]
 RewriteCheck = Callable[[Sequence[Candidate]], Sequence[Verdict]]  # a verdict for each, in order
 
-META_TALK: Final = re.compile(
-    r"reference (answer|response)|\b(my|your) (own )?(response|rewrite|version)\b"
-    r"|\bguided by the\b|\brewritten (answer|response)\b",
-    re.IGNORECASE,
-)
-NUMBER_PATTERN: Final = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+_THOUGHT: Final = re.compile(r"</?(think|thinking|thought|reasoning)>", re.IGNORECASE)
+_CIRCLE: Final = re.compile(r"(\S(?:.{0,39}?\S)??)(?:\s*\1){4,}", re.DOTALL)
+_SENTENCE: Final = re.compile(r"[^.!?\u3002\uff01\uff1f\n]+")
 
 
 def check_empty(record: Record, rewrite: Rewrite) -> str | None:
-    """A rewrite must have some text."""
-    return None if rewrite.text.strip() else "empty"
+    """A rewrite must have a letter or a digit, and a letter where the raw response has one, unless
+    all of it stands in the raw response (the bare number of a sentence)."""
+    text, raw = rewrite.text.strip(), record.response
+    if not any(map(str.isalnum, text)):
+        return "empty"
+    wordless = any(map(str.isalpha, raw)) and not any(map(str.isalpha, text))
+    return "empty" if wordless and text.rstrip(".") not in raw else None
 
 
 def check_truncated(record: Record, rewrite: Rewrite) -> str | None:
@@ -61,10 +65,15 @@ def check_truncated(record: Record, rewrite: Rewrite) -> str | None:
 
 
 def check_repetition(record: Record, rewrite: Rewrite) -> str | None:
-    """A text that goes in circles: one of its four-word sequences is a fifth of all of them,
-    and it is more repetitive than the raw response (poems and lists may repeat)."""
-    share = most_repeated(rewrite.text)
-    return "repetition" if share > max(0.2, most_repeated(record.response)) else None
+    """A text that goes in circles, by words, by characters or by sentences, more than the raw
+    response does (poems and lists may repeat)."""
+    text, raw = rewrite.text, record.response
+    circles = (
+        most_repeated(text) > max(0.2, most_repeated(raw))
+        or circling_share(text) > max(0.2, circling_share(raw))
+        or repeated_share(text) > max(0.2, repeated_share(raw))
+    )
+    return "repetition" if circles else None
 
 
 def most_repeated(text: str, n: int = 4) -> float:
@@ -75,63 +84,37 @@ def most_repeated(text: str, n: int = 4) -> float:
     return commonest / grams.total() if commonest >= 3 else 0.0
 
 
+def circling_share(text: str) -> float:
+    """Share of the characters in runs where up to 40 characters with a letter are written five or
+    more times without a break: for text without spaces, and for single words."""
+    runs = (run for run in _CIRCLE.finditer(text) if any(map(str.isalpha, run.group(1))))
+    return sum(len(run.group()) for run in runs) / max(1, len(text))
+
+
+def repeated_share(text: str) -> float:
+    """Share of the words that are in sentences of four or more which have been written before;
+    of a text without spaces, of the characters in sentences of twelve or more."""
+    sentences = [re.findall(r"\w+", sentence.casefold()) for sentence in _SENTENCE.findall(text)]
+    units = ["".join(words) if len(words) == 1 else words for words in sentences]
+    counts = Counter(
+        tuple(unit) for unit in units if len(unit) >= (12 if isinstance(unit, str) else 4)
+    )
+    again = sum(len(unit) * (count - 1) for unit, count in counts.items())
+    return again / max(1, sum(map(len, units)))
+
+
 def meta_talk(record: Record, rewrite: Rewrite) -> str | None:
-    """The rewrite talks about the reference answer or itself, where the raw response does not."""
-    talks = META_TALK.search(rewrite.text) and not META_TALK.search(record.response)
-    return "meta_talk" if talks else None
+    """The rewrite talks about the reference answer or itself, or announces what it is going to be,
+    where the raw response does not."""
+    return "meta_talk" if new_phrase(META_TALK, rewrite.text, record.response) else None
 
 
-def check_answer(record: Record, rewrite: Rewrite) -> str | None:
-    """The rewrite must contain the record's gold answer, word for word."""
-    if not record.answer:
-        return None
-    return None if contains_words(rewrite.text, record.answer) else "wrong_answer"
+def leaked_thoughts(record: Record, rewrite: Rewrite) -> str | None:
+    """The rewrite has the mark of a block of thoughts that the raw response does not have."""
+    leaks = _THOUGHT.search(rewrite.text) and not _THOUGHT.search(record.response)
+    return "thoughts" if leaks else None
 
 
-def check_number(record: Record, rewrite: Rewrite) -> str | None:
-    """The final number must be the gold one: the record's answer, or what follows `####` in the
-    raw response. Records that have neither pass: a number in running text is no answer."""
-    gold = record.answer or (record.response if ANSWER_MARK in record.response else "")
-    expected = final_number(gold)
-    if expected is None:
-        return None
-    return None if final_number(rewrite.text) == expected else "wrong_number"
-
-
-def check_label(record: Record, rewrite: Rewrite) -> str | None:
-    """Where the instruction offers {a/b/c}, the rewrite must name the raw label and no other."""
-    offered = re.search(r"\{([^{}/]+(?:/[^{}/]+)+)\}", record.instruction)
-    if not offered:
-        return None
-    options = [option.strip() for option in offered.group(1).split("/")]
-    named = [option for option in options if contains_words(rewrite.text, option)]
-    expected = [option for option in options if contains_words(record.response, option)]
-    return None if named == expected else "wrong_label"
-
-
-def contains_words(text: str, phrase: str) -> bool:
-    """Whether `text` contains `phrase` as whole words, ignoring case and spacing."""
-    words, wanted = _words(text), _words(phrase)
-    return any(words[i : i + len(wanted)] == wanted for i in range(len(words) - len(wanted) + 1))
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+|[^\w\s]", text.lower())
-
-
-def final_number(text: str) -> float | None:
-    """The first number after the last `####`, or else the last number in the text."""
-    _, mark, rest = text.rpartition(ANSWER_MARK)
-    numbers = NUMBER_PATTERN.findall(rest)
-    return float(numbers[0 if mark else -1].replace(",", "")) if numbers else None
-
-
-PLAIN_CHECKS: Final[Mapping[str, Check]] = {
-    "empty": check_empty,
-    "truncated": check_truncated,
-    "repetition": check_repetition,
-    "meta_talk": meta_talk,
-    "answer": check_answer,
-    "number": check_number,
-    "label": check_label,
-}
+def invented_turns(record: Record, rewrite: Rewrite) -> str | None:
+    """The rewrite has tokens of a chat template, or goes on with a turn of somebody else."""
+    return "turns" if new_phrase(INVENTED_TURNS, rewrite.text, record.response) else None

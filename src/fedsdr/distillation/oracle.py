@@ -7,7 +7,8 @@ with a separate rate for false acceptance and false rejection.
 from collections.abc import Sequence
 
 from fedsdr.core import seeds
-from fedsdr.distillation.checks import Candidate, RewriteCheck, Verdict, check_answer
+from fedsdr.distillation.answers import check_answer
+from fedsdr.distillation.checks import Candidate, RewriteCheck, Verdict
 from fedsdr.recipe.sections.distill import Oracle
 
 

@@ -15,8 +15,9 @@ from fedsdr.core import seeds
 from fedsdr.core.progress import Bar
 from fedsdr.data.records import Record, Turn
 from fedsdr.data.template import ChatFormat
+from fedsdr.distillation.answers import check_answer
 from fedsdr.distillation.cache import Generations, job_key
-from fedsdr.distillation.checks import Candidate, Rewrite, Verdict, check_answer
+from fedsdr.distillation.checks import Candidate, Rewrite, Verdict
 from fedsdr.distillation.verify import Gate
 from fedsdr.generation.sampling import Job
 from fedsdr.generation.table import GENERATORS

@@ -30,9 +30,14 @@ def content_terms(text: str) -> set[str]:
     for match in TERM.finditer(text.lower()):
         if number := match["number"]:
             found.add(f"{float(number.replace(',', '')):.15g}")
-        elif len(match[0]) > 1 and match[0] not in _stop_words():
+        elif len(match[0]) > 1 and not is_stop_word(match[0]):
             found.add(match[0])
     return found
+
+
+def is_stop_word(word: str) -> bool:
+    """Whether a word in lower case is one of scikit-learn's English stop words."""
+    return word in _stop_words()
 
 
 @cache

@@ -11,18 +11,49 @@ from typing import Final
 
 from fedsdr.core.errors import UserError
 from fedsdr.data.records import Record
-from fedsdr.distillation.checks import PLAIN_CHECKS, Candidate, Check, RewriteCheck, Verdict
+from fedsdr.distillation.answers import check_answer, check_label, check_number
+from fedsdr.distillation.checks import (
+    Candidate,
+    Check,
+    RewriteCheck,
+    Verdict,
+    check_empty,
+    check_repetition,
+    check_truncated,
+    invented_turns,
+    leaked_thoughts,
+    meta_talk,
+)
 from fedsdr.distillation.entailment import (
     Score,
     check_entailment,
     entailment_judge,
     load_entailment,
 )
+from fedsdr.distillation.evasion import no_answer, only_echoes
+from fedsdr.distillation.invention import invents_facts
+from fedsdr.distillation.language import other_language
 from fedsdr.distillation.oracle import oracle_judge
 from fedsdr.distillation.support import support_judge
 from fedsdr.recipe.sections.distill import Distill
 
 Gate = Callable[[Sequence[Candidate]], list[Verdict]]
+
+PLAIN_CHECKS: Final[Mapping[str, Check]] = {
+    "empty": check_empty,
+    "truncated": check_truncated,
+    "repetition": check_repetition,
+    "meta_talk": meta_talk,
+    "thoughts": leaked_thoughts,
+    "turns": invented_turns,
+    "no_answer": no_answer,
+    "echo": only_echoes,
+    "language": other_language,
+    "invention": invents_facts,
+    "answer": check_answer,
+    "number": check_number,
+    "label": check_label,
+}
 
 
 @dataclass(frozen=True)

@@ -72,11 +72,17 @@ class Distill(Section):
     tokens."""
     min_tokens: Positive = 32
     """See `max_ratio`."""
-    checks: tuple[str, ...] = ("empty", "truncated", "repetition", "meta_talk")
+    checks: tuple[str, ...] = (
+        "empty", "truncated", "thoughts", "turns", "no_answer", "echo", "meta_talk", "repetition",
+        "language", "invention", "label", "number", "answer",
+    )  # fmt: skip
     """The checks, in order (`fedsdr.distillation.verify.CHECKS`). Each sees only what the ones
-    before it accepted, so put slow ones last."""
+    before it accepted, so put slow ones last. The last three of the default act where the record
+    has a gold answer or the instruction offers labels. For texts that are meant to be invented
+    (stories, examples), leave out `"invention"`."""
     verify: tuple[str, ...] = ("answer",)
-    """The checks that the method `"fedsd_verified"` adds to `checks`."""
+    """The checks that the method `"fedsd_verified"` adds to `checks`, unless they are there
+    already; it also makes at least four attempts."""
     attempts: Positive = 1
     """Attempts for each record, each with a fresh seed, before the raw response is kept."""
     prefer: Literal["first", "shorter"] = "first"
