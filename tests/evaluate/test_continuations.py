@@ -9,6 +9,7 @@ from fedsdr.evaluate.benchmarks.continuations import (
     Continued,
     continuation_likelihoods,
     continuation_logits,
+    shares_beginnings,
     shares_prompts,
 )
 from fedsdr.model.trials import passes_trial
@@ -100,3 +101,27 @@ def test_a_model_whose_cache_is_wrong_fails_the_trial():
 
     model.forward = forgets
     assert not passes_trial(model, shares_prompts)
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_a_common_beginning_is_read_once_and_changes_nothing(family, monkeypatch):
+    """Longer than the window of this Gemma, which reads the whole of each prompt therefore."""
+    model = tiny_models.make(family)
+    beginning = texts(9, seed=9)[0]
+    asked = [each._replace(prompt=[*beginning, *each.prompt]) for each in questions()]
+    assert passes_trial(model, shares_beginnings) == (family != "gemma")
+    read: list[int] = []
+    forward = type(model).forward
+
+    def counted(self, *args, input_ids, **options):
+        read.append(input_ids.numel())
+        return forward(self, *args, input_ids=input_ids, **options)
+
+    monkeypatch.setattr(type(model), "forward", counted)
+    found = list(continuation_likelihoods(model, asked, rows=len(asked)))
+    if family != "gemma":
+        assert read[0] == len(beginning)
+        assert read[1] == len(asked) * max(len(each.prompt) - len(beginning) for each in asked)
+    for each, likelihoods in zip(asked, found, strict=True):
+        wanted = [plain_likelihood(model, each.prompt, text)[0] for text in each.continuations]
+        assert [x.nats for x in likelihoods] == pytest.approx(wanted, abs=1e-4)

@@ -171,8 +171,7 @@ class InProcessEngine:
 
     def evaluate(self, deployed: Adapter) -> Metrics:
         """Judge the global model."""
-        install_model(self.loaded.model, Personal(deployed))
-        return self.loaded.evaluator.global_model()
+        return self.loaded.judge(deployed)
 
     @property
     def benchmark(self) -> Periodic | None:

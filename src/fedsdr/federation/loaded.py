@@ -6,6 +6,7 @@ tokenised once.
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from fedsdr.algorithms.contract import Personal
@@ -69,7 +70,7 @@ class LoadedRun:
         """recipe: of which model, lora and data are common to all methods. encoded: client -> its
         examples. evaluator: builds another one than held-out loss (the lab's)."""
         self.base, self.clients, self.benchmarks = base, list(clients), benchmarks
-        self._base_scores: Metrics | None = None
+        self._of_base: dict[str, Metrics] = {}
         if recipe.model.gradient_checkpointing:
             check_checkpointing(base.model)
         self.max_length = min(recipe.model.max_length, base.context)
@@ -99,6 +100,7 @@ class LoadedRun:
         part.clients = [each for each in self.clients if each.name == client]
         part.raw = {client: self.raw[client]}
         part.evaluator = self.evaluator.of(client)
+        part._of_base = {}
         return part
 
     def tokenise(
@@ -119,16 +121,28 @@ class LoadedRun:
         held_out = {client.name: encoded[client.name].held_out for client in self.clients}
         return LossEvaluator(self.base.model, held_out, recipe.local.batch_size, self.base.pad)
 
+    def judge(self, deployed: Adapter) -> Metrics:
+        """The evaluator's metrics of a global model."""
+        return self._measured("metrics", deployed, self.evaluator.global_model)
+
     def benchmark(self, deployed: Adapter, name: str) -> Metrics:
-        """The benchmarks' scores of a global model; every method's first one is the base model,
-        which is asked once."""
+        """The benchmarks' scores of a global model; name: of its method, for progress."""
         assert self.benchmarks is not None
+        shown = name if _differs_from_base(deployed) else "base"
+        return self._measured("benchmarks", deployed, partial(self.benchmarks.scores, shown))
+
+    def _measured(self, kind: str, deployed: Adapter, measure: Callable[[], Metrics]) -> Metrics:
+        """Every method's first global model is the base model, which is measured once."""
         install_model(self.model, Personal(deployed))
-        if any(bool(tensor.any()) for key, tensor in deployed.items() if factor_of(key) != "A"):
-            return self.benchmarks.scores(name)
-        if self._base_scores is None:
-            self._base_scores = self.benchmarks.scores("base")
-        return self._base_scores
+        if _differs_from_base(deployed):
+            return measure()
+        if kind not in self._of_base:
+            self._of_base[kind] = measure()
+        return self._of_base[kind]
+
+
+def _differs_from_base(deployed: Adapter) -> bool:
+    return any(bool(tensor.any()) for key, tensor in deployed.items() if factor_of(key) != "A")
 
 
 def slow_ways(model: Any) -> list[str]:

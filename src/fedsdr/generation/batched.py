@@ -106,11 +106,22 @@ def _batch(model: Any, jobs: Sequence[Job], stop: int, temperature: float) -> li
 class PaddedRows:
     """Rows that grow by a token at a time, left-padded, with a KV cache."""
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], shared: int = 0) -> None:
+        """shared: how many tokens the prompts begin with in common, which are read once for all;
+        each has more of its own."""
         self.model = model
-        self.inputs, self.mask = pad_left(prompts, model.device)  # (B, T)
+        self.inputs, self.mask = pad_left([prompt[shared:] for prompt in prompts], model.device)
         self.cache = DynamicCache(config=model.config)
-        self.positions = (self.mask.cumsum(1) - 1).clamp(min=0)
+        if shared:
+            self._read_beginning(prompts[0][:shared])
+        self.positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, shared:]
+
+    def _read_beginning(self, ids: Sequence[int]) -> None:
+        inputs = torch.tensor([list(ids)], device=self.model.device)
+        self.model(input_ids=inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        self.cache.batch_repeat_interleave(len(self.mask))
+        read = self.mask.new_ones(len(self.mask), len(ids))
+        self.mask = torch.cat([read, self.mask], dim=1)
 
     def logits(self) -> Tensor:
         """Of each row's next token, (B, V)."""

@@ -1,6 +1,8 @@
-"""Likelihoods of continuations: a prompt is read once, whatever the number of its continuations."""
+"""Likelihoods of continuations: a prompt is read once, whatever the number of its continuations,
+and what all prompts of a batch begin with too."""
 
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -16,6 +18,7 @@ from fedsdr.model.trials import (
     same_logits,
 )
 
+WORTH_SHARING: Final = 8  # tokens; a pass for fewer costs more than reading them with each prompt
 PROMPTS_AT_ONCE: Final = 32  # of short questions
 CHOICES: Final = 4  # continuations of a prompt that a batch has room for, on average
 
@@ -107,9 +110,23 @@ def continuation_logits(model: Any, batch: Sequence[Continued]) -> list[list[Ten
 
     The prompts are read padded on the left; what their last tokens predict are the continuations'
     first tokens. Their keys and values are then repeated for each continuation of two tokens or
-    more, which is padded on the right.
+    more, which is padded on the right. What the prompts begin with in common is read once where
+    a trial says that it may.
     """
-    rows = PaddedRows(model, [each.prompt for each in batch])
+    shared = _shared_length(batch) if len(batch) > 1 else 0
+    worth = shared >= WORTH_SHARING and passes_trial(model, shares_beginnings)
+    return _logits(model, batch, shared if worth else 0)
+
+
+def _shared_length(batch: Sequence[Continued]) -> int:
+    """How many tokens all prompts begin with in common, short of the whole of one."""
+    columns = zip(*(each.prompt[:-1] for each in batch), strict=False)
+    return sum(1 for _ in takewhile(lambda tokens: len({*tokens}) == 1, columns))
+
+
+def _logits(model: Any, batch: Sequence[Continued], shared: int) -> list[list[Tensor]]:
+    """`continuation_logits`, of prompts that have `shared` first tokens in common."""
+    rows = PaddedRows(model, [each.prompt for each in batch], shared)
     first = rows.logits()  # (B, V)
     longer = [(row, text) for row, each in enumerate(batch)
               for text in each.continuations if len(text) > 1]  # fmt: skip
@@ -149,12 +166,24 @@ def shares_prompts(model: Any) -> bool:
         Continued(text[:at], (text[at:], text[at : at + 1], text[at + 1 :] + text[:2]))
         for text, at in zip(TRIAL_TEXTS, (5, 3), strict=True)
     ]
+    return _agree_with_plain(model, batch, shared=0)
+
+
+def shares_beginnings(model: Any) -> bool:
+    """A trial: the same, of prompts whose common beginning is read once."""
+    first, second = TRIAL_TEXTS
+    prompts = (first[:6], (*first[:3], *second[:1]), first[:4])
+    batch = [Continued(prompt, (second[2:], second[1:2], first[4:6])) for prompt in prompts]
+    return _agree_with_plain(model, batch, shared=3)
+
+
+def _agree_with_plain(model: Any, batch: Sequence[Continued], shared: int) -> bool:
     return all(
         same_logits(
             logits,
             plain_logits(model, [*each.prompt, *continuation])[len(each.prompt) - 1 : -1],
             compute_precision(model),
         )
-        for rows, each in zip(continuation_logits(model, batch), batch, strict=True)
+        for rows, each in zip(_logits(model, batch, shared), batch, strict=True)
         for logits, continuation in zip(rows, each.continuations, strict=True)
     )
