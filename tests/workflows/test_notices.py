@@ -210,7 +210,9 @@ def test_conversations_that_the_template_refuses_are_left_out_where_the_recipe_s
     held = [record.origin for client in found.clients for record in client.train + client.held_out]
     assert len(held) == 5
     assert "anna.jsonl:4" not in held
-    with pytest.raises(UserError, match=r"ben.jsonl:2: the chat template refuses"):
+    with pytest.raises(
+        UserError, match=r"client 'ben': no record is left .* \(first ben.jsonl:\d: the chat"
+    ):
         setting(
             tmp_path, model, {"anna": [good] * 3, "ben": [bad] * 2},
             data={"invalid": "skip"}, model={"template": str(strict)},

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedsdr.core.errors import UserError
 from fedsdr.core.notices import Notice, name_items, plural_form, records_by_client
 from fedsdr.data.encoding import Encoded, Encoder, Refused, raise_refused, unlike_the_template
 from fedsdr.data.records import ClientData, Record
-from fedsdr.data.rows import RowError, SkippedRow, row_refusal
+from fedsdr.data.rows import RowError, SkippedRow
 from fedsdr.data.source_notices import name_skipped
 from fedsdr.data.template import ChatFormat, TemplateRefusalError
 from fedsdr.distillation.rewrite import rewriting_job
@@ -103,10 +104,18 @@ def _without_refused(
     for client in clients:
         train = tuple(record for record in client.train if is_usable(record, learnt=True))
         if client.train and not train:
-            raise row_refusal(refused[-1][0], refused[-1:]) from refused[-1][1]
+            raise _all_skipped(client, *refused[-len(client.train)])
         held_out = tuple(record for record in client.held_out if is_usable(record, learnt=False))
         kept.append(ClientData(client.name, train, held_out))
     return kept, [SkippedRow(place, f"{e.problem} ({e.detail})") for place, e in refused]
+
+
+def _all_skipped(client: ClientData, place: str, error: RowError) -> UserError:
+    return UserError(
+        f"client {client.name!r}: no record is left to learn from, since all {len(client.train)} "
+        f"are skipped (first {place}: {error.problem} ({error.detail})): set model.template to "
+        "another template, mend the rows, or remove the client's sources"
+    )
 
 
 def _fits_rewriting(record: Record, options: Distill, encoder: Encoder, context: int) -> bool:
