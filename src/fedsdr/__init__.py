@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fedsdr.api.federation import Federation as Federation
     from fedsdr.api.judging import judge_endpoint as judge_endpoint
     from fedsdr.api.recipes import check as check
+    from fedsdr.api.recipes import compare_prompts as compare_prompts
     from fedsdr.api.recipes import diagnose as diagnose
     from fedsdr.api.recipes import distill as distill
     from fedsdr.api.recipes import pilot_distillation as pilot_distillation
@@ -42,7 +43,9 @@ __version__ = "0.1.0"
 _PLACES = {
     "fedsdr.api.federation": ("Federation",),
     "fedsdr.api.judging": ("judge_endpoint",),
-    "fedsdr.api.recipes": ("check", "diagnose", "distill", "pilot_distillation", "plan"),
+    "fedsdr.api.recipes": (
+        "check", "compare_prompts", "diagnose", "distill", "pilot_distillation", "plan",
+    ),
     "fedsdr.api.rewriting": ("rewrite",),
     "fedsdr.api.runs": (
         "Comparison", "Run", "compare", "demo", "benchmark_models", "open_comparison", "open_run",

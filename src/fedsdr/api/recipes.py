@@ -1,5 +1,6 @@
 """Functions of a recipe that come before training: check, plan, diagnose, distill."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from os import PathLike
@@ -10,6 +11,7 @@ from fedsdr.api.progress import ProgressOption, call_reporter
 from fedsdr.core.notices import Notice
 from fedsdr.data.partition import describe_clients
 from fedsdr.distillation.pilot import Pilot
+from fedsdr.distillation.prompts import check_prompts, read_prompts
 from fedsdr.estimate.plan import RunPlan
 from fedsdr.estimate.words import plan_costs
 from fedsdr.recipe.load import RecipeSource, load_recipe
@@ -19,6 +21,7 @@ from fedsdr.workflows.diagnose import DiagnosisOptions, check_diagnosis, run_dia
 from fedsdr.workflows.distill import pilot_methods, run_distillation
 from fedsdr.workflows.plan import plan_prepared
 from fedsdr.workflows.prepare import prepare_run
+from fedsdr.workflows.prompts import PROMPT_SAMPLE, PromptComparison, run_comparison
 from fedsdr.workflows.run_folder import check_folder, check_room, check_writable, claimed_folder
 
 
@@ -149,6 +152,28 @@ def pilot_distillation(
     """
     with call_reporter(progress) as reporter:
         return pilot_methods(load_recipe(recipe), records, reporter)
+
+
+def compare_prompts(
+    recipe: RecipeSource,
+    prompts: Mapping[str, str] | str | PathLike[str] | None = None,
+    records: int = PROMPT_SAMPLE,
+    *,
+    progress: ProgressOption = True,
+) -> PromptComparison:
+    """Rewrite the same records with each of several prompts, and count what came of them.
+
+    prompts: name -> text with `{instruction}` and `{response}`, or a file of them: TOML with such
+    keys, or the text of one. The recipe's own prompt is compared with them; by default, all shipped
+    prompts are compared. records: at most so many of each client, drawn by the recipe's seed.
+    Writes nothing. Raises `UserError` for a prompt that could not be used.
+    """
+    if isinstance(prompts, str | PathLike):
+        prompts = read_prompts(Path(prompts))
+    elif prompts is not None:
+        prompts = check_prompts(prompts, "prompts")
+    with call_reporter(progress) as reporter:
+        return run_comparison(load_recipe(recipe), prompts, records, reporter)
 
 
 def _path(path: str | PathLike[str] | None) -> Path | None:

@@ -48,11 +48,16 @@ def run_pilot(
 ) -> Pilot:
     """Rewrite `count` of the client's records, drawn by seed, and discard the rewrites."""
     assert 0 < count <= len(records)
-    order = sorted(range(len(records)), key=lambda i: seeds.derive_seed(seed, "pilot", client, i))
-    sample = [records[i] for i in order[:count]]
+    sample = draw_sample(client, records, seed, count)
     began = time.perf_counter()
     done = rewrite_records(teacher, sample, options, NoCache(), seed, Bar(None, None), gate)
     return extrapolate_sample(client, done, len(records), time.perf_counter() - began)
+
+
+def draw_sample(client: str, records: Sequence[Record], seed: int, count: int) -> list[Record]:
+    """`count` of a client's records, all of them where it has fewer; the same for any prompt."""
+    order = sorted(range(len(records)), key=lambda i: seeds.derive_seed(seed, "pilot", client, i))
+    return [records[i] for i in order[:count]]
 
 
 def extrapolate_sample(

@@ -30,11 +30,12 @@ REWRITE_GROUP: Final = 8
 
 @dataclass(frozen=True)
 class Attempt:
-    """One generation and the gate's verdict. tokens: generated ones."""
+    """One generation and the gate's verdict. tokens: generated ones. finished: as of `Rewrite`."""
 
     text: str
     tokens: int
     verdict: Verdict
+    finished: bool = True
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def _judge(
     judged = {}
     for (i, rewrite), verdict in zip(rewrites.items(), verdicts, strict=True):
         text = records[i].response if verdict.reason else rewrite.text
-        tried = (Attempt(rewrite.text, len(batch[i]), verdict),)
+        tried = (Attempt(rewrite.text, len(batch[i]), verdict, rewrite.finished),)
         judged[i] = Rewritten(records[i], text, verdict.reason, attempt + 1, tried)
     return judged
 

@@ -18,7 +18,7 @@ from fedsdr.core.notices import Notice, announce_notices, records_by_client
 from fedsdr.core.progress import Reporter
 from fedsdr.data.records import ClientData, Record
 from fedsdr.diagnosis.distilled import describe_all, describe_client
-from fedsdr.distillation.cache import RewriteCache
+from fedsdr.distillation.cache import Generations, RewriteCache
 from fedsdr.distillation.pilot import Pilot, run_pilot, total_pilot
 from fedsdr.distillation.rewrite import (
     Rewritten,
@@ -133,7 +133,7 @@ class Rewriter:
 
     def rewrite(
         self,
-        cache: RewriteCache,
+        cache: Generations,
         reporter: Reporter,
         sample: Mapping[str, Sequence[Record]] | None = None,
     ) -> Mapping[str, list[Rewritten]]:

@@ -57,9 +57,7 @@ class Oracle(Section):
 class Distill(Section):
     """How clients rewrite their responses, and the checks that a rewrite must pass."""
 
-    prompt: Annotated[str, AfterValidator(resolve_prompt), Field(validate_default=True)] = (
-        "own_response"
-    )
+    prompt: Annotated[str, AfterValidator(resolve_prompt), Field(validate_default=True)] = "brief"
     """The user turn of the rewriting request: the name of a shipped one (docs/distillation.md),
     or a text with the placeholders `{instruction}` and `{response}`. `fedsdr distill --prompts`
     compares them on your own data."""
