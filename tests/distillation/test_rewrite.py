@@ -386,9 +386,12 @@ def test_the_summary_is_counted_by_hand():
         "rewrite_words": 8 / 4,
         "wrong": 1 / 2,
         "checked": 2,
+        "inventions": 0,
     }
     assert summarise_rewrites(TOLD[3:])["wrong"] is None
     assert summarise_rewrites([])["raw_words"] == 0
+    told = Rewritten(record("s", "a"), "as Ada Lovelace wrote", "", 1)
+    assert summarise_rewrites([*TOLD, told])["inventions"] == 1
 
 
 def test_reasons_are_counted_the_commonest_first():

@@ -200,8 +200,9 @@ def test_rewrites_are_summed_up_in_words(comparison: Path) -> None:
     assert group.words == (
         "The base model was asked to rewrite 800 responses; 360 rewrites (45.0 %) passed the "
         "checks. Of 320 of these the right answer is known, and 96 (30.0 %) are wrong: training on "
-        "them teaches what no client has written. A response has 5.0 words before and 14.0 after "
-        "rewriting."
+        "them teaches what no client has written. 20 of the rewrites that passed have a name or "
+        "number that is in neither prompt nor raw response. A response has 5.0 words before and "
+        "14.0 after rewriting."
     )
     assert group.words in read(comparison)[1].text
 

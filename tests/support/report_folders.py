@@ -86,6 +86,7 @@ def distillation(wrong: float | None) -> dict[str, Any]:
         "rewrite_words": 14.0,
         "wrong": wrong,
         "checked": 0 if wrong is None else 80,
+        "inventions": 5,
     }
     pair = {"client": "remedy", "raw": HOSTILE, "rewrite": "b", "source": "rewritten", "reason": ""}
     pairs = [pair | {"instruction": f"{HOSTILE} {i}", "wrong": i in (3, 5)} for i in range(15)]

@@ -18,6 +18,7 @@ from fedsdr.data.template import ChatFormat
 from fedsdr.distillation.answers import check_answer
 from fedsdr.distillation.cache import Generations, job_key
 from fedsdr.distillation.checks import Candidate, Rewrite, Verdict
+from fedsdr.distillation.invention import invents_facts
 from fedsdr.distillation.verify import Gate
 from fedsdr.generation.sampling import Job
 from fedsdr.generation.table import GENERATORS
@@ -70,6 +71,11 @@ class Rewritten:
         if not self.record.answer:
             return None
         return check_answer(self.record, Rewrite(self.text, finished=True)) is not None
+
+    @property
+    def invents(self) -> bool:
+        """Whether the target has a name or number that is in neither prompt nor raw response."""
+        return invents_facts(self.record, Rewrite(self.text, finished=True)) is not None
 
 
 @dataclass(frozen=True)
@@ -210,7 +216,7 @@ def _better(old: Rewritten | None, new: Rewritten, chat: ChatFormat) -> Rewritte
 
 
 def summarise_rewrites(rewrites: Sequence[Rewritten]) -> dict[str, Any]:
-    """One client's row of distillation.json: counts, reasons, lengths, wrong answers."""
+    """One client's row of distillation.json: counts, reasons, lengths, wrong ones."""
     accepted = [r for r in rewrites if not r.reason]
     checked = [r.wrong for r in accepted if r.wrong is not None]
     return {
@@ -222,6 +228,7 @@ def summarise_rewrites(rewrites: Sequence[Rewritten]) -> dict[str, Any]:
         "rewrite_words": _mean_words(r.text for r in rewrites),
         "wrong": sum(checked) / len(checked) if checked else None,
         "checked": len(checked),
+        "inventions": sum(r.invents for r in accepted),
     }
 
 

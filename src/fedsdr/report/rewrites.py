@@ -74,6 +74,11 @@ def _words(method: MethodRuns) -> str:
             f" {text.format_fixed(wrong * checked, 0)} ({text.format_share(wrong)}) are wrong:"
             " training on them teaches what no client has written."
         )
+    if any("inventions" in report for report in reports):
+        words.append(
+            f"{text.format_fixed(_sum(reports, 'inventions'), 0)} of the rewrites that passed have "
+            "a name or number that is in neither prompt nor raw response."
+        )
     raw, new = _mean(reports, "raw_words", "records"), _mean(reports, "rewrite_words", "records")
     if raw and new:
         words.append(
