@@ -74,6 +74,7 @@ def test_answer(text, answer, refused):
         ("1.2e1", "#### 12", "", False),
         ("50", "#### 50%", "", False),
         ("It is \\boxed{10}, of 12.", "#### 10", "", False),
+        ("The sum of 17 and 26 is \\(43\\).", "#### 43", "", False),
         ("3-5 days", "#### 5", "", False),
         ("3-5 days", "#### -5", "", True),
         ("2024-07-07", "#### 7", "", True),

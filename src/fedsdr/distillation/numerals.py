@@ -48,7 +48,7 @@ _TIME = r"(?:second|minute|hour|day|week|month|year)"
 _ASIDES: Final = [
     re.compile(pattern, re.IGNORECASE | re.DOTALL)
     for pattern in (
-        r"\([^()]*\)",
+        r"(?<!\\)\([^()]*\)",
         r"\b(?:steps?|questions?|parts?|equations?|lines?|pages?|chapters?|tables?)\s*#?\d+",
         r"\b(?:not|n['\u2019]t|never|rather than|instead of)\s+(?:\w+\s+)?[-\u2212$€£¥]*\d[\d.,]*",
         r"\b(?:check|checking|verify|verifying|verification|proof)\s*:.*",
