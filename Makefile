@@ -28,8 +28,9 @@ test: install
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
 # What takes minutes or processes of its own: Flower, kills, loss of power, a cell of the evidence.
+# A worker that is done takes over what waits behind a test of minutes.
 test-slow: install
-	$(BIN)/python -m pytest -n auto -m slow
+	$(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
 # Tries every causal architecture of transformers and writes docs/models.md's table; minutes.
 models-table: install

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from fedsdr.core import files
+from fedsdr.core.errors import UserError
 from fedsdr.deploy.client.journal import RefusalError, RequestJournal
 from fedsdr.deploy.protocol.messages import Answer, Request
 
@@ -16,17 +17,19 @@ class Asked:
     def __init__(self, folder: Path) -> None:
         self.folder, self.journal, self.count = folder, RequestJournal(folder), 0
 
-    def __call__(self, operation: Any, run: str, began: int, round: int, counted: int = 0) -> None:
+    def __call__(
+        self, operation: Any, run: str, began: int, round: int, counted: int = 0, method: str = "m"
+    ) -> None:
         self.count += 1
-        place = self.folder / run
-        place.mkdir(exist_ok=True)
+        place = self.folder / run / method
+        place.mkdir(parents=True, exist_ok=True)
         request = Request(
-            operation, run, "x", "anna", "m", round, counted=counted, began=began,
+            operation, run, "x", "anna", method, round, counted=counted, began=began,
             journal=self.journal.name,
         )  # fmt: skip
         digest = f"{self.count:032x}"
         assert self.journal.recall(request, digest, place) is None
-        answer = Answer(operation, run, "anna", "m", round, request=digest)
+        answer = Answer(operation, run, "anna", method, round, request=digest)
         RequestJournal(self.folder).enter(request, digest, place, answer)
 
 
@@ -70,3 +73,41 @@ def test_a_journal_from_before_past_runs_were_noted_is_read(asked):
     asked("fit", "b", 2, 1)
     with pytest.raises(RefusalError):
         asked("fit", "a", 3, 2)
+
+
+def test_a_journal_is_its_owners_alone(asked):
+    assert asked.journal.path.stat().st_mode & 0o777 == 0o600
+    asked("fit", "a", 1, 1)
+    assert {path.stat().st_mode & 0o777 for path in (asked.folder / "a" / "m").iterdir()} == {0o600}
+    assert asked.journal.path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_broken_journal_is_named_with_its_fault_and_a_remedy(asked):
+    book = files.read_json(asked.journal.path)
+    files.write_json(asked.journal.path, {**book, "began": "early"})
+    with pytest.raises(UserError, match=r"journal.json is broken: .*integer: delete it, and"):
+        RequestJournal(asked.folder)
+
+
+def test_methods_of_a_run_are_each_over_for_themselves(asked):
+    asked("fit", "a", 1, 1, method="first")
+    asked("fit", "a", 1, 1, method="second")
+    for method in ("first", "second"):
+        with pytest.raises(RefusalError, match="fit of round 1 was answered for another"):
+            asked("fit", "a", 1, 1, method=method)
+
+
+@pytest.mark.parametrize(("round", "over"), [(1, True), (2, True), (3, False)])
+def test_without_its_journal_a_client_trains_no_round_again_whose_update_it_kept(
+    asked, round, over
+):
+    asked("fit", "a", 1, 1)
+    asked("fit", "a", 1, 2, counted=1)
+    asked.journal.path.unlink()
+    again = Asked(asked.folder)
+    again.count = asked.count
+    if over:
+        with pytest.raises(RefusalError, match=f"fit of round {round} is over here"):
+            again("fit", "a", 1, round)
+    else:
+        again("fit", "a", 1, round, counted=2)

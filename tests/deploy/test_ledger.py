@@ -362,6 +362,19 @@ def test_a_ledger_that_was_changed_releases_nothing(tmp_path, broken):
     assert ledger.path.read_bytes() == before
 
 
+def test_a_line_that_does_not_follow_is_named_as_such(tmp_path):
+    (tmp_path / LEDGER).write_text(LINE)
+    with pytest.raises(UserError, match=r"\(lines are missing or stand in another order\)"):
+        Ledger(tmp_path, privacy_of()).releases()
+
+
+def test_a_release_is_logged_with_what_is_spent_by_then(tmp_path, caplog):
+    caplog.set_level("INFO")
+    side = anna(recipe_file(tmp_path, privacy_of()))
+    assert not fit(side, "run").refused
+    assert f"privacy: {side.ledger.describe()}" in caplog.messages
+
+
 def test_a_trainer_with_a_broken_ledger_does_not_start(tmp_path):
     path = recipe_file(tmp_path, privacy_of())
     side = anna(path)

@@ -25,11 +25,12 @@ from fedsdr.deploy.protocol.signing import (
     seal_payload,
     unverified_payload,
 )
+from fedsdr.deploy.server.serve import known_model
 from fedsdr.recipe.load import override_recipe
 from fedsdr.recipe.methods import own_name, resolve_methods
 from support import toy_clients
 from support.message_lines import loopback
-from support.signed_federation import rows
+from support.signed_federation import ServerDeath, rows
 
 
 def test_a_node_that_is_nobody_is_turned_away(federation):
@@ -66,14 +67,56 @@ def test_a_client_with_another_recipe_or_model_is_turned_away(federation, tmp_pa
         )
     sides = federation.clients()
     loaded = sides["anna"].loaded  # who comes first decides nothing
-    loaded.identity = {**loaded.identity, "tokenizer": "another"}
-    with pytest.raises(UserError, match=r"base model is not the other clients': .* in tokenizer"):
+    loaded.identity = {**loaded.identity, "tokenizer": "another", "generation settings": "x"}
+    parts = r"(generation settings, tokenizer|tokenizer, generation settings)\)"
+    differs = "node 100: its base model is not the other clients': it differs in "
+    with pytest.raises(UserError, match=differs + parts):
         federation.serve(
             loopback(sides), "two", **{"deployment.min_clients": 3, "deployment.wait_seconds": 0.5}
         )
     out = federation.serve(loopback(sides), "most")
     assert [row["clients"] for row in rows(out)] == [["ben", "cleo"]] * 3
     assert files.read_json(out / "environment.json")["identity"] == sides["ben"].loaded.identity
+
+
+def test_a_client_that_does_not_say_what_its_model_is_is_turned_away(federation, monkeypatch):
+    hello = ClientSide._hello
+
+    def silent(side: ClientSide, request: Request, blank: Answer) -> Answer:
+        answer = hello(side, request, blank)
+        return replace(answer, facts={"journal": answer.facts["journal"]})
+
+    monkeypatch.setattr(ClientSide, "_hello", silent)
+    with pytest.raises(UserError, match="node 100: it does not say what its base model is"):
+        federation.serve(loopback(federation.clients()), **{"deployment.wait_seconds": 0.5})
+
+
+def test_a_server_that_was_restarted_goes_on_with_no_other_model(federation):
+    sides = federation.clients()
+    identity = sides["anna"].loaded.identity
+
+    def dies(node: int, asked: bytes, reply: bytes) -> bytes:
+        if decode_request(unverified_payload(asked)).operation == "prepare":
+            raise ServerDeath
+        return reply
+
+    line = loopback(sides)
+    line.lost = dies
+    with pytest.raises(ServerDeath):
+        federation.serve(line)
+    assert known_model(federation.folder / "out") == identity
+    for side in sides.values():
+        side.loaded.identity = {**identity, "tokenizer": "another"}
+    with pytest.raises(UserError, match=r"0 of 2 clients .* it differs in tokenizer"):
+        federation.serve(
+            loopback(sides), **{"deployment.min_clients": 2, "deployment.wait_seconds": 0.5}
+        )
+
+
+def test_a_run_of_an_earlier_version_knows_its_weights_alone(tmp_path):
+    assert known_model(tmp_path) == {}
+    files.write_json(tmp_path / "environment.json", {"data": "a digest"})
+    assert known_model(tmp_path) == {"weights": "a digest"}
 
 
 def test_a_client_does_not_go_on_with_another_model_or_other_data(federation):

@@ -120,6 +120,13 @@ def test_a_relay_may_run_as_one_other_user(path, monkeypatch):
         assert stat.S_IMODE(path.parent.stat().st_mode) & 0o011 == 0o011
 
 
+def test_a_relay_user_needs_a_system_that_tells_who_connects(monkeypatch):
+    monkeypatch.delattr(trainer.socket, "SO_PEERCRED")
+    assert allowed_users("") == {os.getuid()}
+    with pytest.raises(UserError, match="--relay-user needs a system that tells who connects"):
+        allowed_users("relay")
+
+
 def test_a_relay_user_that_is_not_there_is_an_error():
     with pytest.raises(UserError, match="--relay-user 'no-such-user': there is no such user"):
         allowed_users("no-such-user")
@@ -360,7 +367,7 @@ def test_a_file_in_the_sockets_place_is_not_written_over(path):
 
 
 def test_too_long_a_path_is_refused(tmp_path):
-    with pytest.raises(UserError, match=f"too long for a socket .{LONGEST_MESSAGE} bytes at most"):
+    with pytest.raises(UserError, match=f"{LONGEST_MESSAGE} bytes at most.: use a folder nearer"):
         listen_socket(tmp_path / ("x" * 100))
     assert list(tmp_path.iterdir()) == []
 

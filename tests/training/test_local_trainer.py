@@ -468,6 +468,14 @@ def test_a_loss_that_is_no_number_names_client_round_stage_and_cure(bad):
         assert part in str(caught.value)
 
 
+def test_an_adapter_that_is_no_number_is_found_at_the_end_of_a_stage():
+    stage, broken = STAGES["R alone"][0], adapter(1)
+    broken["model.layers.1.mlp.down_proj" + B_SUFFIX][:] = math.nan
+    words = rf"adapter became NaN .* stage {stage.name!r}, step {stage.schedule.steps}, "
+    with pytest.raises(UserError, match=words):
+        trainer(new_model()).fitted(stage, Mean(1.0, 1.0), adapter(1), broken, {})
+
+
 def test_divergence_later_in_a_stage_is_found(monkeypatch):
     calls = itertools.count(1)
 

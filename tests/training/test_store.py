@@ -55,6 +55,17 @@ def test_pruning_keeps_what_a_resumed_run_can_ask_for(tmp_path, committed, left)
     assert value(store.load("anna", committed)) == before
 
 
+@pytest.mark.parametrize(("after", "left"), [(1, []), (2, [2]), (4, [2]), (5, [2, 5]), (9, [2, 5])])
+def test_rounds_that_were_not_committed_are_discarded(tmp_path, after, left):
+    store = ClientStore(tmp_path)
+    for round in (2, 5):
+        store.save("anna", round, numbered(round))
+        store.save("ben", round, numbered(round))
+    store.discard("anna", after)
+    assert store._versions("anna") == left
+    assert store._versions("ben") == [2, 5]
+
+
 def test_saving_a_round_again_replaces_it(tmp_path):
     store = ClientStore(tmp_path)
     store.save("anna", 1, numbered(1))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from fedsdr.core.console import Grid, print_grid
+from fedsdr.report.text import largest_counts
 
 LARGEST_SHOWN = 3  # categories
 
@@ -14,6 +15,4 @@ def print_clients(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def list_categories(categories: Mapping[str, int]) -> str:
     """The largest categories with their records."""
-    from fedsdr.report.text import largest_counts  # its package is slow to import
-
     return largest_counts(categories, LARGEST_SHOWN)

@@ -4,8 +4,8 @@ Each update that is about to leave is entered before its answer is written, with
 fingerprint of the data. The ledger belongs to the client's folder and not to a run: another name
 of a run, another method, a deleted run folder or a server that starts anew is one more release of
 the same client, and all of them compose. Data that change are not a new client: what differential
-privacy hides is the client's data as a whole, and a record that is added takes
-nothing back that was released of the others.
+privacy hides is the client's data as a whole, and a record that is added takes nothing back that
+was released of the others.
 
 The client's journal holds how long the ledger was when an update was entered there last, and the
 digest of these lines. The ledger is written first: a client that dies in between has lines that
