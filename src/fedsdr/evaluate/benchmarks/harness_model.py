@@ -126,12 +126,15 @@ class StreamLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for place, (_, before, _) in enumerate(requests):
             groups[tuple(before)].append(place)
-        prompts = sorted(groups, key=len, reverse=True)  # the largest first, should memory end
-        asked = [Continued(p, [requests[place][2] for place in groups[p]]) for p in prompts]
+        asked = [Continued(p, [requests[i][2] for i in places]) for p, places in groups.items()]
+        # Like lengths together, the largest first, should memory end. Continuations count before
+        # prompts, for there are more of them to be padded.
+        asked.sort(key=lambda each: (max(map(len, each.continuations)), len(each.prompt)))
+        asked.reverse()
         answers: dict[int, ContinuationLikelihood] = {}
         found = continuation_likelihoods(self.model, asked, self.batch_size)
-        for prompt, likelihoods in zip(prompts, found, strict=True):
-            for place, likelihood in zip(groups[prompt], likelihoods, strict=True):
+        for each, likelihoods in zip(asked, found, strict=True):
+            for place, likelihood in zip(groups[tuple(each.prompt)], likelihoods, strict=True):
                 answers[place] = likelihood
                 if requests[place][0] is not None:  # else a piece of a text that is scored whole
                     self.cache_hook.add_partial("loglikelihood", requests[place][0], likelihood)
