@@ -20,6 +20,7 @@ from fedsdr.recipe.load import load_recipe
 from fedsdr.workflows.finished import Models, open_finished
 from fedsdr.workflows.run import run_recipe
 from support import tiny_models, tiny_recipe
+from support.written_tokenizers import byte_level
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def whole(opened, *turns, limit=8):
     chat = opened.base.chat
     roles = ("user", "assistant")
     prompt = chat.prompt_ids(tuple(Turn(roles[i % 2], text) for i, text in enumerate(turns)))
-    return chat.text(generate_batch(opened.base.model, [Job(prompt, limit)], chat.end_of_turn)[0])
+    return chat.text(generate_batch(opened.base.model, [Job(prompt, limit)], chat.ends)[0])
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
@@ -111,16 +112,10 @@ def test_sampling_repeats_by_seed(opened):
 
 
 def test_a_character_of_several_tokens_comes_whole():
-    class Bytes:
-        chat_template = "{{ messages }}"
-
-        def decode(self, ids, skip_special_tokens):
-            return bytes(ids).decode("utf-8", errors="replace")
-
-    chat, ids, said = ChatFormat(Bytes()), [], ""
-    pieces = []
-    for byte in "né ok".encode():
-        ids.append(byte)
+    chat = ChatFormat(byte_level())
+    ids, said, pieces = [], "", []
+    for token in chat.response_ids("né ok")[:-1]:
+        ids.append(token)
         pieces.append(new_text(chat, ids, said))
         said += pieces[-1]
     assert pieces == ["n", "", "é", "", " o", "k"]

@@ -61,7 +61,8 @@ def test_a_response_that_calls_is_learnt_as_the_template_writes_it():
     assert whole == chat.prompt_text(record.prompt, TOOLS) + written + "<end>\n"
     example = chat.encode(record, record.response, 100)
     assert example is not None
-    assert example.response == (*chat.ids(written), chat.end_of_turn)
+    words = chat.tokenizer(written, add_special_tokens=False)
+    assert example.response == (*words["input_ids"], chat.end_of_turn)
 
 
 @pytest.mark.parametrize(

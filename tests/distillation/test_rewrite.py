@@ -19,7 +19,7 @@ from fedsdr.distillation.rewrite import (
     sample_pairs,
     summarise_rewrites,
 )
-from fedsdr.generation.sampling import Job
+from fedsdr.generation.sampling import Job, Stop
 from fedsdr.model.identity import tensors_digest
 from support.rewriting import CHAT, RECORDS, options, record, rewrite_all
 from support.tiny_models import make, tokenizer
@@ -236,7 +236,7 @@ def test_the_request_is_the_last_turn_with_the_response_in_it():
 def test_braces_in_the_clients_text_are_left_alone():
     chat = ChatFormat(tokenizer("{{ messages[-1]['content'] }}"))
     seen = []
-    chat.ids = lambda text: seen.append(text) or []  # type: ignore[method-assign,func-returns-value]
+    chat.control.encode = lambda text, after="": seen.append(text) or []  # type: ignore
     raw = record("say {response} and {x} {{y}} \\1", "{instruction} {0} {response}")
     rewriting_job(chat, raw, options(prompt="<{instruction}|{response}|{instruction}>"), 0, 0)
     said = "say {response} and {x} {{y}} \\1"
@@ -334,9 +334,9 @@ def test_preferring_shorter_rewrites_of_one_attempt_is_the_same_as_the_first(tmp
 
 def test_a_text_without_its_end_of_turn_is_truncated(tmp_path, monkeypatch):
     def generate(
-        model: Any, jobs: Sequence[Job], stop: int, temperature: float, rows: int
+        model: Any, jobs: Sequence[Job], stop: Stop, temperature: float, rows: int
     ) -> Generated:
-        assert stop == CHAT.end_of_turn
+        assert stop == CHAT.ends
         return [CHAT.response_ids("one two")[:-1] for _ in jobs]
 
     monkeypatch.setitem(rewrite.GENERATORS, "fedsdr", generate)
@@ -382,6 +382,7 @@ def test_the_summary_is_counted_by_hand():
         "rewritten": 3,
         "fallbacks": {"empty": 1},
         "attempts": 7,
+        "thought_tokens": 0,
         "raw_words": 8 / 4,
         "rewrite_words": 8 / 4,
         "wrong": 1 / 2,

@@ -52,7 +52,7 @@ ODD_SETTINGS = {
     "suppress_tokens": list(range(10, 30)),
     "begin_suppress_tokens": list(range(30, 50)),
     "bad_words_ids": [[8], [9]],
-    "eos_token_id": list(range(3, 20)),
+    "eos_token_id": [3, *range(8, 14)],
     "forced_eos_token_id": 7,
 }
 
@@ -86,7 +86,9 @@ for folder in folders:
             logits = model(input_ids=ids).logits[0, -1].tolist()
             made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids),
                                   max_new_tokens=length)
-        answer = tokenizer.decode(made[0, ids.shape[1]:], skip_special_tokens=True)
+        new = made[0, ids.shape[1]:].tolist()
+        new = new[:-1] if new[-1] in model.generation_config.eos_token_id else new
+        answer = tokenizer.decode(new, skip_special_tokens=True)
         found[folder].append([logits, answer.strip()])
 assert not [name for name in sys.modules if name.startswith("fedsdr")]
 print(json.dumps(found))
@@ -155,7 +157,8 @@ def test_another_process_finds_the_model_of_the_run(home, exports, strange, fami
     for kind, name, merged in cases(family):
         opened.use(name)
         jobs = [Job(prompt, LENGTH) for prompt in prompts]
-        answers = [chat.text(ids) for ids in generate_batch(model, jobs, chat.end_of_turn)]
+        answers = [chat.text(ids) for ids in generate_batch(model, jobs, chat.ends)]
+        assert chat.ends == set(ODD_SETTINGS["eos_token_id"])
         found = strange[str(exports[family, kind, merged])]
         for prompt, answer, without, (logits, text) in zip(
             prompts, answers, plain, found, strict=True

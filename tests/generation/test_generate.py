@@ -9,6 +9,7 @@ from fedsdr.generation import batched as generation
 from fedsdr.generation.batched import generate_batch, generation_mode, in_batches
 from fedsdr.generation.sampling import Job
 from fedsdr.generation.slots import supports_slots
+from fedsdr.generation.streaming import TokenStream
 from fedsdr.model.prepacked import prepacked_weights
 from support.sampling_tests import p_value, softmax
 from support.tiny_models import FAMILIES, VOCABULARY, logits, make, random_ids
@@ -18,7 +19,7 @@ families = pytest.mark.parametrize("family", FAMILIES)
 PROMPTS = [random_ids(1, length, seed)[0].tolist() for seed, length in enumerate((1, 5, 17, 9, 2))]
 
 
-def reference(model, prompt: list[int], limit: int, stop: int) -> list[int]:
+def reference(model, prompt: list[int], limit: int, stop: int | list[int]) -> list[int]:
     """transformers' own greedy search on one prompt without padding."""
     ids = torch.tensor([prompt])
     out = model.generate(
@@ -58,6 +59,25 @@ def test_every_row_has_its_own_limit(family):
 
 def test_no_tokens_are_asked_for():
     assert generate_batch(make("llama"), [Job([7], 0), Job([8, 9], 0)], NEVER, 1.0) == [[], []]
+
+
+@families
+@pytest.mark.parametrize("mode", generation.GenerationMode)
+def test_any_of_several_stop_tokens_ends_a_row(family, mode, monkeypatch):
+    model = make(family)
+    free = [reference(model, prompt, 14, NEVER) for prompt in PROMPTS]
+    ends = [free[0][5], free[1][3]]
+    monkeypatch.setattr(generation, "generation_mode", lambda model: mode)
+    if mode is generation.GenerationMode.CONTINUOUS and not supports_slots(model):
+        pytest.skip("its windows need another mode")
+    wanted = [reference(model, prompt, 14, ends) for prompt in PROMPTS]
+    assert {row[-1] for row in wanted} >= set(ends)
+    jobs = [Job(prompt, 14) for prompt in PROMPTS]
+    assert generate_batch(model, jobs, frozenset(ends)) == wanted
+    stream = TokenStream(model)
+    for prompt, row in zip(PROMPTS, wanted, strict=True):
+        written = row[:-1] if row[-1] in ends else row
+        assert list(stream.generate(prompt, 14, frozenset(ends))) == written
 
 
 def test_a_row_ends_with_its_first_stop_token():

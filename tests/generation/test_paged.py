@@ -32,6 +32,10 @@ def test_greedy_texts_are_those_of_static_batches(family, rows):
     wanted = in_batches(model, JOBS, stop, 0.0, 3)
     assert len({len(row) - job.limit for row, job in zip(wanted, JOBS, strict=True)}) > 2
     assert generate_paged(model, JOBS, stop, rows=rows) == wanted
+    ends = frozenset({stop, wanted[11][1]})
+    wanted = in_batches(model, JOBS, ends, 0.0, 3)
+    assert {row[-1] for row in wanted if row} >= ends
+    assert generate_paged(model, JOBS, ends, rows=rows) == wanted
 
 
 def test_nothing_is_asked_for():

@@ -36,7 +36,7 @@ def vocabulary(folder: Path) -> None:
 def template(folder: Path) -> None:
     """A word of the chat template."""
     path = folder / TEMPLATE
-    path.write_text(path.read_text().replace("'<'", "'the <'"))
+    path.write_text(path.read_text().replace("'<", "'the <"))
 
 
 def end_of_turn(folder: Path) -> None:

@@ -12,7 +12,7 @@ from fedsdr.data.template import ChatFormat
 from fedsdr.distillation.cache import NoCache
 from fedsdr.distillation.rewrite import Rewritten, Teacher, rewrite_records
 from fedsdr.distillation.verify import build_verifier, check_verifier
-from fedsdr.model.base import context_positions
+from fedsdr.model.base import context_positions, end_tokens
 from fedsdr.recipe.load import parse_recipe
 from fedsdr.recipe.sections.data import Source
 
@@ -39,7 +39,8 @@ def rewrite(
     distill = parse_recipe({"model": {"path": "lab"}, "distill": options}).distill
     given = [_record(number, each) for number, each in enumerate(records, start=1)]
     check_verifier(distill, given, "auto")
-    chat = ChatFormat(tokenizer, template)
+    declared = end_tokens(model.config, model.generation_config)
+    chat = ChatFormat(tokenizer, template, declared=declared)
     teacher = Teacher(model, chat, identity="", context=context_positions(model.config))
     with call_reporter(progress) as reporter, reporter.bar("rewriting", len(given)) as bar:
         gate = build_verifier(distill, seed, "auto").gate(given)

@@ -58,7 +58,7 @@ class Conversation:
         said = ""
         try:
             for token in self._stream.generate(
-                prompt, room, chat.end_of_turn, self.options.temperature, draw
+                prompt, room, chat.ends, self.options.temperature, draw
             ):
                 ids.append(token)
                 piece = new_text(chat, ids, said)

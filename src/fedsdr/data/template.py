@@ -1,25 +1,34 @@
 """From turns to token ids through the model's chat template, and which ids are the response.
 
 Prompt and response are tokenised separately and concatenated: joint tokenisation is not
-prefix-stable, so a mask computed by subtraction would sometimes be off by a token.
+prefix-stable, so a mask computed by subtraction would sometimes be off by a token. What the
+template writes around an answer is learnt with it.
 """
 
 import json
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib import resources
-from pathlib import Path
-from typing import Any, Final
-
-from jinja2 import TemplateError
+from typing import Any, Final, NamedTuple
 
 from fedsdr.core.errors import UserError
-from fedsdr.data.clock import reads_clock, with_date
+from fedsdr.data.answers import AnswerReader, AnswerText
+from fedsdr.data.choose_template import choose_template, render_template
+from fedsdr.data.literal import ControlTokens
 from fedsdr.data.records import Record, Turn
+from fedsdr.data.template_marks import mark_conversation, said_by
+from fedsdr.data.thinking import (
+    is_open,
+    rest_of,
+    split_thought,
+    thought_parts,
+    with_thought,
+)
 from fedsdr.recipe.sections.model import TEMPLATE_DATE
 
-NAMED: Final = "name:"  # before the name of one of a tokenizer's several templates
-SENTINEL: Final = "Turn number "  # a text that no template has of its own
+HELLO: Final = (Turn("user", "Hello"),)
+YES: Final = "Yes"  # what is answered to it
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,22 @@ class Example:
         return len(self.prompt) + len(self.response)
 
 
+class Frame(NamedTuple):
+    """What a template writes around an answer, with the answer `YES` to `HELLO`.
+
+    prompt: of `HELLO`. before: between prompt and answer. after: between the answer and `end`, the
+    token that ends the turn. rest: all that follows the answer. fits: whether the template begins
+    the conversation with its answer as it does the prompt.
+    """
+
+    prompt: str
+    before: str
+    after: str
+    rest: str
+    end: int
+    fits: bool
+
+
 class TemplateRefusalError(UserError):
     """A chat template raises for a conversation; `reason` is its own."""
 
@@ -44,35 +69,30 @@ class TemplateRefusalError(UserError):
 class ChatFormat:
     """A tokenizer with its chat template: prompts, responses and texts as token ids."""
 
-    def __init__(self, tokenizer: Any, template: str = "auto", date: str = TEMPLATE_DATE) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: str = "auto",
+        date: str = TEMPLATE_DATE,
+        declared: Collection[int] = (),
+        thinking: str = "off",
+    ) -> None:
         """`template`: "auto" is the tokenizer's own, or Alpaca's where it has none; "name:" and
         one of the tokenizer's, where it has several; a name shipped in `fedsdr/data/templates`; or
         the path of a Jinja file. `date` (YYYY-MM-DD): what is printed by one that asks for today's.
+        `declared`: the tokens that the model declares to end a text. `thinking`: "on" for a model
+        that is to think before it answers.
 
         source: which of these it is, in words. date: what it prints as today's; "" for none.
         """
         self.tokenizer = tokenizer
-        self.template, self.source = self._choose(template)
-        self.date = date if reads_clock(self.template) else ""
-        if self.date:
-            self.template = with_date(self.template, date)
+        self.declared, self.thinks = frozenset(declared), thinking == "on"
+        chosen = choose_template(tokenizer, template, date, self.thinks)
+        self.template, self.source, self.date = chosen
+        self.control = ControlTokens(tokenizer, self.template)
         self._lost: dict[tuple[Any, ...], set[str]] = {}
 
-    def _choose(self, template: str) -> tuple[str, str]:
-        own = self.tokenizer.chat_template
-        if template == "auto" and not own:
-            return _shipped("alpaca"), "alpaca, for the tokenizer has none"
-        if template == "auto" and isinstance(own, str):
-            return own, "the tokenizer's own"
-        if template == "auto" or template.startswith(NAMED):
-            name = "default" if template == "auto" else template.removeprefix(NAMED)
-            return _named(own, name, template), f"the tokenizer's {name!r}"
-        if Path(template).is_file():
-            try:
-                return Path(template).read_text(encoding="utf-8"), template
-            except (OSError, UnicodeDecodeError) as error:
-                raise UserError(f"cannot read model.template = {template!r}: {error}") from error
-        return _shipped(template), template
+    # --- Prompts
 
     def prompt_text(self, turns: tuple[Turn, ...], tools: str = "") -> str:
         """The text that prompts the model for its answer to `turns`. tools: as in `Record`.
@@ -81,13 +101,32 @@ class ChatFormat:
         the first user turn. Raises `TemplateRefusalError` where the template refuses the turns, or
         drops the text of another role, calls of tools, or the tools.
         """
-        return self._accepted(turns, tools)[1]
+        return self.control.unmark(self._accepted(turns, tools)[1])
+
+    def marked_prompt(self, turns: tuple[Turn, ...]) -> str:
+        """`prompt_text` with marks in place of control tokens that stand in users' texts."""
+        return self._accepted(turns, "")[1]
+
+    def prompt_ids(self, turns: tuple[Turn, ...], tools: str = "") -> list[int]:
+        return self._encode(self._accepted(turns, tools)[1])
+
+    def conversation_text(self, turns: tuple[Turn, ...], answer: str) -> str:
+        """The template's own rendering of the turns and the answer to them.
+
+        Raises `TemplateRefusalError` as `prompt_text` does.
+        """
+        accepted, _ = self._accepted(turns, "")
+        try:
+            whole = self._render((*accepted, Turn("assistant", answer)), ask=False)
+        except Exception as error:  # as in a prompt
+            raise _refusal(error) from error
+        return self.control.unmark(whole)
 
     def _accepted(self, turns: tuple[Turn, ...], tools: str) -> tuple[tuple[Turn, ...], str]:
-        """The turns in a form that the template takes, and the prompt that it makes of them."""
+        """The turns as the template takes them, and its prompt with marked control tokens."""
         turns = self._with_known_roles(turns)
         joins = [turn.role for turn in turns[:2]] == ["system", "user"]
-        if joins and _said_by("system") in self._left_out(turns, tools):
+        if joins and said_by("system") in self._left_out(turns, tools):
             turns = _without_system(turns)
         if lost := self._left_out(turns, tools):
             raise TemplateRefusalError(f"it leaves out {min(lost)}")
@@ -97,7 +136,7 @@ class ChatFormat:
             # The texts, and not the roles, may be what it refuses.
             if turns[0].role == "system" and turns[1].role == "user":
                 return self._accepted(_without_system(turns), tools)
-            raise TemplateRefusalError(str(error).strip().partition("\n")[0]) from error
+            raise _refusal(error) from error
 
     def _with_known_roles(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
         """OpenAI's newer "developer" is the system of a template that does not know it."""
@@ -116,46 +155,116 @@ class ChatFormat:
                 text = self._render(marked, listed)
             except Exception:  # as above
                 joins = [turn.role for turn in turns[:2]] == ["system", "user"]
-                self._lost[shape] = {_said_by("system")} if joins else set()
+                self._lost[shape] = {said_by("system")} if joins else set()
             else:
                 self._lost[shape] = {part for mark, part in marks.items() if mark not in text}
         return self._lost[shape]
 
     def _render(self, turns: tuple[Turn, ...], tools: str = "", ask: bool = True) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
-                [turn.message for turn in turns],
-                tools=json.loads(tools) if tools else None,
-                chat_template=self.template,
-                add_generation_prompt=ask,
-                tokenize=False,
-            )
-        )
+        """The template's text, with marked control tokens."""
+        listed = self.control.mark_all(json.loads(tools)) if tools else None
+        messages = [self._message(turn) for turn in turns]
+        return render_template(self.tokenizer, self.template, messages, listed, ask)
+
+    def _message(self, turn: Turn) -> dict[str, Any]:
+        """A turn with marked control tokens, but for the ends of an answer's thought."""
+        thought, text = split_thought(turn.text) if turn.role == "assistant" else ("", turn.text)
+        opens, inner, closes = thought_parts(thought)
+        said = opens + self.control.mark(inner) + closes + self.control.mark(text)
+        return {**self.control.mark_all(turn.message), "role": turn.role, "content": said}
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of `text` alone; the template, not the tokenizer, adds special tokens."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        """Token ids of a text without marks, as `prompt_text` gives it, or with, as
+        `marked_prompt` does: control tokens without a mark are such."""
+        return self._encode(text)
 
-    def prompt_ids(self, turns: tuple[Turn, ...], tools: str = "") -> list[int]:
-        return self.ids(self.prompt_text(turns, tools))
+    def literal_ids(self, text: str) -> list[int]:
+        """Token ids of a text in which what looks like a control token is text."""
+        return self._encode(self.control.mark(text))
+
+    def _encode(self, marked: str, after: str = "") -> list[int]:
+        try:
+            return self.control.encode(marked, after)
+        except UserError as error:
+            raise TemplateRefusalError(str(error)) from error
+
+    # --- Responses
 
     def response_ids(self, text: str) -> list[int]:
-        """The response as the model should write it, with the token that ends its turn."""
-        return [*self.ids(text), self.end_of_turn]
+        """The response as the model should write it, with the token that ends its turn.
+
+        Raises `TemplateRefusalError` where the template alters its words.
+        """
+        return [*self._encode(self._written(text), self._before_answers), self.end_of_turn]
+
+    def response_text(self, text: str) -> str:
+        """The response as the template writes it, up to the token that ends its turn."""
+        return self.control.unmark(self._written(text))
+
+    def _written(self, text: str) -> str:
+        """`response_text` with marked control tokens. A thought that a text begins with is left out
+        unless the model is to think."""
+        thought, answer = split_thought(text)
+        frame = self._frame
+        if not frame.fits:
+            return self.control.mark(answer)
+        whole = self._render((*HELLO, Turn("assistant", answer)), ask=False)
+        found = rest_of(frame.prompt, whole)
+        if found is None or not found.endswith(frame.rest):
+            raise TemplateRefusalError("it frames this response unlike others")
+        written = found.removesuffix(frame.rest) + frame.after
+        if not _contains_words(self.control.unmark(written), answer):
+            raise TemplateRefusalError("it leaves out or alters words of the response")
+        if thought and self.thinks:
+            inner = self.control.mark(thought_parts(thought)[1])
+            return with_thought(written, inner, self._opens_thought)
+        return written
 
     @cached_property
+    def _frame(self) -> Frame:
+        prompt, whole = "", ""
+        with suppress(Exception):  # what a template raises is its author's choice
+            prompt = self._accepted(HELLO, "")[1]
+            whole = self._render((*HELLO, Turn("assistant", YES)), ask=False)
+        found = rest_of(prompt, whole)
+        fits = found is not None and YES in found
+        before, _, rest = (found if found and fits else whole).rpartition(YES)
+        marks = [i for i in self._encode(rest) if i in self.control.ids]
+        end = int(marks[0] if marks else self.tokenizer.eos_token_id)
+        after, mark, _ = rest.partition(self.tokenizer.convert_ids_to_tokens(end))
+        return Frame(prompt, before if fits else "", after if mark else "", rest, end, fits)
+
+    @cached_property
+    def _before_answers(self) -> str:
+        """What responses are tokenised after, so that they begin as in the template's rendering:
+        SentencePiece puts a space before the first word of a text."""
+        frame, encode = self._frame, self.control.encode
+        written = f"{frame.before}{YES}{frame.after}"
+        prompt, whole = encode(frame.prompt), encode(frame.prompt + written)
+        if whole[: len(prompt)] != prompt or YES not in self.tokenizer.decode(whole[len(prompt) :]):
+            return ""  # the answer is in one token with the end of the prompt
+        candidates = ("", "\n", frame.prompt)
+        return next((c for c in candidates if encode(written, c) == whole[len(prompt) :]), "")
+
+    @property
+    def fits_answers(self) -> bool:
+        """Whether the template begins a conversation with its answer as it does the prompt."""
+        return self._frame.fits
+
+    @property
     def end_of_turn(self) -> int:
         """The token that the template puts after an assistant's message (or eos)."""
-        probe = (Turn("user", "Hello"), Turn("assistant", "Yes"))
-        try:
-            rest = self._render(probe, ask=False).rpartition("Yes")[2]
-        except TemplateError:
-            rest = ""
-        # Some tokenizers (Gemma 3) mark their turns by tokens that only this table calls special.
-        added = self.tokenizer.added_tokens_decoder.items()
-        special = {*self.tokenizer.all_special_ids, *(i for i, token in added if token.special)}
-        marks = [i for i in self.ids(rest) if i in special]
-        return int(marks[0] if marks else self.tokenizer.eos_token_id)
+        return self._frame.end
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """All tokens that end the model's turn: the template's, the tokenizer's, and those that the
+        model declares."""
+        return self.declared | {self.end_of_turn, int(self.tokenizer.eos_token_id)}
+
+    def is_finished(self, ids: Sequence[int]) -> bool:
+        """Whether generated ids end their turn; else they were cut."""
+        return bool(ids) and ids[-1] in self.ends
 
     def encode(self, record: Record, response: str, max_length: int) -> Example | None:
         """A training example of at most `max_length` tokens, or None where it does not fit.
@@ -167,31 +276,56 @@ class ChatFormat:
         room = max_length - len(prompt)
         if room < 1:
             return None
-        written = self.written_calls(record, response) if record.calls else response
-        return Example(tuple(prompt), tuple(self.response_ids(written)[:room]))
+        ids = self._calling_ids(record, response) if record.calls else self.response_ids(response)
+        return Example(tuple(prompt), tuple(ids[:room]))
 
     def written_calls(self, record: Record, response: str) -> str:
         """A response with the calls of its record, as the template writes them after its prompt.
 
         Raises `TemplateRefusalError` where it leaves them out, or changes its prompt with them.
         """
+        return self.control.unmark(self._calling(record, response))
+
+    def _calling_ids(self, record: Record, response: str) -> list[int]:
+        written = self._calling(record, response)
+        return [*self._encode(written, self._before_answers), self.end_of_turn]
+
+    def _calling(self, record: Record, response: str) -> str:
+        """`written_calls` with marked control tokens."""
         turns, prompt = self._accepted(record.prompt, record.tools)
         turns = (*turns, Turn("assistant", response, record.calls))
         if lost := self._left_out(turns, record.tools):
             raise TemplateRefusalError(f"it leaves out {min(lost)}")
         try:
-            whole = self._render(turns, record.tools, ask=False)
+            found = rest_of(prompt, self._render(turns, record.tools, ask=False))
         except Exception as error:  # as in a prompt
-            raise TemplateRefusalError(str(error).strip().partition("\n")[0]) from error
-        if not whole.startswith(prompt):
+            raise _refusal(error) from error
+        if found is None:
             raise TemplateRefusalError("what it writes of a call does not begin with its prompt")
-        end = self.tokenizer.convert_ids_to_tokens(self.end_of_turn)
-        written, mark, rest = whole.removeprefix(prompt).rpartition(end)
+        written, mark, rest = found.rpartition(
+            self.tokenizer.convert_ids_to_tokens(self.end_of_turn)
+        )
         return written if mark else rest
 
+    # --- Generated ids
+
     def text(self, ids: list[int]) -> str:
-        """The text of generated ids, without special tokens and outer white space."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        """The text of generated ids, without its end, thoughts, special tokens and outer white
+        space."""
+        return self.answer(ids).text
+
+    def answer(self, ids: list[int]) -> AnswerText:
+        """Generated ids as a text, and what was thought before it."""
+        return self._reader.read(ids[:-1] if self.is_finished(ids) else ids)
+
+    @cached_property
+    def _reader(self) -> AnswerReader:
+        return AnswerReader(self.tokenizer, self._opens_thought, self._encode(self._frame.before))
+
+    @cached_property
+    def _opens_thought(self) -> bool:
+        """Whether prompts end in the middle of a thought."""
+        return is_open(self._frame.prompt)
 
 
 def nothing_fits(client: str, limit: int) -> UserError:
@@ -202,64 +336,15 @@ def nothing_fits(client: str, limit: int) -> UserError:
     )
 
 
-def _named(own: Any, name: str, template: str) -> str:
-    """One of a tokenizer's templates; `own` is what it has: a dictionary, a single one, or None."""
-    there = own if isinstance(own, dict) else {}
-    if name in there:
-        return str(there[name])
-    if not there:
-        has = "no chat template" if own is None else "a single chat template, without a name"
-        raise UserError(
-            f"model.template = {template!r}, but the tokenizer has {has}: set it to 'auto'"
-        )
-    names = ", ".join(repr(each) for each in sorted(there))
-    raise UserError(
-        f"model.template = {template!r}: the tokenizer has the chat templates {names}, and none "
-        f'called {name!r}: name one, as in model.template = "{NAMED}{min(there)}"'
-    )
+def _refusal(error: Exception) -> TemplateRefusalError:
+    return TemplateRefusalError(str(error).strip().partition("\n")[0])
 
 
-def mark_conversation(
-    turns: tuple[Turn, ...], tools: str
-) -> tuple[tuple[Turn, ...], str, dict[str, str]]:
-    """The turns and tools with marks that no template has of its own, for texts and for names of
-    functions; and mark -> what it stands for, in words."""
-    marks: dict[str, str] = {}
-    marked = []
-    for place, turn in enumerate(turns):
-        extra, text = json.loads(turn.extra or "{}"), turn.text
-        for number, call in enumerate(turn.calls):
-            name = f"function_{place}_{number}"
-            marks[name] = "calls of tools"
-            extra["tool_calls"][number] = call | {"function": call["function"] | {"name": name}}
-        if text or not turn.calls:
-            text = f"{SENTINEL}{place}."
-            marks[text] = _said_by(turn.role)
-        marked.append(Turn(turn.role, text, json.dumps(extra)))
-    listed = json.loads(tools) if tools else []
-    for number, tool in enumerate(listed):
-        name = f"tool_number_{number}"
-        marks[name] = "the list of tools"
-        listed[number] = tool | {"function": tool["function"] | {"name": name}}
-    return tuple(marked), json.dumps(listed) if listed else "", marks
-
-
-def _said_by(role: str) -> str:
-    return f"what the {role} says"
+def _contains_words(text: str, words: str) -> bool:
+    """Whether a text contains another, whatever their white space."""
+    return " ".join(words.split()) in " ".join(text.split())
 
 
 def _without_system(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
     system, first, *rest = turns
     return (Turn("user", f"{system.text}\n\n{first.text}"), *rest)
-
-
-def _shipped(name: str) -> str:
-    folder = resources.files("fedsdr.data") / "templates"
-    file = folder / f"{name}.jinja"
-    if not file.is_file():
-        names = sorted(entry.name.removesuffix(".jinja") for entry in folder.iterdir())
-        raise UserError(
-            f"model.template = {name!r} is neither a file nor one of {['auto', *names]}: "
-            "give the path of a Jinja chat template or one of these names"
-        )
-    return file.read_text(encoding="utf-8")

@@ -23,8 +23,8 @@ class Pilot(NamedTuple):
     """A client's sample, and what follows for all its records.
 
     first: records whose first attempt passes. raw: those that keep the raw response after all
-    attempts. generations, tokens (new ones) and seconds are those expected of the whole set;
-    seconds is high where the sample fills no batch.
+    attempts. generations, tokens (new ones), thoughts (of these, those of thoughts) and seconds are
+    those expected of the whole set; seconds is high where the sample fills no batch.
     """
 
     client: str
@@ -35,6 +35,7 @@ class Pilot(NamedTuple):
     generations: float
     tokens: float
     seconds: float
+    thoughts: float = 0.0
 
 
 def run_pilot(
@@ -75,6 +76,7 @@ def extrapolate_sample(
         generations=scale * sum(len(r.tried) for r in done),
         tokens=scale * sum(attempt.tokens for r in done for attempt in r.tried),
         seconds=scale * seconds,
+        thoughts=scale * sum(attempt.thought for r in done for attempt in r.tried),
     )
 
 
@@ -99,4 +101,5 @@ def total_pilot(pilots: Sequence[Pilot]) -> Pilot:
         generations=sum(p.generations for p in pilots),
         tokens=sum(p.tokens for p in pilots),
         seconds=sum(p.seconds for p in pilots),
+        thoughts=sum(p.thoughts for p in pilots),
     )

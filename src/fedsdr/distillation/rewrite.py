@@ -31,12 +31,17 @@ REWRITE_GROUP: Final = 8
 
 @dataclass(frozen=True)
 class Attempt:
-    """One generation and the gate's verdict. tokens: generated ones. finished: as of `Rewrite`."""
+    """One generation and the gate's verdict.
+
+    text: without thoughts. tokens: generated ones, of which `thought` are thoughts and their marks.
+    finished: as of `Rewrite`.
+    """
 
     text: str
     tokens: int
     verdict: Verdict
     finished: bool = True
+    thought: int = 0
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,7 @@ def rewriting_job(
         turns = (*record.prompt, Turn("user", request))
     reference = len(chat.response_ids(record.response))
     limit = max(options.min_tokens, math.ceil(options.max_ratio * reference))
+    limit += options.thinking_tokens if chat.thinks else 0
     return Job(
         chat.prompt_ids(turns, record.tools),
         limit,
@@ -178,8 +184,8 @@ def _generate_cached(
         group = order[start : start + size]
         found = {i: ids for i in group if (ids := cache.get(keys[i])) is not None}
         if len(found) < len(group):
-            stop = teacher.chat.end_of_turn
-            new = generate(teacher.model, [jobs[i] for i in group], stop, temperature, rows)
+            ends = teacher.chat.ends
+            new = generate(teacher.model, [jobs[i] for i in group], ends, temperature, rows)
             found = dict(zip(group, new, strict=True))
             cache.put({keys[i]: ids for i, ids in found.items()})
         yield found
@@ -192,16 +198,23 @@ def _judge(
     gate: Gate,
     attempt: int,
 ) -> dict[int, Rewritten]:
-    """Each generation of a batch as the outcome that it would be if it were the only attempt."""
-    rewrites = {
-        i: Rewrite(chat.text(ids), finished=bool(ids) and ids[-1] == chat.end_of_turn)
-        for i, ids in batch.items()
-    }
-    verdicts = gate([Candidate(records[i], rewrite, attempt) for i, rewrite in rewrites.items()])
+    """Each generation of a batch as the outcome that it would be if it were the only attempt.
+
+    Thoughts are cut before the gate; without their end there is no text to judge.
+    """
+    answers = {i: chat.answer(ids) for i, ids in batch.items()}
+    whole = [i for i, answer in answers.items() if not answer.unclosed]
+    candidates = [
+        Candidate(records[i], Rewrite(answers[i].text, chat.is_finished(batch[i])), attempt)
+        for i in whole
+    ]
+    verdicts = dict(zip(whole, gate(candidates), strict=True))
     judged = {}
-    for (i, rewrite), verdict in zip(rewrites.items(), verdicts, strict=True):
-        text = records[i].response if verdict.reason else rewrite.text
-        tried = (Attempt(rewrite.text, len(batch[i]), verdict, rewrite.finished),)
+    for i, answer in answers.items():
+        verdict = verdicts.get(i, Verdict("unclosed_thought"))
+        text = records[i].response if verdict.reason else answer.text
+        finished = chat.is_finished(batch[i])
+        tried = (Attempt(answer.text, len(batch[i]), verdict, finished, answer.thought),)
         judged[i] = Rewritten(records[i], text, verdict.reason, attempt + 1, tried)
     return judged
 
@@ -224,6 +237,7 @@ def summarise_rewrites(rewrites: Sequence[Rewritten]) -> dict[str, Any]:
         "rewritten": len(accepted),
         "fallbacks": dict(Counter(r.reason for r in rewrites if r.reason).most_common()),
         "attempts": sum(r.attempts for r in rewrites),
+        "thought_tokens": sum(attempt.thought for r in rewrites for attempt in r.tried),
         "raw_words": _mean_words(r.record.response for r in rewrites),
         "rewrite_words": _mean_words(r.text for r in rewrites),
         "wrong": sum(checked) / len(checked) if checked else None,

@@ -106,7 +106,8 @@ def _adapter_alone(
 ) -> _Content:  # fmt: skip
     """The adapter in PEFT's format, without loading the base model."""
     with plan_folder(run.recipe, reporter) as path:
-        chat = load_chat(path, run.recipe.model.template, run.recipe.model.date)
+        options = run.recipe.model
+        chat = load_chat(path, options.template, options.date, options.thinking)
     run.check_base(chat_identity(chat), reporter)
     dtype = choice.dtype or str(next(iter(adapter.values())).dtype).removeprefix("torch.")
     converted = {key: tensor.to(DTYPES[dtype]) for key, tensor in adapter.items()}
@@ -147,14 +148,14 @@ def _renamed(settings: AdapterSettings, base: str) -> AdapterSettings:
 
 
 def answer_settings(chat: ChatFormat) -> GenerationConfig:
-    """With these, plain `generate` answers as the run does: greedily, until its end of a turn.
+    """With these, plain `generate` answers as the run does: greedily, until any end of a turn.
 
     The base model's own settings are not among them: its penalties, bans, forced tokens and least
     lengths act on greedy answers too.
     """
     pad = chat.tokenizer.pad_token_id
     return GenerationConfig(
-        do_sample=False, eos_token_id=chat.end_of_turn, bos_token_id=chat.tokenizer.bos_token_id,
+        do_sample=False, eos_token_id=sorted(chat.ends), bos_token_id=chat.tokenizer.bos_token_id,
         pad_token_id=chat.end_of_turn if pad is None else pad,
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from fedsdr.generation.sampling import Job, choose_tokens, uniform_draws
+from fedsdr.generation.sampling import Job, Stop, choose_tokens, stop_tokens, uniform_draws
 from fedsdr.generation.slots import Slots, supports_slots
 from fedsdr.model.prepacked import prepacked_weights
 from fedsdr.model.trials import (
@@ -40,11 +40,11 @@ class GenerationMode(StrEnum):
 def generate_batch(
     model: Any,
     jobs: Sequence[Job],
-    stop: int,
+    stop: Stop,
     temperature: float = 0.0,
     rows: int | None = None,
 ) -> list[list[int]]:
-    """New token ids for each job; a finished one ends with `stop`, a cut one does not.
+    """New token ids for each job; a finished one ends with a token of `stop`, a cut one does not.
 
     model: a transformers causal LM. temperature: 0 is greedy. rows: jobs that run at a
     time; None: all of them.
@@ -73,7 +73,7 @@ def generation_mode(model: Any) -> GenerationMode:
 
 @torch.no_grad()
 def in_batches(
-    model: Any, jobs: Sequence[Job], stop: int, temperature: float, rows: int
+    model: Any, jobs: Sequence[Job], stop: Stop, temperature: float, rows: int
 ) -> list[list[int]]:
     """The same in static batches of jobs of like length, each until its longest row is done."""
     order = sorted(range(len(jobs)), key=lambda i: (len(jobs[i].prompt), jobs[i].limit, i))
@@ -85,18 +85,19 @@ def in_batches(
     return [done[i] for i in range(len(jobs))]
 
 
-def _batch(model: Any, jobs: Sequence[Job], stop: int, temperature: float) -> list[list[int]]:
+def _batch(model: Any, jobs: Sequence[Job], stop: Stop, temperature: float) -> list[list[int]]:
     limits = torch.tensor([job.limit for job in jobs], device=model.device)
     steps = int(limits.max())
     draws = _all_uniforms(jobs, steps).to(model.device) if temperature > 0 else None
-    written = torch.full((len(jobs), steps), stop, device=model.device)
+    ends = torch.tensor(sorted(stop_tokens(stop)), device=model.device)
+    written = torch.zeros(len(jobs), steps, dtype=torch.long, device=model.device)
     running = limits > 0
     rows = PaddedRows(model, [job.prompt for job in jobs])
     for step in range(steps):
         draw = None if draws is None else draws[:, step]
         token = choose_tokens(rows.logits().float(), temperature, draw)  # (B,)
         written[:, step] = torch.where(running, token, written[:, step])
-        running = running & (token != stop) & (step + 1 < limits)
+        running = running & ~torch.isin(token, ends) & (step + 1 < limits)
         if not bool(running.any()):
             break
         rows.append(token)
@@ -139,11 +140,11 @@ class PaddedRows:
         self.positions = self.positions[:, -1:] + 1
 
 
-def _uncached(model: Any, job: Job, stop: int, temperature: float) -> list[int]:
+def _uncached(model: Any, job: Job, stop: Stop, temperature: float) -> list[int]:
     """One text, the whole of it computed anew for each token."""
     draws = uniform_draws(job) if temperature > 0 else None
-    written: list[int] = []
-    while len(written) < job.limit and stop not in written[-1:]:
+    ends, written = stop_tokens(stop), list[int]()
+    while len(written) < job.limit and ends.isdisjoint(written[-1:]):
         logits = plain_logits(model, [*job.prompt, *written])[-1:].float()
         draw = None if draws is None else draws[len(written)][None].to(logits.device)
         written.append(int(choose_tokens(logits, temperature, draw)))
@@ -189,7 +190,7 @@ def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
     return ids.to(device), mask.to(device)
 
 
-def _trim(row: list[int], limit: int, stop: int) -> list[int]:
+def _trim(row: list[int], limit: int, stop: Stop) -> list[int]:
     """Cut after the first stop token, or at the limit."""
-    row = row[:limit]
-    return row[: row.index(stop) + 1] if stop in row else row
+    row, ends = row[:limit], stop_tokens(stop)
+    return row[: next((i for i, token in enumerate(row, 1) if token in ends), limit)]

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 
 from fedsdr.core import seeds
 from fedsdr.core.errors import UserError
-from fedsdr.generation.sampling import Job
+from fedsdr.generation.sampling import Job, Stop, stop_tokens
 
 PAGE: Final = 256  # tokens of one row in a page of the cache, transformers' own default
 SPARE: Final = 1.25  # of the pages that rows may need: with few left, no prompt is admitted
@@ -36,7 +36,7 @@ def check_paged() -> None:
 def generate_paged(
     model: Any,
     jobs: Sequence[Job],
-    stop: int,
+    stop: Stop,
     temperature: float = 0.0,
     rows: int | None = None,
 ) -> list[list[int]]:
@@ -48,10 +48,11 @@ def generate_paged(
     if not asked:
         return [[] for _ in jobs]
     rows = min(rows or len(asked), len(asked))
-    sampling, paging = _sampling(stop, temperature), _paging(list(asked.values()), rows)
+    ends = sorted(stop_tokens(stop))
+    sampling, paging = _sampling(ends, temperature), _paging(list(asked.values()), rows)
     # transformers seeds the global generators.
     with torch.random.fork_rng(), _running(model, sampling, paging) as manager:
-        written = dict(_serve(manager, asked, stop))
+        written = dict(_serve(manager, asked, ends))
     return [written.get(str(i), []) for i in range(len(jobs))]
 
 
@@ -73,12 +74,12 @@ def _running(model: Any, sampling: GenerationConfig, paging: Any) -> Iterator[An
         yield manager
 
 
-def _sampling(stop: int, temperature: float) -> GenerationConfig:
+def _sampling(ends: list[int], temperature: float) -> GenerationConfig:
     """From the whole distribution: no top-k, no top-p."""
     if temperature == 0:
-        return GenerationConfig(do_sample=False, eos_token_id=stop)
+        return GenerationConfig(do_sample=False, eos_token_id=ends)
     return GenerationConfig(
-        do_sample=True, temperature=temperature, top_k=0, top_p=1.0, eos_token_id=stop
+        do_sample=True, temperature=temperature, top_k=0, top_p=1.0, eos_token_id=ends
     )
 
 
@@ -94,11 +95,13 @@ def _paging(jobs: Sequence[Job], rows: int) -> Any:
     )
 
 
-def _serve(manager: Any, asked: Mapping[str, Job], stop: int) -> Iterator[tuple[str, list[int]]]:
+def _serve(
+    manager: Any, asked: Mapping[str, Job], ends: list[int]
+) -> Iterator[tuple[str, list[int]]]:
     """(name, new ids) of each request, as they end."""
     for name, job in asked.items():
         manager.add_request(
-            list(job.prompt), request_id=name, max_new_tokens=job.limit, eos_token_id=stop
+            list(job.prompt), request_id=name, max_new_tokens=job.limit, eos_token_id=ends
         )
     left = len(asked)
     while left:

@@ -4,13 +4,20 @@ Each row draws from its own seed (inverse-CDF sampling from one uniform number a
 a prompt yields does not depend on its neighbours in the batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedsdr.core import seeds
+
+Stop = int | Collection[int]  # the tokens that end a text
+
+
+def stop_tokens(stop: Stop) -> frozenset[int]:
+    """One token or several as a set."""
+    return frozenset([stop] if isinstance(stop, int) else stop)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from fedsdr.generation.sampling import Job, choose_tokens, uniform_draws
+from fedsdr.generation.sampling import Job, Stop, choose_tokens, stop_tokens, uniform_draws
 from fedsdr.model.trials import (
     STEPS,
     TRIAL_TEXTS,
@@ -125,9 +125,10 @@ class Slots:
     """The running rows of a model. temperature: 0 is greedy."""
 
     def __init__(
-        self, model: Any, jobs: Sequence[Job], stop: int, temperature: float, rows: int
+        self, model: Any, jobs: Sequence[Job], stop: Stop, temperature: float, rows: int
     ) -> None:
-        self.model, self.jobs, self.stop, self.temperature = model, jobs, stop, temperature
+        self.model, self.jobs, self.temperature = model, jobs, temperature
+        self.stop = stop_tokens(stop)
         self.device = model.device
         capacity = max(len(job.prompt) + job.limit for job in jobs)
         self.place = CachePosition(capacity, rows)
@@ -199,7 +200,7 @@ class Slots:
             return None
         row.written.append(token)
         row.token, row.position = token, row.position + 1
-        if token != self.stop and len(row.written) < self.jobs[row.job].limit:
+        if token not in self.stop and len(row.written) < self.jobs[row.job].limit:
             return None
         self.rows[slot] = None
         return row

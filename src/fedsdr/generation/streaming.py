@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from fedsdr.generation.batched import caches_rightly
-from fedsdr.generation.sampling import choose_tokens
+from fedsdr.generation.sampling import Stop, choose_tokens, stop_tokens
 from fedsdr.model.trials import passes_trial, plain_logits
 
 
@@ -30,15 +30,15 @@ class TokenStream:
         self,
         prompt: Sequence[int],
         limit: int,
-        stop: int,
+        stop: Stop,
         temperature: float = 0.0,
         draw: torch.Generator | None = None,
     ) -> Iterator[int]:
-        """At most `limit` new ids, as they come; `stop` ends them and is not among them.
+        """At most `limit` new ids, as they come; a token of `stop` ends them and is not among them.
 
         temperature: 0 is greedy; above, `draw` must be given.
         """
-        known = len(self._seen)
+        ends, known = stop_tokens(stop), len(self._seen)
         if self._seen != list(prompt[:known]) or known >= len(prompt):
             self._forget()
         rest = list(prompt[len(self._seen) :])
@@ -46,7 +46,7 @@ class TokenStream:
             logits = self._advance(rest)
             uniform = torch.rand(1, dtype=torch.float64, generator=draw) if temperature else None
             token = int(choose_tokens(logits, temperature, uniform))
-            if token == stop:
+            if token in ends:
                 return
             yield token
             rest = [token]

@@ -5,10 +5,10 @@ from typing import Any, Final
 
 from fedsdr.generation.batched import generate_batch
 from fedsdr.generation.paged import check_paged, generate_paged
-from fedsdr.generation.sampling import Job
+from fedsdr.generation.sampling import Job, Stop
 
 # (model, jobs, stop, temperature, rows) -> new token ids of each job
-Generator = Callable[[Any, Sequence[Job], int, float, int | None], list[list[int]]]
+Generator = Callable[[Any, Sequence[Job], Stop, float, int | None], list[list[int]]]
 GENERATORS: Final[Mapping[str, Generator]] = {
     "fedsdr": generate_batch,
     "transformers": generate_paged,

@@ -91,9 +91,9 @@ def _batches(
         batch = order[start : start + batch_size]
         room = {q.id: min(limit, base.context - len(prompts[q.id])) for q in batch}
         jobs = {q.id: Job(prompts[q.id], room[q.id]) for q in batch if room[q.id] > 0}
-        new = generate_batch(base.model, list(jobs.values()), base.chat.end_of_turn) if jobs else []
+        new = generate_batch(base.model, list(jobs.values()), base.chat.ends) if jobs else []
         said = {
-            name: ModelAnswer(base.chat.text(ids), cut=not ids or ids[-1] != base.chat.end_of_turn)
+            name: ModelAnswer(base.chat.text(ids), cut=not base.chat.is_finished(ids))
             for name, ids in zip(jobs, new, strict=True)
         }
         silent = ModelAnswer("", too_long=True)

@@ -104,12 +104,14 @@ class LabEvaluator:
         }
 
     def _ask(self, facts: Sequence[Fact]) -> list[str]:
-        stop = self.chat.end_of_turn
         jobs = [
             Job(self.chat.prompt_ids((Turn("user", fact.question(HELD_OUT_FORM)),)), LIMIT)
             for fact in facts
         ]
-        return [self.chat.text(ids) for ids in generate_batch(self.model, jobs, stop, rows=BATCH)]
+        return [
+            self.chat.text(ids)
+            for ids in generate_batch(self.model, jobs, self.chat.ends, rows=BATCH)
+        ]
 
 
 def _percent(hits: Sequence[bool]) -> Mean:

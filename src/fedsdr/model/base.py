@@ -1,14 +1,15 @@
 """Loading a base model: any causal language model that transformers loads, with its tokenizer."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from fedsdr.core.errors import UserError
-from fedsdr.data.records import Turn
 from fedsdr.data.template import ChatFormat
+from fedsdr.data.template_probe import check_template
 from fedsdr.model.fit import check_fits
 from fedsdr.model.folder import check_model_path, check_weight_files
 from fedsdr.model.identity import Identity, model_identity
@@ -60,6 +61,7 @@ def load_base(
     quantisation: str = "none",
     memory_check: bool = True,
     date: str = TEMPLATE_DATE,
+    thinking: str = "off",
 ) -> LoadedModel:
     """Load a model folder or hub name onto a device, frozen and in evaluation mode.
 
@@ -78,7 +80,8 @@ def load_base(
         model.to(place)
     keep_differentiable(model)  # a checkpoint may have been saved quantised
     check_causal(model, path)
-    chat = ChatFormat(tokenizer, template, date)
+    chat = ChatFormat(tokenizer, template, date, declared_ends(path), thinking)
+    check_template(chat)
     return LoadedModel(model, chat, path, model_identity(model, chat))
 
 
@@ -115,18 +118,41 @@ def _load_weights(path: str, dtype: torch.dtype, quantisation: str, place: torch
 
 
 def check_model(
-    path: str, template: str = "auto", device: str = "auto", quantisation: str = "none"
+    path: str,
+    template: str = "auto",
+    device: str = "auto",
+    quantisation: str = "none",
+    thinking: str = "off",
 ) -> None:
     """Raise the errors of `load_base` that cost little, before any work starts."""
     choose_device(device)
     check_quantisation(quantisation)
-    ChatFormat(load_tokenizer(path), template).prompt_text((Turn("user", "Hello"),))
+    check_template(ChatFormat(load_tokenizer(path), template, thinking=thinking))
     check_weight_files(path)
 
 
-def load_chat(path: str, template: str = "auto", date: str = TEMPLATE_DATE) -> ChatFormat:
+def load_chat(
+    path: str, template: str = "auto", date: str = TEMPLATE_DATE, thinking: str = "off"
+) -> ChatFormat:
     """A model folder's tokenizer and template, without its weights."""
-    return ChatFormat(load_tokenizer(path), template, date)
+    return ChatFormat(load_tokenizer(path), template, date, declared_ends(path), thinking)
+
+
+def declared_ends(path: str) -> frozenset[int]:
+    """The tokens that a model folder or hub name declares to end a text, in its config.json and in
+    its generation_config.json."""
+    configs: list[Any] = [AutoConfig.from_pretrained(path)]
+    with contextlib.suppress(OSError):  # it is there or not
+        configs.append(GenerationConfig.from_pretrained(path))
+    return end_tokens(*configs)
+
+
+def end_tokens(*configs: Any) -> frozenset[int]:
+    """The `eos_token_id` of configurations: one id, several, or None."""
+    found = (getattr(config, "eos_token_id", None) for config in configs)
+    return frozenset().union(
+        *({ids} if isinstance(ids, int) else set(ids) for ids in found if ids is not None)
+    )
 
 
 def context_of(path: str) -> int:

@@ -37,7 +37,7 @@ def model_identity(model: Any, chat: ChatFormat) -> Identity:
         "quantisation": content_digest(quantisation) if quantisation else "none",
         "configuration": content_digest(_without_origin(config)),
         **chat_identity(chat),
-        "generation settings": content_digest([chat.end_of_turn, generation]),
+        "generation settings": content_digest([sorted(chat.ends), generation]),
     }
 
 

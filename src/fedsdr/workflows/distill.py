@@ -209,10 +209,15 @@ def describe_pilots(pilots: Sequence[Pilot]) -> str:
         )
         lines.append(
             f"  {p.client}: {first} pass at the first attempt, {raw} keep the raw response; "
-            f"{p.records} records, about {p.generations:.0f} generations, {p.tokens:.0f} tokens, "
+            f"{p.records} records, about {p.generations:.0f} generations, {_tokens(p)}, "
             f"{p.seconds:.0f} s  [sample {p.sample}]"
         )
     return "\n".join(lines)
+
+
+def _tokens(pilot: Pilot) -> str:
+    thoughts = f" ({pilot.thoughts:.0f} of thoughts)" if pilot.thoughts else ""
+    return f"{pilot.tokens:.0f} tokens{thoughts}"
 
 
 def record_distillation(method: Method, rewrites: Mapping[str, list[Rewritten]]) -> None:

@@ -14,6 +14,7 @@ from fedsdr.data.records import ClientData, Record
 from fedsdr.data.rows import RowError, SkippedRow
 from fedsdr.data.source_notices import name_skipped
 from fedsdr.data.template import ChatFormat, TemplateRefusalError
+from fedsdr.data.thinking import split_thought
 from fedsdr.distillation.rewrite import rewriting_job
 from fedsdr.model.base import choose_device, choose_dtype, context_positions, load_chat
 from fedsdr.model.experts import experts_notice
@@ -56,7 +57,8 @@ def prepare_records(
         check_token_table(path, *tokens)
     if recipe.model.memory_check and weights:
         _check_memory(recipe, base)
-    chat = load_chat(path, recipe.model.template, recipe.model.date)
+    options = recipe.model
+    chat = load_chat(path, options.template, options.date, options.thinking)
     context = context_positions(base.config)
     paths = select_layers(base, recipe.lora.targets, recipe.lora.layers)
     frozen = experts_notice(base, paths)
@@ -73,6 +75,7 @@ def prepare_records(
         *([Notice("frozen", frozen)] if frozen else []),
         *_unused(chat, table),
         *_dated(chat),
+        *_thoughts(chat, clients),
         *_lengths(recipe, encoded, limit),
         *_not_judged(recipe, clients, encoded, limit),
         *_not_rewritten(kinds, clients, encoder, context),
@@ -159,6 +162,22 @@ def _dated(chat: ChatFormat) -> list[Notice]:
         return []
     words = f"the chat template prints today's date; here that is {chat.date} (model.date)"
     return [Notice("dated", words)]
+
+
+def _thoughts(chat: ChatFormat, clients: Sequence[ClientData]) -> list[Notice]:
+    """Responses that begin with a thought, of a model that is not to think."""
+    begun = {
+        client.name: [
+            record.origin
+            for record in (*client.train, *client.held_out)
+            if split_thought(record.response)[0]
+        ]
+        for client in clients
+    }
+    if chat.thinks or not _total(begun):
+        return []
+    words = f"the thoughts at the beginning of responses ({records_by_client(begun)})"
+    return [Notice("cut", f'{words}: with model.thinking = "on" they are learnt')]
 
 
 def _lengths(recipe: Recipe, encoded: Mapping[str, Encoded], limit: int) -> list[Notice]:

@@ -112,7 +112,7 @@ def base_of(recipe: Recipe, reporter: Reporter) -> LoadedModel:
     options = recipe.model
     return load_base(
         base_folder(recipe, reporter), options.template, recipe.dtype, options.device,
-        options.quantisation, options.memory_check, options.date,
+        options.quantisation, options.memory_check, options.date, options.thinking,
     )  # fmt: skip
 
 
@@ -183,7 +183,7 @@ def _gather(methods: Sequence[Method], weights: bool, reporter: Reporter) -> Pre
     recipe, options = methods[-1].recipe, methods[-1].recipe.model
     if weights and not recipe.uses_lab:
         path = base_folder(recipe, reporter)
-        check_model(path, options.template, options.device, options.quantisation)
+        check_model(path, options.template, options.device, options.quantisation, options.thinking)
     if world := world_of(recipe):
         return PreparedRun(tuple(methods), world.client_data(), world)
     sources, clients = read_clients(recipe.data, recipe.seed)

@@ -14,6 +14,7 @@ from torch import Tensor
 from fedsdr.core.errors import UserError
 from fedsdr.core.progress import Bar, Reporter
 from fedsdr.data.records import Turn
+from fedsdr.data.thinking import CLOSES
 from fedsdr.evaluate.benchmarks.continuations import (
     ContinuationLikelihood,
     Continued,
@@ -54,6 +55,7 @@ class StreamLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
     def __init__(self, base: LoadedModel, options: HarnessOptions, reporter: Reporter) -> None:
         tokenizer = copy.deepcopy(base.chat.tokenizer)  # lm-eval sets its pad token
         tokenizer.chat_template = base.chat.template  # lm-eval renders unfinished answers itself
+        self.chat, self.templated = base.chat, options.chat
         self.opening = choose_opening(base.chat, options.chat, options.bos)
         # lm-eval pads batches on the left too.
         batch = options.batch_size if passes_trial(base.model, pads_left) else 1
@@ -62,17 +64,17 @@ class StreamLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             tokenizer=tokenizer,
             max_length=base.context,
             batch_size=batch,
+            think_end_token=CLOSES if base.chat.thinks else None,  # what is scored comes after it
         )
-        self.chat, self.reporter, self.label = base.chat, reporter, ""
+        self.reporter, self.label = reporter, ""
         self.cut: set[str] = set()
-        self.templated = options.chat
         self.begins_with_bos = begins_with_bos(base.chat, self.opening, options.chat)
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: object
     ) -> list[int]:
         """Token ids of a text; of one that begins a prompt with what opens it, once."""
-        ids = self.chat.ids(string)
+        ids = self.chat.ids(string) if self.templated else self.chat.literal_ids(string)
         return ids if add_special_tokens is False else opened_ids(ids, self.opening)
 
     def tok_batch_encode(
@@ -99,7 +101,7 @@ class StreamLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         if not add_generation_prompt:
             return str(super().apply_chat_template(chat_history, add_generation_prompt))
         turns = tuple(Turn(each["role"], each["content"]) for each in chat_history)  # type: ignore[arg-type]
-        return self.chat.prompt_text(turns)
+        return self.chat.marked_prompt(turns)
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
         with self._bar(len(requests)):

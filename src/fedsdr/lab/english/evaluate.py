@@ -93,7 +93,7 @@ class EnglishEvaluator:
         unique = list(dict.fromkeys(questions))
         prompts = (self.chat.prompt_ids((Turn("user", question),)) for question in unique)
         jobs = [Job(prompt, ANSWER_TOKENS) for prompt in prompts]
-        written = generate_batch(self.model, jobs, self.chat.end_of_turn, rows=ANSWER_ROWS)
+        written = generate_batch(self.model, jobs, self.chat.ends, rows=ANSWER_ROWS)
         return dict(zip(unique, map(self.chat.text, written), strict=True))
 
     def _general_metrics(self, questions: Sequence[GeneralQuestion]) -> Metrics:

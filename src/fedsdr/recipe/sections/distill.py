@@ -70,6 +70,8 @@ class Distill(Section):
     tokens."""
     min_tokens: Positive = 32
     """See `max_ratio`."""
+    thinking_tokens: Positive = 512
+    """Tokens that a rewrite may have in addition for thoughts, with `model.thinking = "on"`."""
     checks: tuple[str, ...] = (
         "empty", "truncated", "thoughts", "turns", "no_answer", "echo", "meta_talk", "repetition",
         "language", "invention", "label", "number", "answer",

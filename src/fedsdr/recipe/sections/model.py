@@ -43,6 +43,11 @@ class Model(Section):
     date: Annotated[str, BeforeValidator(_iso_date)] = TEMPLATE_DATE
     """The date, as YYYY-MM-DD, that a template prints in place of today's. The default is that of
     Llama 3.1's template."""
+    thinking: Literal["off", "on"] = "off"
+    """Whether a model that can think before it answers does. `"off"`: prompts close the thought
+    where the chat template can do so or leaves it open, and thoughts at the beginning of responses
+    are left out. `"on"`: responses are learnt with their thoughts, or an empty one where the
+    template writes it. Either way rewrites are used without thoughts."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """The type of the weights; `"auto"` is bfloat16 on a GPU that supports it, else float32."""
     quantisation: Literal["none", "int8", "nf4"] = "none"
