@@ -336,7 +336,8 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
 
 
 def test_a_report_of_no_run(tmp_path):
-    assert_told(*invoke("report", tmp_path), ["has no summary.json", "finished run"])
+    parts = ["has no summary.json and no recipe.toml", "folder of a run"]
+    assert_told(*invoke("report", tmp_path), parts)
 
 
 def test_a_report_that_cannot_be_written(tmp_path, monkeypatch):
