@@ -69,15 +69,24 @@ def test_plain_prompts_are_tokenised_as_by_lm_eval(added):
         harness_model(tokenizer),
         HFLM(pretrained=tiny_models.make("llama"), tokenizer=tokenizer),
     )
-    for context, continuation in (("red cat", " sees"), ("red ", "cat"), ("<s> red", " cat")):
+    for context, continuation in (("red cat", " sees"), ("red ", "cat")):
         assert mine._encode_pair(context, continuation) == theirs._encode_pair(
             context, continuation
         )
 
 
+@pytest.mark.parametrize("added", ["adds BOS", "adds nothing"])
+def test_a_bos_that_a_plain_prompt_spells_is_text(added):
+    """lm-eval reads it as the token, and takes it that all prompts of the batch have theirs."""
+    lm = harness_model(opening_tokenizer(*TOKENIZERS[added]))
+    rows, _ = lm.tok_batch_encode(["<s> red cat", "red cat"])
+    wanted = int(TOKENIZERS[added][0])
+    assert [row.tolist().count(BOS) for row in rows] == [wanted, wanted]
+
+
 def test_prompts_of_a_batch_are_looked_at_one_by_one():
     """Where one of them has its BOS already, lm-eval takes it that all have."""
-    lm = harness_model(opening_tokenizer(True))
+    lm = harness_model(opening_tokenizer(False, False, tiny_models.CHAT), chat=True, bos=True)
     rows, _ = lm.tok_batch_encode(["<s> red cat", "red cat"])
     assert rows[0].tolist() == rows[1].tolist()
     assert rows[0].tolist().count(BOS) == 1

@@ -18,7 +18,7 @@ from fedsdr.core.adapters import Adapter, Private, unwrap_private
 from fedsdr.core.progress import silent_reporter
 from fedsdr.distillation import rewrite
 from fedsdr.federation.in_process import InProcessEngine
-from fedsdr.generation.sampling import Job
+from fedsdr.generation.sampling import Job, Stop, stop_tokens
 from fedsdr.recipe.load import load_recipe, override_recipe
 from fedsdr.training.store import ClientStore
 from fedsdr.workflows.run import run_recipe
@@ -68,8 +68,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
         kept.setdefault(self.folder, []).extend(unwrap_private(p) for p in state.private.values())
         save(self, client, round, state)
 
-    def generate(model: Any, jobs: list[Job], stop: int, *options: Any) -> list[list[int]]:
-        return [[*written, stop] for _ in jobs]
+    def generate(model: Any, jobs: list[Job], stop: Stop, *options: Any) -> list[list[int]]:
+        return [[*written, min(stop_tokens(stop))] for _ in jobs]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDSDR_CACHE", str(folder / "cache"))

@@ -45,6 +45,7 @@ ONE_OF_EACH = {
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated",  # PEFT asks under the older name
 )
+SHORT = "{# short #}" + tiny_recipe.TEMPLATE
 TABLE = table_in(DOCUMENT.read_text(encoding="utf-8"))
 
 
@@ -63,7 +64,7 @@ def setting(folder, name, **sections):
     (folder / "model" / "model.safetensors").unlink()
     tiny_model(name).save_pretrained(folder / "model")
     words = tiny_recipe.word_tokenizer(tiny_recipe.WORDS)
-    words.chat_template = {"default": tiny_recipe.TEMPLATE, "short": tiny_recipe.TEMPLATE + " "}
+    words.chat_template = {"default": tiny_recipe.TEMPLATE, "short": SHORT}
     words.save_pretrained(folder / "model")
     return recipe
 
@@ -86,8 +87,8 @@ def test_what_of_a_mixture_is_not_adapted_is_said_wherever_it_is_used(tmp_path):
     assert line[1:] in (tmp_path / "made" / "README.md").read_text(encoding="utf-8")
     templates = AutoTokenizer.from_pretrained(tmp_path / "made").chat_template
     assert templates == {
-        "default": tiny_recipe.TEMPLATE + " ",
-        "short": tiny_recipe.TEMPLATE + " ",
+        "default": SHORT,
+        "short": SHORT,
         "original": tiny_recipe.TEMPLATE,
     }
 
