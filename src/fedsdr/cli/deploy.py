@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from fedsdr.cli.session import RecipePath, Sets, command_session
-from fedsdr.core.client_names import client_folder_name
 from fedsdr.core.layout import REPORT_FILE
 
 app = typer.Typer(help="Run a recipe across organisations, on Flower.", no_args_is_help=True)
@@ -26,6 +25,7 @@ def init_command(
     set_: Sets = None,
 ) -> None:
     """Write a ready folder for one server and each client: keys, certificates, recipe, scripts."""
+    from fedsdr.core.client_names import client_folder_name
     from fedsdr.deploy.sites import init as deploy
     from fedsdr.recipe.load import load_recipe
 
