@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import resources
 from typing import Any, Final
 
@@ -67,7 +67,9 @@ class Cell:
         return f"{self.method.replace('+', '_')}-{digest}"
 
 
+@cache
 def base_recipe() -> Recipe:
+    """What all cells have in common."""
     with resources.as_file(resources.files("experiments") / "evidence.toml") as path:
         return load_recipe(path)
 

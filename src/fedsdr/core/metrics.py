@@ -3,7 +3,7 @@
 So a mean over clients of means over examples cannot happen by accident.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -22,6 +22,11 @@ class Mean(NamedTuple):
 
 
 Metrics = Mapping[str, Mean]
+
+
+def hit_percentage(hits: Sequence[bool]) -> Mean:
+    """The share of hits, in percent."""
+    return Mean(100.0 * sum(hits), len(hits))
 
 
 def merge_all(parts: Iterable[Metrics]) -> dict[str, Mean]:

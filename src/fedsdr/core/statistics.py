@@ -1,4 +1,4 @@
-"""Estimates with 95 % intervals: Student's t, paired differences, Wilson, bootstrap.
+"""Estimates with 95 % intervals: Student's t, paired differences, Wilson, bootstrap; the sign test.
 
 In `core`, since rooms from distillation to the judge state their numbers by it.
 """
@@ -79,6 +79,12 @@ def wilson_interval(share: float, n: float) -> Proportion:
     # At a share of 0 or 1 that end is the share itself, up to rounding.
     low, high = min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
     return Proportion(share, low, high)
+
+
+def sign_test(up: int, down: int) -> float | None:
+    """The two-sided p of the exact sign test, which is McNemar's for pairs that differ; None where
+    there is nothing to test."""
+    return float(stats.binomtest(up, up + down).pvalue) if up + down else None
 
 
 def bootstrap_interval(

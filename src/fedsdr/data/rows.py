@@ -21,6 +21,11 @@ class RowError(Exception):
         super().__init__(problem)
         self.problem, self.detail, self.remedy = problem, detail, remedy
 
+    @property
+    def fault(self) -> str:
+        """What is wrong with the row, in words."""
+        return f"{self.problem} ({self.detail})"
+
 
 @dataclass(frozen=True)
 class Places:
@@ -74,7 +79,7 @@ def convert_all(
         try:
             good.append(convert(number, item))
         except skips as error:
-            skipped.append(SkippedRow(places.origin(number), f"{error.problem} ({error.detail})"))
+            skipped.append(SkippedRow(places.origin(number), error.fault))
         except RowError as error:
             bad.append((number, error))
     if bad:
@@ -90,7 +95,7 @@ def row_refusal(first: str, bad: Sequence[tuple[str, RowError]], unit: str = "")
     positions and errors; unit: printed before the list of the other positions."""
     (_, error), *others = bad
     same = [place for place, other in others if other.problem == error.problem]
-    text = f"{first}: {error.problem} ({error.detail}){_also(same, unit)}: {error.remedy}"
+    text = f"{first}: {error.fault}{_also(same, unit)}: {error.remedy}"
     return UserError(text)
 
 

@@ -6,14 +6,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Final, NamedTuple
 
-from scipy import stats
-
 from fedsdr.core.errors import UserError
+from fedsdr.core.statistics import sign_test
 from fedsdr.data.records import Record
-from fedsdr.distillation.checks import Candidate, Rewrite
+from fedsdr.distillation.checks import Rewrite
 from fedsdr.distillation.rewrite import Rewritten
-from fedsdr.distillation.verify import CHECKS, Verifier
-from fedsdr.recipe.sections.distill import Distill
+from fedsdr.distillation.verify import PLAIN_CHECKS
 from fedsdr.recipe.sections.prompts import resolve_prompt
 
 FAULTS: Final = ("truncated", "no_answer", "invention")  # checks, each applied by itself
@@ -98,9 +96,8 @@ def wrong_answer(record: Record, text: str) -> bool | None:
 
 
 def is_refused(check: str, record: Record, rewrite: Rewrite) -> bool:
-    """Whether a check refuses a rewrite, by itself and with its default options."""
-    judge = CHECKS[check](Verifier(Distill(), seed=0), [record])
-    return bool(judge([Candidate(record, rewrite)])[0].reason)
+    """Whether a check of the two texts alone refuses a rewrite."""
+    return PLAIN_CHECKS[check](record, rewrite) is not None
 
 
 def best_trial(trials: Sequence[PromptTrial]) -> PromptTrial:
@@ -117,7 +114,8 @@ def indistinct_trials(best: PromptTrial, trials: Sequence[PromptTrial]) -> list[
 def _is_worse(trial: PromptTrial, best: PromptTrial) -> bool:
     pairs = list(zip(trial.sound, best.sound, strict=True))
     gains, losses = pairs.count((True, False)), pairs.count((False, True))
-    return bool(stats.binomtest(gains, gains + losses).pvalue < TEST_LEVEL) if losses else False
+    p = sign_test(gains, losses)
+    return p is not None and losses > 0 and p < TEST_LEVEL
 
 
 def read_prompts(path: Path) -> dict[str, str]:

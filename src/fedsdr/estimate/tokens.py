@@ -35,10 +35,7 @@ class Counter:
     def __init__(self, recipe: Recipe, path: str) -> None:
         folder = Path(path)
         there = not folder.is_dir() or has_tokenizer(folder)
-        options = recipe.model
-        self.chat = (
-            load_chat(path, options.template, options.date, options.thinking) if there else None
-        )
+        self.chat = load_chat(path, recipe.model) if there else None
 
     def example(self, record: Record, most: int) -> tuple[int, int] | None:
         """Tokens of prompt and response as they are trained on, None where they do not fit."""

@@ -106,8 +106,7 @@ def _adapter_alone(
 ) -> _Content:  # fmt: skip
     """The adapter in PEFT's format, without loading the base model."""
     with plan_folder(run.recipe, reporter) as path:
-        options = run.recipe.model
-        chat = load_chat(path, options.template, options.date, options.thinking)
+        chat = load_chat(path, run.recipe.model)
     run.check_base(chat_identity(chat), reporter)
     dtype = choice.dtype or str(next(iter(adapter.values())).dtype).removeprefix("torch.")
     converted = {key: tensor.to(DTYPES[dtype]) for key, tensor in adapter.items()}

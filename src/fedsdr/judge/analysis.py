@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from scipy import stats
 
-from fedsdr.core.statistics import Estimate, bootstrap_interval
+from fedsdr.core.statistics import Estimate, bootstrap_interval, sign_test
 from fedsdr.judge.verdicts import VerdictChoice
 
 Winner = Literal["a", "b", "tie"]
@@ -148,7 +148,7 @@ def position_bias(comparisons: Sequence[JudgedComparison]) -> dict[str, Any]:
     won = np.array([first[name] for name in names], dtype=float)
     lost = np.array([second[name] for name in names], dtype=float)
     up, down = int(np.sum(won > lost)), int(np.sum(won < lost))
-    p = float(stats.binomtest(up, up + down).pvalue) if up + down else None
+    p = sign_test(up, down)
     decided = int(won.sum() + lost.sum())
     low, high = bootstrap_interval((won, lost), _first_rate)
     return {

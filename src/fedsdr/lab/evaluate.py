@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from fedsdr.core.metrics import Mean, Metrics
+from fedsdr.core.metrics import Mean, Metrics, hit_percentage
 from fedsdr.data.records import Turn
 from fedsdr.data.template import ChatFormat
 from fedsdr.generation.batched import generate_batch
@@ -95,11 +95,11 @@ class LabEvaluator:
         ]
         mine, known = answered[: len(own)], answered[len(own) :]
         return {
-            "client_facts": _percent([a.true for a in mine]),
-            "changed_facts": _percent([a.true for a in mine if a.fact.changed]),
-            "general": _percent([a.true for a in known]),
-            "hallucination": _percent([a.value is not None and not a.true for a in mine]),
-            "base_style": _percent([a.in_base_style for a in mine]),
+            "client_facts": hit_percentage([a.true for a in mine]),
+            "changed_facts": hit_percentage([a.true for a in mine if a.fact.changed]),
+            "general": hit_percentage([a.true for a in known]),
+            "hallucination": hit_percentage([a.value is not None and not a.true for a in mine]),
+            "base_style": hit_percentage([a.in_base_style for a in mine]),
             "length": Mean(sum(len(a.text.split()) for a in mine), len(mine)),
         }
 
@@ -112,7 +112,3 @@ class LabEvaluator:
             self.chat.text(ids)
             for ids in generate_batch(self.model, jobs, self.chat.ends, rows=BATCH)
         ]
-
-
-def _percent(hits: Sequence[bool]) -> Mean:
-    return Mean(100.0 * sum(hits), len(hits))

@@ -15,7 +15,7 @@ from fedsdr.model.folder import check_model_path, check_weight_files
 from fedsdr.model.identity import Identity, model_identity
 from fedsdr.model.quantised import check_quantisation, keep_differentiable, loading_options
 from fedsdr.model.trials import check_causal
-from fedsdr.recipe.sections.model import TEMPLATE_DATE
+from fedsdr.recipe.sections.model import TEMPLATE_DATE, Model
 
 UNBOUNDED: Final = 2**20  # tokens, for models whose positions are computed and not stored
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -131,11 +131,10 @@ def check_model(
     check_weight_files(path)
 
 
-def load_chat(
-    path: str, template: str = "auto", date: str = TEMPLATE_DATE, thinking: str = "off"
-) -> ChatFormat:
-    """A model folder's tokenizer and template, without its weights."""
-    return ChatFormat(load_tokenizer(path), template, date, declared_ends(path), thinking)
+def load_chat(path: str, options: Model) -> ChatFormat:
+    """A model folder's tokenizer and template as a recipe has them, without its weights."""
+    tokenizer, ends = load_tokenizer(path), declared_ends(path)
+    return ChatFormat(tokenizer, options.template, options.date, ends, options.thinking)
 
 
 def declared_ends(path: str) -> frozenset[int]:

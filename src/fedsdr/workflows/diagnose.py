@@ -139,9 +139,7 @@ def _weights(recipe: Recipe) -> float:
 def _chat(recipe: Recipe) -> tuple[ChatFormat, int]:
     """How to talk to the model, and its context, without its weights."""
     with plan_folder(recipe) as path:
-        options = recipe.model
-        chat = load_chat(path, options.template, options.date, options.thinking)
-        return chat, context_of(path)
+        return load_chat(path, recipe.model), context_of(path)
 
 
 def _passes(recipe: Recipe, clients: Sequence[ClientData]) -> dict[str, float]:

@@ -57,8 +57,7 @@ def prepare_records(
         check_token_table(path, *tokens)
     if recipe.model.memory_check and weights:
         _check_memory(recipe, base)
-    options = recipe.model
-    chat = load_chat(path, options.template, options.date, options.thinking)
+    chat = load_chat(path, recipe.model)
     context = context_positions(base.config)
     paths = select_layers(base, recipe.lora.targets, recipe.lora.layers)
     frozen = experts_notice(base, paths)
@@ -110,13 +109,13 @@ def _without_refused(
             raise _all_skipped(client, *refused[-len(client.train)])
         held_out = tuple(record for record in client.held_out if is_usable(record, learnt=False))
         kept.append(ClientData(client.name, train, held_out))
-    return kept, [SkippedRow(place, f"{e.problem} ({e.detail})") for place, e in refused]
+    return kept, [SkippedRow(place, error.fault) for place, error in refused]
 
 
 def _all_skipped(client: ClientData, place: str, error: RowError) -> UserError:
     return UserError(
         f"client {client.name!r}: no record is left to learn from, since all {len(client.train)} "
-        f"are skipped (first {place}: {error.problem} ({error.detail})): set model.template to "
+        f"are skipped (first {place}: {error.fault}): set model.template to "
         "another template, mend the rows, or remove the client's sources"
     )
 

@@ -20,10 +20,11 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from fedsdr.core.metrics import Mean, Metrics, merge_all
+from fedsdr.core.metrics import Mean, Metrics, hit_percentage, merge_all
 from fedsdr.data.records import Turn
 from fedsdr.data.template import ChatFormat
 from fedsdr.evaluate.benchmarks.continuations import Continued, choice_likelihoods
+from fedsdr.evaluate.benchmarks.subject import choice_accuracy
 from fedsdr.generation.batched import generate_batch
 from fedsdr.generation.sampling import Job
 from fedsdr.lab.english.answers import EnglishAnswer
@@ -104,13 +105,13 @@ class EnglishEvaluator:
         kept = [
             hit for question, hit in zip(questions, right, strict=True) if self._known[question]
         ]
-        return {"general": _percent(right), "general_kept": _percent(kept)}
+        return {"general": hit_percentage(right), "general_kept": hit_percentage(kept)}
 
     def _knows(self, questions: Sequence[GeneralQuestion]) -> list[bool]:
         """Whether the model as it stands finds the right choice the likeliest of each question."""
         likelihoods = choice_likelihoods(self.model, [self._with_choices(q) for q in questions])
         return [
-            max(range(len(found)), key=found.__getitem__) == question.answer
+            bool(choice_accuracy(found, question.answer))
             for found, question in zip(likelihoods, questions, strict=True)
         ]
 
@@ -126,15 +127,11 @@ class EnglishEvaluator:
 def answer_metrics(client: EnglishClient, answers: Sequence[EnglishAnswer]) -> Metrics:
     """The metrics of answers to a client's facts."""
     return {
-        "client_facts": _percent([a.true for a in answers]),
-        "changed_facts": _percent([a.true for a in answers if a.fact.changed]),
-        "hallucination": _percent([a.value is not None and not a.true for a in answers]),
-        "inventions": _percent([bool(a.inventions) for a in answers]),
-        "refusals": _percent([a.refuses for a in answers]),
-        "house_style": _percent([a.in_style(client.organisation.style) for a in answers]),
+        "client_facts": hit_percentage([a.true for a in answers]),
+        "changed_facts": hit_percentage([a.true for a in answers if a.fact.changed]),
+        "hallucination": hit_percentage([a.value is not None and not a.true for a in answers]),
+        "inventions": hit_percentage([bool(a.inventions) for a in answers]),
+        "refusals": hit_percentage([a.refuses for a in answers]),
+        "house_style": hit_percentage([a.in_style(client.organisation.style) for a in answers]),
         "length": Mean(sum(len(a.text.split()) for a in answers), len(answers)),
     }
-
-
-def _percent(hits: Sequence[bool]) -> Mean:
-    return Mean(100.0 * sum(hits), len(hits))
