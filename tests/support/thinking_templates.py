@@ -33,3 +33,24 @@ BARE = (
     "{% if thinking %}<think>{% else %}</think>{% endif %}{% endif %}"
 )
 TEMPLATES = {"closing": CLOSING, "opening": OPENING, "dropping": DROPPING, "bare": BARE}
+# Magistral's manner: a thought is a block of the content, and its marks are in brackets.
+BRACKETS = (
+    "{% for m in messages %}{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]"
+    "{% elif m.content is string %}{{ m.content }}<|im_end|>{% else %}"
+    "{% for block in m.content %}{% if block.type == 'thinking' %}[THINK]{{ block.thinking }}"
+    "[/THINK]{% else %}{{ block.text }}{% endif %}{% endfor %}<|im_end|>{% endif %}{% endfor %}"
+)
+# gpt-oss's: a turn is a message to one of several channels, and a thought one before the last.
+CHANNELS = (
+    "{% for m in messages %}{% if m.role == 'user' %}<|start|>user<|message|>{{ m.content }}<|end|>"
+    "{% else %}{% if loop.last and m.thinking %}<|start|>assistant<|channel|>analysis<|message|>"
+    "{{ m.thinking }}<|end|>{% endif %}<|start|>assistant<|channel|>final<|message|>{{ m.content }}"
+    "{% if loop.last %}<|return|>{% else %}<|end|>{% endif %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+# Marks that no other model has, found by how the template writes a message with a thought.
+OWN_MARKS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.reasoning_content %}(musing:) "
+    "{{ m.reasoning_content }} (:done) {% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)

@@ -1,5 +1,6 @@
 """Which chat template a tokenizer is used with, with date and thinking settled in its text."""
 
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -9,24 +10,26 @@ from jinja2 import TemplateError
 from fedsdr.core.errors import UserError
 from fedsdr.data.clock import reads_clock, with_date
 from fedsdr.data.thinking import (
-    OPENS,
-    is_open,
-    knows_thoughts,
-    with_closed_thought,
+    ThoughtMarks,
+    find_marks,
+    has_switch,
+    usual_marks,
     with_thinking,
 )
 
 NAMED: Final = "name:"  # before the name of one of a tokenizer's several templates
 ChatMessages = list[dict[str, Any]]
+GREETING: Final[ChatMessages] = [{"role": "user", "content": "Hello"}]
 
 
 class ChosenTemplate(NamedTuple):
     """text: Jinja. source: which one it is, in words. date: what it prints as today's; "" for
-    none."""
+    none. marks: of the model's thoughts."""
 
     text: str
     source: str
     date: str
+    marks: ThoughtMarks
 
 
 def choose_template(tokenizer: Any, name: str, date: str, thinks: bool) -> ChosenTemplate:
@@ -35,17 +38,20 @@ def choose_template(tokenizer: Any, name: str, date: str, thinks: bool) -> Chose
     day = date if reads_clock(text) else ""
     if day:
         text = with_date(text, date)
-    if thinks and not knows_thoughts(text):
+    found = _find_marks(tokenizer, text)
+    knows_thoughts = found is not None or has_switch(text)
+    if thinks and not knows_thoughts:
         raise UserError(
             f'model.thinking = "on", but the chat template ({source}) knows no thoughts: set it to '
             '"off", or model.template to one that does'
         )
-    if knows_thoughts(text):
+    if knows_thoughts:
         source = f"{source}, with thinking {'on' if thinks else 'off'}"
     text = with_thinking(text, thinks)
-    if OPENS in text and not thinks:
-        text = _without_thoughts(tokenizer, text)
-    return ChosenTemplate(text, source, day)
+    marks = found or usual_marks(tokenizer.get_added_vocab())
+    if found and not thinks:
+        text = _without_thoughts(tokenizer, text, marks)
+    return ChosenTemplate(text, source, day, marks)
 
 
 def render_template(
@@ -59,14 +65,21 @@ def render_template(
     )
 
 
-def _without_thoughts(tokenizer: Any, text: str) -> str:
+def _find_marks(tokenizer: Any, text: str) -> ThoughtMarks | None:
+    def render(message: Mapping[str, Any] | None) -> str:
+        messages = [*GREETING, *([dict(message)] if message else [])]
+        return render_template(tokenizer, text, messages, None, ask=message is None)
+
+    return find_marks(render, text)
+
+
+def _without_thoughts(tokenizer: Any, text: str, marks: ThoughtMarks) -> str:
     """A template whose prompts leave no thought open."""
     try:
-        hello = [{"role": "user", "content": "Hello"}]
-        prompt = render_template(tokenizer, text, hello, None, ask=True)
+        prompt = render_template(tokenizer, text, GREETING, None, ask=True)
     except TemplateError:  # which is reported where it is used
         return text
-    return with_closed_thought(text, prompt) if is_open(prompt) else text
+    return marks.with_closed_thought(text, prompt) if marks.is_open(prompt) else text
 
 
 def _find(tokenizer: Any, name: str) -> tuple[str, str]:

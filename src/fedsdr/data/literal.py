@@ -12,14 +12,14 @@ from functools import cached_property
 from typing import Any, Final
 
 from fedsdr.core.errors import UserError
-from fedsdr.data.thinking import CLOSES, OPENS
+from fedsdr.data.thinking import MARK_NAMES
 
 CONTROL_MARK: Final = (
     "\U0010fffd"  # the last private-use character; one in a text is itself replaced
 )
 # Of tokens that control a model though tokenizers do not always call them special; what is neither
 # these nor special nor in the template (line breaks, tags of HTML) is a piece of text.
-CONTROL_STARTS: Final = ("<|", "<\uff5c", OPENS, CLOSES)
+CONTROL_STARTS: Final = ("<|", "<\uff5c", *MARK_NAMES)
 NEWLINE: Final = "\n"  # at which SentencePiece tokenizers put no space before a word
 
 

@@ -10,25 +10,19 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from fedsdr.core.errors import UserError
 from fedsdr.data.answers import AnswerReader, AnswerText
 from fedsdr.data.choose_template import choose_template, render_template
+from fedsdr.data.frame import SHORT_ANSWER, Frame, answer_frame
 from fedsdr.data.literal import ControlTokens
 from fedsdr.data.records import Record, Turn
 from fedsdr.data.template_marks import mark_conversation, said_by
-from fedsdr.data.thinking import (
-    is_open,
-    rest_of,
-    split_thought,
-    thought_parts,
-    with_thought,
-)
+from fedsdr.data.thinking import split_thought
 from fedsdr.recipe.sections.model import TEMPLATE_DATE
 
 HELLO: Final = (Turn("user", "Hello"),)
-YES: Final = "Yes"  # what is answered to it
 
 
 @dataclass(frozen=True)
@@ -40,22 +34,6 @@ class Example:
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
-
-
-class Frame(NamedTuple):
-    """What a template writes around an answer, with the answer `YES` to `HELLO`.
-
-    prompt: of `HELLO`. before: between prompt and answer. after: between the answer and `end`, the
-    token that ends the turn. rest: all that follows the answer. fits: whether the template begins
-    the conversation with its answer as it does the prompt.
-    """
-
-    prompt: str
-    before: str
-    after: str
-    rest: str
-    end: int
-    fits: bool
 
 
 class TemplateRefusalError(UserError):
@@ -84,11 +62,12 @@ class ChatFormat:
         that is to think before it answers.
 
         source: which of these it is, in words. date: what it prints as today's; "" for none.
+        marks: of the model's thoughts.
         """
         self.tokenizer = tokenizer
         self.declared, self.thinks = frozenset(declared), thinking == "on"
         chosen = choose_template(tokenizer, template, date, self.thinks)
-        self.template, self.source, self.date = chosen
+        self.template, self.source, self.date, self.marks = chosen
         self.control = ControlTokens(tokenizer, self.template)
         self._lost: dict[tuple[Any, ...], set[str]] = {}
 
@@ -168,10 +147,13 @@ class ChatFormat:
 
     def _message(self, turn: Turn) -> dict[str, Any]:
         """A turn with marked control tokens, but for the ends of an answer's thought."""
-        thought, text = split_thought(turn.text) if turn.role == "assistant" else ("", turn.text)
-        opens, inner, closes = thought_parts(thought)
-        said = opens + self.control.mark(inner) + closes + self.control.mark(text)
-        return {**self.control.mark_all(turn.message), "role": turn.role, "content": said}
+        message = turn.message
+        text, extra = message.pop("content"), self.control.mark_all(message)
+        if turn.role != "assistant":
+            return {**extra, "role": turn.role, "content": self.control.mark(text)}
+        opens, inner, closes, answer = split_thought(text, self.marks)
+        said = opens + self.control.mark(inner) + closes + self.control.mark(answer)
+        return {**extra, "role": turn.role, "content": said}
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text without marks, as `prompt_text` gives it, or with, as
@@ -195,7 +177,7 @@ class ChatFormat:
 
         Raises `TemplateRefusalError` where the template alters its words.
         """
-        return [*self._encode(self._written(text), self._before_answers), self.end_of_turn]
+        return [*self._encode(self._written(text), self._frame.lead), self.end_of_turn]
 
     def response_text(self, text: str) -> str:
         """The response as the template writes it, up to the token that ends its turn."""
@@ -204,20 +186,20 @@ class ChatFormat:
     def _written(self, text: str) -> str:
         """`response_text` with marked control tokens. A thought that a text begins with is left out
         unless the model is to think."""
-        thought, answer = split_thought(text)
-        frame = self._frame
+        thought, frame = split_thought(text, self.marks), self._frame
+        answer = thought.answer
         if not frame.fits:
             return self.control.mark(answer)
         whole = self._render((*HELLO, Turn("assistant", answer)), ask=False)
-        found = rest_of(frame.prompt, whole)
+        found = self.marks.rest_of(frame.prompt, whole)
         if found is None or not found.endswith(frame.rest):
             raise TemplateRefusalError("it frames this response unlike others")
         written = found.removesuffix(frame.rest) + frame.after
         if not _contains_words(self.control.unmark(written), answer):
             raise TemplateRefusalError("it leaves out or alters words of the response")
         if thought and self.thinks:
-            inner = self.control.mark(thought_parts(thought)[1])
-            return with_thought(written, inner, self._opens_thought)
+            inner = self.control.mark(thought.inner)
+            return self.marks.with_thought(written, frame.before, inner, self._opens_thought)
         return written
 
     @cached_property
@@ -225,26 +207,8 @@ class ChatFormat:
         prompt, whole = "", ""
         with suppress(Exception):  # what a template raises is its author's choice
             prompt = self._accepted(HELLO, "")[1]
-            whole = self._render((*HELLO, Turn("assistant", YES)), ask=False)
-        found = rest_of(prompt, whole)
-        fits = found is not None and YES in found
-        before, _, rest = (found if found and fits else whole).rpartition(YES)
-        marks = [i for i in self._encode(rest) if i in self.control.ids]
-        end = int(marks[0] if marks else self.tokenizer.eos_token_id)
-        after, mark, _ = rest.partition(self.tokenizer.convert_ids_to_tokens(end))
-        return Frame(prompt, before if fits else "", after if mark else "", rest, end, fits)
-
-    @cached_property
-    def _before_answers(self) -> str:
-        """What responses are tokenised after, so that they begin as in the template's rendering:
-        SentencePiece puts a space before the first word of a text."""
-        frame, encode = self._frame, self.control.encode
-        written = f"{frame.before}{YES}{frame.after}"
-        prompt, whole = encode(frame.prompt), encode(frame.prompt + written)
-        if whole[: len(prompt)] != prompt or YES not in self.tokenizer.decode(whole[len(prompt) :]):
-            return ""  # the answer is in one token with the end of the prompt
-        candidates = ("", "\n", frame.prompt)
-        return next((c for c in candidates if encode(written, c) == whole[len(prompt) :]), "")
+            whole = self._render((*HELLO, Turn("assistant", SHORT_ANSWER)), ask=False)
+        return answer_frame(self.control, self.marks, prompt, whole)
 
     @property
     def fits_answers(self) -> bool:
@@ -288,7 +252,7 @@ class ChatFormat:
 
     def _calling_ids(self, record: Record, response: str) -> list[int]:
         written = self._calling(record, response)
-        return [*self._encode(written, self._before_answers), self.end_of_turn]
+        return [*self._encode(written, self._frame.lead), self.end_of_turn]
 
     def _calling(self, record: Record, response: str) -> str:
         """`written_calls` with marked control tokens."""
@@ -297,9 +261,10 @@ class ChatFormat:
         if lost := self._left_out(turns, record.tools):
             raise TemplateRefusalError(f"it leaves out {min(lost)}")
         try:
-            found = rest_of(prompt, self._render(turns, record.tools, ask=False))
+            whole = self._render(turns, record.tools, ask=False)
         except Exception as error:  # as in a prompt
             raise _refusal(error) from error
+        found = self.marks.rest_of(prompt, whole)
         if found is None:
             raise TemplateRefusalError("what it writes of a call does not begin with its prompt")
         written, mark, rest = found.rpartition(
@@ -320,12 +285,18 @@ class ChatFormat:
 
     @cached_property
     def _reader(self) -> AnswerReader:
-        return AnswerReader(self.tokenizer, self._opens_thought, self._encode(self._frame.before))
+        return AnswerReader(self.control, self.marks, self._opens_thought, self._frame.before)
+
+    @property
+    def thought_end(self) -> int | str:
+        """The last token of what closes a thought; its text, where that is no token of its own."""
+        *_, last = self.control.encode(self.marks.closes)
+        return last if last in self.control.ids else self.marks.closes
 
     @cached_property
     def _opens_thought(self) -> bool:
         """Whether prompts end in the middle of a thought."""
-        return is_open(self._frame.prompt)
+        return self.marks.is_open(self._frame.prompt)
 
 
 def nothing_fits(client: str, limit: int) -> UserError:

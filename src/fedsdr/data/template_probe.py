@@ -6,7 +6,6 @@ from typing import Final
 from fedsdr.core.errors import UserError
 from fedsdr.data.records import Turn
 from fedsdr.data.template import ChatFormat, TemplateRefusalError
-from fedsdr.data.thinking import EMPTY_THOUGHT
 
 PROBE_SYSTEM: Final = (Turn("system", "Answer in one sentence."),)
 PROBE_QUESTION: Final = (Turn("user", "What is  the rate,\nin summer?"),)
@@ -38,7 +37,9 @@ def check_template(chat: ChatFormat) -> None:
 
 def _check_text(chat: ChatFormat, asked: str, whole: str) -> None:
     learnt = asked + chat.response_text(PROBE_ANSWER)
-    same = whole.startswith(learnt) or _without_thought(whole).startswith(_without_thought(learnt))
+    same = whole.startswith(learnt) or _without_thought(chat, whole).startswith(
+        _without_thought(chat, learnt)
+    )
     if not chat.fits_answers or not same:
         raise UserError(
             f"the chat template ({chat.source}) asks for an answer with "
@@ -64,6 +65,6 @@ def _decode(chat: ChatFormat, ids: list[int]) -> str:
     return str(chat.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
-def _without_thought(text: str) -> str:
+def _without_thought(chat: ChatFormat, text: str) -> str:
     """A text's characters without empty thoughts, which some templates leave out of history."""
-    return "".join(EMPTY_THOUGHT.sub("", text).split())
+    return "".join(chat.marks.empty.sub("", text).split())

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from fedsdr.data.records import Record
+from fedsdr.data.thinking import MARK_NAMES
 from fedsdr.distillation.phrases import INVENTED_TURNS, META_TALK, new_phrase
 
 
@@ -44,7 +45,7 @@ class Verdict:
 Check = Callable[[Record, Rewrite], str | None]
 RewriteCheck = Callable[[Sequence[Candidate]], Sequence[Verdict]]  # a verdict for each, in order
 
-_THOUGHT: Final = re.compile(r"</?(think|thinking|thought|reasoning)>", re.IGNORECASE)
+_THOUGHT: Final = re.compile("|".join(map(re.escape, MARK_NAMES)), re.IGNORECASE)
 _CIRCLE: Final = re.compile(r"(\S(?:.{0,39}?\S)??)(?:\s*\1){4,}", re.DOTALL)
 _SENTENCE: Final = re.compile(r"[^.!?\u3002\uff01\uff1f\n]+")
 

@@ -29,13 +29,16 @@ def is_gguf_path(path: Path) -> bool:
     return path.suffix == GGUF_SUFFIX or (path.is_file() and _begins_as_gguf(path))
 
 
-def check_gguf_file(file: Path) -> None:
-    """Raise `UserError` where a file is not there, is no GGUF file, or is one piece of several."""
+def check_gguf_file(file: Path, name: str = "") -> None:
+    """Raise `UserError` where a file is not there, is no GGUF file, or is one piece of several.
+
+    name: what errors call it; by default its path.
+    """
     if not file.is_file():
         raise UserError(f"model.path = {str(file)!r} is not there: give an existing GGUF file")
     if not _begins_as_gguf(file):
         raise UserError(
-            f"model.path = {str(file)!r} is not a GGUF file (its first bytes are not "
+            f"{name or f'model.path = {str(file)!r}'} is not a GGUF file (its first bytes are not "
             f"{GGUF_MAGIC.decode()}): fetch or copy it again"
         )
     if SPLIT_NAME.search(file.name):
@@ -54,23 +57,25 @@ def check_gguf_package() -> None:
         )
 
 
-def convert_gguf(file: Path, folder: Path) -> None:
+def convert_gguf(file: Path, folder: Path, name: str = "") -> None:
     """Write a GGUF file's model into a new folder: float32 safetensors, configuration, tokenizer.
 
     float32 holds every dequantised weight exactly; bfloat16 and float16 do not. The folder appears
     whole or not at all. Raises `UserError` for a file that is damaged or of an architecture that
-    transformers does not read, and where memory or disk are too small.
+    transformers does not read, and where memory or disk are too small. name: as in
+    `check_gguf_file`.
     """
-    check_gguf_file(file)
+    check_gguf_file(file, name)
+    name = name or str(file)
     # In a folder of its own: transformers would heed an adapter or a configuration next to it.
     with TemporaryDirectory() as alone:
         (Path(alone) / NAME_INSIDE).symlink_to(file.absolute())
         try:
-            model, tokenizer = _read_gguf(Path(alone), file, folder)
+            model, tokenizer = _read_gguf(Path(alone), name, folder)
         except (UserError, MemoryError):
             raise
         except Exception as error:  # gguf and transformers raise what they like
-            raise _unreadable(file, error) from error
+            raise _unreadable(file, name, error) from error
 
         def write(temporary: Path) -> None:
             temporary.mkdir()
@@ -80,16 +85,16 @@ def convert_gguf(file: Path, folder: Path) -> None:
         files.write_folder(folder, write)
 
 
-def _read_gguf(alone: Path, file: Path, folder: Path) -> tuple[Any, Any]:
+def _read_gguf(alone: Path, name: str, folder: Path) -> tuple[Any, Any]:
     """The model, no longer marked as quantised, and its tokenizer."""
     config = AutoConfig.from_pretrained(alone, gguf_file=NAME_INSIDE)
-    size = weight_bytes(outline_of(config, str(file)), torch.float32)
-    check_size(size, str(file), torch.float32, "none", torch.device("cpu"))
+    size = weight_bytes(outline_of(config, name), torch.float32)
+    check_size(size, name, torch.float32, "none", torch.device("cpu"))
     files.check_space(folder, size, "set FEDSDR_CACHE to a folder on another disk")
     tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=NAME_INSIDE)
     if tokenizer.eos_token is None:
         raise UserError(
-            f"the tokenizer in {file} has no end-of-sequence token (tokenizer.ggml.eos_token_id), "
+            f"the tokenizer in {name} has no end-of-sequence token (tokenizer.ggml.eos_token_id), "
             "so generation could not stop: give the model's original Hugging Face folder"
         )
     model, loading = AutoModelForCausalLM.from_pretrained(
@@ -101,7 +106,7 @@ def _read_gguf(alone: Path, file: Path, folder: Path) -> tuple[Any, Any]:
     )
     if missing := sorted(loading["missing_keys"]):  # transformers would draw them at random
         raise UserError(
-            f"{file} lacks {len(missing)} of the model's tensors, {missing[0]!r} among them: give "
+            f"{name} lacks {len(missing)} of the model's tensors, {missing[0]!r} among them: give "
             "the model's original Hugging Face folder"
         )
     # What marks it as quantised; its weights are plain tensors by now.
@@ -110,7 +115,7 @@ def _read_gguf(alone: Path, file: Path, folder: Path) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _unreadable(file: Path, error: Exception) -> UserError:
+def _unreadable(file: Path, name: str, error: Exception) -> UserError:
     """Why transformers failed: a damaged file, or a model that it does not read."""
     from gguf import GGUFReader
 
@@ -119,12 +124,12 @@ def _unreadable(file: Path, error: Exception) -> UserError:
     except Exception:  # numpy's, of any kind, in words about arrays
         size = file.stat().st_size
         return UserError(
-            f"{file} is not a whole GGUF file (it ends after {size:,} bytes, or is damaged): fetch "
+            f"{name} is not a whole GGUF file (it ends after {size:,} bytes, or is damaged): fetch "
             "or copy it again"
         )
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     return UserError(
-        f"transformers cannot read {file} ({reason}): give the model's original Hugging Face folder"
+        f"transformers cannot read {name} ({reason}): give the model's original Hugging Face folder"
     )
 
 

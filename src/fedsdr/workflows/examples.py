@@ -169,7 +169,7 @@ def _thoughts(chat: ChatFormat, clients: Sequence[ClientData]) -> list[Notice]:
         client.name: [
             record.origin
             for record in (*client.train, *client.held_out)
-            if split_thought(record.response)[0]
+            if split_thought(record.response, chat.marks)
         ]
         for client in clients
     }

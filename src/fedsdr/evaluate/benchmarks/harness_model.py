@@ -14,7 +14,6 @@ from torch import Tensor
 from fedsdr.core.errors import UserError
 from fedsdr.core.progress import Bar, Reporter
 from fedsdr.data.records import Turn
-from fedsdr.data.thinking import CLOSES
 from fedsdr.evaluate.benchmarks.continuations import (
     ContinuationLikelihood,
     Continued,
@@ -64,7 +63,7 @@ class StreamLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             tokenizer=tokenizer,
             max_length=base.context,
             batch_size=batch,
-            think_end_token=CLOSES if base.chat.thinks else None,  # what is scored comes after it
+            think_end_token=base.chat.thought_end,  # what is scored comes after it
         )
         self.reporter, self.label = reporter, ""
         self.cut: set[str] = set()
