@@ -49,6 +49,14 @@ def test_numbers(text, source, numbers):
         ("in the USA, by NASA", "where?", set()),  # words in capitals only
         ("I think I'm right, in The end", "where?", set()),
         ("call `Widget()` now", "how?", set()),
+        ("Rest:\n1. **Reading Comprehension**: Read.\n2. Daily Walks: Go.", "rest", set()),
+        ("Ways:\n- Enhancing Personalized Learning - It helps.", "ways", set()),
+        ("## How to Store It\nIn a jar.\n__Cold Rooms__\nkeep", "where?", set()),
+        ("Target Audience: those who like Bonn", "for whom?", {"bonn"}),
+        ("1. South Africa\n2. Saudi Arabia", "where?", {"africa", "arabia"}),  # points of a list
+        ("The towns that John Hartwell led are: both", "which?", {"john", "hartwell"}),
+        ("We close apps. The Apps and the Alps", "what?", {"alps"}),  # apps, elsewhere
+        ("$\\text{Time} = \\frac{2}{3}$", "when?", set()),
         ("Das ist ein Haus und das ist eine Straße an der Ecke.", "a house", set()),
     ],
 )

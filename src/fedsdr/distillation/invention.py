@@ -20,7 +20,15 @@ from fedsdr.distillation.support import is_stop_word
 
 _WORD: Final = re.compile(r"[^\W\d_]\w*")
 _OPENS_SENTENCE: Final = re.compile(
-    r"(?:^|[.!?:;\n\"\u201c\u201d\u201e«(\[*\u2022\u2013\u2014>|-])\W*$"
+    r"(?:^|[.!?:;\n\"\u201c\u201d\u201e«({\[*\u2022\u2013\u2014>|-])\W*$"
+)
+# What stands before a colon or a dash, at the start of a line or of a point of a list; what is bold
+# there; and lines that Markdown calls headings.
+_HEADING: Final = re.compile(
+    r"^[ \t]*(?:(?:\d{1,2}[.):]|[a-z][.)]|[-*\u2022+])[ \t]*)?"
+    r"(?:#+[ \t][^\n]*|(\*\*|__)[^*_\n]{1,80}\1"
+    r"|[^.!?:;\n]{1,80}(?::(?=\s)|[ \t][-\u2013\u2014][ \t]))",
+    re.M,
 )
 _LIST_MARK: Final = re.compile(r"^\W*\d{1,2}[.):]\s|\b(?:step|no\.|part)\s*\d+", re.I | re.M)
 _ENDINGS: Final = tuple("s n i y e al an ans ian ians ese uese ish".split())
@@ -75,11 +83,20 @@ def misspelt_names(text: str, source: str) -> set[str]:
 
 
 def new_names(text: str, source: str) -> set[str]:
-    """Capitalised words within a sentence that are unknown to the source. Words in capitals only,
-    and texts in German, have none."""
+    """Capitalised words within a sentence that are unknown to the source, and that the text never
+    writes without a capital. Words in capitals only, headings in title case, and texts in German
+    have none."""
     if text_language(text) == "german":
         return set()
-    return {each.word for each in _unknown(text, source) if not each.opens}
+    plain = {word for word in _WORD.findall(text) if word.islower()}
+    unknown = _unknown(_HEADING.sub(_without_title, text), source)
+    return {each.word for each in unknown if not each.opens and each.word not in plain}
+
+
+def _without_title(heading: re.Match[str]) -> str:
+    """Nothing of a heading in title case, where capitals make no names; else the heading."""
+    words = [word for word in _WORD.findall(heading[0]) if not is_stop_word(word.casefold())]
+    return "\n" if all(word[0].isupper() for word in words) else heading[0]
 
 
 def _unknown(text: str, source: str) -> Iterator[_Capitalised]:
