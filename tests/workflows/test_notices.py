@@ -3,6 +3,7 @@
 import html
 import json
 import tomllib
+from collections import Counter
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from fedsdr.core.layout import NOTICES_FILE, SKIPPED_FILE
 from fedsdr.core.notices import Notice, name_items, records_by_client
 from fedsdr.core.progress import silent_reporter
 from fedsdr.data.records import Record
+from fedsdr.data.template import ChatFormat
 from fedsdr.distillation.rewrite import Rewritten
 from fedsdr.recipe.load import load_recipe, parse_recipe, to_toml
+from fedsdr.workflows import examples
 from fedsdr.workflows.distill import kept_raw
 from fedsdr.workflows.prepare import PreparedRun, prepare_run
 from fedsdr.workflows.run import run_recipe
@@ -217,6 +220,32 @@ def test_conversations_that_the_template_refuses_are_left_out_where_the_recipe_s
             tmp_path, model, {"anna": [good] * 3, "ben": [bad] * 2},
             data={"invalid": "skip"}, model={"template": str(strict)},
         )  # fmt: skip
+
+
+def test_a_record_is_tokenised_once_also_where_refused_ones_are_skipped(
+    tmp_path, model, monkeypatch
+):
+    rows = {"anna": [row(number, 2) for number in range(1, 7)], "ben": [row(2, 2), row(7, 2)]}
+    seen: dict[str, Counter[Record]] = {"encoded": Counter(), "asked": Counter()}
+    encode, ask = ChatFormat.encode, examples.rewriting_job
+
+    def counting(chat, record, *rest):
+        seen["encoded"][record] += 1
+        return encode(chat, record, *rest)
+
+    def asking(chat, record, *rest):
+        seen["asked"][record] += 1
+        return ask(chat, record, *rest)
+
+    monkeypatch.setattr(ChatFormat, "encode", counting)
+    monkeypatch.setattr(examples, "rewriting_job", asking)
+    found = setting(
+        tmp_path, model, rows,
+        data={"invalid": "skip"}, federation={"rounds": 1, "targets": "two_stream"},
+    )  # fmt: skip
+    train = {record for client in found.clients for record in client.train}
+    assert {*seen["asked"]} == train < {*seen["encoded"]}
+    assert {*seen["asked"].values(), *seen["encoded"].values()} == {1}
 
 
 def test_turns_that_are_not_learnt_are_counted(tmp_path, model):

@@ -2,7 +2,7 @@
 not fit, and which are truncated. Needs no weights."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from fedsdr.data.records import ClientData, Record
@@ -36,6 +36,7 @@ class Encoder:
     limit: int
     table: int
     judged: int | None = None
+    _made: dict[Record, Example | None] = field(default_factory=dict, compare=False, repr=False)
 
     def clients(self, clients: Sequence[ClientData]) -> dict[str, Encoded]:
         """Raises `UserError`, with the place of the first and of others, where the template
@@ -69,10 +70,15 @@ class Encoder:
             return None
 
     def example(self, record: Record) -> Example | None:
-        """A record as it is learnt, None where it does not fit.
+        """A record as it is learnt, None where it does not fit; tokenised at the first call.
 
         Raises `RowError` where the template refuses it, or it has a token that the model has not.
         """
+        if record not in self._made:
+            self._made[record] = self._tokenise(record)
+        return self._made[record]
+
+    def _tokenise(self, record: Record) -> Example | None:
         try:
             example = self.chat.encode(record, record.response, self.limit)
         except TemplateRefusalError as error:

@@ -3,8 +3,9 @@
 `check` and `run` share it: what passes here trains, and what will be left out is known.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any
 
 from fedsdr.core.errors import UserError
@@ -27,6 +28,7 @@ from fedsdr.recipe.sections.distill import Distill
 from fedsdr.recipe.sections.recipe import Recipe
 
 FLOAT32 = 4  # bytes
+FitsRewriting = Callable[[Record, Distill], bool]  # whether a record's rewriting fits the context
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,10 @@ def prepare_records(
     table = base.config.get_text_config().vocab_size
     encoder = Encoder(chat, limit, table, recipe.evaluate.limit)
     kinds = rewriting_kinds(methods)
+    fits = cache(partial(_fits_rewriting, encoder=encoder, context=context))
     skipped: list[SkippedRow] = []
     if recipe.data.invalid == "skip":
-        clients, skipped = _without_refused(clients, encoder, kinds, context)
+        clients, skipped = _without_refused(clients, encoder, kinds, fits)
     encoded = encoder.clients(clients)
     notices = [
         *_skipped(skipped),
@@ -77,14 +80,14 @@ def prepare_records(
         *_thoughts(chat, clients),
         *_lengths(recipe, encoded, limit),
         *_not_judged(recipe, clients, encoded, limit),
-        *_not_rewritten(kinds, clients, encoder, context),
+        *_not_rewritten(kinds, clients, fits, context),
     ]
     size = sum(recipe.lora.rank * sum(layer_shape(base.get_submodule(path))) for path in paths)
     return PreparedRecords(clients, skipped, encoded, size * FLOAT32, tuple(notices), chat.source)
 
 
 def _without_refused(
-    clients: Sequence[ClientData], encoder: Encoder, kinds: Sequence[Distill], context: int
+    clients: Sequence[ClientData], encoder: Encoder, kinds: Sequence[Distill], fits: FitsRewriting
 ) -> tuple[list[ClientData], list[SkippedRow]]:
     """The clients without the records that the template or the table of tokens refuses, and these.
 
@@ -96,7 +99,7 @@ def _without_refused(
         try:
             encoder.example(record)
             for options in kinds if learnt and not record.calls else ():
-                _fits_rewriting(record, options, encoder, context)
+                fits(record, options)
         except RowError as error:
             refused.append((record.origin, error))
             return False
@@ -233,7 +236,7 @@ def rewriting_kinds(methods: Sequence[Method]) -> list[Distill]:
 
 
 def _not_rewritten(
-    kinds: Sequence[Distill], clients: Sequence[ClientData], encoder: Encoder, context: int
+    kinds: Sequence[Distill], clients: Sequence[ClientData], fits: FitsRewriting, context: int
 ) -> list[Notice]:
     """Records whose rewriting request, with room for the rewrite, is longer than the context."""
     notices: list[Notice] = []
@@ -242,7 +245,7 @@ def _not_rewritten(
         words = f"{plural_form(count, 'response')} with calls of tools ({records_by_client(calls)})"
         notices.append(Notice("not rewritten", words))
     for options in kinds:
-        too_long, refused = _too_long(options, clients, encoder, context)
+        too_long, refused = _too_long(options, clients, fits)
         raise_refused(refused)
         if count := _total(too_long):
             words = f"{plural_form(count, 'record')} whose rewriting would not fit {context} tokens"
@@ -252,14 +255,14 @@ def _not_rewritten(
 
 
 def _too_long(
-    options: Distill, clients: Sequence[ClientData], encoder: Encoder, context: int
+    options: Distill, clients: Sequence[ClientData], fits: FitsRewriting
 ) -> tuple[dict[str, list[str]], Refused]:
     found: dict[str, list[str]] = {client.name: [] for client in clients}
     refused: Refused = []
     for client in clients:
         for record in (each for each in client.train if not each.calls):
             try:
-                if not _fits_rewriting(record, options, encoder, context):
+                if not fits(record, options):
                     found[client.name].append(record.origin)
             except RowError as error:
                 refused.append((record.origin, error))
