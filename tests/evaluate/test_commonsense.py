@@ -138,7 +138,14 @@ def test_a_file_may_lie_at_the_top_of_the_folder(data, tmp_path):
     [
         ({"question": 3}, "row 2: question = 3: expected a text"),
         ({"question": " "}, "row 2: the question is empty"),
-        ({"question": "half \ud83d"}, "row 2: half a surrogate pair, which is not valid Unicode"),
+        (
+            {"question": "half \ud83d"},
+            "row 2: not valid Unicode (half a surrogate pair at",
+        ),
+        (
+            {"note": [{"\ud83d": 1}]},
+            "row 2: not valid Unicode (half a surrogate pair at",
+        ),
         ({"answer": float("nan")}, "row 2: not valid JSON (NaN is no JSON number): mend or remove"),
         ({"question": None}, "row 2: lacks 'question'; expected question, choices, answer"),
         ({"choices": "a"}, "row 2: choices = 'a': expected a list of 2 texts or more"),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedsdr.data.rows import Cells, RowError, json_kind
-from fedsdr.data.strict_json import json_fault, parse_json
+from fedsdr.data.strict_json import json_fault, parse_json, unicode_fault
 
 
 def is_filled(value: Any) -> bool:
@@ -31,14 +31,8 @@ def cell_text(value: Any, what: str) -> str:
 
 
 def _unicode(text: str, what: str) -> str:
-    if text.isascii():
-        return text
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        problem = f"{what} is not valid Unicode"
-        detail = f"half a surrogate pair at character {error.start + 1}"
-        raise RowError(problem, detail, "mend or remove the row") from error
+    if fault := unicode_fault(text):
+        raise RowError(f"{what} is not valid Unicode", fault, "mend or remove the row")
     return text
 
 

@@ -6,6 +6,7 @@ Of repeated keys it keeps only the last, and it accepts Infinity, NaN and 1e999.
 
 import json
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 
@@ -30,16 +31,37 @@ def parse_json(text: str) -> Any:
 
 def json_fault(value: Any) -> str:
     """The reason of the first `NotJson` inside a value; "" where there is none."""
+    return next((each.reason for each in _leaves(value) if isinstance(each, NotJson)), "")
+
+
+def unicode_fault(value: Any) -> str:
+    """What is wrong with the first text in a JSON value that is not valid Unicode; "" where there
+    is none. A key is a text, too."""
+    return next(filter(None, map(_half_surrogate, _leaves(value))), "")
+
+
+def _half_surrogate(leaf: Any) -> str:
+    """JSON may escape one half of a pair alone, which UTF-8 cannot write."""
+    if not isinstance(leaf, str) or leaf.isascii():
+        return ""
+    try:
+        leaf.encode()
+    except UnicodeEncodeError as error:
+        return f"half a surrogate pair at character {error.start + 1}"
+    return ""
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """All keys and values inside a value that hold no others, in order."""
     waiting = [value]
     while waiting:  # not recursive: a text may be nested deeper than Python's stack
         each = waiting.pop()
-        if isinstance(each, NotJson):
-            return each.reason
         if isinstance(each, dict):
-            waiting += reversed(each.values())
+            waiting += [part for pair in reversed(each.items()) for part in reversed(pair)]
         elif isinstance(each, list):
             waiting += reversed(each)
-    return ""
+        else:
+            yield each
 
 
 def _number(text: str) -> float | NotJson:

@@ -100,7 +100,9 @@ class ThoughtMarks:
         """The thought that a text begins with; an empty `Thought` and the text without one."""
         opens, closes = re.escape(self.opens), re.escape(self.closes)
         found = re.match(rf"(\s*{opens})(.*?)({closes}\s*)", text, re.DOTALL)
-        return Thought(*found.groups(), text[found.end() :]) if found else Thought("", "", "", text)
+        if found is None:
+            return Thought("", "", "", text)
+        return Thought(found[1], found[2], found[3], text[found.end() :])
 
 
 def _on_lines(opens: str, closes: str) -> ThoughtMarks:

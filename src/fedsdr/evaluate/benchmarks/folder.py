@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsdr.core.errors import UserError
-from fedsdr.data.strict_json import json_fault, parse_json
+from fedsdr.data.strict_json import json_fault, parse_json, unicode_fault
 from fedsdr.evaluate.benchmarks.subject import BenchmarkRow
 
 
@@ -68,13 +68,10 @@ def check_rows(path: Path, rows: Any, fields: Iterable[str]) -> list[Any]:
             raise UserError(
                 f"{path}, row {number}: lacks {lacking[0]!r}; expected {', '.join(fields)}"
             )
-        try:
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
+        if fault := unicode_fault(row):
             raise UserError(
-                f"{path}, row {number}: half a surrogate pair, which is not valid Unicode: mend or "
-                "remove the row"
-            ) from error
+                f"{path}, row {number}: not valid Unicode ({fault}): mend or remove the row"
+            )
     return rows
 
 
