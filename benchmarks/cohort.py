@@ -16,7 +16,7 @@ import torch
 from fedsdr.algorithms.contract import Schedule, Stage
 from fedsdr.core.adapters import Private, fresh_adapter
 from fedsdr.core.progress import silent_reporter
-from fedsdr.data.template import Example
+from fedsdr.data.example import Example
 from fedsdr.federation.cohort_size import bytes_of_a_client
 from fedsdr.federation.loaded import LoadedRun
 from fedsdr.model.lora import TwoStreamModel

@@ -29,7 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fedsdr.algorithms.contract import Schedule, Stage
 from fedsdr.core.adapters import fresh_adapter
-from fedsdr.data.template import Example
+from fedsdr.data.example import Example
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.training.correction import Correction
 from fedsdr.training.local import LocalTrainer

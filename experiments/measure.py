@@ -7,7 +7,7 @@ from fedsdr.algorithms.contract import Personal
 from fedsdr.core.adapters import Adapter
 from fedsdr.core.layout import CLIENTS_FOLDER, PERSONAL_ADAPTER
 from fedsdr.core.progress import silent_reporter
-from fedsdr.data.template import Example
+from fedsdr.data.example import Example
 from fedsdr.diagnosis.gradients import client_gradients, pairwise_cosine
 from fedsdr.diagnosis.transfer import loss_matrix, transfer_gap
 from fedsdr.evaluate.loss import LossEvaluator

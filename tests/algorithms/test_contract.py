@@ -271,6 +271,14 @@ def test_targets_decide_what_is_learnt_from(name):
     assert asked == expected
 
 
+@every_case
+def test_the_loss_is_that_of_every_stage_but_the_smoothing_one(name):
+    kind = next(iter(parts(name) & {"soft", "on_policy"}), "cross_entropy")
+    asked = {stage.name: stage.loss.kind for stage in once(name).stages}
+    smooth = {"smooth": "cross_entropy"} if targets_of(name) == "two_stream" else {}
+    assert asked == dict.fromkeys(asked, kind) | smooth
+
+
 COHORTS = {1: ("ben",), 2: ("cleo", "anna"), 3: CLIENTS}
 
 

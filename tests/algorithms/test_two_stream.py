@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from fedsdr.algorithms.aggregation.partly_shared import OWN_PART
-from fedsdr.algorithms.contract import Algorithm, ClientState, Fitted, Round, Schedule, Stage
+from fedsdr.algorithms.contract import (
+    Algorithm,
+    ClientState,
+    Fitted,
+    Loss,
+    Round,
+    Schedule,
+    Stage,
+)
 from fedsdr.algorithms.fedavg import fedavg
 from fedsdr.algorithms.two_stream import SMOOTHING, Smoothing, stream_conflict, two_stream
 from fedsdr.core.adapters import (
@@ -175,12 +183,8 @@ def test_consolidation_goes_on_from_the_rectified_r_and_is_what_is_sent(name):
     ]
     assert len(asked) == 3 * 3 * len(CLIENTS)
     for (rectify, rectified), (stage, fitted) in zip(asked[1::3], asked[2::3], strict=True):
-        assert (stage.name, stage.trains, stage.distil, stage.alone) == (
-            "consolidate",
-            "R",
-            True,
-            0,
-        )
+        assert (stage.name, stage.trains, stage.alone) == ("consolidate", "R", 0)
+        assert stage.loss == Loss("consolidation")
         assert stage.schedule == Schedule(4, 0.05)
         assert stage.private is rectify.private
         assert (stage.pull, stage.shift, stage.factors) == (

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsdr.data.batches import IGNORE, collate_examples, shuffled_batches
-from fedsdr.data.template import Example
+from fedsdr.data.example import Example
 
 
 def draw(seed: int = 0) -> torch.Generator:

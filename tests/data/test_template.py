@@ -10,8 +10,9 @@ from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
 from fedsdr.core.errors import UserError
+from fedsdr.data.example import Example
 from fedsdr.data.records import Record, Turn
-from fedsdr.data.template import ChatFormat, Example
+from fedsdr.data.template import ChatFormat
 from fedsdr.lab.pretrain import build_tokenizer
 from fedsdr.lab.world import WorldOptions, build_world
 from fedsdr.model.identity import chat_identity

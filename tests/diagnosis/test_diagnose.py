@@ -20,7 +20,7 @@ from fedsdr.core import adapters
 from fedsdr.core.adapters import A_SUFFIX, B_SUFFIX, FOLDED, Adapter
 from fedsdr.core.errors import UserError
 from fedsdr.data.batches import collate_examples
-from fedsdr.data.template import Example
+from fedsdr.data.example import Example
 from fedsdr.diagnosis.divergence import (
     js_divergence,
     js_matrix,

@@ -6,7 +6,7 @@ import torch
 from fedsdr.algorithms.contract import Round
 from fedsdr.core.errors import UserError
 from fedsdr.core.progress import silent_reporter
-from fedsdr.data.template import Example
+from fedsdr.data.example import Example
 from fedsdr.federation import cohort_size
 from fedsdr.federation.in_process import InProcessEngine, chunked_names
 from fedsdr.federation.rounds import run_round

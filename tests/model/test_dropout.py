@@ -7,12 +7,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from fedsdr.algorithms.contract import Schedule, Stage
+from fedsdr.algorithms.contract import Loss, Schedule, Stage
 from fedsdr.core.adapters import Adapter, Private, unwrap_private
 from fedsdr.core.errors import UserError
 from fedsdr.core.seeds import derive_seed
 from fedsdr.data.batches import collate_examples, end_to_end
-from fedsdr.data.template import Example
+from fedsdr.data.example import Example
 from fedsdr.model import dropout, packing
 from fedsdr.model.dropout import GOLDEN, KEY_BITS, Dropout, lora_dropout, mix_bits
 from fedsdr.model.lora import Stream, TwoStreamLinear, TwoStreamModel
@@ -29,7 +29,9 @@ R, S = Stream.RECTIFY, Stream.SMOOTH
 SHORT = Schedule(3, 1e-2)
 RECTIFY = Stage("rectify", "R", SHORT, adapter(1), private=Private(adapter(2)), alone=0.5)
 SMOOTH = Stage("smooth", "S", SHORT, adapter(1), private=Private(adapter(2)), targets="distilled")
-CONSOLIDATE = Stage("x", "R", SHORT, adapter(1), private=Private(adapter(2)), distil=True)
+CONSOLIDATE = Stage(
+    "x", "R", SHORT, adapter(1), private=Private(adapter(2)), loss=Loss("consolidation")
+)
 STAGES = {"R beside S": RECTIFY, "S beside R": SMOOTH, "R from R and S": CONSOLIDATE}
 
 

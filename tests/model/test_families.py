@@ -12,7 +12,7 @@ from peft import PeftModel
 from fedsdr.core.adapters import fresh_adapter
 from fedsdr.core.errors import UserError
 from fedsdr.data.batches import Batch, collate_examples
-from fedsdr.data.template import Example
+from fedsdr.data.example import Example
 from fedsdr.generation.batched import generate_batch
 from fedsdr.generation.sampling import Job
 from fedsdr.model import fit

@@ -5,7 +5,7 @@ import torch
 from transformers import MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM
 
 from fedsdr.data.batches import collate_examples, end_to_end
-from fedsdr.data.template import Example
+from fedsdr.data.example import Example
 from fedsdr.model import packing
 from fedsdr.model.checkpointing import recompute_activations
 from fedsdr.model.lora import Stream, TwoStreamModel

@@ -13,6 +13,7 @@ from fedsdr.algorithms.table import (
     PERSONALISATION,
     PRIVACY,
     ROBUST,
+    STAGE_LOSSES,
 )
 from fedsdr.core.errors import UserError
 from fedsdr.recipe.sections.federation import Privacy
@@ -20,11 +21,12 @@ from support.covering_arrays import Row, allowed_pairs, covering
 from support.toy_rounds import build
 
 PREFIX = {"raw": "", "distilled": "fedsd+", "mixed": "mixed+", "two_stream": "fedsdr+"}
-PLAIN = ("fedavg", "factors", "none")
+PLAIN = ("fedavg", "factors", "cross_entropy", "none")
 CHOICES = {
     "algorithm": [*ALGORITHMS],
     "lora_aggregation": [*LORA_AGGREGATION],
     "targets": [*PREFIX],
+    "loss": [*STAGE_LOSSES],
     "personalisation": [*PERSONALISATION],
     "robust": [*ROBUST],
     "compression": [*COMPRESSION],
@@ -73,8 +75,8 @@ TURNS = zip(ONCE, cycle(PREFIX.values()), strict=False)
 SOME = [
     *dict.fromkeys(prefix + name_of(row) for row, prefix in TURNS),
     "fedsdr+fedyogi+flexlora+ditto+int8",
-    "fedsdr+scaffold+rolora+topk",
-    "fedsd+fedprox+flora+feddpa+fp16",
+    "fedsdr+soft+scaffold+rolora+topk",
+    "fedsd+on_policy+fedprox+flora+feddpa+fp16",
     "fedsdr+feddyn+fedsa+ditto+int8",
     "fedsdr+fedavgm+fedper+feddpa+clipping",
     "mixed+fedadam+fedex+trimmed_mean",

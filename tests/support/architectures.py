@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from fedsdr.core.adapters import B_SUFFIX
 from fedsdr.core.errors import UserError
 from fedsdr.data.batches import Batch, collate_examples, end_to_end
-from fedsdr.data.template import Example
+from fedsdr.data.example import Example
 from fedsdr.generation import streaming as stream
 from fedsdr.generation.batched import generate_batch, generation_mode
 from fedsdr.generation.sampling import Job

@@ -2,7 +2,7 @@
 
 import torch
 
-from fedsdr.data.template import Example
+from fedsdr.data.example import Example
 from fedsdr.model.lora import TwoStreamModel
 from support.tiny_models import SPECIALS, random_ids, two_streams
 

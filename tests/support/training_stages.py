@@ -14,7 +14,7 @@ from fedsdr.core.adapters import (
     add_prefix,
     resize_rank,
 )
-from fedsdr.data.template import Example
+from fedsdr.data.example import Example
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.training.local import LocalTrainer
 from support.tiny_models import SPECIALS, random_adapter, random_ids, two_streams

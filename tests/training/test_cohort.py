@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedsdr.algorithms.contract import ClientState, Pull, Schedule, ServerState, Stage
+from fedsdr.algorithms.contract import ClientState, Loss, Pull, Schedule, ServerState, Stage
 from fedsdr.core.adapters import FOLDED, Private, resize_rank, select_tensors
 from fedsdr.core.errors import UserError
 from fedsdr.core.products import product_weights
@@ -113,7 +113,14 @@ R1, W = adapter(1), adapter(5)
 MORE = {name: stage for name, (stage, _) in STAGES.items()} | {
     "fresh S": Stage("smooth", "S", SIX, targets="distilled"),
     "faded S": Stage("smooth", "S", SIX, private=Private(adapter(2)), fade=0.5),
-    "consolidation": Stage("consolidate", "R", SIX, R1, private=Private(adapter(2)), distil=True),
+    "consolidation": Stage(
+        "consolidate", "R", SIX, R1, private=Private(adapter(2)), loss=Loss("consolidation")
+    ),
+    "soft targets": Stage("rectify", "R", SIX, R1, private=Private(adapter(2)), loss=Loss("soft")),
+    "half soft S, reverse": Stage(
+        "smooth", "S", SIX, R1, targets="mixed", loss=Loss("soft", "reverse", 0.5)
+    ),
+    "on policy": Stage("rectify", "R", SIX, R1, loss=Loss("on_policy", "reverse")),
     "pull, shift and mean gradient": Stage(
         "rectify", "R", SIX, R1, pull=Pull(W, 0.8), shift=adapter(6), mean_gradient=True
     ),

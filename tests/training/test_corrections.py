@@ -29,7 +29,7 @@ from fedsdr.core.adapters import (
     zeros_like,
 )
 from fedsdr.data.batches import collate_examples, shuffled_batches
-from fedsdr.data.template import Example
+from fedsdr.data.example import Example
 from fedsdr.model.lora import Stream
 from fedsdr.training.local import LocalTrainer
 from support.tiny_models import SPECIALS, make, random_ids, start_adapter, two_streams

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import functional_call
 
-from fedsdr.algorithms.contract import Pull, Schedule, Stage
+from fedsdr.algorithms.contract import Loss, Pull, Schedule, Stage
 from fedsdr.core import seeds
 from fedsdr.core.adapters import (
     A_SUFFIX,
@@ -28,7 +28,7 @@ from fedsdr.core.adapters import (
 from fedsdr.core.errors import UserError
 from fedsdr.core.metrics import Mean
 from fedsdr.data.batches import collate_examples, end_to_end, shuffled_batches
-from fedsdr.data.template import Example
+from fedsdr.data.example import Example
 from fedsdr.model import packing
 from fedsdr.model.lora import Stream
 from fedsdr.training.local import _falls_alone
@@ -291,7 +291,15 @@ def test_batches_depend_on_client_round_and_seed(changes):
 @pytest.mark.parametrize("shared", [adapter(1), BESIDE_FOLD], ids=["R", "R and what is folded"])
 def test_consolidating_is_a_plain_loop_of_distillation(shared, targets, micro_batch, form):
     """W0 + R0 + S teaches W0 + R: KL over the response tokens, written out, on a plain model."""
-    stage = Stage("consolidate", "R", SHORT, shared, private=PRIVATE, targets=targets, distil=True)
+    stage = Stage(
+        "consolidate",
+        "R",
+        SHORT,
+        shared,
+        private=PRIVATE,
+        targets=targets,
+        loss=Loss("consolidation"),
+    )
     fitted = trainer(new_model(), micro_batch=micro_batch)(stage)
     base = make("llama", dtype=torch.float64)
     weights = {name: p.detach() for name, p in base.named_parameters()}
@@ -336,7 +344,14 @@ def with_adapters(weights: Adapter, parts: list[Adapter]) -> Adapter:
 
 def test_without_anything_in_s_teacher_and_student_are_one_model():
     nothing = Private({key: torch.zeros_like(t) for key, t in adapter(2).items()})
-    stage = Stage("consolidate", "R", Schedule(1, 1e-2), adapter(1), private=nothing, distil=True)
+    stage = Stage(
+        "consolidate",
+        "R",
+        Schedule(1, 1e-2),
+        adapter(1),
+        private=nothing,
+        loss=Loss("consolidation"),
+    )
     assert trainer(new_model())(stage).loss.value == pytest.approx(0.0, abs=1e-6)
     assert trainer(new_model())(replace(stage, private=PRIVATE)).loss.value > 0.01
 

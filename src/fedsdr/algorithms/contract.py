@@ -13,7 +13,7 @@ given; engines decide where its halves run.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -88,6 +88,25 @@ class Pull:
     strength: float
 
 
+class Loss(NamedTuple):
+    """What a stage minimises at each response token.
+
+    kind: "cross_entropy" of the token itself; "soft", the divergence of the model's distribution
+        from that of W0 with the record's own response in its prompt; "on_policy", the same at the
+        tokens of responses that the model samples; or "consolidation", the divergence of R without
+        S from W0 + R + S, R as it is before the first step.
+    divergence: "forward" is KL(teacher || student), "reverse" KL(student || teacher).
+    weight: of the divergence; that of cross entropy is 1 - weight.
+    """
+
+    kind: Literal["cross_entropy", "soft", "on_policy", "consolidation"] = "cross_entropy"
+    divergence: Literal["forward", "reverse"] = "forward"
+    weight: float = 1.0
+
+
+CROSS_ENTROPY: Final = Loss()
+
+
 @dataclass(frozen=True)
 class Stage:
     """A request to the local trainer: one stream learns, others may be frozen in the forward pass.
@@ -100,10 +119,8 @@ class Stage:
         `own` is given; tensors of a trained R that are in neither start fresh, as the client's own.
     private: S, or None to leave it out; an S to be trained starts fresh from None.
     fade: factor on the weight B A of an S to be trained, before its first step.
-    targets: what responses to learn from.
+    targets: what responses to learn from. loss: what is learnt of them.
     alone: share of the batches in which S is left out.
-    distil: R, without S, learns what W0 + R + S predicts at the targets' words, R as it is before
-        the first step (`fedsdr.training.teacher`), instead of the words themselves.
     factors: the factors of R to be trained; the other is frozen.
     pull, shift: corrections of the gradient g of R before it is clipped: g + pull + shift.
     mean_gradient: whether `Fitted.gradient` is asked for.
@@ -117,8 +134,8 @@ class Stage:
     private: Private | None = None
     fade: float = 1.0
     targets: Targets = "raw"
+    loss: Loss = CROSS_ENTROPY
     alone: float = 0.0
-    distil: bool = False
     factors: Factors = "both"
     pull: Pull | None = None
     shift: Adapter | None = None

@@ -39,6 +39,7 @@ from fedsdr.algorithms.robust.krum import Krum, krum
 from fedsdr.algorithms.robust.median import median
 from fedsdr.algorithms.robust.trimmed_mean import TrimmedMean, trimmed_mean
 from fedsdr.algorithms.scaffold import Scaffold, scaffold
+from fedsdr.algorithms.soft import OnPolicy, Soft, with_loss
 from fedsdr.algorithms.two_shared_streams import two_shared_streams
 from fedsdr.algorithms.two_stream import two_stream
 
@@ -212,10 +213,29 @@ TARGETS: Final[Mapping[str, AlgorithmRow]] = {
     ),
 }
 
-# build(inner, options, schedule, targets)
+# build(inner, options)
+STAGE_LOSSES: Final[Mapping[str, AlgorithmRow]] = {
+    "cross_entropy": AlgorithmRow(
+        lambda inner, options: inner, "the words of the responses", "baseline"
+    ),
+    "soft": AlgorithmRow(
+        lambda inner, options: with_loss(inner, options.loss),
+        "at these words, the distributions of the base model that is shown the reference",
+        "Hinton et al. 2015, arXiv 1503.02531",
+        Soft,
+    ),
+    "on_policy": AlgorithmRow(
+        lambda inner, options: with_loss(inner, options.loss),
+        "the same at words that the client's model samples",
+        "Shenfeld et al. 2026, arXiv 2601.19897",
+        OnPolicy,
+    ),
+}
+
+# build(inner, options, schedule, targets, loss)
 PERSONALISATION: Final[Mapping[str, AlgorithmRow]] = {
     "none": AlgorithmRow(
-        lambda inner, options, schedule, targets: inner, "no personal model", "baseline"
+        lambda inner, options, schedule, targets, loss: inner, "no personal model", "baseline"
     ),
     "ditto": AlgorithmRow(
         ditto,
@@ -292,6 +312,7 @@ TABLES: Final[Mapping[str, Mapping[str, AlgorithmRow]]] = {
     "federation.algorithm": ALGORITHMS,
     "federation.lora_aggregation": LORA_AGGREGATION,
     "federation.targets": TARGETS,
+    "federation.loss": STAGE_LOSSES,
     "federation.personalisation": PERSONALISATION,
     "federation.robust": ROBUST,
     "federation.compression": COMPRESSION,

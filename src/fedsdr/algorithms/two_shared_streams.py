@@ -102,8 +102,16 @@ def two_shared_streams(inner: Algorithm, options: Smoothing) -> Algorithm:
 def smooth_shared(r: Personal, s: Adapter, fit: Fit, options: Smoothing) -> Fitted:
     """Stage 1: S is trained like any shared adapter, with R frozen or off."""
     r_frozen = add_prefix(r.shared or {}, FOLDED) if options.context == "joint" else {}
-    stage = Stage("smooth", "R", options.schedule, {**s, **r_frozen}, targets=options.smooth_on)
-    return fit(stage)
+    return fit(
+        Stage(
+            "smooth",
+            trains="R",
+            schedule=options.schedule,
+            shared={**s, **r_frozen},
+            targets=options.smooth_on,
+            loss=options.smooth_loss,
+        )
+    )
 
 
 def without_smoothing(sent: Adapter) -> Adapter:

@@ -16,10 +16,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from fedsdr.algorithms.contract import (
+    CROSS_ENTROPY,
     Algorithm,
     ClientState,
     Fit,
     Fitted,
+    Loss,
     Personal,
     Round,
     Schedule,
@@ -45,7 +47,8 @@ class Smoothing:
     order: which stage comes first. In "rectify_first", R is trained with the last round's S frozen
         (without S in the first round); then S, in joint context on top of the R that this client
         has just trained.
-    smooth_on, rectify_on: what S and R learn from.
+    smooth_on, rectify_on: what S and R learn from. smooth_loss: what S learns of it; R's loss is
+        that of the stages of the algorithm that this transform is put on.
     consolidation: the stage in which W0 + R learns from W0 + R + S (`fedsdr.training.teacher`);
         none if not given. It has R's gradient corrections, and the S of the rectifying stage.
     consolidate_on: the responses whose tokens condition teacher and student: raw ones are true,
@@ -59,6 +62,7 @@ class Smoothing:
     decay: float = 0.5
     order: Literal["smooth_first", "rectify_first"] = "smooth_first"
     smooth_on: Targets = "distilled"
+    smooth_loss: Loss = CROSS_ENTROPY
     rectify_on: Targets = "raw"
     consolidation: Schedule | None = None
     consolidate_on: Targets = "raw"
@@ -120,8 +124,8 @@ def consolidation_stage(
         shared=r.shared,
         own=r.own,
         targets=options.consolidate_on,
+        loss=Loss("consolidation"),
         alone=0.0,
-        distil=True,
         mean_gradient=False,
     )
 
@@ -139,6 +143,7 @@ def smoothing_stage(r: Personal, s: Private | None, fit: Fit, options: Smoothing
             private=None if options.state == "reset" else s,
             fade=options.decay if options.state == "decay" else 1.0,
             targets=options.smooth_on,
+            loss=options.smooth_loss,
         )
     )
 

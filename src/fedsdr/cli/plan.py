@@ -8,6 +8,7 @@ from fedsdr.estimate.words import (
     METHOD_COLUMNS,
     describe_memory,
     describe_rewriting,
+    describe_teaching,
     format_hours,
     method_cells,
 )
@@ -31,9 +32,9 @@ def print_plan(plan: RunPlan, console: Console, runs: int = 1) -> None:
 
 
 def print_costs(plan: RunPlan, console: Console, runs: int = 1) -> None:
-    """What rewriting and each method take, in bytes, memory and hours."""
-    if distilling := describe_rewriting(plan):
-        console.print(distilling, highlight=False)
+    """What rewriting, teachers and each method take, in bytes, memory and hours."""
+    for words in filter(None, (describe_rewriting(plan), describe_teaching(plan))):
+        console.print(words, highlight=False)
     print_grid(Grid(METHOD_COLUMNS, list(map(method_cells, plan.methods))), console)
     console.print(describe_memory(plan.memory), highlight=False)
     console.print(

@@ -11,7 +11,7 @@ from fedsdr.core.progress import Reporter
 
 Kind = Literal[
     "skipped", "conversations", "not used", "left out", "cut", "not judged", "not rewritten",
-    "frozen", "unused", "dated",
+    "not soft", "frozen", "unused", "dated",
 ]  # fmt: skip
 SHOWN_ITEMS = 4  # clients that a line names
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedsdr.data.template import Example
+from fedsdr.data.example import Example
 
 IGNORE = -100  # torch's cross entropy skips this label
 

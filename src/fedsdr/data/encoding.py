@@ -5,9 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from fedsdr.data.example import Example
 from fedsdr.data.records import ClientData, Record
 from fedsdr.data.rows import RowError, row_refusal
-from fedsdr.data.template import ChatFormat, Example, TemplateRefusalError, nothing_fits
+from fedsdr.data.template import ChatFormat, TemplateRefusalError, nothing_fits
 
 Refused = list[tuple[str, RowError]]  # where a record stands, and why it is refused
 

@@ -8,13 +8,14 @@ template writes around an answer is learnt with it.
 import json
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Final
 
 from fedsdr.core.errors import UserError
 from fedsdr.data.answers import AnswerReader, AnswerText
 from fedsdr.data.choose_template import choose_template, render_template
+from fedsdr.data.example import Example
 from fedsdr.data.frame import SHORT_ANSWER, Frame, answer_frame
 from fedsdr.data.literal import ControlTokens
 from fedsdr.data.records import Record, Turn
@@ -23,17 +24,6 @@ from fedsdr.data.thinking import split_thought
 from fedsdr.recipe.sections.model import TEMPLATE_DATE
 
 HELLO: Final = (Turn("user", "Hello"),)
-
-
-@dataclass(frozen=True)
-class Example:
-    """Token ids of a prompt and its response; only the response is learnt from."""
-
-    prompt: tuple[int, ...]
-    response: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.prompt) + len(self.response)
 
 
 class TemplateRefusalError(UserError):

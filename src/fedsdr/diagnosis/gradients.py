@@ -19,7 +19,7 @@ from fedsdr.core.adapters import (
 )
 from fedsdr.core.errors import UserError
 from fedsdr.data.batches import collate_examples
-from fedsdr.data.template import Example
+from fedsdr.data.example import Example
 from fedsdr.diagnosis.pairwise import Pairwise, pairwise_matrix
 from fedsdr.model.install import install_model
 from fedsdr.model.lora import Stream, TwoStreamModel

@@ -16,7 +16,7 @@ from scipy.special import xlogy
 from fedsdr.core import seeds
 from fedsdr.core.adapters import Adapter
 from fedsdr.core.statistics import Interval, normal_interval
-from fedsdr.data.template import Example
+from fedsdr.data.example import Example
 from fedsdr.diagnosis.divergence import (
     fewest_words,
     js_matrix,

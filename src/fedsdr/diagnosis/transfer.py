@@ -6,7 +6,7 @@ from statistics import fmean
 from fedsdr.algorithms.contract import Personal
 from fedsdr.core.adapters import Adapter
 from fedsdr.core.errors import UserError
-from fedsdr.data.template import Example
+from fedsdr.data.example import Example
 from fedsdr.evaluate.loss import LossEvaluator
 from fedsdr.model.install import install_model
 from fedsdr.model.lora import TwoStreamModel

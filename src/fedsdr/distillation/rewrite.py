@@ -7,7 +7,7 @@ arXiv 2605.18028, Sec. method; the prompt and the fallback to the raw response f
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -121,7 +121,9 @@ def rewrite_records(
             bar.advance()
         temperature = options.temperature if attempt == 0 else options.retry_temperature
         for batch in _generate_cached(teacher, jobs, options, temperature, cache):
-            for i, new in _judge(teacher.chat, records, batch, gate, attempt).items():
+            asked = {i: records[i] for i in batch}
+            for i, tried in judge_answers(teacher.chat, asked, batch, gate, attempt).items():
+                new = _only_attempt(records[i], tried, attempt)
                 done[i] = _better(done.get(i), new, teacher.chat)
                 again = attempt + 1 < options.attempts and (shorter or bool(done[i].reason))
                 bar.advance(0 if again else 1)
@@ -191,14 +193,14 @@ def _generate_cached(
         yield found
 
 
-def _judge(
+def judge_answers(
     chat: ChatFormat,
-    records: Sequence[Record],
-    batch: dict[int, list[int]],
+    records: Mapping[int, Record],
+    batch: Mapping[int, list[int]],
     gate: Gate,
-    attempt: int,
-) -> dict[int, Rewritten]:
-    """Each generation of a batch as the outcome that it would be if it were the only attempt.
+    attempt: int = 0,
+) -> dict[int, Attempt]:
+    """The gate's verdict on each generation of a batch, index -> ids.
 
     Thoughts are cut before the gate; without their end there is no text to judge.
     """
@@ -209,14 +211,23 @@ def _judge(
         for i in whole
     ]
     verdicts = dict(zip(whole, gate(candidates), strict=True))
-    judged = {}
-    for i, answer in answers.items():
-        verdict = verdicts.get(i, Verdict("unclosed_thought"))
-        text = records[i].response if verdict.reason else answer.text
-        finished = chat.is_finished(batch[i])
-        tried = (Attempt(answer.text, len(batch[i]), verdict, finished, answer.thought),)
-        judged[i] = Rewritten(records[i], text, verdict.reason, attempt + 1, tried)
-    return judged
+    return {
+        i: Attempt(
+            answer.text,
+            len(batch[i]),
+            verdicts.get(i, Verdict("unclosed_thought")),
+            chat.is_finished(batch[i]),
+            answer.thought,
+        )
+        for i, answer in answers.items()
+    }
+
+
+def _only_attempt(record: Record, tried: Attempt, attempt: int) -> Rewritten:
+    """The outcome of an attempt if it were the only one."""
+    reason = tried.verdict.reason
+    text = record.response if reason else tried.text
+    return Rewritten(record, text, reason, attempt + 1, (tried,))
 
 
 def _better(old: Rewritten | None, new: Rewritten, chat: ChatFormat) -> Rewritten:

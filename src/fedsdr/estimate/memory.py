@@ -81,6 +81,14 @@ def held_activations(
     return sum(kept.values())
 
 
+def logits_bytes(tokens: int, vocabulary: int, dtype: torch.dtype, taught: bool) -> int:
+    """Logits of so many tokens with their gradient in float32 at least; where they are `taught`,
+    with both models' log-probabilities and what the divergence adds up.
+    """
+    wide = torch.promote_types(dtype, torch.float32).itemsize
+    return tokens * vocabulary * (dtype.itemsize + wide + 3 * wide * taught)
+
+
 def cache_bytes(config: Any, tokens: int, dtype: torch.dtype) -> int:
     """Keys and values of `tokens` tokens in every layer."""
     text = config.get_text_config()

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any, Final
 
 import torch
@@ -13,8 +12,8 @@ from fedsdr.core.adapters import Adapter, layer_paths
 from fedsdr.data.records import ClientData
 from fedsdr.estimate.arithmetic import Arithmetic, count_operations, decoding_steps
 from fedsdr.estimate.hardware import Hardware
-from fedsdr.estimate.memory import Memory, cache_bytes, held_activations
-from fedsdr.estimate.tokens import CHARACTERS, ClientPlan, Counter, client_plan
+from fedsdr.estimate.memory import Memory, cache_bytes, held_activations, logits_bytes
+from fedsdr.estimate.tokens import CHARACTERS, ClientPlan, Counter, client_plan, mean_batch
 from fedsdr.estimate.traffic import Cohorts, Traffic, method_traffic, traced_stages
 from fedsdr.model.base import DTYPES, choose_device, choose_dtype, context_positions
 from fedsdr.model.blocks import BlockChoice
@@ -34,6 +33,7 @@ ASSUMPTIONS: Final = (
     "and more for adapters and attention",
     "a batch is as long as its longest record, though much of its padding is avoided, and "
     "rewrites are as long as raw responses",
+    "responses that clients' models sample while they learn are as long as raw ones",
     "each record is rewritten once; refused ones are tried again, up to distill.attempts",
     "activations are those of the longest batch, attention in its plain form: fused kernels "
     "keep less",
@@ -73,12 +73,15 @@ class Rewrites:
 
 @dataclass(frozen=True)
 class MethodPlan:
-    """One method. tokens: trained on, padding included. flops: of training and evaluation."""
+    """One method. tokens: trained on, padding included. shown: those that teachers read, sampled:
+    those that clients' models write while they learn. flops: of training and evaluation."""
 
     name: str
     rounds: int
     steps: int
     tokens: int
+    shown: int
+    sampled: int
     flops: float
     evaluation_flops: float
     traffic: Traffic
@@ -134,7 +137,9 @@ def estimate_run(
     plan = tuple(method_plan(each, plans, first, work, timer) for each in methods)
     attempts = max(each.recipe.distill.attempts for each in methods)
     rewrites = rewrites_plan(recipe, plans, attempts, work, timer)
-    memory = memory_plan(recipe, base, plans, model, any(m.distils for m in plan))
+    distils = any(each.distils or each.sampled for each in plan)
+    taught = any(each.recipe.has_teacher for each in methods)
+    memory = memory_plan(recipe, base, plans, model, distils, taught)
     notes = plan_assumptions(recipe, model, counter, plans, memory, plan, timer)
     return RunPlan(model, plans, rewrites, plan, memory, hardware, notes)
 
@@ -176,6 +181,11 @@ class Timer:
             return None
         return flops / (self.hardware.flops * self.utilisation) / SECONDS_AN_HOUR
 
+    def training(self, flops: float, sampling: float, steps: int) -> float | None:
+        """flops: without those of sampling responses, in so many steps."""
+        learning, writing = self.computing(flops), self.decoding(sampling, steps)
+        return None if learning is None or writing is None else learning + writing
+
     def decoding(self, flops: float, steps: int) -> float | None:
         """A step reads all weights once, however few tokens it writes."""
         reading = 0.0 if self.hardware is None else self.weights * steps / self.hardware.bandwidth
@@ -206,30 +216,39 @@ def method_plan(
     recipe, own = method.recipe, method.recipe.federation
     names = [client.name for client in clients]
     cohorts = cohorts_of(recipe, names)
-    padded = {client.name: client.padded for client in clients}
-    padded["all"] = fmean(padded.values())
+    batches = {client.name: client.batch for client in clients}
+    batches["all"] = mean_batch([*batches.values()])
     many = cohort_size(len(names), own.participation) if own.pooled else 1
     asked = traced_stages(method.algorithm, first) if own.rounds else []
     batch_size, again = recipe.local.batch_size, recipe.model.gradient_checkpointing
-    steps, tokens, flops = 0, 0.0, 0.0
-    for client in (client for cohort in cohorts for client in cohort):
+    steps, tokens, shown, sampled, decoded = 0, 0.0, 0.0, 0.0, 0.0
+    flops, sampling = 0.0, 0.0
+    for batch in (batches[client] for cohort in cohorts for client in cohort):
         for stage in asked:
             frozen = (1 - stage.alone) * (stage.private is not None and stage.trains == "R")
             frozen += stage.trains == "S" and (stage.shared or stage.own) is not None
             count = stage.schedule.steps * many
             steps += count
-            tokens += count * padded[client]
-            length = padded[client] / batch_size
-            flops += work.training(count * padded[client], length, frozen, again)
-            flops += stage.distil * work.forward(count * padded[client], length)  # the teacher
+            tokens += count * batch.padded
+            length = batch.padded / batch_size
+            flops += work.training(count * batch.padded, length, frozen, again)
+            if stage.loss.kind == "consolidation":  # whose teacher reads the same
+                flops += work.forward(count * batch.padded, length)
+            if stage.loss.kind in ("soft", "on_policy"):
+                shown += count * batch.shown
+                flops += work.forward(count * batch.shown, batch.shown / batch_size)
+            if stage.loss.kind == "on_policy":
+                sampled += count * batch.sampled
+                decoded += count * batch.longest
+                sampling += work.forward(count * batch.padded, length)
     judged = sum(is_due(t, own.rounds, recipe.evaluate.every) for t in range(own.rounds + 1))
     judged += recipe.evaluate.personal and own.rounds > 0
     held_out = sum(client.held_out_tokens for client in clients)
     evaluation = judged * work.forward(held_out, recipe.model.max_length / 2)
     return MethodPlan(
-        method.name, own.rounds, steps, round(tokens), flops, evaluation,
-        method_traffic(method, first, cohorts), own.rewrites,
-        timer.computing(flops + evaluation),
+        method.name, own.rounds, steps, round(tokens), round(shown), round(sampled),
+        flops + sampling, evaluation, method_traffic(method, first, cohorts), own.rewrites,
+        timer.training(flops + evaluation, sampling, round(decoded)),
     )  # fmt: skip
 
 
@@ -257,8 +276,12 @@ def memory_plan(
     clients: Sequence[ClientPlan],
     model: ModelPlan,
     distils: bool,
+    taught: bool,
 ) -> Memory:
-    """Peak memory of training and of rewriting, from the longest records."""
+    """Peak memory of training and of rewriting, from the longest records.
+
+    distils: whether texts are generated. taught: whether a loss compares with a teacher.
+    """
     local, lora, dtype = recipe.local, recipe.lora, DTYPES[model.dtype]
     many = 1 if local.cohort == "auto" else min(local.cohort, len(clients))  # clients at once
     rows = many * min(local.micro_batch or local.batch_size, local.batch_size)
@@ -269,13 +292,13 @@ def memory_plan(
     )
     longest = max((r.prompt + r.limit for c in clients for r in c.rewriting), default=0)
     rewritten = recipe.distill.batch_size * longest if distils else 0
-    logits = rows * length * base.config.get_text_config().vocab_size
+    vocabulary = base.config.get_text_config().vocab_size
     return Memory(
         weights=model.weights,
         adapters=many * 3 * 4 * model.lora,  # R, S and what is folded, float32
         optimiser=many * 3 * 4 * model.lora,
         activations=held,
-        logits=logits * (dtype.itemsize + 4),
+        logits=logits_bytes(rows * length, vocabulary, dtype, taught),
         cache=cache_bytes(base.config, rewritten, dtype),
     )
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 from fedsdr.core import seeds
 from fedsdr.data.batches import shuffled_batches
@@ -60,13 +61,26 @@ def _guess(text: str) -> int:
     return math.ceil(len(text) / CHARACTERS)
 
 
+class BatchPlan(NamedTuple):
+    """A client's mean batch, in tokens.
+
+    padded: of its examples, with padding. shown: of the same as a teacher reads them, with padding.
+    sampled: of responses as long as the raw ones. longest: of these, the longest of a batch.
+    """
+
+    padded: float
+    shown: float
+    sampled: float
+    longest: float
+
+
 @dataclass(frozen=True)
 class ClientPlan:
     """One client, in tokens.
 
     samples: records that it trains on; left_out: those that are too long.
-    tokens, response_tokens: of one pass over the samples. padded: of a mean batch, with padding.
-    longest: of its samples. rewriting: its requests, but for those too long for the model.
+    tokens, response_tokens: of one pass over the samples. longest: of its samples.
+    rewriting: its requests, but for those too long for the model.
     """
 
     name: str
@@ -75,7 +89,7 @@ class ClientPlan:
     held_out: int
     tokens: int
     response_tokens: int
-    padded: float
+    batch: BatchPlan
     longest: int
     held_out_tokens: int
     rewriting: tuple[Rewriting, ...]
@@ -93,6 +107,7 @@ def client_plan(
     judged = [counter.example(r, most) for r in client.held_out[: recipe.evaluate.limit]]
     rewritten = (record for record in client.train if not record.calls)
     requests = [counter.rewriting(record, recipe.distill) for record in rewritten]
+    requests = [r for r in requests if r.prompt + r.limit <= context]
     return ClientPlan(
         name=client.name,
         samples=len(pairs),
@@ -100,11 +115,30 @@ def client_plan(
         held_out=len(client.held_out),
         tokens=sum(lengths),
         response_tokens=sum(response for _, response in pairs),
-        padded=padded_batch(lengths, recipe.local.batch_size, client.name),
+        batch=batch_plan(lengths, requests, recipe.local.batch_size, client.name),
         longest=max(lengths, default=0),
         held_out_tokens=sum(sum(pair) for pair in judged if pair is not None),
-        rewriting=tuple(r for r in requests if r.prompt + r.limit <= context),
+        rewriting=tuple(requests),
     )
+
+
+def batch_plan(
+    lengths: Sequence[int], requests: Sequence[Rewriting], size: int, client: str
+) -> BatchPlan:
+    """lengths: of a client's examples. requests: those that its teacher would be asked."""
+    written = [min(r.reference, r.limit) for r in requests]
+    rows = min(size, len(written))
+    return BatchPlan(
+        padded=padded_batch(lengths, size, client),
+        shown=padded_batch([r.prompt + r.reference for r in requests], size, client),
+        sampled=rows * fmean(written) if written else 0.0,
+        longest=padded_batch(written, size, client) / max(1, rows),
+    )
+
+
+def mean_batch(batches: Sequence[BatchPlan]) -> BatchPlan:
+    """Of several clients together."""
+    return BatchPlan(*map(fmean, zip(*batches, strict=True)))
 
 
 def padded_batch(lengths: Sequence[int], size: int, client: str) -> float:

@@ -60,10 +60,22 @@ def describe_rewriting(plan: RunPlan) -> str:
     )
 
 
+def describe_teaching(plan: RunPlan) -> str:
+    """What soft losses read and sample, method by method, in a line; "" where there are none."""
+    parts = [
+        f"{each.name} {each.shown:,} tokens"
+        + (f" and about {each.sampled:,} tokens sampled" if each.sampled else "")
+        for each in plan.methods
+        if each.shown
+    ]
+    return f"read by teachers: {'; '.join(parts)}" if parts else ""
+
+
 def plan_costs(plan: RunPlan) -> dict[str, Any]:
     """The plan with its numbers, and in words for a page."""
     words = [
         describe_rewriting(plan),
+        describe_teaching(plan),
         describe_memory(plan.memory),
         f"in all: {format_hours(plan.hours)}",
     ]

@@ -6,7 +6,7 @@ import torch
 
 from fedsdr.core.metrics import Mean, Metrics, merge_all
 from fedsdr.data.batches import collate_examples
-from fedsdr.data.template import Example
+from fedsdr.data.example import Example
 from fedsdr.model.trials import rows_at_once
 from fedsdr.training.loss import response_loss
 

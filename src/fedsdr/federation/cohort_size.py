@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-import torch
-
-from fedsdr.estimate.memory import held_activations
+from fedsdr.estimate.memory import held_activations, logits_bytes
 from fedsdr.federation.loaded import LoadedRun
 from fedsdr.model.fit import free_memory
 from fedsdr.model.lora import TwoStreamModel
@@ -61,7 +59,7 @@ def bytes_of_a_client(loaded: LoadedRun, recipe: Recipe, longest: int) -> int | 
     held = held_activations(two, rows, longest, recipe.model.gradient_checkpointing, lora.dropout)
     if held is None:
         return None
-    width = torch.promote_types(model.dtype, torch.float32).itemsize + model.dtype.itemsize
-    logits: int = rows * longest * int(model.config.get_text_config().vocab_size) * width
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    logits = logits_bytes(rows * longest, vocabulary, model.dtype, recipe.has_teacher)
     adapters: int = sum(tensor.numel() for tensor in loaded.model.blank().values())
     return held + logits + FLOATS * adapters

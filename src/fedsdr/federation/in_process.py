@@ -22,7 +22,9 @@ from fedsdr.core.adapters import Adapter, unwrap_private
 from fedsdr.core.layout import CLIENTS_FOLDER, PERSONAL_ADAPTER, SMOOTHING_ADAPTER
 from fedsdr.core.metrics import Metrics
 from fedsdr.core.progress import Reporter
-from fedsdr.data.template import Example
+from fedsdr.data.example import Example
+from fedsdr.data.partition import pool_clients
+from fedsdr.distillation.verify import build_verifier
 from fedsdr.federation.cohort_size import best_cohort
 from fedsdr.federation.loaded import LoadedRun
 from fedsdr.federation.lockstep import run_together
@@ -34,6 +36,7 @@ from fedsdr.recipe.methods import Method
 from fedsdr.training.annealing import Annealing
 from fedsdr.training.cohort import train_cohort
 from fedsdr.training.local import LocalTrainer
+from fedsdr.training.on_policy import OnPolicySampler
 from fedsdr.training.store import ClientStore
 
 Examples = Mapping[str, Mapping[Targets, Sequence[Example]]]  # client -> targets -> examples
@@ -144,7 +147,20 @@ class InProcessEngine:
             annealing=Annealing(local.schedule, local.final_lr, self.recipe.federation.rounds),
             checkpointing=self.recipe.model.gradient_checkpointing,
             dropout=self.recipe.lora.dropout,
+            sampler=self.samplers.get(client),
         )
+
+    @cached_property
+    def samplers(self) -> Mapping[str, OnPolicySampler]:
+        """Of each client's responses, where the recipe learns on policy."""
+        recipe, clients = self.recipe, self.loaded.clients
+        if "on_policy" not in recipe.losses:
+            return {}
+        if recipe.federation.pooled:
+            clients = [pool_clients(clients)]
+        verifier = build_verifier(recipe.distill, recipe.seed, recipe.model.device)
+        chat, rows = self.loaded.base.chat, recipe.distill.batch_size
+        return {c.name: OnPolicySampler(chat, verifier.gate(c.train), rows) for c in clients}
 
     def commit(self, round: int, cohort: Sequence[str]) -> None:
         for client in cohort:

@@ -5,7 +5,7 @@ tokenised once.
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -13,8 +13,11 @@ from fedsdr.algorithms.contract import Personal
 from fedsdr.core.adapters import Adapter, factor_of
 from fedsdr.core.metrics import Metrics
 from fedsdr.data.encoding import Encoded
+from fedsdr.data.example import Example
 from fedsdr.data.records import ClientData, Record
-from fedsdr.data.template import Example, nothing_fits
+from fedsdr.data.template import nothing_fits
+from fedsdr.distillation.reference import with_reference
+from fedsdr.distillation.rewrite import rewriting_job
 from fedsdr.evaluate.loss import LossEvaluator
 from fedsdr.generation.batched import GenerationMode, generation_mode
 from fedsdr.model.base import LoadedModel
@@ -24,6 +27,7 @@ from fedsdr.model.install import install_model
 from fedsdr.model.lora import TwoStreamModel
 from fedsdr.model.peft_format import AdapterSettings, settings_of
 from fedsdr.model.trials import pads_rightly, passes_trial
+from fedsdr.recipe.sections.distill import Distill
 from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.training.trial import check_learns
 
@@ -104,15 +108,27 @@ class LoadedRun:
         return part
 
     def tokenise(
-        self, client: str, records: Sequence[Record], responses: Sequence[str] | None = None
+        self,
+        client: str,
+        records: Sequence[Record],
+        responses: Sequence[str] | None = None,
+        teacher: Distill | None = None,
+        refused: Collection[int] = (),
     ) -> list[Example]:
-        """Examples of the raw responses or of those given; too long prompts are left out."""
-        responses = [r.response for r in records] if responses is None else responses
-        encoded = [
-            self.base.chat.encode(record, response, self.max_length)
-            for record, response in zip(records, responses, strict=True)
-        ]
-        examples = [example for example in encoded if example is not None]
+        """Examples of the raw responses or of those given; too long prompts are left out.
+
+        teacher: how a teacher is asked, for examples with references. refused: positions of
+        records that get none.
+        """
+        chat, responses = self.base.chat, responses or [r.response for r in records]
+        examples = []
+        for i, (record, response) in enumerate(zip(records, responses, strict=True)):
+            example = chat.encode(record, response, self.max_length)
+            if example is not None and teacher is not None and i not in refused:
+                job = rewriting_job(chat, record, teacher, 0, 0)
+                example = with_reference(example, record, job, self.base.context, self.max_length)
+            if example is not None:
+                examples.append(example)
         if records and not examples:
             raise nothing_fits(client, self.max_length)
         return examples

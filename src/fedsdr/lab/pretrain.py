@@ -23,8 +23,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from fedsdr.core import files, seeds
 from fedsdr.core.progress import Reporter
 from fedsdr.data.batches import collate_examples
+from fedsdr.data.example import Example
 from fedsdr.data.records import Turn
-from fedsdr.data.template import ChatFormat, Example
+from fedsdr.data.template import ChatFormat
 from fedsdr.lab.world import (
     BASE_STYLE,
     CLIENT_ATTRIBUTES,

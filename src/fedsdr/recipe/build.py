@@ -8,7 +8,13 @@ from fedsdr.algorithms.contract import Algorithm, Schedule, Setup, Targets
 from fedsdr.algorithms.privacy import PrivacyOptions
 from fedsdr.algorithms.two_stream import Smoothing
 from fedsdr.algorithms.uploads import with_equal_weights, with_norm_limit
-from fedsdr.recipe.choices import all_choices, check_options, has_global_model, smaller_ranks
+from fedsdr.recipe.choices import (
+    all_choices,
+    check_options,
+    has_global_model,
+    smaller_ranks,
+    stage_loss,
+)
 from fedsdr.recipe.exclusions import check_choices
 from fedsdr.recipe.sections.recipe import Recipe
 
@@ -39,8 +45,10 @@ def build_algorithm(
     it = chosen.robust.build(it, chosen.robust.options)
     if recipe.evaluate.aggregation_error and has_global_model(chosen):
         it = with_aggregation_error(it)
+    it = chosen.loss.build(it, chosen.loss.options)
     it = chosen.targets.build(it, smoothing_options(recipe))
-    it = personal.build(it, personal.options, schedule, rectify_targets(recipe))
+    loss = stage_loss(recipe, chosen.loss.name)
+    it = personal.build(it, personal.options, schedule, rectify_targets(recipe), loss)
     if not recipe.federation.sample_counts:
         it = with_equal_weights(it)
     if before_privacy and recipe.privacy.mode != "none":
@@ -67,6 +75,7 @@ def smoothing_options(recipe: Recipe) -> Smoothing:
         decay=local.smoothing_decay,
         order=local.stage_order,
         smooth_on=local.smoothing_targets,
+        smooth_loss=stage_loss(recipe, local.smoothing_loss),
         rectify_on=local.rectify_targets,
         consolidation=Schedule(local.consolidate_steps, local.consolidate_lr)
         if local.consolidate_steps

@@ -5,7 +5,15 @@ from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
-from fedsdr.algorithms.contract import Algorithm, NoOptions, Options, Setup
+from fedsdr.algorithms.contract import (
+    CROSS_ENTROPY,
+    Algorithm,
+    Loss,
+    NoOptions,
+    Options,
+    Setup,
+)
+from fedsdr.algorithms.soft import OnPolicy, Soft
 from fedsdr.algorithms.table import TABLES, AlgorithmRow
 from fedsdr.core.errors import UserError
 from fedsdr.recipe.sections.recipe import Recipe
@@ -33,6 +41,7 @@ class Choices(NamedTuple):
     algorithm: Choice
     lora_aggregation: Choice
     targets: Choice
+    loss: Choice
     personalisation: Choice
     robust: Choice
     compression: Choice
@@ -99,6 +108,12 @@ def read_options(name: str, given: Mapping[str, Any]) -> Options:
         raise UserError(
             f"options.{name}.{field} = {first['input']!r}: {first['msg']} (options: {known})"
         ) from error
+
+
+def stage_loss(recipe: Recipe, name: str) -> Loss:
+    """The loss of this name, with the recipe's options."""
+    options = read_options(name, recipe.options.get(name, {}))
+    return options.loss if isinstance(options, Soft | OnPolicy) else CROSS_ENTROPY
 
 
 def has_global_model(chosen: Choices) -> bool:

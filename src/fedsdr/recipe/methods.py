@@ -2,8 +2,8 @@
 
 A name is one of `METHODS`, or choices of `[federation]` joined by plus signs, in any order:
 "fedprox", "fedsd+fedadam", "fedsdr+flexlora", "fedsd_verified+scaffold", "fedsdr+ditto+median".
-Choices that a name does not mention are the plain ones (FedAvg, factors, raw, none); everything
-else, privacy too, is as in the recipe.
+Choices that a name does not mention are the plain ones (FedAvg, factors, raw, cross entropy, none);
+everything else, privacy too, is as in the recipe.
 """
 
 import math
@@ -27,6 +27,7 @@ PLAIN_CHOICES: Final[Mapping[str, Any]] = {
     "federation.algorithm": "fedavg",
     "federation.lora_aggregation": "factors",
     "federation.targets": "raw",
+    "federation.loss": "cross_entropy",
     "federation.personalisation": "none",
     "federation.robust": "none",
     "federation.compression": "none",
@@ -58,7 +59,7 @@ CHOICE_KEYS: Final[Mapping[str, str]] = {
     for key in PLAIN_CHOICES
     if key in TABLES and key != "federation.targets"
     for name in TABLES[key]
-    if name not in ("none", "factors")
+    if name not in ("none", "factors", "cross_entropy")
 }
 
 

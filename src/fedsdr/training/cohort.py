@@ -6,7 +6,7 @@ rounding: losses, gradients, norms and optimiser states are separate.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, Final, TypeVar
@@ -18,14 +18,12 @@ from fedsdr.algorithms.contract import Fitted, Pull, Stage
 from fedsdr.core import adapters
 from fedsdr.core.adapters import Adapter
 from fedsdr.core.metrics import Mean
-from fedsdr.data.batches import Batch, collate_examples
-from fedsdr.data.template import Example
+from fedsdr.data.batches import collate_examples
+from fedsdr.data.example import Example
 from fedsdr.model.checkpointing import recompute_activations
 from fedsdr.model.lora import Stream
 from fedsdr.training.correction import Correction
-from fedsdr.training.local import TRAINS, LocalTrainer, active_streams
-from fedsdr.training.loss import token_losses
-from fedsdr.training.teacher import ConsolidationTeacher
+from fedsdr.training.local import TRAINS, LocalTrainer, TokenLosses, active_streams
 
 T = TypeVar("T")
 EMPTY_EXAMPLE: Final = Example((0,), ())  # a padding row without a target
@@ -39,8 +37,8 @@ def train_cohort(trainers: Sequence[LocalTrainer], stages: Sequence[Stage]) -> l
         groups.setdefault(stage_signature(stage, starts[k]), []).append(k)
     fitted: dict[int, Fitted] = {}
     for group in groups.values():
-        if len(group) == 1:
-            fitted[group[0]] = trainers[group[0]](stages[group[0]])
+        if len(group) == 1 or stages[group[0]].loss.kind == "on_policy":  # responses are sampled
+            fitted |= {k: trainers[k](stages[k]) for k in group}
             continue
         together = CohortTrainer([trainers[k] for k in group], [stages[k] for k in group])
         found = together.train([starts[k] for k in group])
@@ -52,7 +50,7 @@ def stage_signature(stage: Stage, streams: Mapping[Stream, Adapter]) -> Any:
     """What stages must have in common to be trained together; ranks and records may differ."""
     pull = (stage.pull.strength, frozenset(stage.pull.towards)) if stage.pull else None
     shift = None if stage.shift is None else frozenset(stage.shift)
-    same = (stage.trains, stage.schedule, stage.alone, stage.distil, stage.factors)
+    same = (stage.trains, stage.schedule, stage.alone, stage.loss, stage.factors)
     return (*same, pull, shift, stage.mean_gradient, frozenset(streams))
 
 
@@ -85,7 +83,7 @@ class CohortTrainer:
         stage, first = self.stage, self.first
         parameters, optimiser = first.learning(stage, stream)
         correction = Correction(self._corrections(), parameters)
-        by_token = self._losses(loaded)
+        by_token = first.token_losses(stage.loss, Stream.FOLDED in loaded)
         batches = [t.batches(s) for t, s in zip(self.trainers, self.stages, strict=True)]
         totals = [Mean(0.0, 0.0) for _ in self.trainers]
         for step in range(stage.schedule.steps):
@@ -100,11 +98,6 @@ class CohortTrainer:
         self.model.train_only(None)
         return totals, correction.mean_gradient(self.model.read(stream))
 
-    def _losses(self, loaded: tuple[Stream, ...]) -> Callable[[Batch], Tensor]:
-        if self.stage.distil:
-            return ConsolidationTeacher(self.model, Stream.FOLDED in loaded).losses
-        return lambda batch: token_losses(self.model.model, batch)
-
     def _corrections(self) -> Stage:
         """The first stage, with what corrects the gradients of all."""
         pulls = [stage.pull.towards for stage in self.stages if stage.pull]
@@ -117,7 +110,7 @@ class CohortTrainer:
         return replace(self.stage, pull=pull, shift=shift)
 
     def _backward(
-        self, chosen: Sequence[list[Example]], step: int, by_token: Callable[[Batch], Tensor]
+        self, chosen: Sequence[list[Example]], step: int, by_token: TokenLosses
     ) -> list[Mean]:
         """Add the gradient of each client's mean loss, part by part; returns the losses."""
         count = len(chosen)
@@ -126,7 +119,8 @@ class CohortTrainer:
         clients = zip(self.trainers, self.stages, chosen, strict=True)
         keys = [trainer.keys(stage, step, len(each)) for trainer, stage, each in clients]
         for part, own in zip(self._parts(chosen, EMPTY_EXAMPLE), self._parts(keys, 0), strict=True):
-            batch = collate_examples(list(chain(*part)), self.first.pad).to(self.device)
+            examples = list(chain(*part))
+            batch = collate_examples(examples, self.first.pad).to(self.device)
             drop = self.first.dropped(batch, list(chain(*own)))
             rows = batch.predicting.nonzero()[:, 0]
             owners = (rows // len(part[0])).to(self.device)
@@ -134,7 +128,7 @@ class CohortTrainer:
                 recompute_activations(self.model.model, self.first.checkpointing),
                 self.model.dropping(drop),
             ):
-                lost = by_token(batch)
+                lost = by_token(batch, examples)
                 share = lost.new_tensor([1 / n for n in tokens])[owners]
                 (lost * share).sum().backward()  # type: ignore[no-untyped-call]
             sums.index_add_(0, owners.cpu(), lost.detach().double().cpu())

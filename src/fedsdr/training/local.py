@@ -3,18 +3,18 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from fedsdr.algorithms.contract import Fitted, Stage, Targets
+from fedsdr.algorithms.contract import Fitted, Loss, Stage, Targets
 from fedsdr.core import adapters, seeds
 from fedsdr.core.adapters import Adapter, Private
 from fedsdr.core.errors import UserError
 from fedsdr.core.metrics import Mean
 from fedsdr.data.batches import Batch, collate_examples, end_to_end, shuffled_batches
-from fedsdr.data.template import Example
+from fedsdr.data.example import Example
 from fedsdr.model.checkpointing import recompute_activations
 from fedsdr.model.dropout import Dropout, lora_dropout
 from fedsdr.model.lora import Stream, TwoStreamModel
@@ -22,9 +22,14 @@ from fedsdr.model.packing import packed_attention
 from fedsdr.model.trials import rows_at_once
 from fedsdr.training.annealing import CONSTANT, Annealing
 from fedsdr.training.correction import Correction
-from fedsdr.training.loss import summed_loss
+from fedsdr.training.loss import summed_loss, token_losses
+from fedsdr.training.soft import ReferenceTeacher
 from fedsdr.training.teacher import ConsolidationTeacher, teacher_stream
 
+# (batch, its examples) -> the loss at each response token, (N,)
+TokenLosses = Callable[[Batch, Sequence[Example]], Tensor]
+# (model, examples, a seed for each) -> the examples with other responses
+Sampler = Callable[[Any, Sequence[Example], Sequence[int]], list[Example]]
 TRAINS: Final = {"R": Stream.RECTIFY, "S": Stream.SMOOTH}
 
 
@@ -36,6 +41,7 @@ class LocalTrainer:
     micro_batch: records in memory at a time; a batch's gradient is the same whatever it is.
     annealing: of the stages' learning rates. checkpointing: of gradients, to save memory.
     dropout: of the trained stream's input (`fedsdr.model.dropout`).
+    sampler: of responses, for stages that learn on policy (`fedsdr.training.on_policy`).
     The optimiser is fresh in each stage of each round, as in OpenFedLLM.
     """
 
@@ -56,6 +62,7 @@ class LocalTrainer:
         annealing: Annealing = CONSTANT,
         checkpointing: bool = False,
         dropout: float = 0.0,
+        sampler: Sampler | None = None,
     ) -> None:
         self.model, self.examples = model, examples
         self.client, self.round, self.seed = client, round, seed
@@ -63,7 +70,7 @@ class LocalTrainer:
         self.pad, self.smoothing_rank = pad, smoothing_rank
         self.micro_batch = micro_batch or batch_size
         self.annealing, self.checkpointing = annealing, checkpointing
-        self.dropout = dropout
+        self.dropout, self.sampler = dropout, sampler
 
     def __call__(self, stage: Stage) -> Fitted:
         """Train one stream as the stage asks (`fedsdr.algorithms.contract.Fit`)."""
@@ -101,7 +108,7 @@ class LocalTrainer:
             streams[Stream.SMOOTH] = self._smoothing(stage)
         if folded := adapters.strip_prefix(stage.shared or {}, adapters.FOLDED):
             streams[Stream.FOLDED] = folded
-        if stage.distil:
+        if stage.loss.kind == "consolidation":
             assert stage.trains == "R", "it is R that learns from the client's own model"
             streams[Stream.SMOOTH] = teacher_stream(
                 streams[Stream.RECTIFY], adapters.unwrap_private(stage.private)
@@ -131,13 +138,12 @@ class LocalTrainer:
     ) -> tuple[Mean, Adapter]:
         parameters, optimiser = self.learning(stage, stream)
         correction = Correction(stage, parameters)
-        teacher = ConsolidationTeacher(self.model, Stream.FOLDED in loaded)
-        summed = teacher.summed_loss if stage.distil else self._summed_loss
+        summed = self._summed(stage.loss, Stream.FOLDED in loaded)
         batches = self.batches(stage)
         total = Mean(0.0, 0.0)
         for step in range(stage.schedule.steps):
             self.model.activate(*active_streams(loaded, stage, step))
-            chosen = next(batches)
+            chosen = self.responding(stage, step, next(batches))
             loss = self._backward(chosen, self.keys(stage, step, len(chosen)), summed)
             correction.apply()
             norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), self.clip))
@@ -162,16 +168,38 @@ class LocalTrainer:
         )
         return parameters, optimiser
 
-    def _summed_loss(self, batch: Batch) -> Tensor:
-        return summed_loss(self.model.model, batch)
+    def token_losses(self, loss: Loss, folded: bool) -> TokenLosses:
+        """A loss at each response token. folded: whether the model holds a folded part of R."""
+        model = self.model.model
+        if loss.kind == "consolidation":
+            teacher = ConsolidationTeacher(self.model, folded)
+            return lambda batch, examples: teacher.losses(batch)
+        if loss.kind == "cross_entropy":
+            return lambda batch, examples: token_losses(model, batch)
+        return ReferenceTeacher(model, loss, self.pad).losses
+
+    def _summed(self, loss: Loss, folded: bool) -> TokenLosses:
+        """The same, added up."""
+        if loss.kind == "cross_entropy":
+            return lambda batch, examples: summed_loss(self.model.model, batch)
+        losses = self.token_losses(loss, folded)
+        return lambda batch, examples: losses(batch, examples).sum()
+
+    def responding(self, stage: Stage, step: int, chosen: list[Example]) -> list[Example]:
+        """The examples of a step, on policy with responses that the model samples."""
+        if stage.loss.kind != "on_policy":
+            return chosen
+        assert self.sampler is not None, "the client's own prompts and checks are needed"
+        place = ("on policy", stage.name, self.round, self.client, step)
+        draws = [seeds.derive_seed(self.seed, *place, i) for i in range(len(chosen))]
+        return self.sampler(self.model.model, chosen, draws)
 
     def _backward(
-        self, chosen: Sequence[Example], keys: Sequence[int], summed: Callable[[Batch], Tensor]
+        self, chosen: Sequence[Example], keys: Sequence[int], summed: TokenLosses
     ) -> Mean:
         """Add the gradient of the batch's mean loss, part by part; returns the loss.
 
-        keys: of the examples' dropout. summed: the loss, added up over the response tokens of a
-        part.
+        keys: of the examples' dropout. summed: the loss, added up over the response tokens.
         """
         model = self.model.model
         size = rows_at_once(model, self.micro_batch)
@@ -187,7 +215,7 @@ class LocalTrainer:
                 packed_attention(model, bool(part.lengths)),
                 self.model.dropping(drop),
             ):
-                loss = summed(part)
+                loss = summed(part, chosen[start : start + size])
                 (loss / tokens).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         return Mean(total, tokens)

@@ -11,13 +11,13 @@ conditioned on.
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fedsdr.core.adapters import Adapter
 from fedsdr.core.products import stack_components
 from fedsdr.data.batches import Batch
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.training.loss import response_logits
+from fedsdr.training.soft import forward_divergence
 
 
 def teacher_stream(r: Adapter, s: Adapter) -> Adapter:
@@ -35,10 +35,6 @@ class ConsolidationTeacher:
         common = (Stream.FOLDED,) if folded else ()
         self.teaching, self.learning = (Stream.SMOOTH, *common), (Stream.RECTIFY, *common)
 
-    def summed_loss(self, batch: Batch) -> Tensor:
-        """KL of the student from the teacher, summed over the batch's response tokens."""
-        return self.losses(batch).sum()
-
     def losses(self, batch: Batch) -> Tensor:
         """KL of the student from the teacher at each response token: (N,)."""
         self.model.activate(*self.teaching)
@@ -46,4 +42,4 @@ class ConsolidationTeacher:
             wanted = response_logits(self.model.model, batch).log_softmax(-1)
         self.model.activate(*self.learning)
         found = response_logits(self.model.model, batch).log_softmax(-1)
-        return functional.kl_div(found, wanted, reduction="none", log_target=True).sum(-1)
+        return forward_divergence(wanted, found)

@@ -10,7 +10,7 @@ from fedsdr.core import seeds
 from fedsdr.core.adapters import fresh_adapter
 from fedsdr.core.errors import UserError
 from fedsdr.data.batches import Batch, collate_examples
-from fedsdr.data.template import Example
+from fedsdr.data.example import Example
 from fedsdr.model.checkpointing import recompute_activations
 from fedsdr.model.lora import Stream, TwoStreamModel
 from fedsdr.model.trials import TRIAL_TEXTS, compute_precision, plain_logits, same_logits

@@ -16,7 +16,9 @@ from fedsdr.data.rows import RowError, SkippedRow
 from fedsdr.data.source_notices import name_skipped
 from fedsdr.data.template import ChatFormat, TemplateRefusalError
 from fedsdr.data.thinking import split_thought
+from fedsdr.distillation.reference import with_reference
 from fedsdr.distillation.rewrite import rewriting_job
+from fedsdr.generation.sampling import Job
 from fedsdr.model.base import choose_device, choose_dtype, context_positions, load_chat
 from fedsdr.model.experts import experts_notice
 from fedsdr.model.fit import check_size, loaded_bytes
@@ -28,7 +30,7 @@ from fedsdr.recipe.sections.distill import Distill
 from fedsdr.recipe.sections.recipe import Recipe
 
 FLOAT32 = 4  # bytes
-FitsRewriting = Callable[[Record, Distill], bool]  # whether a record's rewriting fits the context
+FitsContext = Callable[[Record, Distill], bool]  # whether a record's request fits the context
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,13 @@ def prepare_records(
     limit = min(recipe.model.max_length, context)
     table = base.config.get_text_config().vocab_size
     encoder = Encoder(chat, limit, table, recipe.evaluate.limit)
-    kinds = rewriting_kinds(methods)
+    rewriting = distill_kinds(methods, lambda recipe: recipe.federation.rewrites)
+    teaching = distill_kinds(methods, lambda recipe: recipe.has_teacher)
     fits = cache(partial(_fits_rewriting, encoder=encoder, context=context))
     skipped: list[SkippedRow] = []
     if recipe.data.invalid == "skip":
-        clients, skipped = _without_refused(clients, encoder, kinds, fits)
+        asking = [*rewriting, *(options for options in teaching if options not in rewriting)]
+        clients, skipped = _without_refused(clients, encoder, asking, fits)
     encoded = encoder.clients(clients)
     notices = [
         *_skipped(skipped),
@@ -80,14 +84,15 @@ def prepare_records(
         *_thoughts(chat, clients),
         *_lengths(recipe, encoded, limit),
         *_not_judged(recipe, clients, encoded, limit),
-        *_not_rewritten(kinds, clients, fits, context),
+        *_not_rewritten(rewriting, clients, fits, context),
+        *_not_taught(teaching, clients, encoder, context),
     ]
     size = sum(recipe.lora.rank * sum(layer_shape(base.get_submodule(path))) for path in paths)
     return PreparedRecords(clients, skipped, encoded, size * FLOAT32, tuple(notices), chat.source)
 
 
 def _without_refused(
-    clients: Sequence[ClientData], encoder: Encoder, kinds: Sequence[Distill], fits: FitsRewriting
+    clients: Sequence[ClientData], encoder: Encoder, kinds: Sequence[Distill], fits: FitsContext
 ) -> tuple[list[ClientData], list[SkippedRow]]:
     """The clients without the records that the template or the table of tokens refuses, and these.
 
@@ -128,14 +133,32 @@ def _fits_rewriting(record: Record, options: Distill, encoder: Encoder, context:
 
     Raises `RowError` where the template or the table of tokens refuses the request.
     """
-    try:
-        job = rewriting_job(encoder.chat, record, options, 0, 0)
-    except TemplateRefusalError as error:
-        raise unlike_the_template(error) from error
+    job = _request(record, options, encoder)
     if len(job.prompt) + job.limit > context:
         return False
     encoder.check_ids(job.prompt)
     return True
+
+
+def _fits_teacher(record: Record, options: Distill, encoder: Encoder, context: int) -> bool:
+    """Whether a teacher can be shown the record; so it is where none is learnt.
+
+    Raises `RowError` as `_fits_rewriting` does.
+    """
+    job, example = _request(record, options, encoder), encoder.example(record)
+    if example is None:
+        return True
+    if with_reference(example, record, job, context, encoder.limit).reference is None:
+        return False
+    encoder.check_ids(job.prompt)
+    return True
+
+
+def _request(record: Record, options: Distill, encoder: Encoder) -> Job:
+    try:
+        return rewriting_job(encoder.chat, record, options, 0, 0)
+    except TemplateRefusalError as error:
+        raise unlike_the_template(error) from error
 
 
 def _skipped(rows: Sequence[SkippedRow]) -> list[Notice]:
@@ -225,18 +248,19 @@ def _not_judged(
     return notices
 
 
-def rewriting_kinds(methods: Sequence[Method]) -> list[Distill]:
-    """The ways in which a run's methods rewrite, each once, its own method's first."""
+def distill_kinds(methods: Sequence[Method], asks: Callable[[Recipe], bool]) -> list[Distill]:
+    """The options of distillation of those of a run's methods that ask the base model, each once,
+    its own method's first."""
     *baselines, own = methods
     kinds: list[Distill] = []
     for recipe in (own.recipe, *(baseline.recipe for baseline in baselines)):
-        if recipe.federation.rewrites and recipe.distill not in kinds:
+        if asks(recipe) and recipe.distill not in kinds:
             kinds.append(recipe.distill)
     return kinds
 
 
 def _not_rewritten(
-    kinds: Sequence[Distill], clients: Sequence[ClientData], fits: FitsRewriting, context: int
+    kinds: Sequence[Distill], clients: Sequence[ClientData], fits: FitsContext, context: int
 ) -> list[Notice]:
     """Records whose rewriting request, with room for the rewrite, is longer than the context."""
     notices: list[Notice] = []
@@ -245,8 +269,7 @@ def _not_rewritten(
         words = f"{plural_form(count, 'response')} with calls of tools ({records_by_client(calls)})"
         notices.append(Notice("not rewritten", words))
     for options in kinds:
-        too_long, refused = _too_long(options, clients, fits)
-        raise_refused(refused)
+        too_long = _too_long(options, clients, fits)
         if count := _total(too_long):
             words = f"{plural_form(count, 'record')} whose rewriting would not fit {context} tokens"
             notice = Notice("not rewritten", f"{words} ({records_by_client(too_long)})")
@@ -254,9 +277,29 @@ def _not_rewritten(
     return notices
 
 
+def _not_taught(
+    kinds: Sequence[Distill], clients: Sequence[ClientData], encoder: Encoder, context: int
+) -> list[Notice]:
+    """Records that soft losses learn by their words, since a teacher cannot be shown them."""
+    notices: list[Notice] = []
+    calls = {c.name: [r.origin for r in c.train if r.calls] for c in clients}
+    fits = partial(_fits_teacher, encoder=encoder, context=context)
+    for options in kinds:
+        too_long = _too_long(options, clients, fits)
+        learnt = {name: [*calls[name], *places] for name, places in too_long.items()}
+        if count := _total(learnt):
+            words = f"{plural_form(count, 'record')} with calls of tools, or whose reference would "
+            words += f"not fit {context} tokens: their words are learnt"
+            notice = Notice("not soft", f"{words} ({records_by_client(learnt)})")
+            notices += [] if notice in notices else [notice]
+    return notices
+
+
 def _too_long(
-    options: Distill, clients: Sequence[ClientData], fits: FitsRewriting
-) -> tuple[dict[str, list[str]], Refused]:
+    options: Distill, clients: Sequence[ClientData], fits: FitsContext
+) -> dict[str, list[str]]:
+    """Client -> the places of its records without calls that do not fit. Raises `UserError` for
+    those that are refused."""
     found: dict[str, list[str]] = {client.name: [] for client in clients}
     refused: Refused = []
     for client in clients:
@@ -266,7 +309,8 @@ def _too_long(
                     found[client.name].append(record.origin)
             except RowError as error:
                 refused.append((record.origin, error))
-    return found, refused
+    raise_refused(refused)
+    return found
 
 
 def _total(records: Mapping[str, Sequence[str]]) -> int:

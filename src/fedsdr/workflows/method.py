@@ -6,7 +6,7 @@ Where its clients are makes no difference here: an engine trains them in this pr
 
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -28,8 +28,9 @@ from fedsdr.core.layout import (
 )
 from fedsdr.core.metrics import Metrics, merge_all, metric_values
 from fedsdr.core.progress import Reporter
+from fedsdr.data.example import Example
 from fedsdr.data.partition import pool_clients
-from fedsdr.data.template import Example
+from fedsdr.data.records import ClientData
 from fedsdr.federation.in_process import InProcessEngine
 from fedsdr.federation.loaded import LoadedRun
 from fedsdr.federation.rounds import (
@@ -46,6 +47,7 @@ from fedsdr.model.peft_format import AdapterSettings, write_adapter
 from fedsdr.recipe.build import build_algorithm
 from fedsdr.recipe.load import to_toml
 from fedsdr.recipe.methods import Method
+from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.tracking.follow import Follower
 from fedsdr.workflows.distill import record_distillation, rewrite_all
 from fedsdr.workflows.privacy_loss import privacy_spent
@@ -220,20 +222,34 @@ def client_examples(
 
     cache: the folder of the cache of rewrites, where that is not the user's common one.
     """
-    raw, federation = loaded.raw, method.recipe.federation
-    if federation.pooled:
-        return {
-            pool_clients(loaded.clients).name: {"raw": [e for each in raw.values() for e in each]}
-        }
+    recipe, federation = method.recipe, method.recipe.federation
     if not federation.rewrites:
+        raw = {client.name: _raw_examples(loaded, client, recipe) for client in loaded.clients}
+        if federation.pooled:
+            together = [example for examples in raw.values() for example in examples]
+            return {pool_clients(loaded.clients).name: {"raw": together}}
         return {client: {"raw": examples} for client, examples in raw.items()}
     rewrites = rewrite_all(loaded, method, reporter, cache)
     record_distillation(method, rewrites)
+    teacher = recipe.distill if recipe.has_teacher else None
     examples: dict[str, Mapping[Targets, Sequence[Example]]] = {}
     for client in loaded.clients:
-        mine, texts = raw[client.name], [r.text for r in rewrites[client.name]]
-        distilled = loaded.tokenise(client.name, client.train, texts)
+        done = rewrites[client.name]
+        refused = {i for i, rewritten in enumerate(done) if rewritten.reason}
+        texts = [rewritten.text for rewritten in done]
+        distilled = loaded.tokenise(client.name, client.train, texts, teacher, refused)
+        mine = _raw_examples(loaded, client, recipe, refused)
         examples[client.name] = {
             "raw": mine, "distilled": distilled, "mixed": [*mine, *distilled],
         }  # fmt: skip
     return examples
+
+
+def _raw_examples(
+    loaded: LoadedRun, client: ClientData, recipe: Recipe, refused: Collection[int] = ()
+) -> Sequence[Example]:
+    """A client's raw responses, with references where a loss needs them; a record that is
+    `refused`, whose rewrite the gate did not accept, has none."""
+    if not recipe.has_teacher:
+        return loaded.raw[client.name]
+    return loaded.tokenise(client.name, client.train, None, recipe.distill, refused)

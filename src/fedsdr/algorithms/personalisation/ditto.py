@@ -11,9 +11,11 @@ from typing import Annotated
 from pydantic import Field
 
 from fedsdr.algorithms.contract import (
+    CROSS_ENTROPY,
     Algorithm,
     ClientState,
     Fit,
+    Loss,
     Options,
     Personal,
     Pull,
@@ -38,7 +40,11 @@ class Ditto(Options):
 
 
 def ditto(
-    inner: Algorithm, options: Ditto, schedule: Schedule, targets: Targets = "raw"
+    inner: Algorithm,
+    options: Ditto,
+    schedule: Schedule,
+    targets: Targets = "raw",
+    loss: Loss = CROSS_ENTROPY,
 ) -> Algorithm:
     """`inner` with a personal adapter for each client."""
     mine = replace(schedule, steps=options.steps or schedule.steps)
@@ -59,6 +65,7 @@ def ditto(
             own=start.own if first else v,
             private=start.private,
             targets=targets,
+            loss=loss,
             pull=pull,
         )
         fitted = fit(stage)

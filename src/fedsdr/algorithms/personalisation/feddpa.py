@@ -12,9 +12,11 @@ query to the training data; both are simply on.
 from dataclasses import replace
 
 from fedsdr.algorithms.contract import (
+    CROSS_ENTROPY,
     Algorithm,
     ClientState,
     Fit,
+    Loss,
     NoOptions,
     Personal,
     Round,
@@ -29,7 +31,11 @@ FEDDPA_ADAPTER = "feddpa"
 
 
 def feddpa(
-    inner: Algorithm, options: NoOptions, schedule: Schedule, targets: Targets = "raw"
+    inner: Algorithm,
+    options: NoOptions,
+    schedule: Schedule,
+    targets: Targets = "raw",
+    loss: Loss = CROSS_ENTROPY,
 ) -> Algorithm:
     """`inner` with an additional local adapter for each client."""
 
@@ -40,7 +46,9 @@ def feddpa(
         update, state = inner.client(shared, state, fit, round)
         stream = inner.personal(shared, state).private
         p = state.private.get(FEDDPA_ADAPTER, stream)
-        stage = Stage("personal", "S", schedule, r.shared, r.own, private=p, targets=targets)
+        stage = Stage(
+            "personal", "S", schedule, r.shared, r.own, private=p, targets=targets, loss=loss
+        )
         fitted = fit(stage)
         metrics = {**update.metrics, "loss/personal": fitted.loss}
         return replace(update, metrics=metrics), state.keep(FEDDPA_ADAPTER, fitted.after)

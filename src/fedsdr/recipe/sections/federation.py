@@ -20,6 +20,13 @@ class FederationSection(Section):
     """What clients learn from: `"raw"` responses; `"distilled"` ones (FedSD); both in one stream
     (`"mixed"`, where a response that was not rewritten counts twice); or `"two_stream"` (FedSDR).
     `"two_shared_streams"` is an ablation that uploads S too, which is then no longer private."""
+    loss: Literal["cross_entropy", "soft", "on_policy"] = "cross_entropy"
+    """What the shared adapter (R) and personal ones learn of these responses: their words
+    (`"cross_entropy"`); at their words, the distributions of the base model that has the reference
+    in its prompt (`"soft"`, without any generation unless `targets` asks for rewrites); or the same
+    at words that the client's own model samples in each step (`"on_policy"`, SDFT), where a
+    response that `distill.checks` refuse is replaced by the record's target, learnt by its
+    words."""
     personalisation: str = "none"
     """A personal adapter for each client, trained after the shared one."""
     robust: str = "none"

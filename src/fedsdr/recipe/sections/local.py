@@ -52,6 +52,8 @@ class Local(Section):
     then S."""
     smoothing_targets: Literal["distilled", "raw"] = "distilled"
     """What S learns from."""
+    smoothing_loss: Literal["cross_entropy", "soft", "on_policy"] = "cross_entropy"
+    """What S learns of them, as `federation.loss` says it of R."""
     rectify_targets: Literal["raw", "distilled"] = "raw"
     """What R learns from."""
     consolidate_steps: Annotated[int, Field(ge=0)] = 0

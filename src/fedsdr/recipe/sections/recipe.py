@@ -71,6 +71,19 @@ class Recipe(Section):
         return self.seed if own is None else own
 
     @property
+    def losses(self) -> frozenset[str]:
+        """What stages minimise, as `federation.loss` names it."""
+        federation = self.federation
+        streams = federation.targets in ("two_stream", "two_shared_streams")
+        smooth = {self.local.smoothing_loss} if streams else set()
+        return frozenset({federation.loss, *smooth}) if federation.rounds else frozenset()
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether a stage learns the distributions of a teacher that is shown references."""
+        return not self.losses <= {"cross_entropy"}
+
+    @property
     def dtype(self) -> str:
         """`model.dtype`; the lab's numbers are float32's on any device, unless one is asked for."""
         return "float32" if self.uses_lab and self.model.dtype == "auto" else self.model.dtype

@@ -1,0 +1,66 @@
+"""Soft targets: any algorithm whose clients learn a teacher's distributions in place of words.
+
+The teacher is the base model W0 with the record's own response as a reference in its prompt, the
+prompt that rewrites (`distill.prompt`). What is minimised is in `fedsdr.training.soft`.
+"""
+
+from dataclasses import replace
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fedsdr.algorithms.contract import (
+    Algorithm,
+    ClientState,
+    Fit,
+    Fitted,
+    Loss,
+    Options,
+    Round,
+    Stage,
+    Update,
+)
+from fedsdr.core.adapters import Adapter
+
+
+class Soft(Options):
+    """Soft targets at the words of the responses that are learnt from."""
+
+    divergence: Literal["forward", "reverse"] = "forward"
+    """`"forward"`: KL(teacher || student), which covers all that the teacher may say. `"reverse"`:
+    KL(student || teacher), which keeps to what it is likely to say."""
+    weight: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The weight of the divergence; cross entropy of the words themselves has 1 - `weight`."""
+
+    @property
+    def loss(self) -> Loss:
+        """What stages minimise."""
+        return Loss("soft", self.divergence, self.weight)
+
+
+class OnPolicy(Options):
+    """Soft targets at the words that the student samples."""
+
+    divergence: Literal["forward", "reverse"] = "reverse"
+    """As of `soft`."""
+    weight: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The weight of the divergence; cross entropy of the sampled words has 1 - `weight`."""
+
+    @property
+    def loss(self) -> Loss:
+        """What stages minimise."""
+        return Loss("on_policy", self.divergence, self.weight)
+
+
+def with_loss(inner: Algorithm, loss: Loss) -> Algorithm:
+    """`inner`, whose stages minimise `loss`."""
+
+    def client(
+        shared: Adapter, state: ClientState, fit: Fit, round: Round
+    ) -> tuple[Update, ClientState]:
+        def fit_loss(stage: Stage) -> Fitted:
+            return fit(replace(stage, loss=loss))
+
+        return inner.client(shared, state, fit_loss, round)
+
+    return inner._replace(client=client)
