@@ -5,6 +5,7 @@ from typing import Any
 
 from fedsdr.algorithms.contract import Personal
 from fedsdr.core.adapters import Adapter
+from fedsdr.core.client_names import client_folder_name
 from fedsdr.core.layout import CLIENTS_FOLDER, PERSONAL_ADAPTER
 from fedsdr.core.progress import silent_reporter
 from fedsdr.data.example import Example
@@ -83,7 +84,8 @@ def _gradients(loaded: LoadedRun, method: Method, deployed: Adapter) -> dict[str
 
 def _transfer(loaded: LoadedRun, method: Method, held_out: Examples) -> dict[str, Any]:
     """Held-out loss of each client's own adapter on each client's records."""
-    places = {name: method.folder / CLIENTS_FOLDER / name / PERSONAL_ADAPTER for name in held_out}
+    clients = method.folder / CLIENTS_FOLDER
+    places = {name: clients / client_folder_name(name) / PERSONAL_ADAPTER for name in held_out}
     if not all(place.exists() for place in places.values()):
         return {}
     adapters = {name: read_adapter(place) for name, place in places.items()}

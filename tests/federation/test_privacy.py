@@ -12,29 +12,40 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from fedsdr.algorithms.contract import ClientState, Update
+from fedsdr.cli.main import app
 from fedsdr.core.adapters import Adapter, Private, unwrap_private
-from fedsdr.core.progress import silent_reporter
 from fedsdr.distillation import rewrite
 from fedsdr.federation.in_process import InProcessEngine
 from fedsdr.generation.sampling import Job, Stop, stop_tokens
-from fedsdr.recipe.load import load_recipe, override_recipe
+from fedsdr.recipe.load import load_recipe, override_recipe, to_toml
 from fedsdr.training.store import ClientStore
-from fedsdr.workflows.run import run_recipe
 from support import tiny_recipe, toy_clients
 from support.byte_search import occurs, raw, windows
 
 ASKED, ANSWERED, REWRITTEN = "zanzibar", "quetzal", "xylophone"  # in every record of anna's
+# Rows of anna's that cannot be learnt, each for a reason of its own.
+SPOILT = [
+    f'{{"prompt": "{ASKED} red", "response": "{ANSWERED} blue',
+    f'{{"prompt": ["{ASKED}"], "response": "{ANSWERED}"}}',
+    f'{{"prompt": "{ASKED}", "response": ""}}',
+    f'{{"prompt": "{ASKED}", "response": "{ANSWERED}", "response": "{ANSWERED} red"}}',
+    f'{{"prompt": "{ASKED}", "response": "{ANSWERED} \\ud800"}}',
+    f'"{ASKED} {ANSWERED}"',
+]
 PERSONAL = ["local", "fedsa", "fedper", "feddpa", "fedsdr+ditto"]
 A_NUMBERS = 2 * 2 * (32 + 48)  # of q_proj and down_proj in two blocks: rank x inputs
 
 
 class Watched(NamedTuple):
-    """A finished run; by method's folder, all that clients sent and all that they ever kept."""
+    """A finished run; by method's folder, all that clients sent and all that they ever kept.
+    printed: on the terminal."""
 
     out: Path
     cache: Path
+    printed: str
     sent: dict[Path, list[Update]]
     kept: dict[Path, list[Adapter]]
 
@@ -53,6 +64,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
         for row in tiny_recipe.client_rows(0)
     ]
     tiny_recipe.write_rows(folder / "data" / "anna.jsonl", rows)
+    with (folder / "data" / "anna.jsonl").open("a") as file:
+        file.writelines(f"{line}\n" for line in SPOILT)
     tokenizer = tiny_recipe.word_tokenizer([*tiny_recipe.WORDS, ASKED, ANSWERED, REWRITTEN])
     written = tokenizer(REWRITTEN)["input_ids"]
     sent: dict[Path, list[Update]] = {}
@@ -78,11 +91,14 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
         patch.setitem(rewrite.GENERATORS, "fedsdr", generate)
         more = {"tracking.backends": ["tensorboard"], "local.consolidate_steps": 1}
         recipe = override_recipe(
-            load_recipe(recipe_file), {"baselines": ["fedsd", *PERSONAL], **more}
+            load_recipe(recipe_file),
+            {"baselines": ["fedsd", *PERSONAL], "data.invalid": "skip", **more},
         )
-        run_recipe(recipe, folder / "out", silent_reporter())
+        recipe_file.write_text(to_toml(recipe))
+        done = CliRunner().invoke(app, ["run", str(recipe_file), "--out", str(folder / "out")])
+    assert done.exit_code == 0, done.output
     assert str(model) == recipe.model.path
-    return Watched(folder / "out", folder / "cache", sent, kept)
+    return Watched(folder / "out", folder / "cache", done.output, sent, kept)
 
 
 def served(out: Path) -> list[Path]:
@@ -135,6 +151,7 @@ def test_no_number_of_a_private_adapter_is_in_a_servers_file(watched):
     assert names >= {
         "checkpoint.safetensors", "adapter_model.safetensors", "metrics.jsonl", "summary.json",
         "result.json", "report.html", "distillation.json", "partition.json", "recipe.toml",
+        "skipped.jsonl", "notices.json",
     }  # fmt: skip
     for path in files:
         assert not occurs(path.read_bytes(), wanted), path
@@ -181,6 +198,25 @@ def test_texts_are_in_no_servers_file_but_the_samples(watched, word):
     distilled = [f"baselines/{name}/distillation.json" for name in ("fedsd", "fedsdr+ditto")]
     samples = {"distillation.json", "report.html", *distilled}
     assert found == samples
+
+
+@pytest.mark.parametrize("word", [ASKED, ANSWERED, REWRITTEN])
+def test_no_text_is_printed(watched, word):
+    assert "skipped" in watched.printed
+    assert word not in watched.printed
+
+
+def test_rows_that_are_skipped_are_named_and_not_quoted(watched):
+    """By place and reason: the texts are in the file that they come from."""
+    rows = [json.loads(line) for line in (watched.out / "skipped.jsonl").read_text().splitlines()]
+    assert {row["place"] for row in rows} == {f"anna.jsonl:{n}" for n in range(9, 15)}
+    assert len({row["reason"] for row in rows}) == len(SPOILT)
+    [notice] = [
+        row for row in json.loads((watched.out / "notices.json").read_text())
+        if row["what"] == "skipped"
+    ]  # fmt: skip
+    for text in (json.dumps(rows), json.dumps(notice)):
+        assert not [word for word in (ASKED, ANSWERED, REWRITTEN) if word in text]
 
 
 def test_a_clients_folder_has_its_own_rewrites_and_no_others(watched):
