@@ -17,7 +17,7 @@ from fedsdr.cli.main import app
 from fedsdr.core import files
 from fedsdr.core.console import Grid, print_grid
 from fedsdr.core.layout import RECIPE_FILE
-from fedsdr.deploy.sites.site import ROSTER, RUN
+from fedsdr.deploy.sites.folder import ROSTER, RUN
 from fedsdr.deploy.sites.status import print_status
 from fedsdr.report import judgements
 from fedsdr.report.judgements import View

@@ -7,7 +7,6 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from fedsdr.core.errors import UserError
-from fedsdr.deploy.protocol.messages import WireError
 from fedsdr.deploy.protocol.signing import (
     MAGIC,
     UNSIGNED,
@@ -20,6 +19,7 @@ from fedsdr.deploy.protocol.signing import (
     seal_payload,
     unverified_payload,
 )
+from fedsdr.deploy.protocol.wire import WireError
 
 PAYLOAD = b"payload \0\xff"
 

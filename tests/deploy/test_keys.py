@@ -16,16 +16,16 @@ from fedsdr.core.progress import silent_reporter
 from fedsdr.deploy.client.operations import ClientKeys, ClientSide
 from fedsdr.deploy.protocol.signing import UNSIGNED, Unsigned, new_key, read_private
 from fedsdr.deploy.server.admission import Admission, AdmittedRun, ServerConnection
-from fedsdr.deploy.sites.init import init_federation
-from fedsdr.deploy.sites.site import (
+from fedsdr.deploy.sites.folder import (
     CLIENT_KEY,
     ROSTER,
     SERVER_KEY,
     SERVER_PUBLIC,
     load_site,
-    open_client,
     roster_clients,
 )
+from fedsdr.deploy.sites.init import init_federation
+from fedsdr.deploy.sites.site import open_client
 from fedsdr.recipe.load import load_recipe
 from fedsdr.recipe.methods import resolve_methods
 from support import tiny_recipe, toy_clients

@@ -10,12 +10,13 @@ import tomli_w
 from fedsdr.core.client_names import client_folder_name
 from fedsdr.core.errors import UserError
 from fedsdr.core.progress import silent_reporter
-from fedsdr.deploy.protocol.messages import Request, WireError, decode_request, encode_message
+from fedsdr.deploy.protocol.messages import Request, decode_request, encode_message
 from fedsdr.deploy.protocol.signing import UNSIGNED
+from fedsdr.deploy.protocol.wire import WireError
 from fedsdr.deploy.server.admission import ServerConnection
 from fedsdr.deploy.server.serve import serve_federation
+from fedsdr.deploy.sites.folder import load_site
 from fedsdr.deploy.sites.init import client_ids, init_federation
-from fedsdr.deploy.sites.site import load_site
 from fedsdr.evaluate.benchmarks.results import result_path
 from fedsdr.recipe.load import load_recipe
 from fedsdr.recipe.sections.recipe import Recipe

@@ -20,7 +20,8 @@ from fedsdr.core.errors import UserError
 from fedsdr.core.layout import NOISE_FILE, RECIPE_FILE
 from fedsdr.deploy.protocol.egress import LOG
 from fedsdr.deploy.protocol.signing import PrivateKey, new_key, public_line, read_private
-from fedsdr.deploy.sites.site import ROSTER, SERVER_KEY, STATUS, load_site, serve_folder
+from fedsdr.deploy.sites.folder import ROSTER, SERVER_KEY, STATUS, load_site
+from fedsdr.deploy.sites.site import serve_folder
 from fedsdr.federation.in_process import InProcessEngine
 from support import tiny_recipe, toy_clients
 from support.message_lines import Loopback, client_sides, loopback

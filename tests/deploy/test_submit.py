@@ -9,7 +9,7 @@ from fedsdr.core import files
 from fedsdr.core.errors import UserError
 from fedsdr.deploy.flower import submit
 from fedsdr.deploy.flower.submit import LINK_AWAY, retry_for, wait_for_end
-from fedsdr.deploy.sites.site import STATUS
+from fedsdr.deploy.sites.folder import STATUS
 
 PAUSE, SUBMITTED = 2.0, 1000.0
 

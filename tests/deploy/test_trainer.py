@@ -28,7 +28,7 @@ from fedsdr.deploy.client.trainer import (
     listen_socket,
     serve_requests,
 )
-from fedsdr.deploy.protocol.messages import WireError
+from fedsdr.deploy.protocol.wire import WireError
 from fedsdr.deploy.sites import site
 from fedsdr.workflows.run_folder import locked_folder
 

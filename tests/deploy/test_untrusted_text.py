@@ -21,7 +21,7 @@ from fedsdr.deploy.protocol.messages import (
     printable_text,
 )
 from fedsdr.deploy.protocol.signing import UNSIGNED, seal_payload, unverified_payload
-from fedsdr.deploy.sites.site import ROSTER, RUN, STATUS
+from fedsdr.deploy.sites.folder import ROSTER, RUN, STATUS
 from fedsdr.deploy.sites.status import print_status
 from support.message_lines import client_sides
 from support.tiny_recipe import write_recipe

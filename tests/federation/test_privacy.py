@@ -213,7 +213,7 @@ def test_rows_that_are_skipped_are_named_and_not_quoted(watched):
     assert len({row["reason"] for row in rows}) == len(SPOILT)
     [notice] = [
         row for row in json.loads((watched.out / "notices.json").read_text())
-        if row["what"] == "skipped"
+        if row["kind"] == "skipped"
     ]  # fmt: skip
     for text in (json.dumps(rows), json.dumps(notice)):
         assert not [word for word in (ASKED, ANSWERED, REWRITTEN) if word in text]

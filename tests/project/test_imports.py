@@ -260,10 +260,12 @@ def test_flower_is_known_to_the_files_that_carry_messages_alone():
     assert {line.split()[0] for line in violations(FILES, {"flwr"})} == carriers
 
 
-def test_what_flower_starts_for_every_message_imports_nothing_heavy():
-    """The relay's process is new each time: it must not wait for torch."""
+@pytest.mark.parametrize("module", ["client_app", "submit"])
+def test_what_flower_starts_for_every_message_and_what_waits_for_it_import_nothing_heavy(module):
+    """The relay's process is new each time: it must not wait for torch. Nor does registering
+    clients, or waiting for the end of a run, compute anything."""
     program = (
-        "import sys, fedsdr.deploy.flower.client_app; "
+        f"import sys, fedsdr.deploy.flower.{module}; "
         "print(sorted({'torch', 'transformers', 'peft'} & {*sys.modules}))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -23,7 +23,8 @@ from fedsdr.deploy.flower.submit import SUBMIT_LOCK, run_federation
 from fedsdr.deploy.protocol.signing import UNSIGNED
 from fedsdr.deploy.server.admission import ServerConnection
 from fedsdr.deploy.server.serve import serve_federation
-from fedsdr.deploy.sites.site import ROSTER, SERVER_FILE, run_trainer, serve_folder
+from fedsdr.deploy.sites.folder import ROSTER, SERVER_FILE
+from fedsdr.deploy.sites.site import run_trainer, serve_folder
 from fedsdr.recipe.load import load_recipe, to_toml
 from fedsdr.workflows.prepare import PreparedRun
 from fedsdr.workflows.run_folder import check_folder, locked_folder

@@ -14,7 +14,7 @@ from fedsdr.core.errors import UserError
 from fedsdr.core.layout import RECIPE_FILE
 from fedsdr.core.progress import silent_reporter
 from fedsdr.data.partition import build_clients
-from fedsdr.deploy.sites.site import ROSTER, load_site
+from fedsdr.deploy.sites.folder import ROSTER, load_site
 from fedsdr.recipe.load import load_recipe, parse_recipe
 from fedsdr.recipe.methods import method_folders, resolve_methods
 from fedsdr.recipe.sections.data import Data, Source, Split

@@ -75,7 +75,7 @@ def run_federation_command(
 ) -> None:
     """Submit the federation to its SuperLink, or go on with it, and wait for its end."""
     from fedsdr.deploy.flower.submit import run_federation
-    from fedsdr.deploy.sites.site import RUN
+    from fedsdr.deploy.sites.folder import RUN
 
     with command_session("the federation goes on; ask by `fedsdr status`") as reporter:
         run_federation(folder, reporter, attempts)
@@ -92,7 +92,7 @@ def simulate_command(
 ) -> None:
     """Run a recipe on Flower's simulation runtime: Ray, several workers, machines, GPUs."""
     from fedsdr.deploy.flower.simulation import simulate_federation as simulate_all
-    from fedsdr.deploy.sites.site import RUN
+    from fedsdr.deploy.sites.folder import RUN
     from fedsdr.recipe.load import load_recipe
 
     with command_session("go on with the same command") as reporter:

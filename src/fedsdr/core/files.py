@@ -17,13 +17,14 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
 
 from fedsdr.core.errors import UserError, WriteError
+
+if TYPE_CHECKING:  # torch takes seconds, and most files hold no tensors
+    from torch import Tensor
 
 PRIVATE = 0o600
 MIB: Final = 2**20
@@ -274,16 +275,18 @@ def _drop_torn_line(descriptor: int) -> None:
 
 def write_tensors(
     path: Path,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, "Tensor"],
     metadata: Mapping[str, str] | None = None,
     private: bool = False,
 ) -> None:
     """Write a safetensors file; `metadata` values are strings, as the format demands."""
+    from safetensors.torch import save
+
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_bytes(path, save(contiguous, dict(metadata or {})), private)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
     """The tensors of a safetensors file, on the CPU, and its metadata."""
     try:
         with safe_open(path, framework="pt") as handle:

@@ -49,7 +49,6 @@ from fedsdr.deploy.protocol.messages import (
     Answer,
     Operation,
     Request,
-    WireError,
     decode_request,
     encode_message,
     printable_text,
@@ -62,6 +61,7 @@ from fedsdr.deploy.protocol.signing import (
     open_sealed,
     seal_payload,
 )
+from fedsdr.deploy.protocol.wire import WireError
 from fedsdr.federation.in_process import InProcessEngine
 from fedsdr.federation.loaded import LoadedRun
 from fedsdr.federation.rounds import Participant

@@ -9,7 +9,7 @@ from fedsdr.core.progress import silent_reporter
 from fedsdr.core.quiet import quiet_libraries
 from fedsdr.deploy.client.operations import ClientKeys, ClientSide
 from fedsdr.deploy.protocol.signing import UNSIGNED
-from fedsdr.deploy.sites.site import RUN, load_site
+from fedsdr.deploy.sites.folder import RUN, load_site
 from fedsdr.federation.loaded import LoadedRun
 from fedsdr.recipe.methods import Method
 from fedsdr.workflows.prepare import prepare_run

@@ -24,8 +24,8 @@ from fedsdr.deploy.flower.submit import (
     submit_federation,
 )
 from fedsdr.deploy.server.serve import check_served
-from fedsdr.deploy.sites.init import program_folder, write_app
-from fedsdr.deploy.sites.site import ROSTER
+from fedsdr.deploy.sites.folder import ROSTER
+from fedsdr.deploy.sites.scripts import program_folder, write_app
 from fedsdr.recipe.load import load_recipe, recipe_differences, to_toml
 from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.workflows.prepare import prepare_run

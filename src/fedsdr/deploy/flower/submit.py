@@ -17,8 +17,8 @@ from typing import Any, Final, TypeVar
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
 from fedsdr.core.progress import Reporter
-from fedsdr.deploy.sites.init import NODES, fill_template, program_folder
-from fedsdr.deploy.sites.site import STATUS, only_one, server_port
+from fedsdr.deploy.sites.folder import NODES, STATUS, only_one, server_port
+from fedsdr.deploy.sites.scripts import fill_template, program_folder
 from fedsdr.workflows.run_folder import locked_folder
 
 LINK: Final = "federation"  # the SuperLink's name in flower/config.toml

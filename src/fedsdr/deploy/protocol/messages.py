@@ -15,9 +15,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from safetensors.torch import load, save
 
 from fedsdr.core.adapters import Adapter
-from fedsdr.core.client_names import is_client_name
-from fedsdr.core.errors import UserError
 from fedsdr.core.metrics import Mean
+from fedsdr.deploy.protocol.wire import WireError, check_wire_name
 
 VERSION: Final = 3
 HEADER: Final = "fedsdr"  # the entry of the safetensors header
@@ -32,19 +31,12 @@ ANYONE: Final = "-"  # the client of a hello, which asks who is there
 METADATA: Final = "__metadata__"  # the name that safetensors keeps for itself
 
 
-def _check_client(name: str) -> str:
-    if not is_client_name(name):
-        raise ValueError("it is no name of a client")
-    return name
-
-
 def _check_asked(name: str) -> str:
-    return name if name == ANYONE else _check_client(name)
+    return name if name == ANYONE else check_wire_name(name)
 
 
 Operation = Literal["hello", "prepare", "fit", "evaluate", "finish"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._+-]*$", max_length=200)]
-ClientName = Annotated[str, AfterValidator(_check_client)]
 AskedClient = Annotated[str, AfterValidator(_check_asked)]
 RoundNumber = Annotated[int, Field(ge=0, lt=10**6)]
 Drawn = Annotated[str, Field(pattern=r"^([0-9a-f]{32})?$")]  # at random, or nothing
@@ -73,10 +65,6 @@ def _check_divisible(pair: tuple[float, float]) -> tuple[float, float]:
 
 
 Pair = Annotated[tuple[Sum, Weight], AfterValidator(_check_divisible)]  # of a Mean
-
-
-class WireError(UserError):
-    """Bytes that are no message of ours."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
-from fedsdr.deploy.protocol.messages import WireError
+from fedsdr.deploy.protocol.wire import WireError
 
 MAGIC: Final = b"fedsdr1\n"
 SIGNED: Final = ec.ECDSA(hashes.SHA384())

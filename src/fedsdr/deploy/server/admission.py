@@ -22,7 +22,6 @@ from fedsdr.deploy.protocol.messages import (
     ANYONE,
     Answer,
     Request,
-    WireError,
     decode_answer,
     encode_message,
 )
@@ -35,6 +34,7 @@ from fedsdr.deploy.protocol.signing import (
     seal_payload,
     unverified_payload,
 )
+from fedsdr.deploy.protocol.wire import WireError
 from fedsdr.model.identity import Identity, differing_parts, read_identity
 from fedsdr.recipe.sections.recipe import Recipe
 

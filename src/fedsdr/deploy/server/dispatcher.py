@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fedsdr.deploy.protocol.egress import UndeclaredError, check_declared
-from fedsdr.deploy.protocol.messages import Answer, Request, WireError, decode_answer
+from fedsdr.deploy.protocol.messages import Answer, Request, decode_answer
 from fedsdr.deploy.protocol.signing import open_sealed
+from fedsdr.deploy.protocol.wire import WireError
 from fedsdr.deploy.server.admission import Admission, Reply, Sent, check_matches
 from fedsdr.federation.rounds import Absent
 from fedsdr.recipe.methods import Method

@@ -4,12 +4,9 @@ import math
 import re
 import secrets
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
-
-import jinja2
+from typing import Final, NamedTuple
 
 from fedsdr.core import files
 from fedsdr.core.client_names import (
@@ -22,14 +19,15 @@ from fedsdr.core.layout import RECIPE_FILE
 from fedsdr.deploy.protocol.signing import new_key
 from fedsdr.deploy.server.serve import check_served
 from fedsdr.deploy.sites.certificates import write_certificates
-from fedsdr.deploy.sites.site import (
+from fedsdr.deploy.sites.folder import (
     CLIENT_FILE,
     CLIENT_KEY,
+    NODES,
     ROSTER,
-    SERVER_FILE,
     SERVER_KEY,
     SERVER_PUBLIC,
 )
+from fedsdr.deploy.sites.scripts import program_folder, write_app, write_script
 from fedsdr.recipe.load import override_recipe, to_toml
 from fedsdr.recipe.methods import Method
 from fedsdr.recipe.sections.recipe import Recipe
@@ -38,7 +36,6 @@ from fedsdr.workflows.privacy_loss import planned_epsilon
 
 NODE_PORT: Final = 9094  # of the first client's SuperNode, on its own machine's loopback
 SERVER: Final = "server"
-NODES: Final = "nodes"  # public keys of the clients' nodes, in the server's folder
 RELAY: Final = "relay"  # what a client's SuperNode needs, in the client's folder
 NODE_KEY: Final = "node.key"
 LOOPBACKS: Final = {"localhost": "127.0.0.1", "127.0.0.1": "127.0.0.1", "::1": "::1"}
@@ -178,30 +175,6 @@ def write_server(
     write_script(folder / "environment.sh", "environment.sh", {"programs": program_folder()})
     roster = {client: signs for client, (signs, _) in keys.items()}
     files.write_json(folder / ROSTER, {"clients": roster})
-
-
-def write_app(folder: Path, port: int) -> None:
-    """The app that is submitted, and where to."""
-    files.write_text(folder / "app" / "pyproject.toml", fill_template("app.toml", {}))
-    files.write_json(folder / SERVER_FILE, {"port": port})
-
-
-def write_script(path: Path, template: str, values: Mapping[str, Any]) -> None:
-    files.write_text(path, fill_template(template, values))
-    path.chmod(0o755)
-
-
-def fill_template(template: str, values: Mapping[str, Any]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("fedsdr.deploy"), undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True, trim_blocks=True,
-    )  # fmt: skip
-    return environment.get_template(template).render(values)
-
-
-def program_folder() -> str:
-    """The folder of this environment's commands."""
-    return str(Path(sys.executable).parent)
 
 
 def host_in_url(host: str) -> str:

@@ -14,7 +14,7 @@ from fedsdr.core.errors import UserError
 from fedsdr.core.layout import METRICS_FILE, RECIPE_FILE, RESULT_FILE
 from fedsdr.deploy.client.ledger import Ledger, ledger_begun
 from fedsdr.deploy.protocol.egress import LOG
-from fedsdr.deploy.sites.site import (
+from fedsdr.deploy.sites.folder import (
     CLIENT_FILE,
     PRIVATE_FOLDER,
     ROSTER,
