@@ -199,8 +199,12 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """ "auto" is bfloat16 on a GPU that computes in it, float32 elsewhere."""
-    if name != "auto":
+    """ "auto" is bfloat16 on a GPU that computes in it, "native" also on such a CPU; float32
+    elsewhere."""
+    if name in DTYPES:
         return DTYPES[name]
     fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if name == "native" and device.type == "cpu":
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)  # absent before torch 2.10
+        fast = bool(capabilities().get("amx_bf16"))
     return torch.bfloat16 if fast else torch.float32

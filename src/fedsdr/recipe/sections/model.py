@@ -48,8 +48,10 @@ class Model(Section):
     where the chat template can do so or leaves it open, and thoughts at the beginning of responses
     are left out. `"on"`: responses are learnt with their thoughts, or an empty one where the
     template writes it. Either way rewrites are used without thoughts."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """The type of the weights; `"auto"` is bfloat16 on a GPU that supports it, else float32."""
+    dtype: Literal["auto", "native", "float32", "bfloat16", "float16"] = "auto"
+    """The type of the weights; `"auto"` is bfloat16 on a GPU that supports it, else float32.
+    `"native"` is bfloat16 also on a CPU with matrix instructions for it (AMX), where training is
+    faster and less exact."""
     quantisation: Literal["none", "int8", "nf4"] = "none"
     """Store the frozen linear layers, except for the head, in 8 or 4 bits (needs bitsandbytes)."""
     device: str = "auto"
