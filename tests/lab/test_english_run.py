@@ -2,16 +2,21 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fedsdr.core import files
 from fedsdr.core.errors import UserError
 from fedsdr.core.progress import silent_reporter
 from fedsdr.deploy.sites.init import client_ids, own_recipe
+from fedsdr.distillation import rewrite
+from fedsdr.generation.sampling import Job, Stop, stop_tokens
 from fedsdr.recipe.load import load_recipe, override_recipe, parse_recipe
 from fedsdr.workflows.prepare import prepare_client, prepare_run
 from fedsdr.workflows.run import run_recipe
 from support.english_recipe import english_tables
+from support.tiny_recipe import WORDS, word_tokenizer
 
 EXACT = {
     "client_facts", "changed_facts", "general", "general_kept", "hallucination", "inventions",
@@ -34,6 +39,48 @@ def test_a_run_on_the_english_lab_is_judged_by_its_exact_metrics(tables, tmp_pat
         assert metrics.keys() >= EXACT | {f"personal_{each}" for each in EXACT}, name
     assert summary["methods"]["base"]["general_kept"]["mean"] == 100
     assert any("equal client facts" in each["claim"] for each in summary["claims"])
+
+
+def test_verified_rewrites_are_those_that_state_the_gold_answer(tables, tmp_path, monkeypatch):
+    """Of a model that rewrites every other record with the answer to another question."""
+    monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
+    records = [r for c in prepare_run(load_recipe(tables)).clients for r in c.train]
+    golds = [record.answer for record in records]
+    right = {record.instruction: place % 2 == 0 for place, record in enumerate(records)}
+    others = [next(g for g in golds if g != gold) for gold in golds]
+    written = {
+        record.instruction: f"it is {gold if right[record.instruction] else other}"
+        for record, gold, other in zip(records, golds, others, strict=True)
+    }
+    known = {word for r in records for text in (r.instruction, r.response, r.answer)
+             for word in text.split()}  # fmt: skip
+    words = sorted({*known, "it"} - {*WORDS})
+    model = english_tables(tmp_path, words)["model"]
+    tokenizer = word_tokenizer([*WORDS, *words])
+
+    def generate(model: Any, jobs: list[Job], stop: Stop, *options: Any) -> list[list[int]]:
+        asked = [tokenizer.decode(job.prompt) for job in jobs]
+        texts = [next(text for key, text in written.items() if key in each) for each in asked]
+        return [[*tokenizer(text)["input_ids"], min(stop_tokens(stop))] for text in texts]
+
+    monkeypatch.setitem(rewrite.GENERATORS, "fedsdr", generate)
+    methods = {"baselines": ["fedsd_verified"], "federation": {"rounds": 1, "targets": "distilled"}}
+    run_recipe(load_recipe({**tables, **methods, "model": model}), tmp_path / "run",
+               silent_reporter())  # fmt: skip
+
+    def learnt(folder: Path) -> list[dict[str, Any]]:
+        return [row for path in sorted(folder.glob("clients/*/rewrites.jsonl"))
+                for row in files.read_json_lines(path)]  # fmt: skip
+
+    assert sorted(row["text"] for row in learnt(tmp_path / "run")) == sorted(written.values())
+    verified = learnt(tmp_path / "run" / "baselines" / "fedsd_verified")
+    kept = [row["text"] for row in verified if not row["reason"]]
+    assert sorted(kept) == sorted(written[key] for key, fine in right.items() if fine)
+    raw = [row for row in verified if row["reason"]]
+    assert {row["reason"] for row in raw} == {"wrong_answer"}
+    assert sorted(row["text"] for row in raw) == sorted(
+        record.response for record in records if not right[record.instruction]
+    )
 
 
 def test_a_client_of_a_deployment_holds_its_own_facts(tables):
