@@ -1,6 +1,7 @@
 """Loading a base model: any causal language model that transformers loads, with its tokenizer."""
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -205,6 +206,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
         return DTYPES[name]
     fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if name == "native" and device.type == "cpu":
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)  # absent before torch 2.10
+        # Absent before torch 2.10.
+        capabilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
         fast = bool(capabilities().get("amx_bf16"))
     return torch.bfloat16 if fast else torch.float32
