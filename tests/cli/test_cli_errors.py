@@ -345,7 +345,7 @@ def test_a_report_that_cannot_be_written(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "")
 
     monkeypatch.setattr(html, "load_run", lambda folder: None)
-    monkeypatch.setattr(html, "render_report", lambda material: "<html>")
+    monkeypatch.setattr(html, "render_report", lambda *_: "<html>")
     monkeypatch.setattr(os, "write", full)
     told = ["cannot write", "report.html: no space left on device: make room, and give the same"]
     assert_told(*invoke("report", tmp_path), told)

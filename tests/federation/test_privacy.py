@@ -6,6 +6,7 @@ server's disk is everything outside `clients/`.
 """
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -217,6 +218,17 @@ def test_rows_that_are_skipped_are_named_and_not_quoted(watched):
     ]  # fmt: skip
     for text in (json.dumps(rows), json.dumps(notice)):
         assert not [word for word in (ASKED, ANSWERED, REWRITTEN) if word in text]
+
+
+def test_a_report_can_be_without_texts(watched, tmp_path):
+    out = shutil.copytree(watched.out, tmp_path / "out")
+    done = CliRunner().invoke(app, ["report", str(out), "--no-texts"])
+    assert done.exit_code == 0
+    page = (out / "report.html").read_text()
+    assert "What distillation changed" in page
+    assert not [word for word in (ASKED, ANSWERED, REWRITTEN) if word in page]
+    CliRunner().invoke(app, ["report", str(out)])
+    assert (out / "report.html").read_bytes() == (watched.out / "report.html").read_bytes()
 
 
 def test_a_clients_folder_has_its_own_rewrites_and_no_others(watched):

@@ -113,12 +113,20 @@ def required_folder(out: Path | None, dry_run: bool, flops: float | None) -> Pat
     return out or Path()
 
 
-def report_command(folder: RunFolder) -> None:
+def report_command(
+    folder: RunFolder,
+    texts: Annotated[
+        bool,
+        typer.Option(
+            "--texts/--no-texts", help="Whether to show a few of the clients' texts, as a run does."
+        ),
+    ] = True,
+) -> None:
     """Write a run's report.html again; that of an unfinished run says what is missing."""
     from fedsdr.report.html import write_report
 
     with command_session():
-        typer.echo(write_report(folder))
+        typer.echo(write_report(folder, texts=texts))
 
 
 def print_outcome(found: "Run | Comparison") -> None:

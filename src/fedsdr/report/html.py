@@ -1,6 +1,7 @@
 """From the files of a folder to its `report.html`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,20 @@ from fedsdr.report.load import Material, load_material, load_run
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_report(folder: Path, summary: Mapping[str, Any] | None = None) -> Path:
+def write_report(
+    folder: Path, summary: Mapping[str, Any] | None = None, texts: bool = True
+) -> Path:
     """Write `folder/report.html`, one self-contained page, and return its path.
 
-    summary: what summary.json is going to hold, where that is not written yet. The page depends on
-    it and the files of the folder, and nothing else: no clock, no network. Of a run that is not
-    finished it says what is still to come. Raises `UserError` where there is neither summary nor
-    recipe, a file of the folder is unreadable, or it cannot be written into.
+    summary: what summary.json is going to hold, where that is not written yet. texts: whether to
+    show examples of clients' records. The page depends on these and the files of the folder, and
+    nothing else: no clock, no network. Of a run that is not finished it says what is still to come.
+    Raises `UserError` where there is neither summary nor recipe, a file of the folder is
+    unreadable, or it cannot be written into.
     """
     path = folder / REPORT_FILE
     material = load_run(folder) if summary is None else load_material(folder, summary)
-    write_text(path, render_report(material))
+    write_text(path, render_report(material, texts))
     return path
 
 
@@ -49,10 +53,11 @@ def template_environment() -> Environment:
     )
 
 
-def render_report(material: Material) -> str:
-    """The page of a run or comparison as HTML."""
+def render_report(material: Material, texts: bool = True) -> str:
+    """The page of a run or comparison as HTML. texts: as in `write_report`."""
     template = template_environment().get_template("report.html.jinja")
     styles = palette.method_styles(method.name for method in material.methods)
+    groups = rewrites.rewrite_groups(material)
     return template.render(
         head=sections.head_section(material),
         claims=sections.claims_section(material),
@@ -65,7 +70,7 @@ def render_report(material: Material) -> str:
         conflict=charts.conflict_chart(material, styles),
         aggregation=tables.aggregation_table(material, styles),
         judgements=judgements.judging_views(material.judgings),
-        rewrites=rewrites.rewrite_groups(material),
+        rewrites=groups if texts else [replace(group, pairs=()) for group in groups],
         partition=tables.partition_table(material.partition),
         notices=material.notices,
         traffic=tables.traffic_table(material, styles),
