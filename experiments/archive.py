@@ -7,20 +7,24 @@ missing) on a machine that has run none of it.
 import json
 import lzma
 import re
+import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from experiments.measure import EVIDENCE_FILE
+from experiments.plan import portable_recipe
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
 from fedsdr.core.layout import (
+    CLIENTS_FOLDER,
     DISTILLATION_FILE,
     METRICS_FILE,
     PERSONAL_FILE,
     RECIPE_FILE,
     RESULT_FILE,
 )
+from fedsdr.recipe.load import load_recipe, to_toml
 
 ARCHIVE: Final = "cells.jsonl.xz"
 KEPT: Final = (
@@ -44,8 +48,27 @@ def pack_cells(cells: Path, folders: Iterable[Path], with_texts: Collection[Path
         paths = [folder / name for name in KEPT if (folder / name).exists()]
         paths += sorted(folder.glob(TEXTS)) if folder in with_texts else []
         texts = {path.relative_to(folder).as_posix(): path.read_text("utf-8") for path in paths}
-        lines.append(json.dumps({"cell": folder.relative_to(cells).as_posix(), "files": texts}))
+        row = {"cell": folder.relative_to(cells).as_posix(), "files": without_owners_data(texts)}
+        lines.append(json.dumps(row))
     return lzma.compress("".join(line + "\n" for line in lines).encode())
+
+
+def without_owners_data(texts: Files) -> Files:
+    """A cell's files as they may be passed on: without paths of this machine and, where the clients
+    hold files of others, without these files' records."""
+    if RECIPE_FILE not in texts:
+        return texts
+    recipe = load_recipe(tomllib.loads(texts[RECIPE_FILE]))
+    portable = portable_recipe(recipe)
+    if portable == recipe:
+        return texts
+    kept = {**texts, RECIPE_FILE: to_toml(portable)}
+    if not recipe.data.sources:
+        return kept
+    if DISTILLATION_FILE in kept:
+        clients = json.loads(kept[DISTILLATION_FILE])["clients"]
+        kept[DISTILLATION_FILE] = json.dumps({"clients": clients})
+    return {name: text for name, text in kept.items() if not name.startswith(CLIENTS_FOLDER)}
 
 
 def unpack_cells(archive: Path, cells: Path) -> int:

@@ -23,13 +23,14 @@ from fedsdr.core.progress import Reporter
 from fedsdr.evaluate.verdicts import Claim, Condition
 from fedsdr.workflows.run_folder import locked_folder
 
-HOW_TO_READ: Final = """Numbers are means over seeds, in percent, but for words, losses, cosines,
-bits and the chapter on real text; ± is half of a 95 % t interval; differences are paired by seed. A
+HOW_TO_JUDGE: Final = """± is half of a 95 % t interval; differences are paired by seed. A
 condition holds if its interval is on its side of zero, fails if it is on the other side, and is
 open otherwise, or with fewer than three seeds. A claim holds if all of its conditions do, in part
 if some do, fails if none does and one fails, or if it speaks of each and one fails, and is open
 otherwise; the table counts. Nothing is corrected for how many intervals there are: of twenty that
-should include zero one will not. Every figure has its data next to it as CSV. What the lab can show
+should include zero one will not. Every figure has its data next to it as CSV."""
+HOW_TO_READ: Final = f"""Numbers are means over seeds, in percent, but for words, losses, cosines,
+bits and the chapter on real text; {HOW_TO_JUDGE} What the lab can show
 and what it cannot is in findings.md."""
 DOCUMENT: Final = "evidence.md"
 FIGURES: Final = "evidence"
@@ -82,11 +83,11 @@ def write_document(
     """The document of whatever is finished in `out`."""
     results = Results(out, seeds)
     written = [*(CHAPTERS[name](results) for name in names), real_text_chapter(results)]
-    for chapter in written:
-        for figure in chapter.figures:
-            figure.write(out / FIGURES)
-    files.write_text(out / FIGURES / CELLS, every_cell(results, names).csv())
-    files.write_bytes(out / FIGURES / ARCHIVE, _archive(results, names))
+    cells = planned_cells(names)
+    write_figures(out / FIGURES, written)
+    files.write_text(out / FIGURES / CELLS, every_cell(results, cells).csv())
+    archive = pack_finished(results, cells, cells_with_texts())
+    files.write_bytes(out / FIGURES / ARCHIVE, archive)
     everything = len(names) == len(QUICK if quick else EXPERIMENTS)
     only = (" --quick" if quick else "") + ("" if everything else f" --only {','.join(names)}")
     head = [
@@ -94,44 +95,56 @@ def write_document(
         "The paper's claims (arXiv 2605.18028), tested on the embedded lab. Written by",
         f"```\npython -m experiments{only} --seeds {','.join(map(str, seeds))}\n```",
         HOW_TO_READ,
-        *_missing(results, names),
+        *missing_cells(results, cells),
         f"What each cell measured, seed by seed: [{CELLS}]({FIGURES}/{CELLS}). The finished cells, "
         f"without models: [{ARCHIVE}]({FIGURES}/{ARCHIVE}). With `--cells` and its path the "
         "command writes this document from them, and runs only what they lack.",
         "## Verdicts",
         _verdicts(written),
-        *(_chapter(number, chapter) for number, chapter in enumerate(written, 1)),
+        *(chapter_text(number, chapter, FIGURES) for number, chapter in enumerate(written, 1)),
     ]
     path = out / DOCUMENT
     files.write_text(path, "\n\n".join(head) + "\n")
     return path
 
 
-def every_cell(results: Results, names: Sequence[str]) -> Table:
-    """A row for each metric of each cell and seed: what all tables and verdicts are made of."""
+def write_figures(folder: Path, written: Sequence[Chapter]) -> None:
+    """The figures of all chapters, each with its data."""
+    for chapter in written:
+        for figure in chapter.figures:
+            figure.write(folder)
+
+
+def every_cell(results: Results, cells: Iterable[Cell], by_client: bool = False) -> Table:
+    """A row for each metric of each cell and seed: what all tables and verdicts are made of.
+
+    by_client: metrics of single clients, too.
+    """
     rows = []
-    for cell in planned_cells(names):
+    for cell in cells:
         for seed in results.done(cell):
             found = results.metrics(cell, seed)
             rows += [
                 [cell.key, str(seed), metric, f"{value:.6g}"]
                 for metric, value in sorted(found.items())
-                if "/" not in metric
+                if by_client or "/" not in metric
             ]
     return Table(["cell", "seed", "metric", "value"], rows)
 
 
-def _archive(results: Results, names: Sequence[str]) -> bytes:
+def pack_finished(
+    results: Results, cells: Iterable[Cell], with_texts: Iterable[Cell] = ()
+) -> bytes:
+    """An archive of the finished ones of some cells. with_texts: whose rewrites it holds, too."""
+
     def folders(cells: Iterable[Cell]) -> list[Path]:
         return [results.folder(cell, seed) for cell in cells for seed in results.done(cell)]
 
-    texts = folders(cells_with_texts())
-    return pack_cells(results.out / CELLS_FOLDER, folders(planned_cells(names)), texts)
+    return pack_cells(results.out / CELLS_FOLDER, folders(cells), folders(with_texts))
 
 
-def _missing(results: Results, names: Sequence[str]) -> list[str]:
+def missing_cells(results: Results, cells: Sequence[Cell]) -> list[str]:
     """That not everything has been run yet, if so."""
-    cells = planned_cells(names)
     asked, done = len(cells) * len(results.seeds), sum(len(results.done(c)) for c in cells)
     if asked == done:
         return []
@@ -152,14 +165,15 @@ def _verdicts(written: Sequence[Chapter]) -> str:
     return "\n".join(rows)
 
 
-def _chapter(number: int, chapter: Chapter) -> str:
+def chapter_text(number: int, chapter: Chapter, figures: str) -> str:
+    """A chapter in Markdown. figures: the folder of its figures, from the document's."""
     parts = [f"## {number}. {chapter.title}", chapter.how, *map(_claim, chapter.claims)]
     for title, table in chapter.tables:
         parts += [f"### {title}", table.markdown()]
     for figure in chapter.figures:
-        image = f"![{figure.caption}]({FIGURES}/{figure.name}.svg)"
+        image = f"![{figure.caption}]({figures}/{figure.name}.svg)"
         parts.append(
-            f"{image}\n\n{figure.caption} Data: [{figure.name}.csv]({FIGURES}/{figure.name}.csv)"
+            f"{image}\n\n{figure.caption} Data: [{figure.name}.csv]({figures}/{figure.name}.csv)"
         )
     return "\n\n".join([*parts, *chapter.notes])
 

@@ -1,8 +1,9 @@
 """What evidence asks of a finished cell beyond its own metrics."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
+from experiments.real.measure import answer_scores, text_measures
 from fedsdr.algorithms.contract import Personal
 from fedsdr.core.adapters import Adapter
 from fedsdr.core.client_names import client_folder_name
@@ -19,28 +20,38 @@ from fedsdr.lab.world import World
 from fedsdr.model.install import first_adapter, install_model
 from fedsdr.model.peft_format import read_adapter
 from fedsdr.recipe.methods import Method
+from fedsdr.training.store import ClientStore
 from fedsdr.workflows.method import client_examples
 from fedsdr.workflows.prepare import PreparedRun
 
-EVIDENCE_FILE = "evidence.json"
-GRADIENT_RECORDS = 96  # of each client
+EVIDENCE_FILE: Final = "evidence.json"
+GRADIENT_RECORDS: Final = 96  # of each client
+PRETRAINED_RECORDS: Final = 12  # the same on pretrained models
+COMPARED: Final = ("fedavg", "fedsd")  # whose clients are compared on pretrained models, too
 
 Examples = Mapping[str, Sequence[Example]]
 
 
 def measure_cell(loaded: LoadedRun, prepared: PreparedRun, method: Method) -> dict[str, Any]:
-    """Of a global model its answers, its response loss and its clients' gradients; of clients
-    that train alone how their models fare on each other's data."""
+    """Of a global model its answers, its response loss and its clients' gradients; of rewrites
+    what they do to the texts; of clients that train alone how their models fare on each other's
+    data."""
     committed = load_checkpoint(method.folder)
     assert committed is not None
     deployed = method.algorithm.deployed(committed[1])
     held_out = {c.name: loaded.tokenise(c.name, c.held_out) for c in loaded.clients}
     if not deployed:
         return _transfer(loaded, method, held_out)
-    return {
-        **_judged(loaded, method, prepared, deployed, held_out),
-        **_gradients(loaded, method, deployed),
-    }
+    found = _judged(loaded, method, prepared, deployed, held_out)
+    synthetic = isinstance(prepared.world, World)
+    if synthetic or method.name in COMPARED:
+        found |= _gradients(loaded, method, deployed)
+    if not synthetic:
+        found["model"] = dict(loaded.description)
+    if not synthetic and method.name == "fedsd":
+        store = ClientStore(method.folder / CLIENTS_FOLDER)
+        found["texts"] = text_measures(loaded.clients, store)
+    return found
 
 
 def _judged(
@@ -50,16 +61,16 @@ def _judged(
     deployed: Adapter,
     held_out: Examples,
 ) -> dict[str, Any]:
-    world = prepared.world
-    assert isinstance(world, World)
-    rows = method.recipe.local.batch_size
+    world, rows = prepared.world, method.recipe.local.batch_size
     install_model(loaded.model, Personal(deployed))
-    judge = LabEvaluator(loaded.base.model, loaded.base.chat, world)
+    if world is None:  # the loss is among the metrics
+        return {"scores": answer_scores(loaded)}
     loss = LossEvaluator(loaded.base.model, held_out, rows, loaded.base.pad)
-    return {
-        "answers": [[answer.true, len(answer.text.split())] for answer in judge.answers()],
-        "response_loss": loss.global_model()["loss"].value,
-    }
+    found: dict[str, Any] = {"response_loss": loss.global_model()["loss"].value}
+    if isinstance(world, World):
+        judge = LabEvaluator(loaded.base.model, loaded.base.chat, world)
+        found["answers"] = [[each.true, len(each.text.split())] for each in judge.answers()]
+    return found
 
 
 def _gradients(loaded: LoadedRun, method: Method, deployed: Adapter) -> dict[str, float]:
@@ -74,10 +85,11 @@ def _gradients(loaded: LoadedRun, method: Method, deployed: Adapter) -> dict[str
         for client, each in found.items()
     }
     pad, batch = loaded.base.pad, recipe.local.batch_size
+    limit = GRADIENT_RECORDS if recipe.uses_lab else PRETRAINED_RECORDS
     cosines = {}
     first = first_adapter(loaded.model, recipe.seed)
     for name, adapter in (("first", first), ("last", deployed)):
-        gradients = client_gradients(loaded.model, examples, adapter, pad, batch, GRADIENT_RECORDS)
+        gradients = client_gradients(loaded.model, examples, adapter, pad, batch, limit)
         cosines[f"gradients_{name}"] = pairwise_cosine(gradients).mean
     return cosines
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib import resources
+from pathlib import Path
 from typing import Any, Final
 
 from fedsdr.recipe.load import load_recipe, override_recipe
@@ -42,15 +43,16 @@ CONSOLIDATED: Final[Changes] = {"local.consolidate_steps": 10, "local.consolidat
 class Cell:
     """A method (a name of `fedsdr.recipe.methods`) with keys changed.
 
-    world: keys that all methods share.
+    world: keys that all methods share. base: the file of what all cells have in common.
     """
 
     method: str
     changes: Changes = field(default_factory=dict)
     world: Changes = field(default_factory=dict)
+    base: str = "evidence.toml"
 
     def recipe(self, seed: int) -> Recipe:
-        common = override_recipe(base_recipe(), {**self.world, "seed": seed})
+        common = override_recipe(base_recipe(self.base), {**self.world, "seed": seed})
         return override_recipe(named_recipe(self.method, common), self.changes)
 
     @cached_property
@@ -59,7 +61,7 @@ class Cell:
 
         The checks of `evidence.toml` were the default when the archived cells were run.
         """
-        tables = self.recipe(0).model_dump(mode="json", exclude_defaults=True)
+        tables = portable_recipe(self.recipe(0)).model_dump(mode="json", exclude_defaults=True)
         if tables["distill"]["checks"] == list(base_recipe().distill.checks):
             del tables["distill"]["checks"]
         text = json.dumps(tables)
@@ -68,10 +70,25 @@ class Cell:
 
 
 @cache
-def base_recipe() -> Recipe:
-    """What all cells have in common."""
-    with resources.as_file(resources.files("experiments") / "evidence.toml") as path:
+def base_recipe(name: str = "evidence.toml") -> Recipe:
+    """What all cells have in common, from a file of this folder."""
+    with resources.as_file(resources.files("experiments") / name) as path:
         return load_recipe(path)
+
+
+def portable_recipe(recipe: Recipe) -> Recipe:
+    """The recipe with files by their names and the folder of benchmarks as ".", the same on every
+    machine."""
+    sources = [
+        {**source.model_dump(), "path": Path(source.path).name} for source in recipe.data.sources
+    ]
+    model = Path(recipe.model.path)
+    changes: dict[str, Any] = {"data.sources": sources}
+    if model.is_absolute():
+        changes["model.path"] = model.name
+    if recipe.evaluate.benchmark_data is not None:
+        changes["evaluate.benchmark_data"] = "."
+    return override_recipe(recipe, changes)
 
 
 Cells = dict[str, Cell]  # its name in tables and figures -> the cell

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from experiments.measure import EVIDENCE_FILE, measure_cell
-from experiments.plan import Cell
+from experiments.plan import Cell, portable_recipe
 from experiments.pool import worker_pool
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
@@ -30,6 +30,7 @@ from fedsdr.workflows.run import record_start
 
 CELLS_FOLDER: Final = "cells"
 Task = tuple[Path, Cell]
+Group = tuple[int, Sequence[Cell]]  # a seed, and cells that share all but the method
 
 
 def cell_folder(out: Path, cell: Cell, seed: int) -> Path:
@@ -39,17 +40,21 @@ def cell_folder(out: Path, cell: Cell, seed: int) -> Path:
 def run_cells(
     cells: Sequence[Cell], seeds: Sequence[int], out: Path, jobs: int, reporter: Reporter
 ) -> None:
-    """Run what is not done yet, group by group, `jobs` at a time; neighbours differ in their seed,
-    so that no two processes begin with the base model of one world."""
-    groups = [
-        (seed, [(cell_folder(out, cell, seed), cell) for cell in group])
-        for group in groups_of(cells)
-        for seed in seeds
+    """Run what is not done yet; neighbours differ in their seed, so that no two processes begin
+    with the base model of one world."""
+    groups = [(seed, group) for group in groups_of(cells) for seed in seeds]
+    run_groups(groups, out, jobs, reporter)
+
+
+def run_groups(groups: Sequence[Group], out: Path, jobs: int, reporter: Reporter) -> None:
+    """Run what is not done yet, group by group, `jobs` of them at a time."""
+    for cell in {cell.key: cell for _, group in groups for cell in group}.values():
+        check_recipe(cell, sorted({seed for seed, _ in groups}), out)
+    tasks_of = [
+        (seed, [(cell_folder(out, cell, seed), cell) for cell in group]) for seed, group in groups
     ]
-    folders = [folder for _, tasks in groups for folder, _ in tasks]
-    for cell in cells:
-        check_recipe(cell, seeds, out)
-    waiting = [(seed, todo) for seed, tasks in groups if (todo := unfinished(tasks))]
+    folders = [folder for _, tasks in tasks_of for folder, _ in tasks]
+    waiting = [(seed, todo) for seed, tasks in tasks_of if (todo := unfinished(tasks))]
     with reporter.bar("evidence: cells", len(folders)) as bar:
         bar.advance(shown := len(folders) - sum(len(tasks) for _, tasks in waiting))
         with worker_pool(jobs) as pool:
@@ -71,7 +76,8 @@ def check_recipe(cell: Cell, seeds: Sequence[int], out: Path) -> None:
         folder = cell_folder(out, cell, seed)
         if not (folder / EVIDENCE_FILE).exists():
             continue
-        if changed := recipe_differences(load_recipe(folder / RECIPE_FILE), cell.recipe(seed)):
+        found, asked = load_recipe(folder / RECIPE_FILE), cell.recipe(seed)
+        if changed := recipe_differences(*map(portable_recipe, (found, asked))):
             raise UserError(
                 f"{folder} was run with another {', '.join(changed[:3])}: give another --out (or "
                 "other --cells), so that its numbers do not stand for the present defaults"

@@ -1,6 +1,6 @@
 """FedSD as a booster of every algorithm: the paper's first table, at lab scale."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from experiments import plan
 from experiments.chapter import Chapter, Table, format_estimate
@@ -12,6 +12,7 @@ from fedsdr.evaluate.verdicts import Claim, Condition
 from fedsdr.report.labels import method_label as label
 
 Measure = Callable[[Cell, Cell], Estimate | None]
+Pairs = Mapping[str, tuple[Cell, Cell]]  # algorithm -> its cells on rewrites and on raw responses
 METRICS = ("general", "client_facts", "hallucination", "response_loss")
 
 
@@ -20,33 +21,18 @@ def boosters_chapter(results: Results) -> Chapter:
     pairs = {name: (cells[f"fedsd+{name}"], cells[name]) for name in BOOSTED}
     ready = {name: pair for name, pair in pairs.items() if results.done(*pair)}
 
-    def tests(what: str, measure: Measure) -> list[Condition]:
-        return [Condition(f"{label(n).short}: {what}", measure(*pair)) for n, pair in ready.items()]
-
     return Chapter(
         "FedSD boosts every algorithm",
         "Seven algorithms at their default options, each on raw responses and on rewrites. The win "
         "rate is exact: of the held-out questions that exactly one of the two models answers "
         "rightly, the share that the one on rewrites does. Response loss is on raw responses.",
         [
-            Claim(
-                "On rewrites every algorithm keeps more general knowledge (paper: MMLU)",
-                tests("general", lambda a, b: results.difference(a, b, "general")),
-                each=True,
-            ),
-            Claim(
-                "On rewrites every algorithm keeps more general knowledge at equal client facts",
-                tests("general at equal facts", lambda a, b: at_equal_facts(results, a, b)),
-                each=True,
-            ),
-            Claim(
-                "On rewrites every algorithm learns more client facts",
-                tests("client facts", lambda a, b: results.difference(a, b, "client_facts")),
-                each=True,
-            ),
+            *boosters_claims(results, ready),
             Claim(
                 "Every model on rewrites wins against the one on raw responses (paper: 56 to 60 %)",
-                tests("win rate above 50 %", lambda a, b: _minus(_wins(results, a, b), 50.0)),
+                _tests(
+                    ready, "win rate above 50 %", lambda a, b: _minus(_wins(results, a, b), 50.0)
+                ),
                 each=True,
             ),
         ],
@@ -54,7 +40,32 @@ def boosters_chapter(results: Results) -> Chapter:
     )
 
 
-def _table(results: Results, ready: dict[str, tuple[Cell, Cell]]) -> Table:
+def boosters_claims(results: Results, pairs: Pairs) -> list[Claim]:
+    """What rewriting does to each algorithm."""
+    return [
+        Claim(
+            "On rewrites every algorithm keeps more general knowledge (paper: MMLU)",
+            _tests(pairs, "general", lambda a, b: results.difference(a, b, "general")),
+            each=True,
+        ),
+        Claim(
+            "On rewrites every algorithm keeps more general knowledge at equal client facts",
+            _tests(pairs, "general at equal facts", lambda a, b: at_equal_facts(results, a, b)),
+            each=True,
+        ),
+        Claim(
+            "On rewrites every algorithm learns more client facts",
+            _tests(pairs, "client facts", lambda a, b: results.difference(a, b, "client_facts")),
+            each=True,
+        ),
+    ]
+
+
+def _tests(pairs: Pairs, what: str, measure: Measure) -> list[Condition]:
+    return [Condition(f"{label(n).short}: {what}", measure(*pair)) for n, pair in pairs.items()]
+
+
+def _table(results: Results, ready: Pairs) -> Table:
     rows = []
     for name, (rewritten, raw) in ready.items():
         equal = results.at_equal_facts(rewritten, raw)

@@ -1,6 +1,6 @@
 """Manifold flattening: do rewrites bring the clients' texts, gradients and models together?"""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Final
 
@@ -49,7 +49,7 @@ def flattening_chapter(results: Results) -> Chapter:
         "TF-IDF cosine": _both(texts, tfidf_cosine),
         "TF-IDF cosine at equal word counts": _both(equal, tfidf_cosine),
     }
-    js, equal_js, cosine, equal_cosine = (_difference(pair) for pair in measured.values())
+    differences = [_difference(pair) for pair in measured.values()]
     return Chapter(
         "Manifold flattening",
         "Distances between the clients' responses before and after rewriting, each a mean over "
@@ -58,23 +58,8 @@ def flattening_chapter(results: Results) -> Chapter:
         "of a client's own model on its own and on the others' held-out records: raw responses, "
         "whose styles those trained on rewrites have not seen.",
         [
-            Claim(
-                "Rewriting brings the clients' texts together (paper: JS 0.407 to 0.361, TF-IDF "
-                "cosine 0.636 to 0.706)",
-                [Condition("JS", js, positive=False), Condition("TF-IDF cosine", cosine)],
-            ),
-            Claim(
-                "Rewriting brings the clients' texts together at equal word counts",
-                [
-                    Condition("JS", equal_js, positive=False),
-                    Condition("TF-IDF cosine", equal_cosine),
-                ],
-            ),
-            Claim(
-                "Rewriting turns the clients' gradients towards each other (paper: by 8 to 41 "
-                "points)",
-                [_gradients(results, rounds) for rounds in (0, *ROUNDS)],
-            ),
+            *text_claims(*differences),
+            gradients_claim([_gradients(results, rounds) for rounds in (0, *ROUNDS)]),
             Claim(
                 "Models trained on rewrites alone do better on each other's data",
                 [
@@ -88,6 +73,34 @@ def flattening_chapter(results: Results) -> Chapter:
         ],
         [("Texts, gradients, transfer", _table(results, measured))],
         [_cosines(results), *_transfers(results), *_maps(texts)],
+    )
+
+
+def text_claims(
+    js: Estimate | None,
+    equal_js: Estimate | None,
+    cosine: Estimate | None,
+    equal_cosine: Estimate | None,
+) -> list[Claim]:
+    """What rewriting changes of the distances between clients' texts; equal: of equal length."""
+    return [
+        Claim(
+            "Rewriting brings the clients' texts together (paper: JS 0.407 to 0.361, TF-IDF "
+            "cosine 0.636 to 0.706)",
+            [Condition("JS", js, positive=False), Condition("TF-IDF cosine", cosine)],
+        ),
+        Claim(
+            "Rewriting brings the clients' texts together at equal word counts",
+            [Condition("JS", equal_js, positive=False), Condition("TF-IDF cosine", equal_cosine)],
+        ),
+    ]
+
+
+def gradients_claim(conditions: Sequence[Condition]) -> Claim:
+    """conditions: the change of the clients' mean cosine at some rounds."""
+    return Claim(
+        "Rewriting turns the clients' gradients towards each other (paper: by 8 to 41 points)",
+        conditions,
     )
 
 

@@ -29,36 +29,13 @@ TURNS: Final = (("fedsd", "fedavg"), ("fedsd", "fedsdr"), ("fedsdr", "fedavg"))
 def paradox_chapter(results: Results) -> Chapter:
     cells = plan.paradox_cells()
     half = {method: cells[f"{method} 0.5"] for method in METHODS}
-
-    def differs(a: str, b: str, metric: str, positive: bool = True) -> Condition:
-        found = results.difference(half[a], half[b], metric)
-        return Condition(f"{metric}, {a} - {b}", found, positive)
-
     return Chapter(
         "The Rewrite Paradox",
         "In the lab a rewrite is false for a known reason: the base model's memory against the "
         "reference, which it follows with probability `lab.stubbornness`. Each level has a base "
         "model of its own; the claims are judged at 0.5.",
         [
-            Claim(
-                "FedSD's global model hallucinates more than FedAvg's",
-                [differs("fedsd", "fedavg", "hallucination")],
-            ),
-            Claim(
-                "False rewrites are why: on verified ones it hallucinates less",
-                [differs("fedsd_verified", "fedsd", "hallucination", positive=False)],
-            ),
-            Claim(
-                "FedSD's global model answers at greater length than FedAvg's",
-                [differs("fedsd", "fedavg", "length")],
-            ),
-            Claim(
-                "FedSDR's global model hallucinates less and answers shorter than FedSD's",
-                [
-                    differs("fedsdr", "fedsd", "hallucination", positive=False),
-                    differs("fedsdr", "fedsd", "length", positive=False),
-                ],
-            ),
+            *paradox_claims(results, half),
             Claim(
                 "Without false rewrites (stubbornness 0) FedSD learns more facts than FedAvg",
                 [
@@ -82,6 +59,36 @@ def paradox_chapter(results: Results) -> Chapter:
             training_figure(results, "paradox-rounds", half, ("hallucination", "length")),
         ],
     )  # fmt: skip
+
+
+def paradox_claims(results: Results, cells: Cells) -> list[Claim]:
+    """What rewrites do to answers; cells: those of `METHODS`."""
+
+    def differs(a: str, b: str, metric: str, positive: bool = True) -> Condition:
+        found = results.difference(cells[a], cells[b], metric)
+        return Condition(f"{metric}, {a} - {b}", found, positive)
+
+    return [
+        Claim(
+            "FedSD's global model hallucinates more than FedAvg's",
+            [differs("fedsd", "fedavg", "hallucination")],
+        ),
+        Claim(
+            "False rewrites are why: on verified ones it hallucinates less",
+            [differs("fedsd_verified", "fedsd", "hallucination", positive=False)],
+        ),
+        Claim(
+            "FedSD's global model answers at greater length than FedAvg's",
+            [differs("fedsd", "fedavg", "length")],
+        ),
+        Claim(
+            "FedSDR's global model hallucinates less and answers shorter than FedSD's",
+            [
+                differs("fedsdr", "fedsd", "hallucination", positive=False),
+                differs("fedsdr", "fedsd", "length", positive=False),
+            ],
+        ),
+    ]
 
 
 def _crossings(results: Results, cells: Cells) -> Table:

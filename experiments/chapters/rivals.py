@@ -14,6 +14,21 @@ from fedsdr.report.labels import method_label as label
 
 def rivals_chapter(results: Results) -> Chapter:
     cells = plan.rivals_cells()
+    return Chapter(
+        "FedSDR",
+        "FedSDR's global model W0 + R and its clients' own W0 + R + S against the other methods, "
+        "at equal rounds and, since whoever learns nothing forgets nothing, at equal client facts.",
+        rivals_claims(results, cells),
+        [
+            ("All methods", overview_table(results, cells, GLOBAL | PERSONAL)),
+            ("What five clients send and receive in a round", _traffic(results, cells)),
+        ],
+        [front_figure(results, "rivals", cells)],
+    )
+
+
+def rivals_claims(results: Results, cells: Cells) -> list[Claim]:
+    """FedSDR against the others; cells: FedAvg, FedSD, FedSDR and local training among them."""
     own = [n for n, cell in cells.items() if results.has(cell, "personal_client_facts")]
 
     def ahead(other: str, metric: str) -> Condition:
@@ -26,48 +41,32 @@ def rivals_chapter(results: Results) -> Chapter:
         what = f"general at equal facts{at}, FedSDR - {label(other).short}"
         return Condition(what, found[0] if found else None)
 
-    return Chapter(
-        "FedSDR",
-        "FedSDR's global model W0 + R and its clients' own W0 + R + S against the other methods, "
-        "at equal rounds and, since whoever learns nothing forgets nothing, at equal client facts.",
-        [
-            Claim(
-                "FedSDR's global model keeps more general knowledge than FedAvg's and FedSD's "
-                "(paper: MMLU 47.1 against 40.7 and 43.7)",
-                [ahead("fedavg", "general"), ahead("fedsd", "general")],
-            ),
-            Claim(
-                "FedSDR's global model keeps more general knowledge at equal client facts",
-                [ahead_at_equal_facts("fedavg"), ahead_at_equal_facts("fedsd")],
-            ),
-            Claim(
-                "FedSDR's global model learns more client facts than FedSD's",
-                [ahead("fedsd", "client_facts")],
-            ),
-            Claim(
-                "FedSDR's personal models know more client facts than those of any other method",
-                [ahead(other, "personal_client_facts") for other in own if other != "fedsdr"],
-                each=True,
-            ),
-            Claim(
-                "The average of the clients' adapters does worse on their data than what each "
-                "learns alone",
-                [
-                    Condition(
-                        "personal_client_facts, local - FedAvg",
-                        results.difference(
-                            cells["local"], cells["fedavg"], "personal_client_facts"
-                        ),
-                    )
-                ],
-            ),
-        ],
-        [
-            ("All methods", overview_table(results, cells, GLOBAL | PERSONAL)),
-            ("What five clients send and receive in a round", _traffic(results, cells)),
-        ],
-        [front_figure(results, "rivals", cells)],
-    )
+    alone = results.difference(cells["local"], cells["fedavg"], "personal_client_facts")
+    return [
+        Claim(
+            "FedSDR's global model keeps more general knowledge than FedAvg's and FedSD's "
+            "(paper: MMLU 47.1 against 40.7 and 43.7)",
+            [ahead("fedavg", "general"), ahead("fedsd", "general")],
+        ),
+        Claim(
+            "FedSDR's global model keeps more general knowledge at equal client facts",
+            [ahead_at_equal_facts("fedavg"), ahead_at_equal_facts("fedsd")],
+        ),
+        Claim(
+            "FedSDR's global model learns more client facts than FedSD's",
+            [ahead("fedsd", "client_facts")],
+        ),
+        Claim(
+            "FedSDR's personal models know more client facts than those of any other method",
+            [ahead(other, "personal_client_facts") for other in own if other != "fedsdr"],
+            each=True,
+        ),
+        Claim(
+            "The average of the clients' adapters does worse on their data than what each "
+            "learns alone",
+            [Condition("personal_client_facts, local - FedAvg", alone)],
+        ),
+    ]
 
 
 def _traffic(results: Results, cells: Cells) -> Table:

@@ -34,12 +34,14 @@ Texts = dict[str, list[str]]  # client -> its responses
 Points = Mapping[tuple[str, str], Sequence[tuple[float, Estimate]]]  # (method, metric) -> (x, y)
 
 
-def overview_table(results: Results, cells: Cells, metrics: Mapping[str, str]) -> Table:
+def overview_table(
+    results: Results, cells: Cells, metrics: Mapping[str, str], digits: int = 1
+) -> Table:
     """A row a cell, a column a metric, and how many seeds each row has."""
     rows = [
         [
             name,
-            *(format_estimate(results.estimate(cell, m)) for m in metrics),
+            *(format_estimate(results.estimate(cell, m), digits) for m in metrics),
             str(len(results.done(cell))),
         ]
         for name, cell in cells.items()

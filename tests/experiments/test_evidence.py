@@ -76,7 +76,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     base = plan.base_recipe()
     changes = {key: value for key, value in TABLES.items() if key not in ("seed", "options")}
     tiny = override_recipe(base, changes)
-    monkeypatch.setattr(plan, "base_recipe", lambda: tiny)
+    monkeypatch.setattr(plan, "base_recipe", lambda *_: tiny)
     monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
     return tmp_path / "out"
 
