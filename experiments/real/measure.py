@@ -16,7 +16,7 @@ from fedsdr.generation.sampling import Job
 from fedsdr.training.store import ClientStore
 
 ANSWER_TOKENS: Final = 96  # the longest answer
-ANSWER_ROWS: Final = 80
+ANSWER_ROWS: Final = 16  # of about one length, so that short answers wait for no long ones
 GOLD: Final = (check_label, check_number)
 NOTHING: Final = Rewrite("", finished=True)  # fails every check of `GOLD` that applies
 Answer = tuple[str, Record, Rewrite]  # client, question, answer
