@@ -351,6 +351,49 @@ def test_one_turn_or_all_the_same_conversations_are_held_out(tmp_path):
     assert {r.origin for r in last.held_out} == {r.origin.partition(",")[0] for r in whole.held_out}
 
 
+# --- What an assistant thought
+
+THOUGHT = {"type": "thinking", "thinking": "So it is."}
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        {**REPLY, "reasoning_content": "So it is."},
+        {**REPLY, "reasoning": "\nSo it is.\n", "reasoning_content": ""},
+        {**REPLY, "thinking": "So it is."},
+        {"role": "assistant", "content": [THOUGHT, {"type": "text", "text": "a"}]},
+        {**REPLY, "content": "<think>\nSo it is.\n</think>\n\na", "reasoning": "Another."},
+    ],
+    ids=["reasoning_content", "reasoning", "thinking", "a part", "in the text already"],
+)
+def test_a_thought_is_the_beginning_of_its_response(tmp_path, reply):
+    found = source(tmp_path, {"messages": [USER, reply]})
+    assert [r.response for r in found.records] == ["<think>\nSo it is.\n</think>\n\na"]
+    assert source_notices([found], "last") == []
+
+
+def test_thoughts_of_earlier_turns_are_not_shown(tmp_path):
+    """Nor do chat templates of models that think show them."""
+    earlier = {**REPLY, "reasoning_content": "So it is."}
+    found = record(tmp_path, {"messages": [USER, earlier, USER, REPLY]})
+    assert [turn.text for turn in found.prompt] == ["q", "a", "q"]
+    assert found.response == "a"
+
+
+def test_a_thought_alone_is_no_response_and_only_an_assistant_has_one(tmp_path):
+    for reply in ({"content": "<think>So.</think>"}, {"content": "", "thinking": "So."},
+                  {"content": [THOUGHT]}):  # fmt: skip
+        row = {"messages": [USER, {"role": "assistant", **reply}]}
+        assert "the last assistant turn in column 'messages' is empty" in refusal(tmp_path, row)
+    found = source(tmp_path, {"messages": [{**USER, "reasoning": "So."}, REPLY]})
+    assert [str(n) for n in source_notices([found], "last")] == [
+        "not used: columns of chat.jsonl: 'reasoning' of messages"
+    ]
+    row = {"messages": [USER, {**REPLY, "reasoning": {"effort": "low"}}]}
+    assert "'reasoning' of messages" in str(source_notices([source(tmp_path, row)], "last")[0])
+
+
 # --- What is not used is said
 
 

@@ -110,6 +110,15 @@ def test_a_text_after_a_prompt_that_opens_a_thought_is_no_rewrite(monkeypatch):
     assert rewritten(monkeypatch, FORMATS["opening"], SAID).text == SAID
 
 
+def test_the_teacher_sees_the_reference_without_its_thought():
+    record = replace(RECORD, response="<think>\nHm, bonds.\n</think>\n\nA loan.")
+    for name in ("closing", "closing, on", "no thoughts"):
+        job = rewriting_job(FORMATS[name], record, Distill(), 0, 0)
+        asked = FORMATS[name].tokenizer.decode(job.prompt)
+        assert "A loan." in asked
+        assert "Hm, bonds." not in asked
+
+
 def test_a_model_that_thinks_has_room_for_it():
     for name, more in (("closing", 0), ("closing, on", 70)):
         options = Distill(min_tokens=5, max_ratio=1.0, thinking_tokens=70)

@@ -2,12 +2,13 @@
 responses that are learnt."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from fedsdr.data.cells import cell_text, is_filled, json_text, json_value
 from fedsdr.data.records import Role, Turn
 from fedsdr.data.rows import Cells, RowError, json_kind
+from fedsdr.data.thinking import split_thought, with_first_thought
 from fedsdr.recipe.sections.data import Learn
 
 ROLES: Final[Mapping[str, Role]] = {
@@ -29,6 +30,7 @@ ROLES: Final[Mapping[str, Role]] = {
 KEYS: Final = (
     "role", "from", "content", "value", "tool_calls", "function_call", "tool_call_id", "weight",
 )  # fmt: skip
+THOUGHTS: Final = ("reasoning_content", "reasoning", "thinking")  # keys of an assistant's thought
 TOOLS: Final = ("tools", "functions")  # columns with the functions that the model may call
 TEXT_PARTS: Final = ("text", "input_text", "output_text")  # of a content that is a list
 SKIP: Final = 'leave such rows out with data.invalid = "skip"'
@@ -54,6 +56,7 @@ class RowTurns:
 
     tools: as in `Record`. given: how many turns are a prompt, of which nothing is learnt.
     weightless: places of turns with weight 0. unused: keys of messages that nothing reads.
+    thoughts: place -> what an assistant thought before this turn, where its message says so apart.
     """
 
     turns: tuple[Turn, ...]
@@ -61,6 +64,14 @@ class RowTurns:
     given: int = 0
     weightless: frozenset[int] = frozenset()
     unused: frozenset[str] = frozenset()
+    thoughts: Mapping[int, str] = field(default_factory=dict)
+
+    def response(self, place: int) -> str:
+        """The text of an assistant turn, with what it thought before as its beginning."""
+        text = self.turns[place].text
+        if place not in self.thoughts or split_thought(text):
+            return text
+        return with_first_thought(self.thoughts[place], text)
 
     @property
     def answers(self) -> int:
@@ -100,6 +111,7 @@ def read_conversation(
     """
     turns: list[Turn] = []
     weightless: set[int] = set()
+    thoughts: dict[int, str] = {}
     unused: set[str] = set()
     prompts = 0
     for number, message in enumerate(messages):
@@ -109,11 +121,16 @@ def read_conversation(
         if not _weight(message, column):
             weightless.add(len(turns))
         prompts += number < given
-        unused |= {key for key, value in message.items() if key not in KEYS and is_filled(value)}
+        read = {*KEYS, *_thought_key(message, turn.role)}
+        if thought := _first_thought(message, turn.role):
+            thoughts[len(turns)] = thought
         if turn.role == "tool":
-            unused -= {"name"}  # of the function: it is passed on
+            read.add("name")  # of the function: it is passed on
+        unused |= {key for key, value in message.items() if key not in read and is_filled(value)}
         turns.append(turn)
-    return RowTurns(tuple(turns), tools, prompts, frozenset(weightless), frozenset(unused))
+    return RowTurns(
+        tuple(turns), tools, prompts, frozenset(weightless), frozenset(unused), thoughts
+    )
 
 
 def learnt_places(conversation: RowTurns, learn: Learn, column: str) -> list[int]:
@@ -143,7 +160,7 @@ def learnt_places(conversation: RowTurns, learn: Learn, column: str) -> list[int
 
 def _check_reply(turns: Sequence[Turn], place: int, name: str) -> None:
     reply, before = turns[place], turns[place - 1] if place else None
-    if not reply.text.strip() and not reply.calls:
+    if not split_thought(reply.text).answer.strip() and not reply.calls:
         raise NoResponseError(f"{name} is empty")
     asked = before is not None and (
         before.role == "tool" or (before.role == "user" and bool(before.text.strip()))
@@ -182,6 +199,25 @@ def _turn(message: Any, what: str) -> Turn:
     return Turn(role, text, json_text(extra, what) if extra else "")
 
 
+def _thought_key(message: Mapping[str, Any], role: Role) -> list[str]:
+    """The key with what an assistant thought before it answered; none where there is nothing."""
+    filled = (key for key in THOUGHTS if isinstance(message.get(key), str) and message[key].strip())
+    return [*filled][:1] if role == "assistant" else []
+
+
+def _first_thought(message: Mapping[str, Any], role: Role) -> str:
+    """What an assistant thought before it answered, by a key or by parts of the content."""
+    for key in _thought_key(message, role):
+        return str(message[key])
+    parts = message.get("content") if role == "assistant" else None
+    return "".join(map(_part_thought, parts)) if isinstance(parts, list) else ""
+
+
+def _part_thought(part: Any) -> str:
+    thinks = isinstance(part, Mapping) and part.get("type") == "thinking"
+    return part["thinking"] if thinks and isinstance(part.get("thinking"), str) else ""
+
+
 def content_text(content: Any, what: str) -> str:
     """The text of a message's content, whose parts are joined where it is a list of them."""
     if not isinstance(content, list):
@@ -193,6 +229,8 @@ def _part_text(part: Any, what: str) -> str:
     if isinstance(part, str):
         return cell_text(part, what)
     kind = part.get("type", "text") if isinstance(part, Mapping) else json_kind(part)
+    if _part_thought(part):
+        return ""
     if kind not in TEXT_PARTS or not isinstance(part.get("text"), str):
         remedy = f'keep parts {{"type": "text", "text": ...}} alone, or {SKIP}'
         raise RowError(f"{what} has a part that is not text", f"it is {kind!r:.60}", remedy)

@@ -208,6 +208,7 @@ class _RowReader:
         layout = self.layout
         conversation, column = _conversation(layout, cells)
         places = learnt_places(conversation, self.learn, column)
+        responses = [conversation.response(place) for place in places]
         turns, system = conversation.turns, _field(layout, cells, "system").strip()
         read = {*self.columns, *(TOOLS if conversation.tools else ())}
         unused = {name for name in cells if name not in read and is_filled(cells[name])}
@@ -221,7 +222,7 @@ class _RowReader:
         records = tuple(
             Record(
                 prompt=turns[:place],
-                response=turns[place].text,
+                response=responses[number],
                 category=category,
                 answer=answer or (final_answer(turns[place].text) if layout.marked else ""),
                 origin=origin if len(places) == 1 else f"{origin}, answer {number + 1}",

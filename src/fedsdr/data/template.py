@@ -136,12 +136,12 @@ class ChatFormat:
         return render_template(self.tokenizer, self.template, messages, listed, ask)
 
     def _message(self, turn: Turn) -> dict[str, Any]:
-        """A turn with marked control tokens, but for the ends of an answer's thought."""
+        """A turn with marked control tokens, but for the template's own marks of a thought."""
         message = turn.message
         text, extra = message.pop("content"), self.control.mark_all(message)
         if turn.role != "assistant":
             return {**extra, "role": turn.role, "content": self.control.mark(text)}
-        opens, inner, closes, answer = split_thought(text, self.marks)
+        opens, inner, closes, answer = self.marks.split(text)
         said = opens + self.control.mark(inner) + closes + self.control.mark(answer)
         return {**extra, "role": turn.role, "content": said}
 
@@ -247,7 +247,8 @@ class ChatFormat:
     def _calling(self, record: Record, response: str) -> str:
         """`written_calls` with marked control tokens."""
         turns, prompt = self._accepted(record.prompt, record.tools)
-        turns = (*turns, Turn("assistant", response, record.calls))
+        said = response if self.thinks else split_thought(response, self.marks).answer
+        turns = (*turns, Turn("assistant", said, record.calls))
         if lost := self._left_out(turns, record.tools):
             raise TemplateRefusalError(f"it leaves out {min(lost)}")
         try:

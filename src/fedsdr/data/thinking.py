@@ -124,8 +124,6 @@ KNOWN_MARKS: Final = (
     ThoughtMarks("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A
     ThoughtMarks("<|begin_of_thought|>", "<|end_of_thought|>"),  # Sky-T1, OpenThinker
     ThoughtMarks("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
-    _on_lines("<thinking>", "</thinking>"),
-    _on_lines("<reasoning>", "</reasoning>"),
 )
 MARK_NAMES: Final = tuple(name for each in KNOWN_MARKS for name in (each.opens, each.closes))
 
@@ -191,6 +189,12 @@ def split_thought(text: str, *own: ThoughtMarks) -> Thought:
     """The thought that a text begins with, by a template's own marks or by any that are known."""
     found = (thought for marks in (*own, *KNOWN_MARKS) if (thought := marks.split(text)))
     return next(found, Thought("", "", "", text))
+
+
+def with_first_thought(thought: str, answer: str) -> str:
+    """A text that begins with a thought, as `split_thought` finds it."""
+    marks = KNOWN_MARKS[0]
+    return f"{marks.before}{thought.strip()}{marks.after}{answer}"
 
 
 def _switches(template: str) -> list[str]:

@@ -45,7 +45,9 @@ class Verdict:
 Check = Callable[[Record, Rewrite], str | None]
 RewriteCheck = Callable[[Sequence[Candidate]], Sequence[Verdict]]  # a verdict for each, in order
 
-_THOUGHT: Final = re.compile("|".join(map(re.escape, MARK_NAMES)), re.IGNORECASE)
+_THOUGHT: Final = re.compile(
+    "|".join([*map(re.escape, MARK_NAMES), "</?(?:thinking|reasoning)>"]), re.IGNORECASE
+)
 _CIRCLE: Final = re.compile(r"(\S(?:.{0,39}?\S)??)(?:\s*\1){4,}", re.DOTALL)
 _SENTENCE: Final = re.compile(r"[^.!?\u3002\uff01\uff1f\n]+")
 

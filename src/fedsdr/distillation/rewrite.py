@@ -15,6 +15,7 @@ from fedsdr.core import seeds
 from fedsdr.core.progress import Bar
 from fedsdr.data.records import Record, Turn
 from fedsdr.data.template import ChatFormat
+from fedsdr.data.thinking import split_thought
 from fedsdr.distillation.answers import check_answer
 from fedsdr.distillation.cache import Generations, job_key
 from fedsdr.distillation.checks import Candidate, Rewrite, Verdict
@@ -145,7 +146,8 @@ def rewriting_job(
     chat: ChatFormat, record: Record, options: Distill, seed: int, attempt: int
 ) -> Job:
     """The request to rewrite one record: its prompt, its token limit, its seed."""
-    places = {"{instruction}": record.instruction, "{response}": record.response}
+    answer = split_thought(record.response, chat.marks).answer
+    places = {"{instruction}": record.instruction, "{response}": answer}
     # One pass, so that braces inside the client's texts are left alone.
     request = re.sub("|".join(map(re.escape, places)), lambda m: places[m[0]], options.prompt)
     *before, last = record.prompt
