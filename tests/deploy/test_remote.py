@@ -37,7 +37,7 @@ METHODS = [
     "base", "fedavg", "fedsd", "mixed", "local", "fedprox", "fedsdr+scaffold", "feddyn", "fedyogi",
     "fedsdr+ffa", "rolora", "fedsa", "fedper", "fedsdr+flexlora", "flora", "fedex", "fedrot",
     "fedsdr+ditto", "feddpa", "clipping", "median", "krum", "trimmed_mean", "fedsdr+int8", "topk",
-    "fp16",
+    "fp16", "fedsdr+soft", "on_policy",
 ]  # fmt: skip
 NOISE = {"noise_seed": 7, "noise_multiplier": 0.1}
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -61,13 +61,14 @@ def describe_rewriting(plan: RunPlan) -> str:
 
 
 def describe_teaching(plan: RunPlan) -> str:
-    """What soft losses read and sample, method by method, in a line; "" where there are none."""
-    parts = [
-        f"{each.name} {each.shown:,} tokens"
-        + (f" and about {each.sampled:,} tokens sampled" if each.sampled else "")
-        for each in plan.methods
-        if each.shown
-    ]
+    """What teachers of soft losses read, and students sample for them, in a line; "" where no
+    method has such a loss."""
+    methods: dict[str, list[str]] = {}
+    for each in plan.methods:
+        sampled = f" (about {each.sampled:,} tokens sampled while training)" if each.sampled else ""
+        if each.shown:
+            methods.setdefault(f"{each.shown:,} tokens{sampled}", []).append(each.name)
+    parts = [f"{tokens} in {', '.join(names)}" for tokens, names in methods.items()]
     return f"read by teachers: {'; '.join(parts)}" if parts else ""
 
 
