@@ -35,6 +35,7 @@ from support.training_stages import (
     trainer,
 )
 
+AGREEING = Loss("soft", "forward", 0.8, agreeing=True)
 SCALING = 2.0  # alpha / rank of the tiny model's streams
 
 
@@ -76,8 +77,13 @@ def by_hand(loss: Loss, weights: Adapter, streams: Sequence[Adapter], example: E
         return words
     teacher = predictions(weights, example.reference.prompt, example.response).detach()
     pair = (student, teacher) if loss.divergence == "forward" else (teacher, student)
-    apart = functional.kl_div(*pair, reduction="sum", log_target=True)
-    return loss.weight * apart + (1 - loss.weight) * words
+    apart = functional.kl_div(*pair, reduction="none", log_target=True)
+    total = words * 0
+    for t, word in enumerate(example.response):
+        followed = not loss.agreeing or int(teacher[t].argmax()) == word
+        weight = loss.weight if followed else 0.0
+        total = total + weight * apart[t].sum() - (1 - weight) * student[t, word]
+    return total
 
 
 def test_divergences_of_two_words_worked_by_hand():
@@ -92,8 +98,8 @@ def test_divergences_of_two_words_worked_by_hand():
 @pytest.mark.parametrize("form", ["padded", "end to end"])
 @pytest.mark.parametrize(
     "loss",
-    [Loss("soft"), Loss("soft", "reverse"), Loss("soft", "forward", 0.3)],
-    ids=["forward", "reverse", "forward, weight 0.3"],
+    [Loss("soft"), Loss("soft", "reverse"), Loss("soft", "forward", 0.3), AGREEING],
+    ids=["forward", "reverse", "forward, weight 0.3", "agreeing"],
 )
 @pytest.mark.parametrize("trains", ["R", "S"])
 def test_a_soft_stage_is_a_plain_loop_one_text_at_a_time(trains, loss, form, monkeypatch):
@@ -155,6 +161,30 @@ def test_a_teacher_reads_no_stream_folded_ones_neither_and_leaves_them_as_they_w
     weights = {n: p.detach() for n, p in make("llama", dtype=torch.float64).named_parameters()}
     wanted = [predictions(weights, e.reference.prompt, e.response) for e in examples]
     torch.testing.assert_close(found[0], torch.cat(wanted).to(found[0]))
+
+
+def test_agreement_is_with_the_teachers_likeliest_token():
+    """Its own first word is followed; a second one that it would not write is learnt."""
+    model, given = new_model(), TAUGHT["raw"][1]
+    fit = trainer(model)
+    model.load(R, adapter(1))
+    model.activate(R)
+
+    def likeliest(*response: int) -> list[int]:
+        teacher = ReferenceTeacher(model.model, Loss("soft"), PAD)
+        return teacher._predictions([replace(given, response=response)], False).argmax(-1).tolist()
+
+    [first] = likeliest(0)
+    other = likeliest(first, 0)[1] ^ 1
+    example = replace(given, response=(first, other))
+    batch = fit._batch([example])
+    always, agreeing = (
+        ReferenceTeacher(model.model, Loss("soft", agreeing=it), PAD).losses(batch, [example])
+        for it in (False, True)
+    )
+    words = token_losses(model.model, batch)
+    assert agreeing.tolist() == pytest.approx([float(always.detach()[0]), float(words.detach()[1])])
+    assert (always - words).abs().min() > 0.01
 
 
 def test_words_without_a_reference_are_learnt():

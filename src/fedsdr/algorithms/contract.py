@@ -96,12 +96,14 @@ class Loss(NamedTuple):
         tokens of responses that the model samples; or "consolidation", the divergence of R without
         S from W0 + R + S, R as it is before the first step.
     divergence: "forward" is KL(teacher || student), "reverse" KL(student || teacher).
-    weight: of the divergence; that of cross entropy is 1 - weight.
+    weight: of the divergence; that of cross entropy is 1 - weight. agreeing: whether it is 0 where
+        the token is not the teacher's likeliest.
     """
 
     kind: Literal["cross_entropy", "soft", "on_policy", "consolidation"] = "cross_entropy"
     divergence: Literal["forward", "reverse"] = "forward"
     weight: float = 1.0
+    agreeing: bool = False
 
 
 CROSS_ENTROPY: Final = Loss()

@@ -31,25 +31,26 @@ class Soft(Options):
     KL(student || teacher), which keeps to what it is likely to say."""
     weight: Annotated[float, Field(gt=0, le=1)] = 1.0
     """The weight of the divergence; cross entropy of the words themselves has 1 - `weight`."""
+    follow: Literal["always", "agreeing"] = "always"
+    """Where the teacher is followed. `"agreeing"`: at tokens that are its own likeliest; any other
+    token is learnt as it stands, as what the teacher does not know, or would say otherwise."""
 
     @property
     def loss(self) -> Loss:
         """What stages minimise."""
-        return Loss("soft", self.divergence, self.weight)
+        return Loss("soft", self.divergence, self.weight, self.follow == "agreeing")
 
 
-class OnPolicy(Options):
-    """Soft targets at the words that the student samples."""
+class OnPolicy(Soft):
+    """Soft targets at the words that the student samples, where these are accepted."""
 
     divergence: Literal["forward", "reverse"] = "reverse"
     """As of `soft`."""
-    weight: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """The weight of the divergence; cross entropy of the sampled words has 1 - `weight`."""
 
     @property
     def loss(self) -> Loss:
         """What stages minimise."""
-        return Loss("on_policy", self.divergence, self.weight)
+        return super().loss._replace(kind="on_policy")
 
 
 def with_loss(inner: Algorithm, loss: Loss) -> Algorithm:

@@ -13,7 +13,7 @@ from fedsdr.algorithms.contract import (
     Options,
     Setup,
 )
-from fedsdr.algorithms.soft import OnPolicy, Soft
+from fedsdr.algorithms.soft import Soft
 from fedsdr.algorithms.table import TABLES, AlgorithmRow
 from fedsdr.core.errors import UserError
 from fedsdr.recipe.sections.recipe import Recipe
@@ -113,7 +113,7 @@ def read_options(name: str, given: Mapping[str, Any]) -> Options:
 def stage_loss(recipe: Recipe, name: str) -> Loss:
     """The loss of this name, with the recipe's options."""
     options = read_options(name, recipe.options.get(name, {}))
-    return options.loss if isinstance(options, Soft | OnPolicy) else CROSS_ENTROPY
+    return options.loss if isinstance(options, Soft) else CROSS_ENTROPY
 
 
 def has_global_model(chosen: Choices) -> bool:

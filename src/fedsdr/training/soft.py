@@ -8,7 +8,8 @@ each token of a response y, with D the Kullback-Leibler divergence in either dir
 
 (Hinton et al. 2015, arXiv 1503.02531, Sec. 2, at temperature 1). y is the raw response or its
 rewrite, or the student's own (`fedsdr.training.on_policy`). The words of an example without a
-reference are learnt: w = 0.
+reference are learnt: w = 0. So are, where the loss asks for agreement, those that are not the
+teacher's likeliest: a sampled rewrite that is true where the teacher mostly errs.
 """
 
 from collections.abc import Sequence
@@ -41,8 +42,9 @@ class ReferenceTeacher:
     """The base model in a model whose layers carry streams (`fedsdr.model.lora`)."""
 
     def __init__(self, model: torch.nn.Module, loss: Loss, pad: int) -> None:
-        """loss: its divergence and weight. pad: the token that fills shorter rows."""
+        """loss: its divergence, weight and agreement. pad: the token that fills shorter rows."""
         self.model, self.pad, self.weight = model, pad, loss.weight
+        self.agreeing = loss.agreeing
         self.divergence = DIVERGENCES[loss.divergence]
 
     def losses(self, batch: Batch, examples: Sequence[Example]) -> Tensor:
@@ -53,6 +55,8 @@ class ReferenceTeacher:
         counts = torch.tensor([len(example.response) for example in examples])
         weights = torch.tensor([self.weight if e.reference else 0.0 for e in examples])
         weight = weights.repeat_interleave(counts).to(words)
+        if self.agreeing:
+            weight = weight * (teacher.argmax(-1) == batch.predicted)
         return words.lerp(self.divergence(teacher, student), weight)
 
     @torch.no_grad()
