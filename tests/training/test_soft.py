@@ -18,7 +18,12 @@ from fedsdr.data.batches import shuffled_batches
 from fedsdr.data.example import Example, Reference
 from fedsdr.model import packing
 from fedsdr.training.loss import token_losses
-from fedsdr.training.soft import ReferenceTeacher, forward_divergence, reverse_divergence
+from fedsdr.training.soft import (
+    ReferenceTeacher,
+    forward_divergence,
+    reverse_divergence,
+    teacher_predictions,
+)
 from support.cohort_trainers import RECORD
 from support.tiny_models import make, random_ids
 from support.training_stages import (
@@ -150,11 +155,10 @@ def test_a_teacher_reads_no_stream_folded_ones_neither_and_leaves_them_as_they_w
     fit = trainer(model)
     for stream, part in fit.streams(Stage("x", "R", SHORT, BESIDE_FOLD, private=PRIVATE)).items():
         model.load(stream, part)
-    teacher = ReferenceTeacher(model.model, Loss("soft"), PAD)
     found = []
     for streams in ([R, S], [*fit.streams(Stage("x", "R", SHORT, BESIDE_FOLD))], []):
         model.activate(*streams)
-        found.append(teacher._predictions(examples, packed=False))
+        found.append(teacher_predictions(model.model, examples, PAD))
         assert set(model._layers[model.paths[0]].active) == set(streams)
     assert torch.equal(found[0], found[2])
     assert torch.equal(found[1], found[2])
@@ -171,8 +175,8 @@ def test_agreement_is_with_the_teachers_likeliest_token():
     model.activate(R)
 
     def likeliest(*response: int) -> list[int]:
-        teacher = ReferenceTeacher(model.model, Loss("soft"), PAD)
-        return teacher._predictions([replace(given, response=response)], False).argmax(-1).tolist()
+        asked = [replace(given, response=response)]
+        return teacher_predictions(model.model, asked, PAD).argmax(-1).tolist()
 
     [first] = likeliest(0)
     other = likeliest(first, 0)[1] ^ 1

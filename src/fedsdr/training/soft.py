@@ -49,7 +49,7 @@ class ReferenceTeacher:
 
     def losses(self, batch: Batch, examples: Sequence[Example]) -> Tensor:
         """L_t of each response token of a batch of these examples, row by row: (N,)."""
-        teacher = self._predictions(examples, packed=bool(batch.lengths))
+        teacher = teacher_predictions(self.model, examples, self.pad, packed=bool(batch.lengths))
         student = response_logits(self.model, batch).log_softmax(-1)
         words = functional.nll_loss(student, batch.predicted, reduction="none")
         counts = torch.tensor([len(example.response) for example in examples])
@@ -59,14 +59,20 @@ class ReferenceTeacher:
             weight = weight * (teacher.argmax(-1) == batch.predicted)
         return words.lerp(self.divergence(teacher, student), weight)
 
-    @torch.no_grad()
-    def _predictions(self, examples: Sequence[Example], packed: bool) -> Tensor:
-        """log p_W0(. | c, x, y', y_<t), (N, V), in the order of the batch's own tokens."""
-        shown = [with_teacher_prompt(example) for example in examples]
-        batch = end_to_end(shown) if packed else collate_examples(shown, self.pad)
-        with streams_off(self.model):
-            device = next(self.model.parameters()).device
-            return response_logits(self.model, batch.to(device)).log_softmax(-1)
+
+@torch.no_grad()
+def teacher_predictions(
+    model: torch.nn.Module, examples: Sequence[Example], pad: int, packed: bool = False
+) -> Tensor:
+    """log p_W0(. | c, x, y', y_<t), (N, V), at the examples' response tokens, one after another.
+
+    packed: the texts end to end, where the model's attention is packed.
+    """
+    shown = [with_teacher_prompt(example) for example in examples]
+    batch = end_to_end(shown) if packed else collate_examples(shown, pad)
+    with streams_off(model):
+        device = next(model.parameters()).device
+        return response_logits(model, batch.to(device)).log_softmax(-1)
 
 
 def with_teacher_prompt(example: Example) -> Example:
