@@ -23,7 +23,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from fedsdr.core.progress import silent_reporter
-from fedsdr.distillation.rewrite import rewriting_job
+from fedsdr.distillation.teacher import rewriting_job
 from fedsdr.estimate.tokens import CHARACTERS
 from fedsdr.generation.sampling import Job
 from fedsdr.generation.table import GENERATORS

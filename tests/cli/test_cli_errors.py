@@ -384,7 +384,7 @@ def test_training_that_diverges(tables, tmp_path, local, lora, parts):
 
 def command(*args: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "fedsdr.cli.main", *map(str, args)],
+        [sys.executable, "-m", "fedsdr", *map(str, args)],
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
@@ -427,7 +427,7 @@ def test_usage(args, part):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
 def test_standard_output_that_takes_nothing_is_one_line():
     with Path("/dev/full").open("w") as full:
-        command = [sys.executable, "-m", "fedsdr.cli.main", "algorithms"]
+        command = [sys.executable, "-m", "fedsdr", "algorithms"]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: cannot write standard output: no space left")

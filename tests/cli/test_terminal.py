@@ -171,7 +171,7 @@ def test_a_reader_that_has_left_is_no_defect(command):
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [sys.executable, "-m", "fedsdr.cli.main", command], stdout=writing,
+        [sys.executable, "-m", "fedsdr", command], stdout=writing,
         stderr=subprocess.PIPE, text=True, timeout=100, check=False,
     )  # fmt: skip
     os.close(writing)

@@ -13,12 +13,8 @@ from fedsdr.data.records import Record, Turn
 from fedsdr.data.template import ChatFormat
 from fedsdr.distillation import rewrite
 from fedsdr.distillation.cache import RewriteCache, job_key
-from fedsdr.distillation.rewrite import (
-    Rewritten,
-    rewriting_job,
-    sample_pairs,
-    summarise_rewrites,
-)
+from fedsdr.distillation.rewrite import Rewritten, sample_pairs, summarise_rewrites
+from fedsdr.distillation.teacher import rewriting_job
 from fedsdr.generation.sampling import Job, Stop
 from fedsdr.model.identity import tensors_digest
 from support.rewriting import CHAT, RECORDS, options, record, rewrite_all

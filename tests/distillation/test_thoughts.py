@@ -13,8 +13,9 @@ from fedsdr.distillation import rewrite
 from fedsdr.distillation.cache import NoCache
 from fedsdr.distillation.checks import Rewrite, leaked_thoughts
 from fedsdr.distillation.pilot import extrapolate_sample, total_pilot
-from fedsdr.distillation.rewrite import Rewritten, Teacher, rewrite_records, rewriting_job
+from fedsdr.distillation.rewrite import Rewritten, rewrite_records
 from fedsdr.distillation.rewrite import summarise_rewrites as summary
+from fedsdr.distillation.teacher import Teacher, rewriting_job
 from fedsdr.distillation.verify import build_verifier
 from fedsdr.recipe.sections.distill import Distill
 from fedsdr.workflows.distill import describe_pilots

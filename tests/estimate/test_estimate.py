@@ -182,6 +182,15 @@ def test_hours_are_operations_over_speed(tmp_path):
     assert plan_of(path).hours is None
 
 
+def test_a_rewrite_that_is_checked_by_its_model_is_read_with_every_reference(tmp_path):
+    path = write_recipe(tmp_path)
+    plain = plan_of(path).rewrites
+    checks = 'distill.checks=["empty", "self"]'
+    checked = plan_of(path, checks, "distill.self_check.references=4").rewrites
+    assert checked.flops == 6 * plain.flops
+    assert checked.tokens == plain.tokens
+
+
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [

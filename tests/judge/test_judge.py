@@ -255,7 +255,7 @@ def test_a_killed_judging_asks_nothing_twice(home, number, status):
             "judge", home / "out", "--questions", home / "questions.jsonl", "--judge", "judge-1",
             "--base-url", server.url, "--answer-tokens", 6, "--batch-size", 5, *more,
         ]  # fmt: skip
-        command = [sys.executable, "-m", "fedsdr.cli.main", *map(str, arguments)]
+        command = [sys.executable, "-m", "fedsdr", *map(str, arguments)]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
             assert reached.wait(200)
             process.send_signal(number)

@@ -8,11 +8,8 @@ from fedsdr.core.progress import Bar
 from fedsdr.data.records import Record, Turn
 from fedsdr.data.template import ChatFormat
 from fedsdr.distillation.cache import RewriteCache
-from fedsdr.distillation.rewrite import (
-    Rewritten,
-    Teacher,
-    rewrite_records,
-)
+from fedsdr.distillation.rewrite import Rewritten, rewrite_records
+from fedsdr.distillation.teacher import Teacher
 from fedsdr.distillation.verify import build_verifier
 from fedsdr.recipe.sections.distill import Distill
 from support.tiny_models import make, tokenizer

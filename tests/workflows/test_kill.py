@@ -218,7 +218,7 @@ def test_killed_around_random_writes(server, whole, tmp_path):
 def test_an_interrupt_says_how_to_go_on(server, whole, tmp_path):
     """The real command, interrupted as by Ctrl-C once it has trained a round."""
     log = tmp_path / "out" / "metrics.jsonl"
-    args = [sys.executable, "-m", "fedsdr.cli.main", "run", str(server.recipe)]
+    args = [sys.executable, "-m", "fedsdr", "run", str(server.recipe)]
     environment = {**os.environ, "FEDSDR_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [*args, "--out", str(tmp_path / "out")],
@@ -241,7 +241,7 @@ def test_an_interrupt_says_how_to_go_on(server, whole, tmp_path):
 
 
 def test_an_interrupt_while_libraries_load_leaves_at_once(server, tmp_path):
-    args = [sys.executable, "-m", "fedsdr.cli.main", "run", str(server.recipe)]
+    args = [sys.executable, "-m", "fedsdr", "run", str(server.recipe)]
     process = subprocess.Popen(
         [*args, "--out", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True
     )

@@ -10,7 +10,8 @@ from fedsdr.data.records import Record
 from fedsdr.data.rows import Places, SourceTable
 from fedsdr.data.template import ChatFormat
 from fedsdr.distillation.cache import NoCache
-from fedsdr.distillation.rewrite import Rewritten, Teacher, rewrite_records
+from fedsdr.distillation.rewrite import Rewritten, rewrite_records
+from fedsdr.distillation.teacher import Teacher
 from fedsdr.distillation.verify import build_verifier, check_verifier
 from fedsdr.model.base import context_positions, end_tokens
 from fedsdr.recipe.load import parse_recipe
@@ -43,7 +44,7 @@ def rewrite(
     chat = ChatFormat(tokenizer, template, declared=declared)
     teacher = Teacher(model, chat, identity="", context=context_positions(model.config))
     with call_reporter(progress) as reporter, reporter.bar("rewriting", len(given)) as bar:
-        gate = build_verifier(distill, seed, "auto").gate(given)
+        gate = build_verifier(distill, seed, "auto", teacher).gate(given)
         return rewrite_records(teacher, given, distill, NoCache(), seed, bar, gate)
 
 

@@ -66,7 +66,3 @@ def _leave(signum: int, frame: object) -> None:
     """Ctrl-C while libraries load, which would turn it into errors of their own."""
     os.write(2, b"interrupted before anything began\n")
     os._exit(130)
-
-
-if __name__ == "__main__":
-    main()

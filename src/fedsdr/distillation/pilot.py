@@ -14,7 +14,8 @@ from fedsdr.core.progress import Bar
 from fedsdr.core.statistics import Proportion, wilson_interval
 from fedsdr.data.records import Record
 from fedsdr.distillation.cache import NoCache
-from fedsdr.distillation.rewrite import Rewritten, Teacher, rewrite_records
+from fedsdr.distillation.rewrite import Rewritten, rewrite_records
+from fedsdr.distillation.teacher import Teacher
 from fedsdr.distillation.verify import Gate
 from fedsdr.recipe.sections.distill import Distill
 

@@ -10,7 +10,7 @@ from fedsdr.generation.sampling import Job
 def with_reference(example: Example, record: Record, job: Job, context: int, most: int) -> Example:
     """The example with its reference: the request to rewrite the record, as a prompt.
 
-    job: that request (`fedsdr.distillation.rewrite.rewriting_job`). context: tokens that the model
+    job: that request (`fedsdr.distillation.teacher.rewriting_job`). context: tokens that the model
     can read. most: tokens of an example to learn from. The example is as it was where its response
     calls functions, or where request and response, or rewrite, are longer than the context.
     """

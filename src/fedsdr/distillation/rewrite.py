@@ -4,8 +4,6 @@ arXiv 2605.18028, Sec. method; the prompt and the fallback to the raw response f
 (arXiv 2402.13669). The teacher is the broadcast model of round 0, which is the base model.
 """
 
-import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,13 +11,13 @@ from typing import Any, Final
 
 from fedsdr.core import seeds
 from fedsdr.core.progress import Bar
-from fedsdr.data.records import Record, Turn
+from fedsdr.data.records import Record
 from fedsdr.data.template import ChatFormat
-from fedsdr.data.thinking import split_thought
 from fedsdr.distillation.answers import check_answer
 from fedsdr.distillation.cache import Generations, job_key
 from fedsdr.distillation.checks import Candidate, Rewrite, Verdict
 from fedsdr.distillation.invention import invents_facts
+from fedsdr.distillation.teacher import Teacher, rewriting_job
 from fedsdr.distillation.verify import Gate
 from fedsdr.generation.sampling import Job
 from fedsdr.generation.table import GENERATORS
@@ -84,16 +82,6 @@ class Rewritten:
         return invents_facts(self.record, Rewrite(self.text, finished=True)) is not None
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """The model that rewrites, frozen, with all streams off. identity: digest of all that it is."""
-
-    model: Any
-    chat: ChatFormat
-    identity: str
-    context: int  # tokens, prompt and rewrite together
-
-
 def rewrite_records(
     teacher: Teacher,
     records: Sequence[Record],
@@ -140,29 +128,6 @@ def first_attempts_cached(
         job = rewriting_job(teacher.chat, record, options, seed, attempt=0)
         key = job_key(teacher.identity, job, options.temperature, options.generator)
         yield cache.get(key) is not None
-
-
-def rewriting_job(
-    chat: ChatFormat, record: Record, options: Distill, seed: int, attempt: int
-) -> Job:
-    """The request to rewrite one record: its prompt, its token limit, its seed."""
-    answer = split_thought(record.response, chat.marks).answer
-    places = {"{instruction}": record.instruction, "{response}": answer}
-    # One pass, so that braces inside the client's texts are left alone.
-    request = re.sub("|".join(map(re.escape, places)), lambda m: places[m[0]], options.prompt)
-    *before, last = record.prompt
-    if last.role == "user":  # else it is the result of a tool, which the teacher needs
-        turns = (*before, replace(last, text=request))
-    else:
-        turns = (*record.prompt, Turn("user", request))
-    reference = len(chat.response_ids(record.response))
-    limit = max(options.min_tokens, math.ceil(options.max_ratio * reference))
-    limit += options.thinking_tokens if chat.thinks else 0
-    return Job(
-        chat.prompt_ids(turns, record.tools),
-        limit,
-        seeds.derive_seed(seed, "rewrite", request, attempt),
-    )
 
 
 def _generate_cached(

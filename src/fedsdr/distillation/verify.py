@@ -34,7 +34,9 @@ from fedsdr.distillation.evasion import no_answer, only_echoes
 from fedsdr.distillation.invention import invents_facts
 from fedsdr.distillation.language import other_language
 from fedsdr.distillation.oracle import oracle_judge
+from fedsdr.distillation.self_check import self_judge
 from fedsdr.distillation.support import support_judge
+from fedsdr.distillation.teacher import Teacher
 from fedsdr.recipe.sections.distill import Distill
 
 Gate = Callable[[Sequence[Candidate]], list[Verdict]]
@@ -58,11 +60,13 @@ PLAIN_CHECKS: Final[Mapping[str, Check]] = {
 
 @dataclass(frozen=True)
 class Verifier:
-    """The shared inputs of all checks. score: the inference model, where a check needs it."""
+    """The shared inputs of all checks. score: the inference model; teacher: the base model, its
+    streams off; each where a check needs it."""
 
     options: Distill
     seed: int
     score: Score | None = None
+    teacher: Teacher | None = None
 
     def gate(self, records: Sequence[Record]) -> Gate:
         """The gate for rewrites of a client's records; `records` are all that it has."""
@@ -97,6 +101,11 @@ def _entailment(verifier: Verifier, records: Sequence[Record]) -> RewriteCheck:
     return entailment_judge(verifier.options.entailment, verifier.score)
 
 
+def _self(verifier: Verifier, records: Sequence[Record]) -> RewriteCheck:
+    assert verifier.teacher is not None
+    return self_judge(verifier.teacher, records, verifier.options, verifier.seed)
+
+
 def _plain(check: Check) -> Callable[[Verifier, Sequence[Record]], RewriteCheck]:
     return lambda verifier, records: one_by_one(check)
 
@@ -105,15 +114,19 @@ CHECKS: Final[Mapping[str, Callable[[Verifier, Sequence[Record]], RewriteCheck]]
     **{name: _plain(check) for name, check in PLAIN_CHECKS.items()},
     "support": lambda verifier, records: support_judge(verifier.options.support, records),
     "entailment": _entailment,
+    "self": _self,
     "oracle": lambda verifier, records: oracle_judge(verifier.options.oracle, verifier.seed),
 }
-SLOW: Final = frozenset({"entailment"})  # expensive enough for a pilot
+SLOW: Final = frozenset({"entailment", "self"})  # expensive enough for a pilot
 
 
-def build_verifier(options: Distill, seed: int, device: str) -> Verifier:
-    """device: of models that name none of their own."""
+def build_verifier(
+    options: Distill, seed: int, device: str, teacher: Teacher | None = None
+) -> Verifier:
+    """device: of models that name none of their own. teacher: needed by the check `"self"`."""
     needed = "entailment" in options.checks
-    return Verifier(options, seed, load_entailment(options.entailment, device) if needed else None)
+    score = load_entailment(options.entailment, device) if needed else None
+    return Verifier(options, seed, score, teacher)
 
 
 def check_verifier(options: Distill, records: Sequence[Record], device: str) -> None:

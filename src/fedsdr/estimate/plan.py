@@ -260,6 +260,8 @@ def rewrites_plan(
     prompts = sum(request.prompt for request in asked)
     tokens = sum(min(request.reference, request.limit) for request in asked)
     flops = sum(work.forward(r.prompt + r.reference, r.prompt + r.reference / 2) for r in asked)
+    if "self" in recipe.distill.checks:  # each rewrite is read again with every reference
+        flops *= 2 + recipe.distill.self_check.references
     steps = 0
     for client in clients:
         lengths = sorted((r.prompt, r.limit, r.reference) for r in client.rewriting)

@@ -11,7 +11,7 @@ from fedsdr.core import seeds
 from fedsdr.data.batches import shuffled_batches
 from fedsdr.data.records import ClientData, Record
 from fedsdr.data.template import nothing_fits
-from fedsdr.distillation.rewrite import rewriting_job
+from fedsdr.distillation.teacher import rewriting_job
 from fedsdr.model.base import load_chat
 from fedsdr.model.folder import has_tokenizer
 from fedsdr.recipe.sections.distill import Distill

@@ -17,7 +17,7 @@ from fedsdr.data.example import Example
 from fedsdr.data.records import ClientData, Record
 from fedsdr.data.template import nothing_fits
 from fedsdr.distillation.reference import with_reference
-from fedsdr.distillation.rewrite import rewriting_job
+from fedsdr.distillation.teacher import rewriting_job
 from fedsdr.evaluate.loss import LossEvaluator
 from fedsdr.generation.batched import GenerationMode, generation_mode
 from fedsdr.model.base import LoadedModel

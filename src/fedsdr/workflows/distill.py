@@ -22,12 +22,12 @@ from fedsdr.distillation.cache import Generations, RewriteCache
 from fedsdr.distillation.pilot import Pilot, run_pilot, total_pilot
 from fedsdr.distillation.rewrite import (
     Rewritten,
-    Teacher,
     first_attempts_cached,
     rewrite_records,
     sample_pairs,
     summarise_rewrites,
 )
+from fedsdr.distillation.teacher import Teacher
 from fedsdr.distillation.verify import SLOW, Verifier, build_verifier
 from fedsdr.federation.loaded import LoadedRun
 from fedsdr.model.identity import identity_digest
@@ -157,7 +157,7 @@ def open_rewriter(loaded: LoadedRun, recipe: Recipe) -> Rewriter:
     install_model(loaded.model, Personal(None))
     base, options, seed = loaded.base, recipe.distill, recipe.seed
     teacher = Teacher(base.model, base.chat, identity_digest(loaded.identity), base.context)
-    verifier = build_verifier(options, seed, recipe.model.device)
+    verifier = build_verifier(options, seed, recipe.model.device, teacher)
     return Rewriter(teacher, verifier, loaded.clients, options, seed)
 
 

@@ -17,7 +17,7 @@ from fedsdr.data.source_notices import name_skipped
 from fedsdr.data.template import ChatFormat, TemplateRefusalError
 from fedsdr.data.thinking import split_thought
 from fedsdr.distillation.reference import with_reference
-from fedsdr.distillation.rewrite import rewriting_job
+from fedsdr.distillation.teacher import rewriting_job
 from fedsdr.generation.sampling import Job
 from fedsdr.model.base import choose_device, choose_dtype, context_positions, load_chat
 from fedsdr.model.experts import experts_notice

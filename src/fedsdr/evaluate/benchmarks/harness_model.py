@@ -14,12 +14,6 @@ from torch import Tensor
 from fedsdr.core.errors import UserError
 from fedsdr.core.progress import Bar, Reporter
 from fedsdr.data.records import Turn
-from fedsdr.evaluate.benchmarks.continuations import (
-    ContinuationLikelihood,
-    Continued,
-    continuation_likelihoods,
-    shares_prompts,
-)
 from fedsdr.evaluate.benchmarks.openings import (
     begins_with_bos,
     choose_opening,
@@ -27,6 +21,12 @@ from fedsdr.evaluate.benchmarks.openings import (
     shortened_ids,
 )
 from fedsdr.generation.batched import pad_left, pads_left
+from fedsdr.generation.continuations import (
+    ContinuationLikelihood,
+    Continued,
+    continuation_likelihoods,
+    shares_prompts,
+)
 from fedsdr.model.base import LoadedModel
 from fedsdr.model.trials import passes_trial
 

@@ -23,9 +23,9 @@ import torch
 from fedsdr.core.metrics import Mean, Metrics, hit_percentage, merge_all
 from fedsdr.data.records import Turn
 from fedsdr.data.template import ChatFormat
-from fedsdr.evaluate.benchmarks.continuations import Continued, choice_likelihoods
 from fedsdr.evaluate.benchmarks.subject import choice_accuracy
 from fedsdr.generation.batched import generate_batch
+from fedsdr.generation.continuations import Continued, choice_likelihoods
 from fedsdr.generation.sampling import Job
 from fedsdr.lab.english.answers import EnglishAnswer
 from fedsdr.lab.english.questions import GeneralQuestion, general_questions

@@ -54,6 +54,17 @@ class Oracle(Section):
     """The probability of rejecting a correct rewrite."""
 
 
+class SelfCheck(Section):
+    """The check `"self"`: the base model compares what it says with the record's own response and
+    with those of other records (`fedsdr.distillation.self_check`). Needs no gold answers."""
+
+    false_share: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    """The expected share, among accepted rewrites, of those that ignore their reference."""
+    references: Annotated[int, Field(ge=2)] = 3
+    """Responses of other records that each rewrite is compared with; more are used where a client
+    has few records."""
+
+
 class Distill(Section):
     """How clients rewrite their responses, and the checks that a rewrite must pass."""
 
@@ -101,5 +112,7 @@ class Distill(Section):
     """Options of the check `"entailment"`."""
     support: Support = Support()
     """Options of the check `"support"`."""
+    self_check: SelfCheck = SelfCheck()
+    """Options of the check `"self"`."""
     oracle: Oracle = Oracle()
     """Options of the check `"oracle"`."""

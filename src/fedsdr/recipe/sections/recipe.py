@@ -89,6 +89,22 @@ class Recipe(Section):
         return "float32" if self.uses_lab and self.model.dtype == "auto" else self.model.dtype
 
     @model_validator(mode="after")
+    def _rewrites_can_check_themselves(self) -> "Recipe":
+        if "self" not in self.distill.checks:
+            return self
+        if self.model.thinking == "on":
+            raise ValueError(
+                'distill.checks has "self", which cannot judge rewrites that follow thoughts: set '
+                'model.thinking = "off", or leave it out'
+            )
+        if "on_policy" in self.losses:
+            raise ValueError(
+                'distill.checks has "self", which judges rewrites before training alone, and a '
+                "stage samples its own responses (on_policy): leave it out, or use another loss"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _clipped_updates_are_taken(self) -> "Recipe":
         clip, most = self.privacy.clip, self.deployment.max_norm
         if self.privacy.mode == "central" and most < 2 * clip:  # rounding makes updates longer

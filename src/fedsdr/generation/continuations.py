@@ -68,6 +68,21 @@ def choice_likelihoods(model: Any, asked: Sequence[Continued]) -> list[list[floa
     return [means[place] for place in range(len(asked))]
 
 
+@torch.no_grad()
+def text_logits(model: Any, asked: Sequence[Continued]) -> list[list[Tensor]]:
+    """`continuation_logits` of all that is asked, in one batch; text by text where a trial says
+    that prompts cannot be shared."""
+    if passes_trial(model, shares_prompts):
+        return continuation_logits(model, asked)
+    return [
+        [
+            plain_logits(model, [*each.prompt, *text])[len(each.prompt) - 1 : -1]
+            for text in each.continuations
+        ]
+        for each in asked
+    ]
+
+
 def _plain_mean(model: Any, prompt: Sequence[int], text: Sequence[int]) -> float:
     logits = plain_logits(model, [*prompt, *text])[len(prompt) - 1 : -1]
     return _likelihood(logits, text).nats / len(text)

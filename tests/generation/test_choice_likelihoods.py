@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fedsdr.evaluate.benchmarks import continuations
-from fedsdr.evaluate.benchmarks.continuations import Continued, choice_likelihoods
+from fedsdr.generation import continuations
+from fedsdr.generation.continuations import Continued, choice_likelihoods
 from support.tiny_models import FAMILIES, make
 
 QUESTIONS = [

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedsdr.evaluate.benchmarks.continuations import (
+from fedsdr.generation.continuations import (
     Continued,
     continuation_likelihoods,
     continuation_logits,
