@@ -89,18 +89,20 @@ def accepted_chapter(rows: Sequence[Row]) -> Chapter:
     """How accepted rewrites were labelled by reading, of each client and in all."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        for client in (row["client"], "all"):
-            groups.setdefault(f"{row['experiment']}: {client}", []).append(row)
+        groups.setdefault(f"{row['experiment']}: {row['client']}", []).append(row)
+    for row in rows:
+        groups.setdefault(f"{row['experiment']}: all", []).append(row)
     default = [row for row in rows if not row["refused_by"]]
     groups |= {"all": [*rows], "of these, accepted by the default checks": default}
     return Chapter(
         "What the checks let pass",
         f"Rewrites that the checks of FedSD accepted with the first seed, {SAMPLE} of each "
         "experiment, drawn by seed over the clients and read one by one. true: states what the "
-        "raw response does; wrong: contradicts it or leaves out what was asked for; invents: adds "
-        "facts that neither prompt nor raw response has; no answer: says nothing of it; rambling: "
-        "states it among talk that was not asked for. The default checks include label, number, "
-        "answer and invention, which FedSD here leaves out.",
+        "raw response does; no answer: says nothing of it; wrong: contradicts it or leaves out "
+        "what was asked for, a unit included, or misspells a name; invents: adds facts that "
+        "neither prompt nor raw response has; rambling: states it among talk that was not asked "
+        "for. The default checks include label, number, answer and invention, which FedSD here "
+        "leaves out.",
         (),
         [("Read by hand", _table(groups))],
         (),

@@ -32,20 +32,21 @@ def english_cells(world: Changes) -> Cells:
         "distill.attempts": 4,
         **OWN_MODELS,
     }
-    names = chain.from_iterable(ENGLISH_GROUPS)
-    return {name: _cell(name, swapped, world, ENGLISH_FILE) for name in names}
+    changed: dict[str, Changes] = {"local": OWN_MODELS, "fedsdr": OWN_MODELS, SWAPPED: swapped}
+    return {
+        name: Cell(
+            "fedsdr" if name == SWAPPED else name, changed.get(name, {}), world, ENGLISH_FILE
+        )
+        for name in chain.from_iterable(ENGLISH_GROUPS)
+    }
 
 
 def domains_cells(world: Changes) -> Cells:
     """Methods on files of five domains. world: keys that all of them change."""
-    names = chain.from_iterable(DOMAINS_GROUPS)
-    return {name: _cell(name, {}, world, DOMAINS_FILE) for name in names}
-
-
-def _cell(name: str, swapped: Changes, world: Changes, base: str) -> Cell:
-    if name == SWAPPED:
-        return Cell("fedsdr", swapped, world, base)
-    return Cell(name, OWN_MODELS if name in ("local", "fedsdr") else {}, world, base)
+    return {
+        name: Cell(name, OWN_MODELS if name == "fedsdr" else {}, world, DOMAINS_FILE)
+        for name in chain.from_iterable(DOMAINS_GROUPS)
+    }
 
 
 EXPERIMENTS: Final = {"english": english_cells, "domains": domains_cells}
