@@ -49,8 +49,7 @@ def _drawn(results: RealResults, experiment: str, cell: Cell, seed: int) -> list
         rows.sort(key=lambda row: seeds.derive_seed(seed, "sample", row["client"], row["number"]))
         waiting.append(rows)
     turns = [rows[turn] for turn in range(SAMPLE) for rows in waiting if turn < len(rows)]
-    chosen = sorted(turns[:SAMPLE], key=lambda row: (row["client"], row["number"]))
-    return chosen
+    return sorted(turns[:SAMPLE], key=lambda row: (row["client"], row["number"]))
 
 
 def _accepted(
@@ -97,12 +96,12 @@ def accepted_chapter(rows: Sequence[Row]) -> Chapter:
     return Chapter(
         "What the checks let pass",
         f"Rewrites that the checks of FedSD accepted with the first seed, {SAMPLE} of each "
-        "experiment, drawn by seed over the clients and read one by one. true: states what the "
-        "raw response does; no answer: says nothing of it; wrong: contradicts it or leaves out "
-        "what was asked for, a unit included, or misspells a name; invents: adds facts that "
-        "neither prompt nor raw response has; rambling: states it among talk that was not asked "
-        "for. The default checks include label, number, answer and invention, which FedSD here "
-        "leaves out.",
+        "experiment, drawn by seed over the clients; those that have been read one by one are "
+        "counted. true: states what the raw response does; no answer: says nothing of it; wrong: "
+        "contradicts it or leaves out what was asked for, a unit included, or misspells a name; "
+        "invents: adds facts that neither prompt nor raw response has; rambling: states it among "
+        "talk that was not asked for. The default checks include label, number, answer and "
+        "invention, which FedSD here leaves out.",
         (),
         [("Read by hand", _table(groups))],
         (),

@@ -13,7 +13,7 @@ from experiments.archive import ARCHIVE, without_owners_data
 from experiments.measure import EVIDENCE_FILE
 from experiments.plan import Cell, base_recipe
 from experiments.real.__main__ import app as main
-from experiments.real.accepted import LABELS, accepted_chapter, published_rows
+from experiments.real.accepted import LABELS, accepted_chapter, draw_sample, published_rows
 from experiments.real.document import SYNTHETIC, choose_experiments, write_real
 from experiments.real.plan import (
     DOMAINS_FILE,
@@ -31,7 +31,7 @@ from fedsdr.recipe.build import build_algorithm
 from fedsdr.recipe.load import load_recipe
 from support.english_recipe import english_tables
 from support.real_cells import write_cell
-from support.tiny_recipe import recipe_tables, write_model, write_rows
+from support.tiny_recipe import recipe_tables, write_data_files, write_model, write_rows
 
 PLANNED = planned_cells(EXPERIMENTS)
 ALL = [cell for cells in PLANNED.values() for cell in cells.values()]
@@ -239,6 +239,29 @@ def sample_row(experiment: str, label: str, refused_by: str = "") -> dict[str, A
     texts = {"prompt": "Who?", "raw": "Ann.", "rewrite": "It is Ann."}
     place = {"experiment": experiment, "client": "bank", "number": 3}
     return {**place, **texts, "refused_by": refused_by, "label": label}
+
+
+def test_a_sample_is_drawn_of_both_experiments_or_of_none(tmp_path, monkeypatch):
+    files = recipe_tables(tmp_path / "model", write_data_files(tmp_path / "data"))
+    english = load_recipe(english_tables(tmp_path))
+    bases = {ENGLISH_FILE: english, DOMAINS_FILE: load_recipe(files)}
+    monkeypatch.setattr(plan, "base_recipe", lambda name="": bases.get(name, english))
+    monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
+    planned = {
+        name: {"fedsd": Cell("fedsd", {"federation.rounds": 1}, base=base)}
+        for name, base in (("english", ENGLISH_FILE), ("domains", DOMAINS_FILE))
+    }
+    results, drawn = RealResults(tmp_path / "out", [0]), []
+    for cells in planned.values():
+        assert drawn == []
+        run_group(0, [(results.folder(cells["fedsd"], 0), cells["fedsd"])])
+        drawn = draw_sample(results, planned)
+    assert {row["experiment"] for row in drawn} == planned.keys()
+    for row in drawn:
+        folder = results.folder(planned[row["experiment"]]["fedsd"], 0) / "clients" / row["client"]
+        lines = (folder / "rewrites.jsonl").read_text(encoding="utf-8").splitlines()
+        assert row["rewrite"] == json.loads(lines[row["number"]])["text"]
+        assert row["label"] == ""
 
 
 def test_labels_are_counted_by_client_experiment_and_default_checks():
