@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -425,3 +426,27 @@ def test_a_response_that_calls_functions_stays_and_a_tools_result_is_seen(tmp_pa
         rewriting_job(CHAT, Record(result, "a b"), options(), 0, 0).prompt
     )
     assert "seven eight <answer> <ask> name one reference a b rewrite <answer>" in request
+
+
+# --- Contrastive rewriting
+
+
+def test_a_contrastive_request_has_the_plain_prompt_for_its_second_one():
+    of = record("name one", "a b")
+    job = rewriting_job(CHAT, of, options(contrast=0.5), 0, 0)
+    assert job.contrast is not None
+    assert [*job.contrast.prompt] == [*CHAT.prompt_ids(of.prompt)]
+    assert job.contrast.strength == 0.5
+    assert rewriting_job(CHAT, of, options(), 0, 0) == replace(job, contrast=None)
+
+
+def test_the_cache_tells_contrasts_apart():
+    of = record("name one", "a b")
+    jobs = [rewriting_job(CHAT, of, options(contrast=each), 0, 0) for each in (0, 0.5, 1)]
+    keys = {job_key("weights", job, 0.0) for job in jobs}
+    assert len(keys) == 3
+
+
+def test_contrast_needs_our_own_generator():
+    with pytest.raises(ValueError, match='needs the generator "fedsdr"'):
+        options(contrast=1, generator="transformers")

@@ -189,6 +189,7 @@ def test_a_rewrite_that_is_checked_by_its_model_is_read_with_every_reference(tmp
     checked = plan_of(path, checks, "distill.self_check.references=4").rewrites
     assert checked.flops == 6 * plain.flops
     assert checked.tokens == plain.tokens
+    assert plan_of(path, "distill.contrast=1").rewrites.flops == 2 * plain.flops
 
 
 @pytest.mark.parametrize(

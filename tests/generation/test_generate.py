@@ -67,7 +67,7 @@ def test_any_of_several_stop_tokens_ends_a_row(family, mode, monkeypatch):
     model = make(family)
     free = [reference(model, prompt, 14, NEVER) for prompt in PROMPTS]
     ends = [free[0][5], free[1][3]]
-    monkeypatch.setattr(generation, "generation_mode", lambda model: mode)
+    monkeypatch.setattr(generation, "generation_mode", lambda *_, **__: mode)
     if mode is generation.GenerationMode.CONTINUOUS and not supports_slots(model):
         pytest.skip("its windows need another mode")
     wanted = [reference(model, prompt, 14, ends) for prompt in PROMPTS]

@@ -5,6 +5,7 @@ import torch
 
 from fedsdr.core.metrics import Mean, merge_all
 from fedsdr.data.template import ChatFormat
+from fedsdr.lab.english import evaluate
 from fedsdr.lab.english.answers import EnglishAnswer
 from fedsdr.lab.english.evaluate import ANSWER_TOKENS, EnglishEvaluator, answer_metrics
 from fedsdr.lab.english.questions import general_questions
@@ -17,7 +18,7 @@ from fedsdr.lab.english.world import (
 )
 from fedsdr.model.lora import Stream, TwoStreamLinear
 from fedsdr.recipe.sections.data import English
-from support.tiny_models import tokenizer, two_streams
+from support.tiny_models import random_adapter, tokenizer, two_streams
 
 CLINIC, BANK, SOFTWARE, SCHOOL, SHIPPING = all_organisations()
 DOSE = EnglishFact(CLINIC.kinds[0], "Balarine", "20 mg")
@@ -113,22 +114,23 @@ def test_metrics_are_counted_by_hand():
 
 
 class Scripted(EnglishEvaluator):
-    """Answers facts from a table, and knows the general questions whose number it is given."""
+    """Answers facts from a table, and knows the general questions whose number it is given, those
+    of the model as it stands first, then those of the base model."""
 
     def __init__(self, world, said, base=(), now=(), client=None):
-        super().__init__(None, None, world, client)
+        super().__init__(torch.nn.Module(), None, world, client)
         self.said = said
         questions = general_questions()
-        self._known = {q: i in base for i, q in enumerate(questions)}
-        self.now = {questions[i] for i in now}
+        self.known = [{questions[i] for i in which} for which in (now, base)]
         self.asked: list = []
 
     def _say(self, questions):
         return {question: self.said.get(question, "") for question in questions}
 
-    def _knows(self, questions):
-        self.asked = list(questions)
-        return [each in self.now for each in questions]
+    def _right(self, questions):
+        known = self.known[len(self.asked) % 2]
+        self.asked.append(list(questions))
+        return [each in known for each in questions]
 
 
 def test_what_the_clients_find_merges_into_what_one_judge_finds():
@@ -151,32 +153,76 @@ def test_a_personal_model_is_asked_for_its_clients_facts_and_a_sample():
     metrics = scripted.personal_model("bank")
     assert metrics["client_facts"] == Mean(1200, 12)
     assert metrics["general"] == Mean(3000, 60)
-    assert scripted.asked == list(general_questions()[:60])
+    assert scripted.asked == [list(general_questions()[:60])] * 2
 
 
 class Watching(EnglishEvaluator):
     """Knows all questions with a stream on, and every third one without; no model is run."""
 
-    def _say(self, questions):
-        return dict.fromkeys(questions, "")
+    def __init__(self, model):
+        world = build_english_world(English(clients=2, facts=1, general=12), 0)
+        super().__init__(model.model, ChatFormat(tokenizer()), world)
+        self.calls: list = []
 
     def _knows(self, questions):
         [*layers] = (each for each in self.model.modules() if isinstance(each, TwoStreamLinear))
         on = any(layer.active for layer in layers)
-        self.calls.append((on, len(questions)))
+        if questions:
+            self.calls.append((on, len(questions)))
         return [on or place % 3 == 0 for place in range(len(questions))]
 
 
-def test_the_base_model_is_asked_without_its_streams_and_once():
+@pytest.fixture
+def asked(monkeypatch):
+    """The number of facts that a model is asked for, call by call; each is answered by nothing."""
+    counts: list[int] = []
+
+    def generate(model, jobs, *_, **__):
+        if jobs:
+            counts.append(len(jobs))
+        return [[] for _ in jobs]
+
+    monkeypatch.setattr(evaluate, "generate_batch", generate)
+    return counts
+
+
+def test_the_base_model_is_asked_without_its_streams_and_once(asked):
     model = two_streams("llama")
     model.activate(Stream.RECTIFY, Stream.SMOOTH)
-    world = build_english_world(English(clients=1, facts=1, general=12), 0)
-    judge = Watching(model.model, ChatFormat(tokenizer()), world)
-    judge.calls = []
+    judge = Watching(model)
     assert judge.global_model()["general"] == Mean(1200, 12)
     assert judge.global_model()["general_kept"] == Mean(400, 4)
-    assert judge.calls == [(True, 12), (False, 12), (True, 12)]
-    assert judge.of("clinic")._known is judge._known
+    assert judge.calls == [(True, 12), (False, 12)]
+
+
+def test_a_model_is_asked_once_and_another_one_again(asked):
+    """FedAvg's clients have the global model: it has answered. A private S makes another one."""
+    model = two_streams("llama")
+    model.activate(Stream.RECTIFY)
+    judge = Watching(model)
+    judge.global_model()
+    for client in ("clinic", "bank"):
+        assert judge.personal_model(client)["client_facts"].weight == 1
+    assert asked == [2]
+    model.activate(Stream.RECTIFY, Stream.SMOOTH)
+    judge.of("bank").personal_model("bank")
+    assert asked == [2, 1]
+    model.load(Stream.SMOOTH, random_adapter(model.read(Stream.SMOOTH), 7))
+    judge.personal_model("bank")
+    assert asked == [2, 1, 1]
+    assert judge.calls == [(True, 12), (False, 12), (True, 12), (True, 12)]
+
+
+def test_what_the_base_model_said_is_not_asked_again_for_an_adapter_of_zeros(asked):
+    model = two_streams("llama")
+    model.activate()
+    judge = Watching(model)
+    judge.global_model()
+    model.load(Stream.RECTIFY, {key: torch.zeros_like(t) for key, t in model.blank().items()})
+    model.activate(Stream.RECTIFY)
+    judge.personal_model("bank")
+    assert asked == [2]
+    assert judge.calls == [(False, 12)]
 
 
 def test_facts_are_asked_in_the_held_out_form_and_answered_greedily():

@@ -25,7 +25,10 @@ def job_key(teacher: str, job: Job, temperature: float, generator: str = "fedsdr
     teacher: digest of its identity.
     """
     seed = job.seed if temperature > 0 else 0
-    return content_digest([teacher, list(job.prompt), job.limit, temperature, seed, generator])
+    content = [teacher, list(job.prompt), job.limit, temperature, seed, generator]
+    if job.contrast:
+        content.append([list(job.contrast.prompt), job.contrast.strength])
+    return content_digest(content)
 
 
 class Generations(Protocol):

@@ -13,7 +13,7 @@ from fedsdr.core import seeds
 from fedsdr.data.records import Record, Turn
 from fedsdr.data.template import ChatFormat
 from fedsdr.data.thinking import split_thought
-from fedsdr.generation.sampling import Job
+from fedsdr.generation.sampling import Contrast, Job
 from fedsdr.recipe.sections.distill import Distill
 
 
@@ -30,7 +30,8 @@ class Teacher:
 def rewriting_job(
     chat: ChatFormat, record: Record, options: Distill, seed: int, attempt: int
 ) -> Job:
-    """The request to rewrite one record: its prompt, its token limit, its seed."""
+    """The request to rewrite one record: its prompt, its token limit, its seed, and where rewriting
+    is contrastive the plain prompt, to which the reference is unknown."""
     answer = split_thought(record.response, chat.marks).answer
     places = {"{instruction}": record.instruction, "{response}": answer}
     # One pass, so that braces inside the client's texts are left alone.
@@ -43,8 +44,10 @@ def rewriting_job(
     reference = len(chat.response_ids(record.response))
     limit = max(options.min_tokens, math.ceil(options.max_ratio * reference))
     limit += options.thinking_tokens if chat.thinks else 0
+    plain = chat.prompt_ids(record.prompt, record.tools) if options.contrast else ()
     return Job(
         chat.prompt_ids(turns, record.tools),
         limit,
         seeds.derive_seed(seed, "rewrite", request, attempt),
+        Contrast(plain, options.contrast) if options.contrast else None,
     )

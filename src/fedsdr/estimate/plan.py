@@ -260,8 +260,10 @@ def rewrites_plan(
     prompts = sum(request.prompt for request in asked)
     tokens = sum(min(request.reference, request.limit) for request in asked)
     flops = sum(work.forward(r.prompt + r.reference, r.prompt + r.reference / 2) for r in asked)
+    passes = 2 if recipe.distill.contrast else 1  # with the reference and without
     if "self" in recipe.distill.checks:  # each rewrite is read again with every reference
-        flops *= 2 + recipe.distill.self_check.references
+        passes += 1 + recipe.distill.self_check.references
+    flops *= passes
     steps = 0
     for client in clients:
         lengths = sorted((r.prompt, r.limit, r.reference) for r in client.rewriting)

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
+from fedsdr.generation.contrast import ContrastedRows, contrasted_logits
+from fedsdr.generation.rows import PaddedRows
 from fedsdr.generation.sampling import Job, Stop, choose_tokens, stop_tokens, uniform_draws
 from fedsdr.generation.slots import Slots, supports_slots
 from fedsdr.model.prepacked import prepacked_weights
@@ -52,7 +53,7 @@ def generate_batch(
     if not jobs:
         return []
     rows = min(rows or len(jobs), len(jobs))
-    chosen = generation_mode(model)
+    chosen = generation_mode(model, contrasted=any(job.contrast for job in jobs))
     if chosen is GenerationMode.CONTINUOUS:
         with prepacked_weights(model):
             return Slots(model, jobs, stop, temperature, rows).run()
@@ -62,9 +63,12 @@ def generate_batch(
     return in_batches(model, jobs, stop, temperature, rows)
 
 
-def generation_mode(model: Any) -> GenerationMode:
-    """The fastest mode that is correct for a model; its trials are cached."""
-    if supports_slots(model):
+def generation_mode(model: Any, contrasted: bool = False) -> GenerationMode:
+    """The fastest mode that is correct for a model; its trials are cached.
+
+    contrasted: whether jobs have a second prompt, which static batches alone can read.
+    """
+    if not contrasted and supports_slots(model):
         return GenerationMode.CONTINUOUS
     if passes_trial(model, pads_left):
         return GenerationMode.BATCHES
@@ -92,7 +96,7 @@ def _batch(model: Any, jobs: Sequence[Job], stop: Stop, temperature: float) -> l
     ends = torch.tensor(sorted(stop_tokens(stop)), device=model.device)
     written = torch.zeros(len(jobs), steps, dtype=torch.long, device=model.device)
     running = limits > 0
-    rows = PaddedRows(model, [job.prompt for job in jobs])
+    rows = _rows(model, jobs)
     for step in range(steps):
         draw = None if draws is None else draws[:, step]
         token = choose_tokens(rows.logits().float(), temperature, draw)  # (B,)
@@ -104,40 +108,13 @@ def _batch(model: Any, jobs: Sequence[Job], stop: Stop, temperature: float) -> l
     return [_trim(row, job.limit, stop) for row, job in zip(written.tolist(), jobs, strict=True)]
 
 
-class PaddedRows:
-    """Rows that grow by a token at a time, left-padded, with a KV cache."""
-
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], shared: int = 0) -> None:
-        """shared: how many tokens the prompts begin with in common, which are read once for all;
-        each has more of its own."""
-        self.model = model
-        self.inputs, self.mask = pad_left([prompt[shared:] for prompt in prompts], model.device)
-        self.cache = DynamicCache(config=model.config)
-        if shared:
-            self._read_beginning(prompts[0][:shared])
-        self.positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, shared:]
-
-    def _read_beginning(self, ids: Sequence[int]) -> None:
-        inputs = torch.tensor([list(ids)], device=self.model.device)
-        self.model(input_ids=inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        self.cache.batch_repeat_interleave(len(self.mask))
-        read = self.mask.new_ones(len(self.mask), len(ids))
-        self.mask = torch.cat([read, self.mask], dim=1)
-
-    def logits(self) -> Tensor:
-        """Of each row's next token, (B, V)."""
-        out = self.model(
-            input_ids=self.inputs, attention_mask=self.mask, position_ids=self.positions,
-            past_key_values=self.cache, use_cache=True, logits_to_keep=1,
-        )  # fmt: skip
-        logits: Tensor = out.logits[:, -1]
-        return logits
-
-    def append(self, token: Tensor) -> None:
-        """A token to each row, (B,)."""
-        self.inputs = token[:, None]
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(token), 1)], dim=1)
-        self.positions = self.positions[:, -1:] + 1
+def _rows(model: Any, jobs: Sequence[Job]) -> PaddedRows | ContrastedRows:
+    own = PaddedRows(model, [job.prompt for job in jobs])
+    if not any(job.contrast for job in jobs):
+        return own
+    other = PaddedRows(model, [job.contrast.prompt if job.contrast else job.prompt for job in jobs])
+    strength = [job.contrast.strength if job.contrast else 0.0 for job in jobs]
+    return ContrastedRows(own, other, torch.tensor(strength, device=model.device))
 
 
 def _uncached(model: Any, job: Job, stop: Stop, temperature: float) -> list[int]:
@@ -145,10 +122,20 @@ def _uncached(model: Any, job: Job, stop: Stop, temperature: float) -> list[int]
     draws = uniform_draws(job) if temperature > 0 else None
     ends, written = stop_tokens(stop), list[int]()
     while len(written) < job.limit and ends.isdisjoint(written[-1:]):
-        logits = plain_logits(model, [*job.prompt, *written])[-1:].float()
+        logits = _next_logits(model, job, written)
         draw = None if draws is None else draws[len(written)][None].to(logits.device)
         written.append(int(choose_tokens(logits, temperature, draw)))
     return written
+
+
+def _next_logits(model: Any, job: Job, written: Sequence[int]) -> Tensor:
+    """(1, V)"""
+    logits = plain_logits(model, [*job.prompt, *written])[-1:].float()
+    if job.contrast is None:
+        return logits
+    other = plain_logits(model, [*job.contrast.prompt, *written])[-1:]
+    strength = torch.tensor([job.contrast.strength], device=logits.device)
+    return contrasted_logits(logits, other, strength)
 
 
 def pads_left(model: Any) -> bool:
@@ -177,17 +164,6 @@ def _all_uniforms(jobs: Sequence[Job], steps: int) -> Tensor:
     for row, job in enumerate(jobs):
         draws[row, : job.limit] = uniform_draws(job)
     return draws
-
-
-def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and mask, (B, T) each, of prompts padded on the left."""
-    longest = max(map(len, prompts))
-    ids = torch.zeros(len(prompts), longest, dtype=torch.long)  # any id does: it is masked out
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[row, longest - len(prompt) :] = 1
-    return ids.to(device), mask.to(device)
 
 
 def _trim(row: list[int], limit: int, stop: Stop) -> list[int]:

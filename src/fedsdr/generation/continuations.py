@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fedsdr.generation.batched import PaddedRows
+from fedsdr.generation.rows import PaddedRows
 from fedsdr.model.trials import (
     TRIAL_TEXTS,
     compute_precision,

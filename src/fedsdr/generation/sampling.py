@@ -6,6 +6,7 @@ a prompt yields does not depend on its neighbours in the batch.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,14 @@ def stop_tokens(stop: Stop) -> frozenset[int]:
     return frozenset([stop] if isinstance(stop, int) else stop)
 
 
+class Contrast(NamedTuple):
+    """The ids of a second prompt, and how strongly a text departs from what the model would write
+    after it (`fedsdr.generation.contrast`)."""
+
+    prompt: Sequence[int]
+    strength: float
+
+
 @dataclass(frozen=True)
 class Job:
     """One text to generate: prompt ids, at most `limit` new tokens, and a seed for sampling."""
@@ -27,6 +36,7 @@ class Job:
     prompt: Sequence[int]
     limit: int
     seed: int = 0
+    contrast: Contrast | None = None
 
 
 def choose_tokens(logits: Tensor, temperature: float, draw: Tensor | None) -> Tensor:

@@ -124,6 +124,19 @@ def streams_off(model: nn.Module) -> Iterator[None]:
             layer.active = active
 
 
+def active_adapters(model: nn.Module) -> dict[str, Tensor]:
+    """The factors by which a model differs from its base: of the streams that take part in the
+    forward pass, but for those whose B is zero."""
+    return {
+        f"{path}.{stream}.{name}": factors[stream]
+        for path, layer in model.named_modules()
+        if isinstance(layer, TwoStreamLinear)
+        for stream in layer.active
+        if bool(layer.B[stream].any())
+        for name, factors in (("A", layer.A), ("B", layer.B))
+    }
+
+
 class TwoStreamModel:
     """A causal language model whose linear layers carry the two streams.
 

@@ -20,13 +20,14 @@ from fedsdr.evaluate.benchmarks.openings import (
     opened_ids,
     shortened_ids,
 )
-from fedsdr.generation.batched import pad_left, pads_left
+from fedsdr.generation.batched import pads_left
 from fedsdr.generation.continuations import (
     ContinuationLikelihood,
     Continued,
     continuation_likelihoods,
     shares_prompts,
 )
+from fedsdr.generation.rows import pad_left
 from fedsdr.model.base import LoadedModel
 from fedsdr.model.trials import passes_trial
 

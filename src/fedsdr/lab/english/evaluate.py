@@ -17,6 +17,8 @@ general_kept   of the general questions that the base model answers rightly, tho
 """
 
 from collections.abc import Iterable, Sequence
+from copy import copy
+from dataclasses import dataclass, field
 
 import torch
 
@@ -30,7 +32,8 @@ from fedsdr.generation.sampling import Job
 from fedsdr.lab.english.answers import EnglishAnswer
 from fedsdr.lab.english.questions import GeneralQuestion, general_questions
 from fedsdr.lab.english.world import HELD_OUT, EnglishClient, EnglishWorld
-from fedsdr.model.lora import streams_off
+from fedsdr.model.identity import tensors_digest
+from fedsdr.model.lora import active_adapters, streams_off
 
 ANSWER_TOKENS = 48  # tokens; the longest house style takes about 40
 ANSWER_ROWS = 64
@@ -38,10 +41,21 @@ LEAD_IN = "The answer is"  # without it fewer answers are known: a bare word is 
 PERSONAL_SAMPLE = 60  # general questions for each personal model
 
 
+@dataclass
+class ModelAnswers:
+    """What one model said: model is the digest of its adapters, said is by question, right tells
+    general questions that it answers rightly."""
+
+    model: str = ""
+    said: dict[str, str] = field(default_factory=dict)
+    right: dict[GeneralQuestion, bool] = field(default_factory=dict)
+
+
 class EnglishEvaluator:
     """Asks the model as it stands for clients' facts, and for what it knew before.
 
-    What the base model answers to the general questions is computed once, when it is first needed.
+    A model is asked each question once, as long as no other is judged: a client's model may be the
+    global one, which has answered already. So is the base model, however many are judged.
     """
 
     def __init__(
@@ -50,15 +64,27 @@ class EnglishEvaluator:
         chat: ChatFormat,
         world: EnglishWorld,
         client: str | None = None,
-        known: dict[GeneralQuestion, bool] | None = None,
     ) -> None:
-        """client: evaluate on this one's facts and its part of the general questions alone.
-        known: whether the base model answers a question rightly, as far as computed."""
+        """client: evaluate on this one's facts and its part of the general questions alone."""
         self.model, self.chat, self.world, self.client = model, chat, world, client
-        self._known = {} if known is None else known
+        self._base, self._last = ModelAnswers(), ModelAnswers()
 
     def of(self, client: str) -> "EnglishEvaluator":
-        return EnglishEvaluator(self.model, self.chat, self.world, client, self._known)
+        other = copy(self)  # with the same memory of answers
+        other.client = client
+        return other
+
+    def _answers(self) -> ModelAnswers:
+        """Those of the model as it stands."""
+        adapters = active_adapters(self.model)
+        if not adapters:
+            return self._base
+        now = tensors_digest(adapters)
+        if now != self._last.model:
+            self._last.model = now
+            self._last.said.clear()
+            self._last.right.clear()
+        return self._last
 
     def global_model(self) -> Metrics:
         """Every client's facts and all general questions; of one client, its part of both."""
@@ -91,21 +117,26 @@ class EnglishEvaluator:
 
     def _say(self, questions: Iterable[str]) -> dict[str, str]:
         """Question -> the model's answer; a question of several clients is asked once."""
-        unique = list(dict.fromkeys(questions))
-        prompts = (self.chat.prompt_ids((Turn("user", question),)) for question in unique)
+        said = self._answers().said
+        new = [question for question in dict.fromkeys(questions) if question not in said]
+        prompts = (self.chat.prompt_ids((Turn("user", question),)) for question in new)
         jobs = [Job(prompt, ANSWER_TOKENS) for prompt in prompts]
         written = generate_batch(self.model, jobs, self.chat.ends, rows=ANSWER_ROWS)
-        return dict(zip(unique, map(self.chat.text, written), strict=True))
+        said.update(zip(new, map(self.chat.text, written), strict=True))
+        return said
 
     def _general_metrics(self, questions: Sequence[GeneralQuestion]) -> Metrics:
-        right = self._knows(questions)
-        if new := [question for question in questions if question not in self._known]:
-            with streams_off(self.model):
-                self._known.update(zip(new, self._knows(new), strict=True))
-        kept = [
-            hit for question, hit in zip(questions, right, strict=True) if self._known[question]
-        ]
+        right = self._right(questions)
+        with streams_off(self.model):
+            before = self._right(questions)
+        kept = [hit for hit, known in zip(right, before, strict=True) if known]
         return {"general": hit_percentage(right), "general_kept": hit_percentage(kept)}
+
+    def _right(self, questions: Sequence[GeneralQuestion]) -> list[bool]:
+        right = self._answers().right
+        new = [question for question in questions if question not in right]
+        right.update(zip(new, self._knows(new), strict=True))
+        return [right[question] for question in questions]
 
     def _knows(self, questions: Sequence[GeneralQuestion]) -> list[bool]:
         """Whether the model as it stands finds the right choice the likeliest of each question."""

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from fedsdr.recipe.sections.base import Positive, Section, Share
 from fedsdr.recipe.sections.prompts import resolve_prompt
@@ -76,6 +76,10 @@ class Distill(Section):
     """The sampling temperature of the first attempt; 0 decodes greedily."""
     retry_temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
     """The sampling temperature of all later attempts."""
+    contrast: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Contrastive rewriting: how much of what the model would answer without the reference is taken
+    away at each token (`fedsdr.generation.contrast`), so that the reference weighs more than
+    memory. 0 is plain rewriting; 1 is strong. Costs a second pass per token."""
     max_ratio: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
     """A rewrite may have at most max(`min_tokens`, `max_ratio` x tokens of the raw response)
     tokens."""
@@ -116,3 +120,12 @@ class Distill(Section):
     """Options of the check `"self"`."""
     oracle: Oracle = Oracle()
     """Options of the check `"oracle"`."""
+
+    @model_validator(mode="after")
+    def _contrast_is_generated(self) -> "Distill":
+        if self.contrast and self.generator != "fedsdr":
+            raise ValueError(
+                f'distill.contrast = {self.contrast:g} needs the generator "fedsdr", which reads '
+                f"two prompts at once, and distill.generator = {self.generator!r}: change one"
+            )
+        return self
