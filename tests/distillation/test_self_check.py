@@ -98,20 +98,21 @@ def test_the_share_of_false_ones_is_bounded_where_they_score_like_known_falsitie
 
 def test_exchanged_responses_are_distinct_others_that_the_text_does_not_state():
     records = [record(f"q{i}", answer) for i, answer in enumerate(["yes", "no", "maybe", "no"])]
+    labels = ["yes", "no", "maybe"]
     asked = Candidate(records[0], Rewrite("It is NO.", True))
-    assert draw_references(asked, records, 5, 0) == []  # "maybe" alone cannot be compared
-    assert sorted(draw_references(Candidate(records[0], Rewrite("Yes.", True)), records, 5, 0)) == [
-        "maybe", "no",
-    ]  # fmt: skip
+    assert draw_references(asked, labels, 5, 0) == []  # "maybe" alone cannot be compared
+    asked = Candidate(records[0], Rewrite("Yes.", True))
+    assert sorted(draw_references(asked, labels, 5, 0)) == ["maybe", "no"]
 
 
 def test_references_depend_on_record_attempt_and_seed_alone():
     records = [record(f"q{i}", f"answer {i}") for i in range(30)]
     asked = Candidate(records[3], Rewrite("x", True))
-    first = draw_references(asked, records, 3, 0)
-    assert first == draw_references(asked, [*records], 3, 0)
-    assert first != draw_references(asked._replace(attempt=1), records, 3, 0)
-    assert first != draw_references(asked, records, 3, 1)
+    responses = [each.response for each in records]
+    first = draw_references(asked, responses, 3, 0)
+    assert first == draw_references(asked, responses, 3, 0)
+    assert first != draw_references(asked._replace(attempt=1), responses, 3, 0)
+    assert first != draw_references(asked, responses, 3, 1)
     assert len({*first}) == 3
     assert records[3].response not in first
 
@@ -128,10 +129,11 @@ def test_scores_are_those_of_plain_logits(monkeypatch):
     monkeypatch.setattr(self_check, "LOGITS_AT_ONCE", 3000)  # several groups
     records = [record(f"q {a}", f"{a} {b}") for a, b in itertools.pairwise(WORDS)]
     given, base = options(self_check={"false_share": 0.9, "references": 2}), teacher()
+    responses = [each.response for each in records]
     asked = candidates(["b a", "x y z", "c", "q q", "d", "e a", "z z"], records)
     found = self_judge(base, records, given, 0)(asked)
     for each, verdict in zip(asked, found, strict=True):
-        shown = [each.record.response, *draw_references(each, records, 2, 0)]
+        shown = [each.record.response, *draw_references(each, responses, 2, 0)]
         text = torch.tensor(CHAT.response_ids(each.rewrite.text))
         p = []
         for response in shown:
@@ -199,8 +201,16 @@ def test_what_the_model_has_no_room_for_is_not_checked():
     records = [record(f"q{i}", "a b c d") for i in range(3)] + [
         record(f"r{i}", " ".join([word] * 40)) for i, word in enumerate(WORDS)
     ]
-    near = teacher(context=30)
+    near = teacher(context=30)  # too little for other requests, enough for the own one
     found = self_judge(near, records, options(), 0)(candidates(["x"], records[:1]))
+    assert found == [Verdict("not_compared")]
+
+
+def test_a_rewrite_that_has_no_room_itself_is_not_compared():
+    """An exchanged reference must not be taken for the own one."""
+    long = record("q", " ".join(["a"] * 40))
+    records = [long, *(record(f"r{i}", word) for i, word in enumerate(WORDS))]
+    found = self_judge(teacher(context=30), records, options(), 0)(candidates(["x"], [long]))
     assert found == [Verdict("not_compared")]
 
 

@@ -15,6 +15,7 @@ rewrites that follow their reference in part: an invention around a true value.
 
 import math
 import random
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -50,6 +51,7 @@ def self_judge(
     the bound is on all that a client accepts.
     """
     limits = options.self_check
+    responses = list(dict.fromkeys(each.response for each in records if not each.calls))
     own: list[float] = []
     false: list[float] = []
 
@@ -57,7 +59,7 @@ def self_judge(
         missing = math.ceil(2 / limits.false_share) - len(false)
         count = max(limits.references, math.ceil(missing / max(1, len(candidates))))
         asked = [
-            _requests(teacher, each, draw_references(each, records, count, seed), options)
+            _requests(teacher, each, draw_references(each, responses, count, seed), options)
             for each in candidates
         ]
         scores = list(score_rewrites(teacher, asked))
@@ -79,36 +81,41 @@ def _verdict(scores: FollowedShares | None, least: float) -> Verdict:
 def least_score(own: Sequence[float], false: Sequence[float], share: float) -> float:
     """The least of `own` to be accepted, infinity where none is: Benjamini and Hochberg at level
     `share`, on p-values that are ranks among the scores `false`."""
-    ascending = sorted(own)
+    ascending, known = sorted(own), sorted(false)
     for rank, score in enumerate(ascending):
-        p = (1 + sum(other >= score for other in false)) / (1 + len(false))
+        p = (1 + len(known) - bisect_left(known, score)) / (1 + len(known))
         if p * len(ascending) <= share * (len(ascending) - rank):
             return score
     return math.inf
 
 
 def draw_references(
-    candidate: Candidate, records: Sequence[Record], count: int, seed: int
+    candidate: Candidate, responses: Sequence[str], count: int, seed: int
 ) -> list[str]:
-    """Up to `count` distinct responses of other records, none of which the rewrite states: a
-    label that it names would be no falsity. Fewer than two are none."""
+    """Up to `count` responses of other records, none of which the rewrite states: a label that it
+    names would be no falsity. Fewer than two are none.
+
+    responses: the client's, each once.
+    """
     record, text = candidate.record, candidate.rewrite.text.casefold()
-    others = dict.fromkeys(each.response for each in records if not each.calls)
-    pool = [other for other in others if other != record.response and other.casefold() not in text]
     turns = (turn.text for turn in record.prompt)
     draw = random.Random(seeds.derive_seed(seed, "exchange", *turns, candidate.attempt))
-    return draw.sample(pool, min(count, len(pool))) if len(pool) > 1 else []
+    drawn = draw.sample(responses, min(4 * count, len(responses)))
+    others = [each for each in drawn if each != record.response and each.casefold() not in text]
+    return others[:count] if len(others) > 1 else []
 
 
 def _requests(
     teacher: Teacher, candidate: Candidate, references: Sequence[str], options: Distill
 ) -> list[Continued]:
-    """The rewrite as the answer to the request with its own reference, then with the others;
-    those that leave the model no room are left out."""
+    """The rewrite as the answer to the request with its own reference, then with the others; those
+    that leave the model no room are left out, and all of them where the own one does."""
     text = teacher.chat.response_ids(candidate.rewrite.text)
     room = teacher.context - len(text)
     shown = (candidate.record, *(replace(candidate.record, response=r) for r in references))
     prompts = [rewriting_job(teacher.chat, each, options, 0, 0).prompt for each in shown]
+    if len(prompts[0]) > room:
+        return []
     return [Continued(prompt, (text,)) for prompt in prompts if len(prompt) <= room]
 
 
@@ -120,11 +127,15 @@ def score_rewrites(
     asked: of each rewrite its requests, with its own reference first.
     """
     for group in _groups(asked, teacher.model.config.get_text_config().vocab_size):
-        logits = iter(text_logits(teacher.model, [each for requests in group for each in requests]))
+        read = [each for requests in group if len(requests) > 2 for each in requests]
+        logits = iter(text_logits(teacher.model, read) if read else ())
         for requests in group:
-            found = [next(logits)[0] for _ in requests]
-            text = torch.tensor(requests[0].continuations[0], device=found[0].device)
-            yield _scores(found, text) if len(requests) > 2 else None
+            if len(requests) > 2:
+                found = [next(logits)[0] for _ in requests]
+                text = torch.tensor(requests[0].continuations[0], device=found[0].device)
+                yield _scores(found, text)
+            else:
+                yield None
 
 
 def _groups(
@@ -134,7 +145,7 @@ def _groups(
     group: list[Sequence[Continued]] = []
     for requests in asked:
         both = [each for some in (*group, requests) for each in some]
-        longest = max(len(each.continuations[0]) for each in both)
+        longest = max((len(each.continuations[0]) for each in both), default=0)
         if group and len(both) * longest * vocabulary > LOGITS_AT_ONCE:
             yield group
             group = []
