@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fedsdr.algorithms.contract import Schedule, Stage
+from fedsdr.algorithms.contract import Loss, Schedule, Stage
 from fedsdr.core.adapters import fresh_adapter
 from fedsdr.data.example import Example
 from fedsdr.model.lora import Stream, TwoStreamModel
@@ -102,7 +102,7 @@ def ours(
     def step() -> float:
         chosen = next(queue)
         two.activate(Stream.RECTIFY, *company)
-        trainer._backward(chosen, range(len(chosen)), trainer._summed_loss)
+        trainer._backward(chosen, range(len(chosen)), trainer._summed(Loss(), folded=False))
         correction.apply()
         torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimiser.step()

@@ -83,9 +83,9 @@ class ToyRun:
 
     identity: Final = {"weights": "0" * 32}
     fingerprint: Final = identity_text(identity)
-    clients: Final = ()
 
     def __init__(self, client: str) -> None:
+        self.clients = [SimpleNamespace(name=client)]
         self.raw = {client: ["record"] * 3}
         self.evaluator, self.name = self, 0.0
         self.model = SimpleNamespace(

@@ -9,6 +9,7 @@ import torch
 import transformers
 from peft import PeftModel
 
+from fedsdr.algorithms.contract import Loss
 from fedsdr.core.adapters import fresh_adapter
 from fedsdr.core.errors import UserError
 from fedsdr.data.batches import Batch, collate_examples
@@ -136,7 +137,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(micro):
     batch = collate_examples(examples, 0)
     whole = summed_loss(two.model, batch)
     wanted = torch.autograd.grad(whole / batch.response_tokens, list(parameters.values()))
-    mean = trainer._backward(examples, range(8), trainer._summed_loss)
+    mean = trainer._backward(examples, range(8), trainer._summed(Loss(), folded=False))
     assert mean.sum == pytest.approx(float(whole.detach()), rel=1e-5)
     assert mean.weight == batch.response_tokens
     for parameter, right in zip(parameters.values(), wanted, strict=True):
