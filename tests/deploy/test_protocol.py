@@ -28,6 +28,7 @@ from fedsdr.core import files
 from fedsdr.core.errors import UserError
 from fedsdr.core.metrics import Mean
 from fedsdr.core.progress import silent_reporter
+from fedsdr.data.records import ClientData
 from fedsdr.deploy.client.journal import ORDER, Book
 from fedsdr.deploy.client.operations import RUNS, ClientKeys, ClientSide
 from fedsdr.deploy.protocol.messages import (
@@ -85,7 +86,7 @@ class ToyRun:
     fingerprint: Final = identity_text(identity)
 
     def __init__(self, client: str) -> None:
-        self.clients = [SimpleNamespace(name=client)]
+        self.clients = [ClientData(client, (), ())]
         self.raw = {client: ["record"] * 3}
         self.evaluator, self.name = self, 0.0
         self.model = SimpleNamespace(
