@@ -96,15 +96,29 @@ def write_document(
         f"```\npython -m experiments{only} --seeds {','.join(map(str, seeds))}\n```",
         HOW_TO_READ,
         *missing_cells(results, cells),
-        f"What each cell measured, seed by seed: [{CELLS}]({FIGURES}/{CELLS}). The finished cells, "
-        f"without models: [{ARCHIVE}]({FIGURES}/{ARCHIVE}). With `--cells` and its path the "
-        "command writes this document from them, and runs only what they lack.",
-        "## Verdicts",
-        _verdicts(written),
-        *(chapter_text(number, chapter, FIGURES) for number, chapter in enumerate(written, 1)),
+        where_cells_are(FIGURES, "models"),
     ]
-    path = out / DOCUMENT
-    files.write_text(path, "\n\n".join(head) + "\n")
+    return write_chapters(out / DOCUMENT, head, _verdicts(written), written, FIGURES)
+
+
+def where_cells_are(figures: str, lacking: str) -> str:
+    """Where a document's measurements are, in `figures`. lacking: what the archive leaves out."""
+    return (
+        f"What each cell measured, seed by seed: [{CELLS}]({figures}/{CELLS}). The finished cells, "
+        f"without {lacking}: [{ARCHIVE}]({figures}/{ARCHIVE}). With `--cells` and its path the "
+        "command writes this document from them, and runs only what they lack."
+    )
+
+
+def write_chapters(
+    path: Path, head: Sequence[str], verdicts: str, written: Sequence[Chapter], figures: str
+) -> Path:
+    """A document: its head, the verdicts on all claims, and the chapters. Returns its path.
+
+    figures: the folder of the chapters' figures, from the document's.
+    """
+    chapters = (chapter_text(number, chapter, figures) for number, chapter in enumerate(written, 1))
+    files.write_text(path, "\n\n".join([*head, "## Verdicts", verdicts, *chapters]) + "\n")
     return path
 
 

@@ -11,10 +11,11 @@ from experiments.chapter import Chapter
 from experiments.document import (
     CELLS,
     HOW_TO_JUDGE,
-    chapter_text,
     every_cell,
     missing_cells,
     pack_finished,
+    where_cells_are,
+    write_chapters,
     write_figures,
 )
 from experiments.plan import Cells
@@ -97,16 +98,9 @@ def write_real(out: Path, planned: Mapping[str, Cells], seeds: Sequence[int], co
         _basis(results, ready),
         *missing_cells(results, cells),
         f"Numbers are means over seeds, in percent but where a unit is named; {HOW_TO_JUDGE}",
-        f"What each cell measured, seed by seed: [{CELLS}]({FIGURES}/{CELLS}). The finished cells, "
-        f"without models and texts: [{ARCHIVE}]({FIGURES}/{ARCHIVE}). With `--cells` and its path "
-        "the command writes this document from them, and runs only what they lack.",
-        "## Verdicts",
-        _verdicts(chapters),
-        *(chapter_text(number, chapter, FIGURES) for number, chapter in enumerate(written, 1)),
+        where_cells_are(FIGURES, "models and texts"),
     ]
-    path = out / DOCUMENT
-    files.write_text(path, "\n\n".join(head) + "\n")
-    return path
+    return write_chapters(out / DOCUMENT, head, _verdicts(chapters), written, FIGURES)
 
 
 def _sample(results: RealResults, planned: Mapping[str, Cells]) -> list[dict[str, object]]:

@@ -5,17 +5,8 @@ arXiv 2605.18028, Sec. method, FedSD step 2. The rewriting itself is `fedsdr.dis
 
 from dataclasses import replace
 
-from fedsdr.algorithms.contract import (
-    Algorithm,
-    ClientState,
-    Fit,
-    Fitted,
-    Round,
-    Stage,
-    Targets,
-    Update,
-)
-from fedsdr.core.adapters import Adapter
+from fedsdr.algorithms.contract import Algorithm, Targets
+from fedsdr.algorithms.stages import with_stages
 
 
 def distilled_targets(inner: Algorithm) -> Algorithm:
@@ -32,12 +23,4 @@ def mixed_targets(inner: Algorithm) -> Algorithm:
 
 
 def _learning(inner: Algorithm, targets: Targets) -> Algorithm:
-    def client(
-        shared: Adapter, state: ClientState, fit: Fit, round: Round
-    ) -> tuple[Update, ClientState]:
-        def fit_targets(stage: Stage) -> Fitted:
-            return fit(replace(stage, targets=targets))
-
-        return inner.client(shared, state, fit_targets, round)
-
-    return inner._replace(client=client)
+    return with_stages(inner, lambda stage: replace(stage, targets=targets))

@@ -9,18 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedsdr.algorithms.contract import (
-    Algorithm,
-    ClientState,
-    Fit,
-    Fitted,
-    Loss,
-    Options,
-    Round,
-    Stage,
-    Update,
-)
-from fedsdr.core.adapters import Adapter
+from fedsdr.algorithms.contract import Algorithm, Loss, Options
+from fedsdr.algorithms.stages import with_stages
 
 
 class Soft(Options):
@@ -55,13 +45,4 @@ class OnPolicy(Soft):
 
 def with_loss(inner: Algorithm, loss: Loss) -> Algorithm:
     """`inner`, whose stages minimise `loss`."""
-
-    def client(
-        shared: Adapter, state: ClientState, fit: Fit, round: Round
-    ) -> tuple[Update, ClientState]:
-        def fit_loss(stage: Stage) -> Fitted:
-            return fit(replace(stage, loss=loss))
-
-        return inner.client(shared, state, fit_loss, round)
-
-    return inner._replace(client=client)
+    return with_stages(inner, lambda stage: replace(stage, loss=loss))

@@ -26,7 +26,7 @@ from torch import Tensor
 from fedsdr.core import seeds
 from fedsdr.data.records import Record
 from fedsdr.distillation.checks import Candidate, RewriteCheck, Verdict
-from fedsdr.distillation.teacher import Teacher, rewriting_job
+from fedsdr.distillation.teacher import Teacher, rewriting_prompt
 from fedsdr.generation.continuations import Continued, text_logits
 from fedsdr.recipe.sections.distill import Distill
 
@@ -113,7 +113,7 @@ def _requests(
     text = teacher.chat.response_ids(candidate.rewrite.text)
     room = teacher.context - len(text)
     shown = (candidate.record, *(replace(candidate.record, response=r) for r in references))
-    prompts = [rewriting_job(teacher.chat, each, options, 0, 0).prompt for each in shown]
+    prompts = [rewriting_prompt(teacher.chat, each, options) for each in shown]
     if len(prompts[0]) > room:
         return []
     return [Continued(prompt, (text,)) for prompt in prompts if len(prompt) <= room]

@@ -27,26 +27,36 @@ class Teacher:
     context: int  # tokens, prompt and rewrite together
 
 
-def rewriting_job(
-    chat: ChatFormat, record: Record, options: Distill, seed: int, attempt: int
-) -> Job:
-    """The request to rewrite one record: its prompt, its token limit, its seed, and where rewriting
-    is contrastive the plain prompt, to which the reference is unknown."""
-    answer = split_thought(record.response, chat.marks).answer
-    places = {"{instruction}": record.instruction, "{response}": answer}
-    # One pass, so that braces inside the client's texts are left alone.
-    request = re.sub("|".join(map(re.escape, places)), lambda m: places[m[0]], options.prompt)
+def rewriting_prompt(chat: ChatFormat, record: Record, options: Distill) -> list[int]:
+    """The prompt that asks for a rewrite, as token ids."""
+    request = _request_text(chat, record, options)
     *before, last = record.prompt
     if last.role == "user":  # else it is the result of a tool, which the teacher needs
         turns = (*before, replace(last, text=request))
     else:
         turns = (*record.prompt, Turn("user", request))
+    return chat.prompt_ids(turns, record.tools)
+
+
+def _request_text(chat: ChatFormat, record: Record, options: Distill) -> str:
+    answer = split_thought(record.response, chat.marks).answer
+    places = {"{instruction}": record.instruction, "{response}": answer}
+    # One pass, so that braces inside the client's texts are left alone.
+    return re.sub("|".join(map(re.escape, places)), lambda m: places[m[0]], options.prompt)
+
+
+def rewriting_job(
+    chat: ChatFormat, record: Record, options: Distill, seed: int, attempt: int
+) -> Job:
+    """The request to rewrite one record: its prompt, its token limit, its seed, and where rewriting
+    is contrastive the plain prompt, to which the reference is unknown."""
+    request = _request_text(chat, record, options)
     reference = len(chat.response_ids(record.response))
     limit = max(options.min_tokens, math.ceil(options.max_ratio * reference))
     limit += options.thinking_tokens if chat.thinks else 0
     plain = chat.prompt_ids(record.prompt, record.tools) if options.contrast else ()
     return Job(
-        chat.prompt_ids(turns, record.tools),
+        rewriting_prompt(chat, record, options),
         limit,
         seeds.derive_seed(seed, "rewrite", request, attempt),
         Contrast(plain, options.contrast) if options.contrast else None,

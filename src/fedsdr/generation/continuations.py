@@ -54,7 +54,11 @@ def choice_likelihoods(model: Any, asked: Sequence[Continued]) -> list[list[floa
     `asked`; text by text where a trial says that prompts cannot be shared."""
     if not passes_trial(model, shares_prompts):
         return [
-            [_plain_mean(model, each.prompt, text) for text in each.continuations] for each in asked
+            [
+                _likelihood(_plain(model, each.prompt, text), text).nats / len(text)
+                for text in each.continuations
+            ]
+            for each in asked
         ]
     order = sorted(range(len(asked)), key=lambda place: len(asked[place].prompt))
     found = continuation_likelihoods(model, [asked[place] for place in order], PROMPTS_AT_ONCE)
@@ -74,18 +78,12 @@ def text_logits(model: Any, asked: Sequence[Continued]) -> list[list[Tensor]]:
     that prompts cannot be shared."""
     if passes_trial(model, shares_prompts):
         return continuation_logits(model, asked)
-    return [
-        [
-            plain_logits(model, [*each.prompt, *text])[len(each.prompt) - 1 : -1]
-            for text in each.continuations
-        ]
-        for each in asked
-    ]
+    return [[_plain(model, each.prompt, text) for text in each.continuations] for each in asked]
 
 
-def _plain_mean(model: Any, prompt: Sequence[int], text: Sequence[int]) -> float:
-    logits = plain_logits(model, [*prompt, *text])[len(prompt) - 1 : -1]
-    return _likelihood(logits, text).nats / len(text)
+def _plain(model: Any, prompt: Sequence[int], text: Sequence[int]) -> Tensor:
+    """The logits of each token of a text after its prompt, (T, V), by one pass over both."""
+    return plain_logits(model, [*prompt, *text])[len(prompt) - 1 : -1]
 
 
 def _batches(asked: Sequence[Continued], rows: int) -> Iterator[list[Continued]]:
@@ -196,7 +194,7 @@ def _agree_with_plain(model: Any, batch: Sequence[Continued], shared: int) -> bo
     return all(
         same_logits(
             logits,
-            plain_logits(model, [*each.prompt, *continuation])[len(each.prompt) - 1 : -1],
+            _plain(model, each.prompt, continuation),
             compute_precision(model),
         )
         for rows, each in zip(_logits(model, batch, shared), batch, strict=True)
