@@ -1,6 +1,8 @@
 """Bases in 8 and 4 bits: two streams on them, against the dequantised weights."""
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -172,3 +174,9 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch):
     with pytest.raises(UserError, match=r"pip install 'fedsdr\[quantised\]'"):
         quantised.check_quantisation("nf4")
     quantised.check_quantisation("none")
+
+
+def test_a_process_that_reads_adapters_says_nothing_of_bitsandbytes():
+    program = [sys.executable, "-c", "import fedsdr.model.peft_format"]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

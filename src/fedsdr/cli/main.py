@@ -1,6 +1,5 @@
 """The `fedsdr` command and its subcommands."""
 
-import logging
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -12,9 +11,6 @@ import typer
 from fedsdr import __version__
 from fedsdr.cli import chat, deploy, diagnose, distill, evaluate, export, judge, look, runs
 from fedsdr.core.errors import REMEDIES, WriteError
-
-# It gives advice when imported, which is when the work begins; in processes of our own too.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 app = typer.Typer(
     help="Federated fine-tuning of language models with self-distillation and rectification.",

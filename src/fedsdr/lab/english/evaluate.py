@@ -139,20 +139,34 @@ class EnglishEvaluator:
         return [right[question] for question in questions]
 
     def _knows(self, questions: Sequence[GeneralQuestion]) -> list[bool]:
-        """Whether the model as it stands finds the right choice the likeliest of each question."""
-        likelihoods = choice_likelihoods(self.model, [self._with_choices(q) for q in questions])
-        return [
-            bool(choice_accuracy(found, question.answer))
-            for found, question in zip(likelihoods, questions, strict=True)
-        ]
+        return known_answers(self.model, self.chat, questions)
 
-    def _with_choices(self, question: GeneralQuestion) -> Continued:
-        """The question with the beginning of an answer, and its choices as they go on from there:
-        some tokenizers write a word that begins a text in another way."""
-        text = self.chat.prompt_text((Turn("user", question.question),)) + LEAD_IN
-        prompt = self.chat.ids(text)
-        whole = (self.chat.ids(f"{text} {choice}") for choice in question.choices)
-        return Continued(prompt, [ids[len(prompt) :] for ids in whole])
+
+def known_answers(
+    model: torch.nn.Module,
+    chat: ChatFormat,
+    questions: Sequence[GeneralQuestion],
+    lead_in: str = LEAD_IN,
+) -> list[bool]:
+    """Whether the model as it stands finds the right choice the likeliest of each question.
+
+    lead_in: the words that an answer begins with; "" for none.
+    """
+    asked = [_with_choices(chat, question, lead_in) for question in questions]
+    return [
+        bool(choice_accuracy(found, question.answer))
+        for found, question in zip(choice_likelihoods(model, asked), questions, strict=True)
+    ]
+
+
+def _with_choices(chat: ChatFormat, question: GeneralQuestion, lead_in: str) -> Continued:
+    """The question with the beginning of an answer, and its choices as they go on from there: some
+    tokenizers write a word that begins a text in another way."""
+    text = chat.prompt_text((Turn("user", question.question),)) + lead_in
+    space = " " if lead_in else ""
+    prompt = chat.ids(text)
+    whole = (chat.ids(f"{text}{space}{choice}") for choice in question.choices)
+    return Continued(prompt, [ids[len(prompt) :] for ids in whole])
 
 
 def answer_metrics(client: EnglishClient, answers: Sequence[EnglishAnswer]) -> Metrics:
