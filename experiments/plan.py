@@ -57,13 +57,8 @@ class Cell:
 
     @cached_property
     def key(self) -> str:
-        """The name of its folder: the method, and a digest of all that is not a default.
-
-        The checks of `evidence.toml` were the default when the archived cells were run.
-        """
+        """The name of its folder: the method, and a digest of all that is not a default."""
         tables = portable_recipe(self.recipe(0)).model_dump(mode="json", exclude_defaults=True)
-        if tables["distill"]["checks"] == list(base_recipe().distill.checks):
-            del tables["distill"]["checks"]
         text = json.dumps(tables)
         digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
         return f"{self.method.replace('+', '_')}-{digest}"
