@@ -3,5 +3,5 @@
 import logging
 
 # PEFT imports it where it is installed, and it gives advice when imported: in any process, before
-# a program can choose what is said.
+# a program can choose what it prints.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
