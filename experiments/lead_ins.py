@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from fedsdr.core.errors import UserError
+from fedsdr.core.metrics import hit_percentage
 from fedsdr.core.progress import silent_reporter
 from fedsdr.lab.english.evaluate import LEAD_IN, known_answers
 from fedsdr.lab.english.questions import general_questions
@@ -31,16 +32,14 @@ class Knowledge(NamedTuple):
     kept: float
 
 
-def knowledge_by_lead_in(
-    folder: Path, lead_ins: Sequence[str] = LEAD_INS, count: int | None = None
-) -> Iterator[Knowledge]:
-    """Of each model and beginning, models one after another. count: of questions; None is as many
-    as the run's own. Raises `UserError` for a run that is not on the English lab."""
+def knowledge_by_lead_in(folder: Path, lead_ins: Sequence[str] = LEAD_INS) -> Iterator[Knowledge]:
+    """Of each model and beginning, models one after another. Raises `UserError` for a run that is
+    not on the English lab."""
     run = open_finished(folder)
     if (world := run.recipe.english) is None:
         raise UserError(f"{folder}: this run is not on the English lab, which has the questions")
     models = Models(run, silent_reporter())
-    questions = general_questions()[: world.general if count is None else count]
+    questions = general_questions()[: world.general]
     known: dict[str, list[bool]] = {}
     for name in (each for each in models.names() if CLIENT_PREFIX not in each):
         models.use(name)
@@ -48,11 +47,8 @@ def knowledge_by_lead_in(
             right = known_answers(models.base.model, models.base.chat, questions, lead_in)
             before = known.setdefault(lead_in, right)
             kept = [hit for hit, knew in zip(right, before, strict=True) if knew]
-            yield Knowledge(name, lead_in, _percent(right), _percent(kept))
-
-
-def _percent(hits: Sequence[bool]) -> float:
-    return 100 * sum(hits) / max(len(hits), 1)
+            shares = (hit_percentage(hits).value for hits in (right, kept))
+            yield Knowledge(name, lead_in, *shares)
 
 
 def main(folder: Path) -> None:
