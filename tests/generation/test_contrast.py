@@ -13,24 +13,35 @@ from support.tiny_models import FAMILIES, logits, make, random_ids
 
 NEVER = 59
 PROMPTS = [random_ids(1, length, seed)[0].tolist() for seed, length in enumerate((3, 9, 5, 14))]
+STRENGTHS, FLOORS = (0.5, 1.0, 2.0, 5.0), (0.1, 0.9, 0.01, 0.1)
 JOBS = [
-    Job(prompt, 8, seed, Contrast(other, strength))
-    for seed, (prompt, other, strength) in enumerate(
-        zip(PROMPTS, PROMPTS[1:] + PROMPTS[:1], (0.5, 1.0, 2.0, 5.0), strict=True)
+    Job(prompt, 8, seed, Contrast(other, strength, floor))
+    for seed, (prompt, other, strength, floor) in enumerate(
+        zip(PROMPTS, PROMPTS[1:] + PROMPTS[:1], STRENGTHS, FLOORS, strict=True)
     )
 ]
 
 
 def test_contrast_is_counted_by_hand():
     p, q = torch.tensor([[0.5, 0.46, 0.04]]), torch.tensor([[0.8, 0.1, 0.1]])
-    found = contrasted_logits(p.log(), q.log(), torch.tensor([1.0]))
+    found = contrasted_logits(p.log(), q.log(), torch.tensor([1.0]), torch.tensor([0.1]))
     # 0.5^2 / 0.8, 0.46^2 / 0.1, and 0.04 is less than a tenth of 0.5
     assert found.softmax(-1)[0].tolist() == pytest.approx([0.3125 / 2.4285, 2.116 / 2.4285, 0])
 
 
+def test_the_floor_is_a_share_of_the_likeliest_token_of_each_row():
+    p = torch.tensor([[0.5, 0.46, 0.04]]).log().repeat(3, 1)
+    found = contrasted_logits(p, p.flip(-1), torch.ones(3), torch.tensor([0.05, 0.5, 1.0]))
+    assert found.isfinite().tolist() == [
+        [True, True, True],
+        [True, True, False],
+        [True] + [False] * 2,
+    ]
+
+
 def test_without_strength_a_row_is_what_it_was():
     own, other = torch.randn(2, 7), torch.randn(2, 7)
-    found = contrasted_logits(own, other, torch.tensor([0.0, 1.0]))
+    found = contrasted_logits(own, other, torch.tensor([0.0, 1.0]), torch.tensor([0.1, 0.1]))
     assert torch.allclose(found[0].softmax(-1), own[0].softmax(-1))
     assert not torch.allclose(found[1].softmax(-1), own[1].softmax(-1))
 
@@ -45,7 +56,7 @@ def plainly(model, job: Job) -> list[int]:
             for ids in (job.prompt, job.contrast.prompt)
         )
         score = (1 + job.contrast.strength) * p - job.contrast.strength * q
-        score[p.exp() < 0.1 * p.exp().max()] = -torch.inf
+        score[p.exp() < job.contrast.floor * p.exp().max()] = -torch.inf
         written.append(int(score.argmax()))
     return written
 

@@ -119,7 +119,7 @@ def test_recipes_cannot_be_changed_in_place():
         ({"model": {"path": "lab", "date": 2024}}, ["model.date = 2024", "string"]),
         ({"model": {"path": "./m"}}, ["no data: add [[data.sources]]"]),
         ({**LAB, "data": {"sources": [{"path": "a"}]}}, ["remove data.sources"]),
-        ({**LAB, "locl": {}}, ["locl: unknown key", "known keys: seed, baselines", "local"]),
+        ({**LAB, "locl": {}}, ["locl: unknown key", "keys: seed, method, baselines", "local"]),
         ({**LAB, "local": {"lr": 1}}, ["local.lr: unknown key", "rectify_lr"]),
         (
             {"model": {"path": "m"}, "data": {"sources": [{"path": "a", "clients": 1}]}},

@@ -55,6 +55,7 @@ from support.training_stages import (
     R,
     S,
     adapter,
+    examples,
     new_model,
     trainer,
 )
@@ -511,3 +512,29 @@ def test_a_gradient_without_bound_is_found_where_the_loss_is_finite(monkeypatch)
     monkeypatch.setattr("fedsdr.training.local.summed_loss", loss)
     with pytest.raises(UserError, match=r"norm became .*step 1"):
         trainer(new_model())(STAGES["R alone"][0])
+
+
+# Rehearsal
+
+
+def test_rehearsed_examples_fill_their_places_of_every_batch_and_leave_the_others_alone():
+    again = examples(2, seed=3)
+    stage, _ = STAGES["S beside R"]
+    mixed = trainer(new_model(), batch_size=5, rehearsed=2)
+    mixed.examples = {**DATA, "rehearsed": again}
+    plain = trainer(new_model(), batch_size=3)
+    for both, own in itertools.islice(
+        zip(mixed.batches(stage), plain.batches(stage), strict=False), 8
+    ):
+        assert both[:3] == own
+        assert sorted(both[3:], key=again.index) == again
+
+
+def test_a_client_with_few_records_rehearses_fewer():
+    stage, _ = STAGES["S beside R"]
+    few = trainer(new_model(), batch_size=20, rehearsed=10)
+    few.examples = {kind: list(each)[:2] for kind, each in DATA.items()} | {
+        "rehearsed": examples(9, seed=3)
+    }
+    batch = next(iter(few.batches(stage)))
+    assert len(batch) == 4  # two of ten own ones, and two of ten

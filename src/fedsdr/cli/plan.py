@@ -7,6 +7,7 @@ from fedsdr.estimate.plan import RunPlan
 from fedsdr.estimate.words import (
     METHOD_COLUMNS,
     describe_memory,
+    describe_rehearsal,
     describe_rewriting,
     describe_teaching,
     format_hours,
@@ -32,8 +33,9 @@ def print_plan(plan: RunPlan, console: Console, runs: int = 1) -> None:
 
 
 def print_costs(plan: RunPlan, console: Console, runs: int = 1) -> None:
-    """What rewriting, teachers and each method take, in bytes, memory and hours."""
-    for words in filter(None, (describe_rewriting(plan), describe_teaching(plan))):
+    """What rewriting, rehearsal, teachers and each method take, in bytes, memory and hours."""
+    lines = (describe_rewriting(plan), describe_rehearsal(plan), describe_teaching(plan))
+    for words in filter(None, lines):
         console.print(words, highlight=False)
     print_grid(Grid(METHOD_COLUMNS, list(map(method_cells, plan.methods))), console)
     console.print(describe_memory(plan.memory), highlight=False)

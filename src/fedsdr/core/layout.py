@@ -2,14 +2,15 @@
 
 DIR/recipe.toml  environment.json  partition.json  notices.json  summary.json  report.html
 DIR/skipped.jsonl   where rows of the data were left out
-DIR/metrics.jsonl  distillation.json  checkpoint.safetensors  personal.json  result.json
+DIR/metrics.jsonl  distillation.json  rehearsed.jsonl  checkpoint.safetensors  personal.json
+DIR/result.json
 DIR/delivered.json  after the last adapter
 DIR/global/  clients/<id>/  tensorboard/<method>/
 DIR/clients/<id>/private/   S, which goes with the global R or the client's own
 DIR/clients/<id>/personal/  the client's own R, in methods that have one
 DIR/benchmarks/   results of `fedsdr eval` (fedsdr.workflows.benchmark)
 DIR/judge.json  judge/   results of `fedsdr judge` (fedsdr.judge.judging)
-DIR/baselines/<name>/   recipe.toml, and lines 2 to 6 again, for each baseline
+DIR/baselines/<name>/   recipe.toml, and lines 3 to 8 again, for each baseline
 DIR/.lock         which process works in it, for as long as one does
 """
 
@@ -39,6 +40,8 @@ GLOBAL_ADAPTER: Final = "global"  # folder of the deployed R
 DISTILLATION_FILE: Final = "distillation.json"
 FIGURES_FILE: Final = "distillation_figures.json"
 DISTILLATION_PAGE: Final = "distillation.html"
+
+REHEARSED_FILE: Final = "rehearsed.jsonl"  # a method's prompts and answers of the base model
 
 # Of a client of a method.
 CLIENTS_FOLDER: Final = "clients"

@@ -1,8 +1,12 @@
 """A record as token ids: what a model learns from, and what a teacher of it is shown."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from fedsdr.data.records import Record
+
+# What a client learns from: raw responses, rewrites, both; or texts of the base model alone.
+ExampleKind = Literal["raw", "distilled", "mixed", "rehearsed"]
 
 
 @dataclass(frozen=True)

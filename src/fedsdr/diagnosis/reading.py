@@ -11,6 +11,7 @@ NEAR: Final = 0.02  # bits of divergence beyond chance; both thresholds are conv
 FAR: Final = 0.1  # the lab's clients, each with a style of its own, exceed the second
 CROWDED: Final = 0.5  # bits that chance alone gives: too few words to distinguish more from it
 FINDINGS: Final = "docs/findings.md"
+BEYOND: Final = "docs/beyond.md"
 # A count of `fedsdr.diagnosis.data_quality` -> what to say where some client's is not 0.
 COUNTS: Final = {
     "leaked": "LEAK: held-out records whose prompt the same client trains on: {clients}. Their "
@@ -160,7 +161,8 @@ def _verifiable(found: Found) -> list[str]:
     if not known:
         return [
             "No record has an answer that a check knows, so rewrites cannot be verified; wrong "
-            f"rewrites limit what FedSD learns ({FINDINGS})."
+            f"rewrites limit what FedSD learns ({FINDINGS}). Contrastive rewriting needs no such "
+            f'answers: method = "fedsdr2" has it ({BEYOND} says what it gives and where it fails).'
         ]
     return [
         f"{known} of {records} records have an answer that a check of rewrites knows (answer, "

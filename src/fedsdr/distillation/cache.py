@@ -27,7 +27,7 @@ def job_key(teacher: str, job: Job, temperature: float, generator: str = "fedsdr
     seed = job.seed if temperature > 0 else 0
     content = [teacher, list(job.prompt), job.limit, temperature, seed, generator]
     if job.contrast:
-        content.append([list(job.contrast.prompt), job.contrast.strength])
+        content.append([list(job.contrast.prompt), job.contrast.strength, job.contrast.floor])
     return content_digest(content)
 
 

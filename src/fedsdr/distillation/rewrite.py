@@ -109,7 +109,7 @@ def rewrite_records(
             done[i] = Rewritten(records[i], records[i].response, "too_long", attempt)
             bar.advance()
         temperature = options.temperature if attempt == 0 else options.retry_temperature
-        for batch in _generate_cached(teacher, jobs, options, temperature, cache):
+        for batch in generate_cached(teacher, jobs, options, temperature, cache):
             asked = {i: records[i] for i in batch}
             for i, tried in judge_answers(teacher.chat, asked, batch, gate, attempt).items():
                 new = _only_attempt(records[i], tried, attempt)
@@ -130,7 +130,7 @@ def first_attempts_cached(
         yield cache.get(key) is not None
 
 
-def _generate_cached(
+def generate_cached(
     teacher: Teacher,
     jobs: dict[int, Job],
     options: Distill,

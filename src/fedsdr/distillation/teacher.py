@@ -59,5 +59,5 @@ def rewriting_job(
         rewriting_prompt(chat, record, options),
         limit,
         seeds.derive_seed(seed, "rewrite", request, attempt),
-        Contrast(plain, options.contrast) if options.contrast else None,
+        Contrast(plain, options.contrast, options.contrast_floor) if options.contrast else None,
     )

@@ -1,6 +1,7 @@
 """The plan of a run: samples, bytes, steps, arithmetic, memory and hours of every method."""
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,7 +23,9 @@ from fedsdr.model.fit import loaded_bytes
 from fedsdr.model.lora import TwoStreamModel
 from fedsdr.model.outline import model_outline
 from fedsdr.recipe.methods import Method
+from fedsdr.recipe.sections.distill import Distill
 from fedsdr.recipe.sections.recipe import Recipe
+from fedsdr.recipe.sections.rehearsal import Rehearsal
 
 SECONDS_AN_HOUR = 3600
 UTILISATION = 0.4  # of the measured rate of matrix products, that a training step reaches
@@ -72,6 +75,16 @@ class Rewrites:
 
 
 @dataclass(frozen=True)
+class Rehearsals:
+    """Rehearsal of all methods, what several share once: prompts, and the most tokens of them and
+    of the base model's answers; nothing where no method rehearses."""
+
+    prompts: int = 0
+    most_tokens: int = 0
+    hours: float | None = 0.0
+
+
+@dataclass(frozen=True)
 class MethodPlan:
     """One method. tokens: trained on, padding included. shown: those that teachers read, sampled:
     those that clients' models write while they learn. flops: of training and evaluation."""
@@ -96,6 +109,7 @@ class RunPlan:
     model: ModelPlan
     clients: tuple[ClientPlan, ...]
     rewrites: Rewrites
+    rehearsed: Rehearsals
     methods: tuple[MethodPlan, ...]
     memory: Memory
     hardware: Hardware | None
@@ -108,6 +122,7 @@ class RunPlan:
             return None
         distils = any(each.distils for each in self.methods)
         rewriting = (self.rewrites.hours or 0.0) if distils else 0.0
+        rewriting += self.rehearsed.hours or 0.0
         return rewriting + sum(each.hours or 0.0 for each in self.methods)
 
 
@@ -136,12 +151,13 @@ def estimate_run(
     timer = Timer(hardware, utilisation, model.weights)
     plan = tuple(method_plan(each, plans, first, work, timer) for each in methods)
     attempts = max(each.recipe.distill.attempts for each in methods)
-    rewrites = rewrites_plan(recipe, plans, attempts, work, timer)
+    rewrites = rewrites_plan(methods, plans, attempts, work, timer)
     distils = any(each.distils or each.sampled for each in plan)
     taught = any(each.recipe.has_teacher for each in methods)
-    memory = memory_plan(recipe, base, plans, model, distils, taught)
+    memory = memory_plan(methods, base, plans, model, distils, taught)
     notes = plan_assumptions(recipe, model, counter, plans, memory, plan, timer)
-    return RunPlan(model, plans, rewrites, plan, memory, hardware, notes)
+    rehearsed = rehearsal_plan(methods, work, timer)
+    return RunPlan(model, plans, rewrites, rehearsed, plan, memory, hardware, notes)
 
 
 def model_plan(
@@ -213,69 +229,113 @@ def method_plan(
     timer: Timer,
 ) -> MethodPlan:
     """Steps, tokens, operations and traffic of one method over all its rounds."""
-    recipe, own = method.recipe, method.recipe.federation
+    recipe, federation = method.recipe, method.recipe.federation
     names = [client.name for client in clients]
     cohorts = cohorts_of(recipe, names)
     batches = {client.name: client.batch for client in clients}
     batches["all"] = mean_batch([*batches.values()])
-    many = cohort_size(len(names), own.participation) if own.pooled else 1
-    asked = traced_stages(method.algorithm, first) if own.rounds else []
+    many = cohort_size(len(names), federation.participation) if federation.pooled else 1
+    asked = traced_stages(method.algorithm, first) if federation.rounds else []
     batch_size, again = recipe.local.batch_size, recipe.model.gradient_checkpointing
+    rehearsed = recipe.rehearsal.examples(batch_size)
+    own = 1 - rehearsed / batch_size  # share of a batch
     steps, tokens, shown, sampled, decoded = 0, 0.0, 0.0, 0.0, 0.0
     flops, sampling = 0.0, 0.0
     for batch in (batches[client] for cohort in cohorts for client in cohort):
+        padded = own * batch.padded + rehearsed * recipe.rehearsal.most_tokens
         for stage in asked:
             frozen = (1 - stage.alone) * (stage.private is not None and stage.trains == "R")
             frozen += stage.trains == "S" and (stage.shared or stage.own) is not None
             count = stage.schedule.steps * many
             steps += count
-            tokens += count * batch.padded
-            length = batch.padded / batch_size
-            flops += work.training(count * batch.padded, length, frozen, again)
+            tokens += count * padded
+            length = padded / batch_size
+            flops += work.training(count * padded, length, frozen, again)
             if stage.loss.kind == "consolidation":  # whose teacher reads the same
-                flops += work.forward(count * batch.padded, length)
+                flops += work.forward(count * padded, length)
             if stage.loss.kind in ("soft", "on_policy"):
-                shown += count * batch.shown
-                flops += work.forward(count * batch.shown, batch.shown / batch_size)
+                read = own * batch.shown + rehearsed * recipe.rehearsal.most_tokens
+                shown += count * read
+                flops += work.forward(count * read, read / batch_size)
             if stage.loss.kind == "on_policy":
                 sampled += count * batch.sampled
                 decoded += count * batch.longest
-                sampling += work.forward(count * batch.padded, length)
-    judged = sum(is_due(t, own.rounds, recipe.evaluate.every) for t in range(own.rounds + 1))
-    judged += recipe.evaluate.personal and own.rounds > 0
+                sampling += work.forward(count * padded, length)
+    judged = sum(
+        is_due(t, federation.rounds, recipe.evaluate.every) for t in range(federation.rounds + 1)
+    )
+    judged += recipe.evaluate.personal and federation.rounds > 0
     held_out = sum(client.held_out_tokens for client in clients)
     evaluation = judged * work.forward(held_out, recipe.model.max_length / 2)
     return MethodPlan(
-        method.name, own.rounds, steps, round(tokens), round(shown), round(sampled),
-        flops + sampling, evaluation, method_traffic(method, first, cohorts), own.rewrites,
+        method.name, federation.rounds, steps, round(tokens), round(shown), round(sampled),
+        flops + sampling, evaluation, method_traffic(method, first, cohorts), federation.rewrites,
         timer.training(flops + evaluation, sampling, round(decoded)),
     )  # fmt: skip
 
 
 def rewrites_plan(
-    recipe: Recipe, clients: Sequence[ClientPlan], attempts: int, work: Arithmetic, timer: Timer
+    methods: Sequence[Method],
+    clients: Sequence[ClientPlan],
+    attempts: int,
+    work: Arithmetic,
+    timer: Timer,
 ) -> Rewrites:
-    """Requests, tokens and operations of rewriting all clients' records once."""
+    """Requests, tokens and operations of rewriting all clients' records, once for all methods that
+    generate alike."""
+    recipe = methods[-1].recipe
     asked = [request for client in clients for request in client.rewriting]
     prompts = sum(request.prompt for request in asked)
     tokens = sum(min(request.reference, request.limit) for request in asked)
     flops = sum(work.forward(r.prompt + r.reference, r.prompt + r.reference / 2) for r in asked)
-    passes = 2 if recipe.distill.contrast else 1  # with the reference and without
-    if "self" in recipe.distill.checks:  # each rewrite is read again with every reference
-        passes += 1 + recipe.distill.self_check.references
-    flops *= passes
+    alike: dict[tuple[float, float, float], list[Distill]] = {}
+    for each in [m.recipe for m in methods if m.recipe.federation.rewrites] or [recipe]:
+        options = each.distill
+        key = options.contrast, options.contrast_floor, options.temperature
+        alike.setdefault(key, []).append(options)
+    many = len(alike)
     steps = 0
     for client in clients:
         lengths = sorted((r.prompt, r.limit, r.reference) for r in client.rewriting)
         steps += sum(decoding_steps([each[2] for each in lengths], recipe.distill.batch_size))
+    flops *= sum(map(reading_passes, alike.values()))
     return Rewrites(
-        len(asked), prompts, tokens, sum(r.limit for r in asked), attempts,
-        flops, timer.decoding(flops, steps),
+        many * len(asked), many * prompts, many * tokens, many * sum(r.limit for r in asked),
+        attempts, flops, timer.decoding(flops, many * steps),
     )  # fmt: skip
 
 
+def reading_passes(alike: Sequence[Distill]) -> int:
+    """How often a rewrite is read, by methods that generate alike."""
+    passes = 2 if alike[0].contrast else 1  # with the reference and without
+    for options in alike:
+        if "self" in options.checks:  # each rewrite is read again with every reference
+            return passes + 1 + options.self_check.references
+    return passes
+
+
+def rehearsals_of(methods: Sequence[Method]) -> set[Rehearsal]:
+    """The rehearsals of all methods, but for how much of a batch they are."""
+    return {
+        m.recipe.rehearsal.model_copy(update={"share": 1.0})
+        for m in methods
+        if m.recipe.rehearsal.share and m.recipe.federation.rounds
+    }
+
+
+def rehearsal_plan(methods: Sequence[Method], work: Arithmetic, timer: Timer) -> Rehearsals:
+    """Rehearsal of all methods; prompts and answers as long as they may be."""
+    rows, prompts, tokens, flops, steps = methods[-1].recipe.distill.batch_size, 0, 0, 0.0, 0
+    for each in rehearsals_of(methods):
+        length, made = each.most_tokens, each.count * each.most_tokens
+        prompts, tokens = prompts + each.count, tokens + made
+        flops += work.forward(made, length / 2)
+        steps += math.ceil(each.count / rows) * length
+    return Rehearsals(prompts, tokens, timer.decoding(flops, steps) if prompts else 0.0)
+
+
 def memory_plan(
-    recipe: Recipe,
+    methods: Sequence[Method],
     base: Any,
     clients: Sequence[ClientPlan],
     model: ModelPlan,
@@ -286,16 +346,20 @@ def memory_plan(
 
     distils: whether texts are generated. taught: whether a loss compares with a teacher.
     """
+    recipe = methods[-1].recipe
     local, lora, dtype = recipe.local, recipe.lora, DTYPES[model.dtype]
     many = 1 if local.cohort == "auto" else min(local.cohort, len(clients))  # clients at once
     rows = many * min(local.micro_batch or local.batch_size, local.batch_size)
-    length = max(client.longest for client in clients)
+    rehearsed = max((each.most_tokens for each in rehearsals_of(methods)), default=0)
+    length = max(min(rehearsed, recipe.model.max_length), *(c.longest for c in clients))
     two = TwoStreamModel(base.to(dtype), lora.targets, lora.rank, lora.alpha, lora.layers)
     held = held_activations(
         two, rows, length, recipe.model.gradient_checkpointing, recipe.lora.dropout
     )
     longest = max((r.prompt + r.limit for c in clients for r in c.rewriting), default=0)
-    rewritten = recipe.distill.batch_size * longest if distils else 0
+    contrasted = any(m.recipe.distill.contrast for m in methods if m.recipe.federation.rewrites)
+    longest = (2 if contrasted else 1) * longest if distils else 0  # read with two prompts
+    generated = recipe.distill.batch_size * max(longest, rehearsed)
     vocabulary = base.config.get_text_config().vocab_size
     return Memory(
         weights=model.weights,
@@ -303,7 +367,7 @@ def memory_plan(
         optimiser=many * 3 * 4 * model.lora,
         activations=held,
         logits=logits_bytes(rows * length, vocabulary, dtype, taught),
-        cache=cache_bytes(base.config, rewritten, dtype),
+        cache=cache_bytes(base.config, generated, dtype),
     )
 
 

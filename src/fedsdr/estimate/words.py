@@ -60,6 +60,17 @@ def describe_rewriting(plan: RunPlan) -> str:
     )
 
 
+def describe_rehearsal(plan: RunPlan) -> str:
+    """What the base model generates for rehearsal, in a line; "" where no method rehearses."""
+    rehearsed = plan.rehearsed
+    if not rehearsed.prompts:
+        return ""
+    return (
+        f"rehearsal, once: {rehearsed.prompts:,} prompts with answers, at most "
+        f"{rehearsed.most_tokens:,} tokens written, {format_hours(rehearsed.hours)}"
+    )
+
+
 def describe_teaching(plan: RunPlan) -> str:
     """What teachers of soft losses read, and students sample for them, in a line; "" where no
     method has such a loss."""
@@ -76,6 +87,7 @@ def plan_costs(plan: RunPlan) -> dict[str, Any]:
     """The plan with its numbers, and in words for a page."""
     words = [
         describe_rewriting(plan),
+        describe_rehearsal(plan),
         describe_teaching(plan),
         describe_memory(plan.memory),
         f"in all: {format_hours(plan.hours)}",

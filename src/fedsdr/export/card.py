@@ -108,15 +108,21 @@ def is_folder(base: str) -> bool:
 
 def method_choices(recipe: Recipe) -> dict[str, str]:
     """The method's main choices, by their keys."""
-    federation, local = recipe.federation, recipe.local
+    federation, local, distill = recipe.federation, recipe.local, recipe.distill
     keys = ("algorithm", "lora_aggregation", "targets", "personalisation", "robust", "compression")
     chosen = {f"federation.{key}": str(getattr(federation, key)) for key in keys}
     chosen["federation.participation"] = str(federation.participation)
     mine = ["batch_size", "rectify_steps", "rectify_lr"]
     if federation.targets == "two_stream":
         mine += ["smooth_steps", "smooth_lr", "smoothing_state", "smoothing_context"]
-        mine += ["rectify_alone"]
-    return chosen | {f"local.{key}": str(getattr(local, key)) for key in mine}
+        mine += ["rectify_alone", "rectify_targets", "smoothing_targets"]
+        chosen = {"method": recipe.method} | chosen
+    chosen |= {f"local.{key}": str(getattr(local, key)) for key in mine}
+    if federation.rewrites and distill.contrast:
+        chosen["distill.contrast"] = str(distill.contrast)
+    if recipe.rehearsal.share:
+        chosen["rehearsal.share"] = str(recipe.rehearsal.share)
+    return chosen
 
 
 def _partition(folder: Path) -> list[Mapping[str, Any]]:

@@ -14,7 +14,6 @@ from fedsdr.algorithms.contract import (
     Personal,
     Round,
     Stage,
-    Targets,
     Update,
 )
 from fedsdr.core import seeds
@@ -22,7 +21,7 @@ from fedsdr.core.adapters import Adapter, unwrap_private
 from fedsdr.core.layout import CLIENTS_FOLDER, PERSONAL_ADAPTER, SMOOTHING_ADAPTER
 from fedsdr.core.metrics import Metrics
 from fedsdr.core.progress import Reporter
-from fedsdr.data.example import Example
+from fedsdr.data.example import Example, ExampleKind
 from fedsdr.data.partition import pool_clients
 from fedsdr.distillation.verify import build_verifier
 from fedsdr.federation.cohort_size import best_cohort
@@ -39,7 +38,7 @@ from fedsdr.training.local import LocalTrainer
 from fedsdr.training.on_policy import OnPolicySampler
 from fedsdr.training.store import ClientStore
 
-Examples = Mapping[str, Mapping[Targets, Sequence[Example]]]  # client -> targets -> examples
+Examples = Mapping[str, Mapping[ExampleKind, Sequence[Example]]]  # client -> kind -> examples
 Kept = tuple[Update, ClientState]  # what a client half gives back
 
 
@@ -148,6 +147,7 @@ class InProcessEngine:
             checkpointing=self.recipe.model.gradient_checkpointing,
             dropout=self.recipe.lora.dropout,
             sampler=self.samplers.get(client),
+            rehearsed=self.recipe.rehearsal.examples(local.batch_size),
         )
 
     @cached_property

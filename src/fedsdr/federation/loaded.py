@@ -70,10 +70,13 @@ class LoadedRun:
         encoded: Mapping[str, Encoded],
         evaluator: Callable[[LoadedModel], Evaluator] | None = None,
         benchmarks: Benchmarks | None = None,
+        prompts: Sequence[str] = (),
     ) -> None:
         """recipe: of which model, lora and data are common to all methods. encoded: client -> its
-        examples. evaluator: builds another one than held-out loss (the lab's)."""
+        examples. evaluator: builds another one than held-out loss (the lab's). prompts: public
+        ones for rehearsal, where a model cannot sample any."""
         self.base, self.clients, self.benchmarks = base, list(clients), benchmarks
+        self.prompts = prompts
         self._of_base: dict[str, Metrics] = {}
         if recipe.model.gradient_checkpointing:
             check_checkpointing(base.model)

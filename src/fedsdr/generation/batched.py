@@ -114,7 +114,13 @@ def _rows(model: Any, jobs: Sequence[Job]) -> PaddedRows | ContrastedRows:
         return own
     other = PaddedRows(model, [job.contrast.prompt if job.contrast else job.prompt for job in jobs])
     strength = [job.contrast.strength if job.contrast else 0.0 for job in jobs]
-    return ContrastedRows(own, other, torch.tensor(strength, device=model.device))
+    floor = [job.contrast.floor if job.contrast else 1.0 for job in jobs]
+    return ContrastedRows(
+        own,
+        other,
+        torch.tensor(strength, device=model.device),
+        torch.tensor(floor, device=model.device),
+    )
 
 
 def _uncached(model: Any, job: Job, stop: Stop, temperature: float) -> list[int]:
@@ -135,7 +141,8 @@ def _next_logits(model: Any, job: Job, written: Sequence[int]) -> Tensor:
         return logits
     other = plain_logits(model, [*job.contrast.prompt, *written])[-1:]
     strength = torch.tensor([job.contrast.strength], device=logits.device)
-    return contrasted_logits(logits, other, strength)
+    floor = torch.tensor([job.contrast.floor], device=logits.device)
+    return contrasted_logits(logits, other, strength, floor)
 
 
 def pads_left(model: Any) -> bool:

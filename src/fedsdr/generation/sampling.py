@@ -22,11 +22,12 @@ def stop_tokens(stop: Stop) -> frozenset[int]:
 
 
 class Contrast(NamedTuple):
-    """The ids of a second prompt, and how strongly a text departs from what the model would write
-    after it (`fedsdr.generation.contrast`)."""
+    """The ids of a second prompt, how strongly a text departs from what the model would write
+    after it, and the bound on what it may choose (`fedsdr.generation.contrast`)."""
 
     prompt: Sequence[int]
     strength: float
+    floor: float
 
 
 @dataclass(frozen=True)

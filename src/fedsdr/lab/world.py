@@ -104,6 +104,11 @@ class World:
     def general(self) -> list[Fact]:
         return [fact for fact in self.facts if fact.client is None]
 
+    def public_questions(self) -> list[str]:
+        """Of every second general fact, in the forms that clients use: what a run may rehearse. The
+        base model has learnt no questions, so that it cannot sample any of its own."""
+        return [fact.question(form) for fact in self.general[1::2] for form in range(HELD_OUT_FORM)]
+
     def of_client(self, client: int) -> list[Fact]:
         return [fact for fact in self.facts if fact.client == client]
 

@@ -15,6 +15,8 @@ from pydantic import ValidationError
 
 from fedsdr.core.errors import UserError
 from fedsdr.recipe.sections.data import HUB, Source
+from fedsdr.recipe.sections.method import TUNED, method_keys
+from fedsdr.recipe.sections.model import Model
 from fedsdr.recipe.sections.recipe import Recipe
 
 VARIABLE: Final = re.compile(r"\$(?:(?P<plain>\w+)|\{(?P<braced>\w+)(?::-(?P<default>[^}]*))?\})")
@@ -37,15 +39,21 @@ def load_recipe(source: RecipeSource, overrides: Overrides = ()) -> Recipe:
     """
     if isinstance(source, Recipe) and not overrides:
         return source
-    if isinstance(source, Recipe | Mapping):
-        tables = source.model_dump(mode="json") if isinstance(source, Recipe) else _plain(source)
-        name, folder = "recipe", Path.cwd()
+    texts = not isinstance(overrides, Mapping)
+    changes = dict(map(_parse_override, overrides)) if texts else _plain(overrides)
+    if isinstance(source, Recipe):
+        return _with_paths(override_recipe(source, changes), Path.cwd())
+    if isinstance(source, Mapping):
+        tables, name, folder = _plain(source), "recipe", Path.cwd()
     else:
         tables, name, folder = _read_toml(Path(source)), str(source), Path(source).resolve().parent
-    texts = not isinstance(overrides, Mapping)
-    for key, value in map(_parse_override, overrides) if texts else _plain(overrides).items():
-        _put(tables, key, value)
-    return _with_paths(parse_recipe(tables, name), folder)
+    for key, value in changes.items():
+        if key != "method":
+            _put(tables, key, value)
+    recipe = parse_recipe(tables, name)
+    if "method" in changes:  # with all of its keys, whatever the tables spell out
+        recipe = override_recipe(recipe, changes)
+    return _with_paths(recipe, folder)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -136,11 +144,25 @@ def _toml_value(text: str) -> Any:
 
 
 def override_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """The recipe with "a.b" -> value changes, validated anew."""
+    """The recipe with "a.b" -> value changes, validated anew. Another `method` changes all of its
+    keys that are not among the changes."""
     tables = recipe.model_dump(mode="json")
-    for key, value in changes.items():
+    for key, value in {**_method_changes(recipe, changes), **changes}.items():
         _put(tables, key, value)
     return parse_recipe(tables)
+
+
+def _method_changes(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What another method, or another rate of R, makes of the keys that methods set."""
+    old, rate = recipe.local.rectify_lr, "local.rectify_lr"
+    method = str(changes.get("method", recipe.method))
+    had, has = method_keys(recipe.method, old), method_keys(method, changes.get(rate, old))
+    found = flatten_tables(recipe.model_dump(mode="json"))
+    if method == recipe.method:
+        return {key: value for key, value in has.items() if found[key] == had[key]}
+    default = flatten_tables(Recipe(model=Model(path="lab")).model_dump(mode="json"))
+    own = {key for key in TUNED if key in had and found[key] != had[key]}
+    return {**{key: default[key] for key in had if key not in own}, **has}
 
 
 def _put(tables: dict[str, Any], key: str, value: Any) -> None:

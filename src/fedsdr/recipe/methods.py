@@ -19,6 +19,7 @@ from fedsdr.core.layout import BASELINES_FOLDER
 from fedsdr.recipe.build import build_algorithm
 from fedsdr.recipe.choices import CUSTOM
 from fedsdr.recipe.load import flatten_tables, override_recipe, recipe_differences
+from fedsdr.recipe.sections.method import FEDSDR2, PAPER
 from fedsdr.recipe.sections.recipe import Recipe
 
 Changes = Mapping[str, Any]
@@ -50,6 +51,7 @@ NAMED_METHODS: Final[Mapping[str, Callable[[Recipe], Changes]]] = {
     "fedsd_verified": _verified,
     "mixed": lambda recipe: {"federation.targets": "mixed"},
     "fedsdr": lambda recipe: {"federation.targets": "two_stream"},
+    "fedsdr2": lambda recipe: {"federation.targets": "two_stream", "method": FEDSDR2},
     "central": lambda recipe: {"federation.pooled": True},
 }
 
@@ -186,14 +188,14 @@ def _changes(name: str, recipe: Recipe) -> Changes:
         if twice := changes.keys() & more.keys():
             raise UserError(f"baselines names {name!r}, which chooses {min(twice)} twice")
         changes |= more
-    return {**PLAIN_CHOICES, **changes}
+    return {**PLAIN_CHOICES, "method": PAPER, **changes}
 
 
 def own_name(recipe: Recipe) -> str:
     """The name of the recipe's own method: its choices, those that are plain left out."""
     federation = recipe.federation
     parts = ["central"] if federation.pooled else []
-    parts += NAMED_PART[federation.targets]
+    parts += NAMED_PART[federation.targets] if recipe.method == PAPER else [recipe.method]
     for key, plain in PLAIN_CHOICES.items():
         chosen = getattr(federation, key.rpartition(".")[2])
         if chosen != plain and chosen in CHOICE_KEYS:

@@ -64,6 +64,7 @@ _KNOWN = {
     "fedsd": Style(2, "#0069a8", "#62b4ec", "^", (2, 1.6)),
     "fedsd_verified": Style(3, "#007f5c", "#41c79b", "D", (7, 2, 1.5, 2)),
     "fedsdr": Style(4, "#a3267a", "#ef8ac3", "o", (), 2.4),
+    "fedsdr2": Style(11, "#3d6b1f", "#9ccb6f", "X", (14, 2), 2.4),
     "local": Style(5, "#866900", "#dcb94e", "v", (4, 1.6, 1, 1.6, 1, 1.6)),
     "central": Style(6, "#2f3237", "#dcdee2", "P", (10, 3)),
 }

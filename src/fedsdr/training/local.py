@@ -8,13 +8,13 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from fedsdr.algorithms.contract import Fitted, Loss, Stage, Targets
+from fedsdr.algorithms.contract import Fitted, Loss, Stage
 from fedsdr.core import adapters, seeds
 from fedsdr.core.adapters import Adapter, Private
 from fedsdr.core.errors import UserError
 from fedsdr.core.metrics import Mean
 from fedsdr.data.batches import Batch, collate_examples, end_to_end, shuffled_batches
-from fedsdr.data.example import Example
+from fedsdr.data.example import Example, ExampleKind
 from fedsdr.model.checkpointing import recompute_activations
 from fedsdr.model.dropout import Dropout, lora_dropout
 from fedsdr.model.lora import Stream, TwoStreamModel
@@ -36,7 +36,8 @@ TRAINS: Final = {"R": Stream.RECTIFY, "S": Stream.SMOOTH}
 class LocalTrainer:
     """Runs stages for one client. One model serves all clients, one after another.
 
-    examples: the client's tokenised records for each kind of target, tokenised once.
+    examples: the client's tokenised records for each kind of target, tokenised once, and those of
+        rehearsal, `rehearsed` of which are in each batch.
     smoothing_rank: of a fresh S, where it is another than R's.
     micro_batch: records in memory at a time; a batch's gradient is the same whatever it is.
     annealing: of the stages' learning rates. checkpointing: of gradients, to save memory.
@@ -48,7 +49,7 @@ class LocalTrainer:
     def __init__(
         self,
         model: TwoStreamModel,
-        examples: Mapping[Targets, Sequence[Example]],
+        examples: Mapping[ExampleKind, Sequence[Example]],
         *,
         client: str,
         round: int,
@@ -63,6 +64,7 @@ class LocalTrainer:
         checkpointing: bool = False,
         dropout: float = 0.0,
         sampler: Sampler | None = None,
+        rehearsed: int = 0,
     ) -> None:
         self.model, self.examples = model, examples
         self.client, self.round, self.seed = client, round, seed
@@ -70,7 +72,7 @@ class LocalTrainer:
         self.pad, self.smoothing_rank = pad, smoothing_rank
         self.micro_batch = micro_batch or batch_size
         self.annealing, self.checkpointing = annealing, checkpointing
-        self.dropout, self.sampler = dropout, sampler
+        self.dropout, self.sampler, self.rehearsed = dropout, sampler, rehearsed
 
     def __call__(self, stage: Stage) -> Fitted:
         """Train one stream as the stage asks (`fedsdr.algorithms.contract.Fit`)."""
@@ -244,8 +246,22 @@ class LocalTrainer:
     def batches(self, stage: Stage) -> Iterator[list[Example]]:
         """The stage's batches, endlessly: a function of seed, stage, round and client."""
         examples = self.examples[stage.targets]
-        draw = seeds.seeded_generator(self.seed, "batches", stage.name, self.round, self.client)
-        for chosen in shuffled_batches(len(examples), self.batch_size, draw):
+        size = self.batch_size - self.rehearsed
+        own = self._drawn(examples, size, "batches", stage)
+        if not self.rehearsed:
+            yield from own
+            return
+        # A client with fewer records than a batch has rehearses fewer, too.
+        fewer = round(self.rehearsed * min(1.0, len(examples) / size))
+        again = self._drawn(self.examples["rehearsed"], max(1, fewer), "rehearsal", stage)
+        for chosen, others in zip(own, again, strict=True):
+            yield [*chosen, *others]
+
+    def _drawn(
+        self, examples: Sequence[Example], size: int, purpose: str, stage: Stage
+    ) -> Iterator[list[Example]]:
+        draw = seeds.seeded_generator(self.seed, purpose, stage.name, self.round, self.client)
+        for chosen in shuffled_batches(len(examples), size, draw):
             yield [examples[i] for i in chosen]
 
     def diverged(self, what: str, stage: Stage, step: int) -> UserError:

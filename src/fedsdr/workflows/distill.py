@@ -154,11 +154,16 @@ class Rewriter:
 
 def open_rewriter(loaded: LoadedRun, recipe: Recipe) -> Rewriter:
     """The base model, every stream off, as the teacher of a recipe's rewriting."""
-    install_model(loaded.model, Personal(None))
-    base, options, seed = loaded.base, recipe.distill, recipe.seed
-    teacher = Teacher(base.model, base.chat, identity_digest(loaded.identity), base.context)
+    options, seed, teacher = recipe.distill, recipe.seed, base_teacher(loaded)
     verifier = build_verifier(options, seed, recipe.model.device, teacher)
     return Rewriter(teacher, verifier, loaded.clients, options, seed)
+
+
+def base_teacher(loaded: LoadedRun) -> Teacher:
+    """The base model, every stream off."""
+    install_model(loaded.model, Personal(None))
+    base = loaded.base
+    return Teacher(base.model, base.chat, identity_digest(loaded.identity), base.context)
 
 
 def rewrite_all(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from fedsdr.algorithms.aggregation.folding import merge_folded
-from fedsdr.algorithms.contract import ServerState, Targets
+from fedsdr.algorithms.contract import ServerState
 from fedsdr.algorithms.participation import RoundOptions, cohort_size
 from fedsdr.core import files, seeds
 from fedsdr.core.adapters import Adapter
@@ -28,10 +28,10 @@ from fedsdr.core.layout import (
 )
 from fedsdr.core.metrics import Metrics, merge_all, metric_values
 from fedsdr.core.progress import Reporter
-from fedsdr.data.example import Example
+from fedsdr.data.example import Example, ExampleKind
 from fedsdr.data.partition import pool_clients
 from fedsdr.data.records import ClientData
-from fedsdr.federation.in_process import InProcessEngine
+from fedsdr.federation.in_process import Examples, InProcessEngine
 from fedsdr.federation.loaded import LoadedRun
 from fedsdr.federation.rounds import (
     Engine,
@@ -51,6 +51,7 @@ from fedsdr.recipe.sections.recipe import Recipe
 from fedsdr.tracking.follow import Follower
 from fedsdr.workflows.distill import record_distillation, rewrite_all
 from fedsdr.workflows.privacy_loss import privacy_spent
+from fedsdr.workflows.rehearse import rehearse_all
 
 NOISE_SECRET: Final = re.compile(rf"[0-9a-f]{{{2 * seeds.SECRET_BYTES}}}")
 
@@ -217,11 +218,22 @@ def pooled_method(method: Method, clients: int) -> Method:
 
 def client_examples(
     loaded: LoadedRun, method: Method, reporter: Reporter, cache: Path | None = None
-) -> Mapping[str, Mapping[Targets, Sequence[Example]]]:
-    """Each client's tokenised records by kind of target, rewritten first where a method asks.
+) -> Examples:
+    """Each client's tokenised records by kind of target, rewritten first where a method asks, and
+    what they rehearse.
 
     cache: the folder of the cache of rewrites, where that is not the user's common one.
     """
+    own = _own_examples(loaded, method, reporter, cache)
+    if not (method.recipe.rehearsal.share and method.recipe.federation.rounds):
+        return own
+    rehearsed = rehearse_all(loaded, method, reporter, cache)
+    return {client: {**kinds, "rehearsed": rehearsed} for client, kinds in own.items()}
+
+
+def _own_examples(
+    loaded: LoadedRun, method: Method, reporter: Reporter, cache: Path | None
+) -> Examples:
     recipe, federation = method.recipe, method.recipe.federation
     if not federation.rewrites:
         raw = {client.name: _raw_examples(loaded, client, recipe) for client in loaded.clients}
@@ -232,7 +244,7 @@ def client_examples(
     rewrites = rewrite_all(loaded, method, reporter, cache)
     record_distillation(method, rewrites)
     teacher = recipe.distill if recipe.has_teacher else None
-    examples: dict[str, Mapping[Targets, Sequence[Example]]] = {}
+    examples: dict[str, Mapping[ExampleKind, Sequence[Example]]] = {}
     for client in loaded.clients:
         done = rewrites[client.name]
         refused = {i for i, rewritten in enumerate(done) if rewritten.reason}

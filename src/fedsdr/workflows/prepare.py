@@ -96,7 +96,8 @@ class PreparedRun:
         base = base_of(self.recipe, reporter)
         suite = self._suite(base, reporter) if self.benchmarks else None
         encoded = self.records.encoded
-        return LoadedRun(self.recipe, base, self.clients, encoded, evaluator, suite)
+        prompts = self.world.public_questions() if isinstance(self.world, World) else ()
+        return LoadedRun(self.recipe, base, self.clients, encoded, evaluator, suite, prompts)
 
     def _suite(self, base: LoadedModel, reporter: Reporter) -> Benchmarks:
         from fedsdr.evaluate.benchmarks.harness import Suite

@@ -10,6 +10,7 @@ from fedsdr.core.statistics import metric_intervals
 from fedsdr.evaluate.claims import FEDSDR, judge_claims
 from fedsdr.evaluate.equal_facts import KEPT, Curve, curve_points
 from fedsdr.recipe.methods import Method
+from fedsdr.recipe.sections.method import PAPER
 from fedsdr.report.html import write_report
 from fedsdr.workflows.privacy_loss import privacy_of_run
 
@@ -40,8 +41,10 @@ def summarise_runs(
     # Variants have no part in the paper's claims; curves at equal facts exist in the labs alone.
     claimed = {name: each for name, each in results.items() if name not in recipe.variants}
     curves = curves_of(claimed, places) if recipe.world else {}
-    # A recipe of one stream does not stand for FedSDR; a baseline of that name may.
-    fedsdr = own if recipe.federation.targets == "two_stream" else FEDSDR
+    # A recipe of one stream, or of another method, does not stand for FedSDR; a baseline of that
+    # name may.
+    papers = recipe.federation.targets == "two_stream" and recipe.method == PAPER
+    fedsdr = own if papers else FEDSDR
     summary = {
         "kind": "run" if folders == [out] else "compare",
         "name": out.name,

@@ -80,6 +80,9 @@ class Distill(Section):
     """Contrastive rewriting: how much of what the model would answer without the reference is taken
     away at each token (`fedsdr.generation.contrast`), so that the reference weighs more than
     memory. 0 is plain rewriting; 1 is strong. Costs a second pass per token."""
+    contrast_floor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Tokens less likely than this share of the likeliest one's probability, with the reference,
+    are never written. Lower it where memory still wins."""
     max_ratio: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
     """A rewrite may have at most max(`min_tokens`, `max_ratio` x tokens of the raw response)
     tokens."""

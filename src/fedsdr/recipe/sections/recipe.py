@@ -1,5 +1,6 @@
 """The whole recipe."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -11,7 +12,9 @@ from fedsdr.recipe.sections.distill import Distill
 from fedsdr.recipe.sections.evaluate import Evaluate, Tracking
 from fedsdr.recipe.sections.federation import FederationSection, Privacy
 from fedsdr.recipe.sections.local import Local
+from fedsdr.recipe.sections.method import PAPER, MethodName, fill_keys
 from fedsdr.recipe.sections.model import Lora, Model
+from fedsdr.recipe.sections.rehearsal import Rehearsal
 
 VariantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=100)]
 
@@ -21,6 +24,10 @@ class Recipe(Section):
 
     seed: int = 0
     """The seed of all random draws but the noise of differential privacy."""
+    method: MethodName = PAPER
+    """What the method's keys are where this recipe does not set them: `"paper"` (FedSDR as
+    published, all defaults below) or `"fedsdr2"` (docs/algorithms.md has the keys that it sets, and
+    docs/beyond.md what came of it). As an override it sets them all; baselines have none."""
     baselines: tuple[str, ...] = ()
     """Methods that are run for comparison before the recipe's own, each into `baselines/NAME` of
     the run folder: names of methods, choices joined by `+`, or names of `variants`."""
@@ -41,6 +48,8 @@ class Recipe(Section):
     """The English lab."""
     distill: Distill = Distill()
     """Rewriting and its checks."""
+    rehearsal: Rehearsal = Rehearsal()
+    """What takes the place of some of a client's own records in its batches."""
     federation: FederationSection = FederationSection()
     """The algorithm."""
     privacy: Privacy = Privacy()
@@ -88,6 +97,12 @@ class Recipe(Section):
         """`model.dtype`; the lab's numbers are float32's on any device, unless one is asked for."""
         return "float32" if self.uses_lab and self.model.dtype == "auto" else self.model.dtype
 
+    @model_validator(mode="before")
+    @classmethod
+    def _method_is_spelled_out(cls, tables: Any) -> Any:
+        default = Local.model_fields["rectify_lr"].default
+        return fill_keys(tables, default) if isinstance(tables, Mapping) else tables
+
     @model_validator(mode="after")
     def _rewrites_can_check_themselves(self) -> "Recipe":
         if "self" not in self.distill.checks:
@@ -101,6 +116,39 @@ class Recipe(Section):
             raise ValueError(
                 'distill.checks has "self", which judges rewrites before training alone, and a '
                 "stage samples its own responses (on_policy): leave it out, or use another loss"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _method_has_its_streams(self) -> "Recipe":
+        targets = self.federation.targets
+        if self.method != PAPER and targets != "two_stream":
+            raise ValueError(
+                f'method = "{self.method}" has two streams, and federation.targets = "{targets}": '
+                f'remove that, or set method = "{PAPER}"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rehearsal_fits_the_stages(self) -> "Recipe":
+        share, size = self.rehearsal.share, self.local.batch_size
+        if not share:
+            return self
+        if not 0 < self.rehearsal.examples(size) < size:
+            raise ValueError(
+                f"rehearsal.share = {share:g} of local.batch_size = {size} is "
+                f"{self.rehearsal.examples(size)} examples, and a batch needs both kinds: change "
+                "the share, or raise local.batch_size"
+            )
+        if "on_policy" in self.losses:
+            raise ValueError(
+                "rehearsal.share needs stages that learn from given texts, and on_policy samples "
+                "its own: set it to 0, or choose another loss"
+            )
+        if self.model.thinking == "on":
+            raise ValueError(
+                'rehearsal.share needs answers without thoughts: set model.thinking = "off", or '
+                "rehearsal.share = 0"
             )
         return self
 
