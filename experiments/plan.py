@@ -59,6 +59,7 @@ class Cell:
     def key(self) -> str:
         """The name of its folder: the method, and a digest of all that is not a default."""
         tables = portable_recipe(self.recipe(0)).model_dump(mode="json", exclude_defaults=True)
+        tables.pop("method", None)  # a name for keys that are spelled out
         text = json.dumps(tables)
         digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
         return f"{self.method.replace('+', '_')}-{digest}"

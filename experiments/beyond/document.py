@@ -1,0 +1,275 @@
+"""docs/beyond.md: what `fedsdr2` was chosen by and what confirms it, side by side."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from matplotlib.axes import Axes
+
+from experiments.archive import ARCHIVE
+from experiments.beyond.plan import CHOSEN, GOLD, UNREHEARSED, WORLDS, World, seed_groups
+from experiments.chapter import Chapter, Draw, Figure, Table, format_estimate
+from experiments.chapters.pareto import non_dominated
+from experiments.document import (
+    CELLS,
+    HOW_TO_JUDGE,
+    every_cell,
+    pack_finished,
+    where_cells_are,
+    write_chapters,
+    write_figures,
+)
+from experiments.plan import Cell, Cells
+from experiments.real.results import RealResults
+from experiments.real.shared import ahead_of
+from experiments.results import Results
+from fedsdr.core import files
+from fedsdr.core.errors import UserError
+from fedsdr.core.statistics import Estimate, t_interval
+from fedsdr.evaluate.verdicts import Claim, Condition
+from fedsdr.lab.world import WorldOptions, build_world
+from fedsdr.report.labels import method_label as label
+from fedsdr.workflows.prepare import world_options
+
+DOCUMENT: Final = "beyond.md"
+FIGURES: Final = "beyond"
+GLOBAL: Final = {
+    "client_facts": "client facts",
+    "changed_facts": "changed facts",
+    "general": "general, all",
+    UNREHEARSED: "general, never rehearsed",
+    "general_kept": "general kept",
+    "hallucination": "hallucination",
+    "inventions": "inventions",
+    "length": "words",
+}
+PERSONAL: Final = {
+    "personal_client_facts": "client facts",
+    "personal_general": "general, never rehearsed",
+    "personal_general_kept": "general kept",
+    "personal_base_style": "in the base model's style",
+    "personal_house_style": "in the house style",
+    "personal_length": "words",
+}
+GLOBAL_SIDE: Final = "global models"
+PERSONAL_SIDE: Final = "personal models"
+
+
+class BeyondResults(RealResults):
+    """With the general knowledge of the synthetic lab that no run may rehearse."""
+
+    def metrics(self, cell: Cell, seed: int) -> dict[str, float]:
+        found = super().metrics(cell, seed)
+        recipe = cell.recipe(seed)
+        if not recipe.uses_lab:
+            return found
+        never = _never_rehearsed(world_options(recipe))
+        answered = self.answers(cell, seed)[-len(never) :]
+        right = [true for (true, _), it in zip(answered, never, strict=True) if it]
+        return {**found, UNREHEARSED: 100 * sum(right) / len(right)}
+
+
+@cache
+def _never_rehearsed(options: WorldOptions) -> list[bool]:
+    """Of each general fact of a world, whether no run may rehearse it."""
+    world = build_world(options)
+    public = {*world.public_questions()}
+    return [fact.question(0) not in public for fact in world.general]
+
+
+class Halves:
+    """The finished cells of a world: of the seeds that the choice was made on, and of others."""
+
+    def __init__(self, out: Path, world: World) -> None:
+        self.world = world
+        self.development = BeyondResults(out, world.development)
+        self.confirmation = BeyondResults(out, world.confirmation)
+
+    def each(self) -> Mapping[str, Results]:
+        return {"development": self.development, "confirmation": self.confirmation}
+
+
+def write_beyond(out: Path) -> Path:
+    """The document of whatever is finished in `out`; returns its path. Raises `UserError` where
+    nothing is."""
+    halves = [
+        half
+        for half in (Halves(out, world) for world in WORLDS.values())
+        if any(each.done(half.world.methods[CHOSEN]) for each in half.each().values())
+    ]
+    if not halves:
+        raise UserError(f"no cell of {CHOSEN} is finished in {out}: run some, or give --cells")
+    chapters = [beyond_chapter(half) for half in halves]
+    write_figures(out / FIGURES, chapters)
+    everything = [
+        (results, cell)
+        for half in halves
+        for results in half.each().values()
+        for cell in (*half.world.methods.values(), *half.world.ablations.values())
+    ]
+    tables = [every_cell(results, [cell]) for results, cell in everything]
+    rows = [row for table in tables for row in table.rows]
+    files.write_text(out / FIGURES / CELLS, Table(tables[0].columns, rows).csv())
+    seeds = sorted({*range(10)} | {s for half in halves for s in half.world.confirmation})
+    packed = pack_finished(Results(out, seeds), [cell for _, cell in everything])
+    files.write_bytes(out / FIGURES / ARCHIVE, packed)
+    head = [
+        "# Beyond the paper",
+        f"The method `{CHOSEN}` ([what it is](algorithms.md#fedsdr2)), tested on seeds that it was "
+        "not chosen by. Written by",
+        "```\npython -m experiments.beyond\n```",
+        "It was chosen on the development seeds alone, and the choice was written down "
+        "([findings.md](findings.md#the-choice-of-fedsdr2)) before the others were looked at. "
+        f"Numbers are means over seeds, in percent, but for words; {HOW_TO_JUDGE}",
+        *_missing(out),
+        where_cells_are(FIGURES, "models"),
+    ]
+    verdicts = _verdicts([claim for chapter in chapters for claim in chapter.claims])
+    return write_chapters(out / DOCUMENT, head, verdicts, chapters, FIGURES)
+
+
+def _missing(out: Path) -> list[str]:
+    """That not everything has been run yet, if so, by world and half."""
+    found = []
+    for world in WORLDS.values():
+        for half, development in (("development", True), ("confirmation", False)):
+            groups = seed_groups(world, development)
+            asked = [(cell, seed) for seed, cells in groups for cell in cells]
+            done = sum(bool(Results(out, [seed]).done(cell)) for cell, seed in asked)
+            if done < len(asked):
+                found.append(f"{world.title}, {half}: {done} of {len(asked)} cells")
+    return [f"**Not finished**: {'; '.join(found)}."] if found else []
+
+
+def _verdicts(claims: Iterable[Claim]) -> str:
+    rows = ["| claim, on confirmation seeds | verdict | conditions |", "|---|---|---|"]
+    rows += [f"| {each.text} | **{each.verdict}** | {each.counts} |" for each in claims]
+    return "\n".join(rows)
+
+
+def beyond_chapter(halves: Halves) -> Chapter:
+    world = halves.world
+    claims = [*_goals(halves.confirmation, world), *_ahead(halves)]
+    tables = [
+        (f"{side}: {half}", _table(results, world.methods, metrics))
+        for side, metrics in (("Global models", GLOBAL), ("Clients' own models", PERSONAL))
+        for half, results in halves.each().items()
+    ]
+    if world.ablations:
+        whole = {CHOSEN: world.methods[CHOSEN], **world.ablations}
+        both = {**GLOBAL, **{m: f"own models: {name}" for m, name in PERSONAL.items()}}
+        tables.append(("A part taken back: development", _table(halves.development, whole, both)))
+    return Chapter(
+        world.title[0].upper() + world.title[1:],
+        f"Development: seeds {_listed(world.development)}. Confirmation: seeds "
+        f"{_listed(world.confirmation)}."
+        + (f" Only {label(GOLD).short} knows the gold answers." if GOLD in world.methods else ""),
+        claims,
+        tables,
+        [
+            _front_figure(halves, GLOBAL_SIDE, (world.facts, world.kept)),
+            _front_figure(halves, PERSONAL_SIDE, (f"personal_{world.facts}", world.own_kept)),
+        ],
+    )
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
+
+
+def _goals(results: Results, world: World) -> list[Claim]:
+    cell = world.methods[CHOSEN]
+    sides: dict[bool, list[Condition]] = {False: [], True: []}
+    words: dict[bool, list[str]] = {False: [], True: []}
+    for metric, bound, above in world.goals:
+        values = results.values(cell, metric, results.done(cell))
+        found = t_interval([value - bound for value in values]) if values else None
+        own = metric.startswith("personal_")
+        name = (PERSONAL if own else GLOBAL)[metric]
+        sides[own].append(Condition(f"{metric} - {bound:g}", found, positive=above))
+        words[own].append(f"{name} at {'least' if above else 'most'} {bound:g}")
+    titles = {False: "The global model", True: "Clients' own models"}
+    return [
+        Claim(f"{titles[own]}: {', '.join(words[own])}", each)
+        for own, each in sides.items()
+        if each
+    ]
+
+
+def _ahead(halves: Halves) -> list[Claim]:
+    world, results = halves.world, halves.confirmation
+    rivals = [name for name in world.methods if name not in (CHOSEN, GOLD)]
+    return [
+        Claim(
+            f"On {world.title} the global model is above that of {label(rival).short} in client "
+            "facts and in general knowledge",
+            [
+                ahead_of(results, world.methods, CHOSEN, rival, metric)
+                for metric in (world.facts, world.kept)
+            ],
+        )
+        for rival in rivals
+    ]
+
+
+def _table(results: Results, cells: Cells, metrics: Mapping[str, str]) -> Table:
+    """A row a method, a column for each metric that any of them has, and the number of seeds."""
+    done = {name: cell for name, cell in cells.items() if results.done(cell)}
+    found = {
+        (name, metric): results.estimate(cell, metric)
+        for name, cell in done.items()
+        for metric in metrics
+    }
+    shown = [metric for metric in metrics if any(found[name, metric] for name in done)]
+    rows = [
+        [
+            label(name).short,
+            *(format_estimate(found[name, metric]) for metric in shown),
+            str(len(results.done(cell))),
+        ]
+        for name, cell in done.items()
+        if any(found[name, metric] for metric in shown)
+    ]
+    return Table(["", *(metrics[metric] for metric in shown), "seeds"], rows)
+
+
+def _front_figure(halves: Halves, side: str, axes_of: tuple[str, str]) -> Figure:
+    """Facts against general knowledge with intervals, of either half; the front is marked."""
+    world, rows, panels = halves.world, list[list[str]](), list[Draw]()
+    for half, results in halves.each().items():
+        pairs = {
+            name: tuple(results.estimate(cell, metric) for metric in axes_of)
+            for name, cell in world.methods.items()
+        }
+        points = {name: (x, y) for name, (x, y) in pairs.items() if x and y}
+        marked = non_dominated([(x["mean"], y["mean"]) for x, y in points.values()])
+        for (name, pair), on in zip(points.items(), marked, strict=True):
+            numbers = [f"{e[key]:.4g}" if e[key] is not None else "" for e in pair
+                       for key in ("mean", "low", "high")]  # fmt: skip
+            rows.append([half, name, *numbers, str(on).lower()])
+        panels.append(_crosses(half, points))
+    columns = [f"{metric}{end}" for metric in axes_of for end in ("", " low", " high")]
+    caption = (
+        f"{side.capitalize()} on {world.title}: client facts against general knowledge, with 95 % "
+        "intervals."
+    )
+    name = f"{next(key for key, each in WORLDS.items() if each is world)}-{side.split()[0]}"
+    return Figure(name, caption, panels, Table(["half", "method", *columns, "on_front"], rows))
+
+
+def _crosses(title: str, points: Mapping[str, tuple[Estimate, Estimate]]) -> Draw:
+    def draw(axes: Axes) -> None:
+        for name, (x, y) in points.items():
+            axes.errorbar(
+                x["mean"], y["mean"], xerr=_half(x), yerr=_half(y), fmt="o", label=label(name).short
+            )
+        axes.set_xlabel("client facts, %")
+        axes.set_ylabel("general knowledge, %")
+        axes.set_title(title, loc="left", fontsize=10)
+
+    return draw
+
+
+def _half(estimate: Estimate) -> float:
+    return 0.0 if estimate["high"] is None else estimate["high"] - estimate["mean"]

@@ -1,0 +1,102 @@
+"""The cells of `fedsdr2`: its rivals, itself with a part changed, and the seeds of either half."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+from experiments.plan import Cell, Cells, Changes
+from experiments.real.plan import ENGLISH_FILE, OWN_MODELS
+from experiments.runner import Group
+
+CHOSEN: Final = "fedsdr2"
+UNREHEARSED: Final = "general_unrehearsed"
+# What was to be reached on the synthetic lab, without gold answers. The lab judges clients' own
+# models on general questions none of which may be rehearsed.
+GOALS: Final = (
+    ("client_facts", 95.0, True),
+    (UNREHEARSED, 95.0, True),
+    ("hallucination", 4.0, False),
+    ("personal_client_facts", 98.0, True),
+    ("personal_general", 90.0, True),
+)
+GOLD: Final = "fedsd_verified"  # knows the gold answers
+CONTRAST: Final = "FedSD, contrastive"
+ABLATED: Final = 3  # seeds
+# Short texts are enough where questions and answers are: a third of the time of the defaults.
+ENGLISH_REHEARSAL: Final[Changes] = {
+    "rehearsal.share": 0.25,
+    "rehearsal.count": 96,
+    "rehearsal.prompt_tokens": 48,
+    "rehearsal.answer_tokens": 48,
+}
+
+
+class World(NamedTuple):
+    """A lab: its methods, what is measured on the first seeds, and what is confirmed on others.
+
+    ablations: on the first three seeds alone. facts, kept, own_kept: the metrics that count, of
+    global models and of clients' own; of general knowledge only what no run may rehearse. goals:
+    (metric, bound, whether it is to be above).
+    """
+
+    title: str
+    methods: Cells
+    ablations: Cells
+    development: Sequence[int]
+    confirmation: Sequence[int]
+    facts: str
+    kept: str
+    own_kept: str
+    goals: Sequence[tuple[str, float, bool]] = ()
+
+
+def lab_methods() -> Cells:
+    return {
+        "fedavg": Cell("fedavg"),
+        "fedsd": Cell("fedsd"),
+        "fedsdr": Cell("fedsdr"),
+        CONTRAST: Cell("fedsd", {"distill.contrast": 1.0}),
+        CHOSEN: Cell(CHOSEN),
+        GOLD: Cell(GOLD),
+    }
+
+
+def lab_ablations() -> Cells:
+    """`fedsdr2` with one of its choices taken back."""
+    changed: dict[str, Changes] = {
+        "no rehearsal": {"rehearsal.share": 0.0},
+        "no contrast": {"distill.contrast": 0.0},
+        "R alone in half of the batches": {"local.rectify_alone": 0.5},
+        "S reset each round": {"local.smoothing_state": "reset"},
+        "S at R's rate": {"local.smooth_lr": 3e-3},
+    }
+    return {name: Cell(CHOSEN, changes) for name, changes in changed.items()}
+
+
+def english_methods() -> Cells:
+    changed: dict[str, Changes] = {
+        "fedavg": {},
+        "fedsd": {},
+        "fedsdr": OWN_MODELS,
+        CHOSEN: {**ENGLISH_REHEARSAL, **OWN_MODELS},
+    }
+    return {name: Cell(name, changes, base=ENGLISH_FILE) for name, changes in changed.items()}
+
+
+WORLDS: Final[Mapping[str, World]] = {
+    "lab": World(
+        "the synthetic lab", lab_methods(), lab_ablations(), range(5), range(5, 10),
+        "client_facts", UNREHEARSED, "personal_general", GOALS,
+    ),
+    "english": World(
+        "the English lab, SmolLM2-135M-Instruct", english_methods(), {}, [0], [1, 2, 3],
+        "client_facts", "general_kept", "personal_general_kept",
+    ),
+}  # fmt: skip
+
+
+def seed_groups(world: World, development: bool) -> list[Group]:
+    """What is to be run of a half: the methods, seed by seed, then the ablations."""
+    seeds = world.development if development else world.confirmation
+    groups = [(seed, [*world.methods.values()]) for seed in seeds]
+    ablated = [(seed, [*world.ablations.values()]) for seed in seeds[:ABLATED]]
+    return [*groups, *(ablated if development and world.ablations else [])]
