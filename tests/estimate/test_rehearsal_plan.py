@@ -1,9 +1,9 @@
-"""What rehearsal adds to the plan of a run."""
+"""What rehearsal, and methods that rewrite in different ways, add to the plan of a run."""
 
 import pytest
 
 from fedsdr.estimate.hardware import Hardware
-from fedsdr.estimate.plan import RunPlan, estimate_run
+from fedsdr.estimate.plan import Rewrites, RunPlan, estimate_run
 from fedsdr.estimate.words import describe_rehearsal, plan_costs
 from fedsdr.recipe.load import load_recipe
 from fedsdr.workflows.prepare import prepare_run
@@ -51,3 +51,18 @@ def test_its_hours_are_among_those_of_the_run(tmp_path):
     again = plan_of(tmp_path, *REHEARSING, "rehearsal.count=40", hardware=hardware)
     assert again.rehearsed.hours
     assert again.rehearsed.hours > 1.5 * plan.rehearsed.hours
+
+
+def test_rewrites_are_counted_once_for_each_way_of_generating_them(tmp_path):
+    recipe = write_recipe(tmp_path, federation={"targets": "two_stream"})
+
+    def rewrites(*sets: str) -> Rewrites:
+        run = prepare_run(load_recipe(recipe, sets), weights=False)
+        return estimate_run(run.methods, run.clients).rewrites
+
+    plain, new = rewrites("baselines=['fedsd']"), ("method=fedsdr2", "rehearsal.share=0")
+    alone, both = rewrites(*new), rewrites(*new, "baselines=['fedsd']")
+    assert alone.flops == 2 * plain.flops  # with the reference and without
+    assert both.flops == pytest.approx(3 * plain.flops)
+    assert (alone.requests, both.requests) == (plain.requests, 2 * plain.requests)
+    assert (both.tokens, both.most_tokens) == (2 * plain.tokens, 2 * plain.most_tokens)

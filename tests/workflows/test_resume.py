@@ -230,18 +230,21 @@ def test_a_resumed_comparison_clears_what_a_killed_one_left(recipe, tmp_path):
     assert not left.exists()
 
 
-@pytest.mark.parametrize(("targets", "own"), [("raw", "fedavg"), ("two_stream", "fedsdr")])
-def test_only_a_recipe_of_two_streams_stands_for_fedsdr(
-    recipe, tmp_path, monkeypatch, targets, own
+@pytest.mark.parametrize(
+    ("changes", "own", "other"),
+    [
+        ({"federation.targets": "raw"}, "fedavg", "fedsdr"),
+        ({"federation.targets": "two_stream"}, "fedsdr", "fedavg"),
+        ({"method": "fedsdr2", "rehearsal.share": 0.0}, "fedsdr2", "fedsdr"),
+    ],
+)
+def test_only_a_recipe_of_the_papers_two_streams_stands_for_fedsdr(
+    recipe, tmp_path, monkeypatch, changes, own, other
 ):
     asked = []
     monkeypatch.setattr(summary, "judge_claims", lambda runs, fedsdr, curves: asked.append(fedsdr))
-    other = {"raw": "fedsdr", "two_stream": "fedavg"}[targets]
-    changes = {"federation.rounds": 1, "federation.targets": targets, "baselines": [other]}
-    assert (
-        run_recipe(override_recipe(recipe, changes), tmp_path / "out", silent_reporter())["own"]
-        == own
-    )
+    short = override_recipe(recipe, {"federation.rounds": 1, "baselines": [other], **changes})
+    assert run_recipe(short, tmp_path / "out", silent_reporter())["own"] == own
     assert asked == ["fedsdr"]
 
 
