@@ -94,6 +94,7 @@ def test_the_simulation_runtime_gives_the_same_run(tmp_path, monkeypatch):
     wait_until("Flower's processes end", 30, lambda: not running(str(out)))
 
 
+@pytest.mark.slow(minutes=6)
 def test_a_deployment_as_in_the_guide(here, tmp_path, scripts: Scripts):
     """And five deaths on the way: of the SuperLink, the SuperExec, the ServerApp, of a client's
     trainer and of another's SuperNode."""

@@ -12,7 +12,7 @@ from support import tiny_recipe
 from support.flower_processes import Cable, Scripts, federation, fedsdr, give_free_ports
 from support.processes import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow(minutes=4), pytest.mark.timeout(1200)]
 CLIENTS = ("anna", "ben")
 PATIENCE = {
     "min_clients": 1, "wait_seconds": 300.0, "round_seconds": 40.0, "prepare_seconds": 300.0,

@@ -265,8 +265,8 @@ def test_the_committed_document_is_what_its_archive_says(tmp_path):
         assert path.read_bytes() == (tmp_path / "evidence" / path.name).read_bytes(), path.name
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.slow(minutes=8)
+@pytest.mark.timeout(900)
 def test_a_cell_that_is_run_again_is_the_committed_one(tmp_path, monkeypatch):
     """FedAvg of seed 0, base model and all. Another machine, or number of threads, rounds
     differently and so trains another base model: one more draw, which must lie within the 95 %
