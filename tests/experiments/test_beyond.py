@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from experiments import runner
-from experiments.archive import ARCHIVE
+from experiments.archive import ARCHIVE, unpack_cells
 from experiments.beyond.__main__ import app as main
 from experiments.beyond.document import BeyondResults, write_beyond
 from experiments.beyond.plan import ABLATED, CHOSEN, GOLD, UNREHEARSED, WORLDS, seed_groups
 from experiments.measure import EVIDENCE_FILE
 from experiments.plan import Cell
-from experiments.runner import cell_folder
+from experiments.runner import CELLS_FOLDER, cell_folder
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
 from fedsdr.core.layout import RECIPE_FILE, RESULT_FILE
@@ -20,7 +20,9 @@ from fedsdr.recipe.build import build_algorithm
 from fedsdr.recipe.load import to_toml
 from fedsdr.workflows.prepare import world_options
 from support.real_cells import write_cell
+from support.repository import REPOSITORY
 
+DOCS = REPOSITORY / "docs"
 LAB, ENGLISH = WORLDS["lab"], WORLDS["english"]
 EVERY = [
     cell for world in WORLDS.values() for cell in {**world.methods, **world.ablations}.values()
@@ -155,3 +157,11 @@ def test_a_world_that_is_not_known_is_refused(tmp_path, monkeypatch, capfd):
     assert left.value.code == 2
     assert "choose from lab, english" in " ".join(capfd.readouterr().err.split())
     assert [*tmp_path.iterdir()] == []
+
+
+def test_the_committed_document_is_what_its_archive_says(tmp_path):
+    unpack_cells(DOCS / "beyond" / ARCHIVE, tmp_path / CELLS_FOLDER)
+    text = write_beyond(tmp_path).read_text(encoding="utf-8")
+    assert text == (DOCS / "beyond.md").read_text(encoding="utf-8")
+    for path in sorted((DOCS / "beyond").glob("*.csv")):
+        assert path.read_bytes() == (tmp_path / "beyond" / path.name).read_bytes(), path.name
