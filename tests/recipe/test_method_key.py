@@ -142,8 +142,18 @@ def test_the_paper_s_recipe_may_name_it_as_a_baseline():
         {**NEW, "rehearsal": ["share"]},
         {**LAB, "method": "fedsdr3"},
         {**LAB, "method": 2},
+        {**LAB, "method": ["fedsdr2"]},
     ],
 )
 def test_what_is_no_table_number_or_method_is_refused(tables):
     with pytest.raises(UserError, match=r"rectify_lr|local|rehearsal|'paper' or 'fedsdr2'"):
         parse_recipe(tables)
+
+
+@pytest.mark.parametrize("key", ["method", "local.rectify_lr"])
+def test_a_number_that_no_text_or_float_can_hold_is_refused(key):
+    huge = 16**5000
+    with pytest.raises(UserError, match="whole number beyond 64 bits"):
+        override_recipe(parse_recipe(NEW), {key: huge})
+    with pytest.raises(UserError, match="whole number beyond 64 bits"):
+        load_recipe(LAB, {"method": "fedsdr2", key: huge})

@@ -155,8 +155,10 @@ def override_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 def _method_changes(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
     """What another method, or another rate of R, makes of the keys that methods set."""
     old, rate = recipe.local.rectify_lr, "local.rectify_lr"
-    method = str(changes.get("method", recipe.method))
+    method = changes.get("method", recipe.method)
     had, has = method_keys(recipe.method, old), method_keys(method, changes.get(rate, old))
+    if not (had or has):  # as of most recipes
+        return {}
     found = flatten_tables(recipe.model_dump(mode="json"))
     if method == recipe.method:
         return {key: value for key, value in has.items() if found[key] == had[key]}

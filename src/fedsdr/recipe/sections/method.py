@@ -38,17 +38,17 @@ ADDED: Final[Mapping[str, Any]] = {
 TUNED: Final = ("distill.temperature", "local.smooth_lr")
 
 
-def method_keys(method: str, rectify_lr: Any) -> dict[str, Any]:
+def method_keys(method: Any, rectify_lr: Any) -> dict[str, Any]:
     """The keys "a.b" that a method sets, with their values; none for the paper's.
 
-    rectify_lr: R's learning rate, as a recipe writes it; what is no number is left for validation
-    to refuse.
+    method, rectify_lr: as a recipe writes them, R's learning rate being the second; what is no
+    method or no number is left for validation to refuse.
     """
     if method != FEDSDR2:
         return {}
     try:
         return {**ADDED, "local.smooth_lr": float(rectify_lr) / SLOWER}
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return {**ADDED}
 
 
@@ -58,7 +58,7 @@ def fill_keys(tables: Mapping[str, Any], rectify_lr: float) -> dict[str, Any]:
     rectify_lr: the default. What is no table is left for validation to refuse.
     """
     filled, rate = dict(tables), _keys(tables.get("local")).get("rectify_lr", rectify_lr)
-    for key, value in method_keys(str(tables.get("method")), rate).items():
+    for key, value in method_keys(tables.get("method"), rate).items():
         section, name = key.split(".")
         if isinstance(filled.get(section, {}), Mapping | Section):
             filled[section] = {name: value, **_keys(filled.get(section))}
