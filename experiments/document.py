@@ -98,7 +98,7 @@ def write_document(
         *missing_cells(results, cells),
         where_cells_are(FIGURES, "models"),
     ]
-    return write_chapters(out / DOCUMENT, head, _verdicts(written), written, FIGURES)
+    return write_chapters(out / DOCUMENT, head, verdicts_table(written), written, FIGURES)
 
 
 def where_cells_are(figures: str, lacking: str) -> str:
@@ -169,8 +169,9 @@ def missing_cells(results: Results, cells: Sequence[Cell]) -> list[str]:
     ]
 
 
-def _verdicts(written: Sequence[Chapter]) -> str:
-    rows = ["| claim | verdict | conditions |", "|---|---|---|"]
+def verdicts_table(written: Sequence[Chapter], heading: str = "claim") -> str:
+    """A row for each claim of all chapters. heading: of the column of claims."""
+    rows = [f"| {heading} | verdict | conditions |", "|---|---|---|"]
     rows += [
         f"| {claim.text} | **{claim.verdict}** | {claim.counts} |"
         for chapter in written

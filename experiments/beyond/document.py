@@ -1,6 +1,6 @@
 """docs/beyond.md: what `fedsdr2` was chosen by and what confirms it, side by side."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -9,13 +9,15 @@ from matplotlib.axes import Axes
 
 from experiments.archive import ARCHIVE
 from experiments.beyond.plan import CHOSEN, GOLD, UNREHEARSED, WORLDS, World, seed_groups
-from experiments.chapter import Chapter, Draw, Figure, Table, format_estimate
+from experiments.chapter import Chapter, Draw, Figure, Table
 from experiments.chapters.pareto import non_dominated
+from experiments.chapters.shared import estimate_cells, half_width, overview_table
 from experiments.document import (
     CELLS,
     HOW_TO_JUDGE,
     every_cell,
     pack_finished,
+    verdicts_table,
     where_cells_are,
     write_chapters,
     write_figures,
@@ -52,8 +54,6 @@ PERSONAL: Final = {
     "personal_house_style": "in the house style",
     "personal_length": "words",
 }
-GLOBAL_SIDE: Final = "global models"
-PERSONAL_SIDE: Final = "personal models"
 
 
 class BeyondResults(RealResults):
@@ -102,18 +102,10 @@ def write_beyond(out: Path) -> Path:
         raise UserError(f"no cell of {CHOSEN} is finished in {out}: run some, or give --cells")
     chapters = [beyond_chapter(half) for half in halves]
     write_figures(out / FIGURES, chapters)
-    everything = [
-        (results, cell)
-        for half in halves
-        for results in half.each().values()
-        for cell in (*half.world.methods.values(), *half.world.ablations.values())
-    ]
-    tables = [every_cell(results, [cell]) for results, cell in everything]
-    rows = [row for table in tables for row in table.rows]
-    files.write_text(out / FIGURES / CELLS, Table(tables[0].columns, rows).csv())
-    seeds = sorted({*range(10)} | {s for half in halves for s in half.world.confirmation})
-    packed = pack_finished(Results(out, seeds), [cell for _, cell in everything])
-    files.write_bytes(out / FIGURES / ARCHIVE, packed)
+    results = BeyondResults(out, sorted({seed for half in halves for seed in half.world.seeds}))
+    cells = [cell for half in halves for cell in half.world.cells.values()]
+    files.write_text(out / FIGURES / CELLS, every_cell(results, cells).csv())
+    files.write_bytes(out / FIGURES / ARCHIVE, pack_finished(results, cells))
     head = [
         "# Beyond the paper",
         f"The method `{CHOSEN}` ([what it is](algorithms.md#fedsdr2)), tested on seeds that it was "
@@ -125,7 +117,7 @@ def write_beyond(out: Path) -> Path:
         *_missing(out),
         where_cells_are(FIGURES, "models"),
     ]
-    verdicts = _verdicts([claim for chapter in chapters for claim in chapter.claims])
+    verdicts = verdicts_table(chapters, "claim, on confirmation seeds")
     return write_chapters(out / DOCUMENT, head, verdicts, chapters, FIGURES)
 
 
@@ -140,12 +132,6 @@ def _missing(out: Path) -> list[str]:
             if done < len(asked):
                 found.append(f"{world.title}, {half}: {done} of {len(asked)} cells")
     return [f"**Not finished**: {'; '.join(found)}."] if found else []
-
-
-def _verdicts(claims: Iterable[Claim]) -> str:
-    rows = ["| claim, on confirmation seeds | verdict | conditions |", "|---|---|---|"]
-    rows += [f"| {each.text} | **{each.verdict}** | {each.counts} |" for each in claims]
-    return "\n".join(rows)
 
 
 def beyond_chapter(halves: Halves) -> Chapter:
@@ -168,8 +154,8 @@ def beyond_chapter(halves: Halves) -> Chapter:
         claims,
         tables,
         [
-            _front_figure(halves, GLOBAL_SIDE, (world.facts, world.kept)),
-            _front_figure(halves, PERSONAL_SIDE, (f"personal_{world.facts}", world.own_kept)),
+            _front_figure(halves, "global models", (world.facts, world.kept)),
+            _front_figure(halves, "personal models", (f"personal_{world.facts}", world.own_kept)),
         ],
     )
 
@@ -214,24 +200,16 @@ def _ahead(halves: Halves) -> list[Claim]:
 
 
 def _table(results: Results, cells: Cells, metrics: Mapping[str, str]) -> Table:
-    """A row a method, a column for each metric that any of them has, and the number of seeds."""
-    done = {name: cell for name, cell in cells.items() if results.done(cell)}
-    found = {
-        (name, metric): results.estimate(cell, metric)
-        for name, cell in done.items()
-        for metric in metrics
+    """The overview of those methods and metrics of which something was measured."""
+    shown = {
+        m: title for m, title in metrics.items() if any(results.has(c, m) for c in cells.values())
     }
-    shown = [metric for metric in metrics if any(found[name, metric] for name in done)]
-    rows = [
-        [
-            label(name).short,
-            *(format_estimate(found[name, metric]) for metric in shown),
-            str(len(results.done(cell))),
-        ]
-        for name, cell in done.items()
-        if any(found[name, metric] for metric in shown)
-    ]
-    return Table(["", *(metrics[metric] for metric in shown), "seeds"], rows)
+    named = {
+        label(name).short: cell
+        for name, cell in cells.items()
+        if any(results.has(cell, metric) for metric in shown)
+    }
+    return overview_table(results, named, shown)
 
 
 def _front_figure(halves: Halves, side: str, axes_of: tuple[str, str]) -> Figure:
@@ -245,8 +223,7 @@ def _front_figure(halves: Halves, side: str, axes_of: tuple[str, str]) -> Figure
         points = {name: (x, y) for name, (x, y) in pairs.items() if x and y}
         marked = non_dominated([(x["mean"], y["mean"]) for x, y in points.values()])
         for (name, pair), on in zip(points.items(), marked, strict=True):
-            numbers = [f"{e[key]:.4g}" if e[key] is not None else "" for e in pair
-                       for key in ("mean", "low", "high")]  # fmt: skip
+            numbers = [number for e in pair for number in estimate_cells(e)[:3]]
             rows.append([half, name, *numbers, str(on).lower()])
         panels.append(_crosses(half, points))
     columns = [f"{metric}{end}" for metric in axes_of for end in ("", " low", " high")]
@@ -254,7 +231,7 @@ def _front_figure(halves: Halves, side: str, axes_of: tuple[str, str]) -> Figure
         f"{side.capitalize()} on {world.title}: client facts against general knowledge, with 95 % "
         "intervals."
     )
-    name = f"{next(key for key, each in WORLDS.items() if each is world)}-{side.split()[0]}"
+    name = f"{world.name}-{side.split()[0]}"
     return Figure(name, caption, panels, Table(["half", "method", *columns, "on_front"], rows))
 
 
@@ -262,14 +239,11 @@ def _crosses(title: str, points: Mapping[str, tuple[Estimate, Estimate]]) -> Dra
     def draw(axes: Axes) -> None:
         for name, (x, y) in points.items():
             axes.errorbar(
-                x["mean"], y["mean"], xerr=_half(x), yerr=_half(y), fmt="o", label=label(name).short
-            )
+                x["mean"], y["mean"], xerr=half_width(x), yerr=half_width(y), fmt="o",
+                label=label(name).short,
+            )  # fmt: skip
         axes.set_xlabel("client facts, %")
         axes.set_ylabel("general knowledge, %")
         axes.set_title(title, loc="left", fontsize=10)
 
     return draw
-
-
-def _half(estimate: Estimate) -> float:
-    return 0.0 if estimate["high"] is None else estimate["high"] - estimate["mean"]

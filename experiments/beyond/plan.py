@@ -38,6 +38,7 @@ class World(NamedTuple):
     (metric, bound, whether it is to be above).
     """
 
+    name: str
     title: str
     methods: Cells
     ablations: Cells
@@ -47,6 +48,14 @@ class World(NamedTuple):
     kept: str
     own_kept: str
     goals: Sequence[tuple[str, float, bool]] = ()
+
+    @property
+    def cells(self) -> Cells:
+        return {**self.methods, **self.ablations}
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        return [*self.development, *self.confirmation]
 
 
 def lab_methods() -> Cells:
@@ -82,16 +91,15 @@ def english_methods() -> Cells:
     return {name: Cell(name, changes, base=ENGLISH_FILE) for name, changes in changed.items()}
 
 
-WORLDS: Final[Mapping[str, World]] = {
-    "lab": World(
-        "the synthetic lab", lab_methods(), lab_ablations(), range(5), range(5, 10),
-        "client_facts", UNREHEARSED, "personal_general", GOALS,
-    ),
-    "english": World(
-        "the English lab, SmolLM2-135M-Instruct", english_methods(), {}, [0], [1, 2, 3],
-        "client_facts", "general_kept", "personal_general_kept",
-    ),
-}  # fmt: skip
+LAB: Final = World(
+    "lab", "the synthetic lab", lab_methods(), lab_ablations(), range(5), range(5, 10),
+    "client_facts", UNREHEARSED, "personal_general", GOALS,
+)  # fmt: skip
+ENGLISH: Final = World(
+    "english", "the English lab, SmolLM2-135M-Instruct", english_methods(), {}, [0], [1, 2, 3],
+    "client_facts", "general_kept", "personal_general_kept",
+)  # fmt: skip
+WORLDS: Final[Mapping[str, World]] = {world.name: world for world in (LAB, ENGLISH)}
 
 
 def seed_groups(world: World, development: bool) -> list[Group]:

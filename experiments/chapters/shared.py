@@ -160,6 +160,11 @@ def line_with_band(
     axes.fill_between(xs, lows, highs, color=line.get_color(), alpha=0.15, linewidth=0)
 
 
+def half_width(e: Estimate) -> float:
+    """Of the 95 % interval; 0 where one seed gives none."""
+    return 0.0 if e["high"] is None else e["high"] - e["mean"]
+
+
 def estimate_cells(e: Estimate) -> list[str]:
     bounds = ("" if bound is None else f"{bound:.4g}" for bound in (e["low"], e["high"]))
     return [f"{e['mean']:.4g}", *bounds, str(e["n"])]

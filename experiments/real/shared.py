@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 
 from experiments.chapter import Draw, Figure, Table, format_estimate
 from experiments.chapters.flattening import gradients_claim, text_claims
-from experiments.chapters.shared import NUMBERS, estimate_cells
+from experiments.chapters.shared import NUMBERS, estimate_cells, half_width
 from experiments.plan import Cell, Cells
 from experiments.real.results import RealResults
 from fedsdr.core.statistics import t_interval
@@ -126,7 +126,7 @@ def bars_figure(
         def draw(axes: Axes) -> None:
             mine = [(label(m).short, e) for (m, each), e in found.items() if each == metric]
             means = [e["mean"] for _, e in mine]
-            halves = [0.0 if e["high"] is None else e["high"] - e["mean"] for _, e in mine]
+            halves = [half_width(e) for _, e in mine]
             axes.barh(range(len(mine)), means, xerr=halves, color="tab:blue", alpha=0.7)
             axes.set_yticks(range(len(mine)), [method for method, _ in mine], fontsize=7)
             axes.invert_yaxis()

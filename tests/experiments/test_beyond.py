@@ -8,7 +8,16 @@ from experiments import runner
 from experiments.archive import ARCHIVE, unpack_cells
 from experiments.beyond.__main__ import app as main
 from experiments.beyond.document import BeyondResults, write_beyond
-from experiments.beyond.plan import ABLATED, CHOSEN, GOLD, UNREHEARSED, WORLDS, seed_groups
+from experiments.beyond.plan import (
+    ABLATED,
+    CHOSEN,
+    ENGLISH,
+    GOLD,
+    LAB,
+    UNREHEARSED,
+    WORLDS,
+    seed_groups,
+)
 from experiments.measure import EVIDENCE_FILE
 from experiments.plan import Cell
 from experiments.runner import CELLS_FOLDER, cell_folder
@@ -19,14 +28,12 @@ from fedsdr.lab.world import build_world
 from fedsdr.recipe.build import build_algorithm
 from fedsdr.recipe.load import to_toml
 from fedsdr.workflows.prepare import world_options
+from support.experiment_commands import run_command
 from support.real_cells import write_cell
 from support.repository import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
-LAB, ENGLISH = WORLDS["lab"], WORLDS["english"]
-EVERY = [
-    cell for world in WORLDS.values() for cell in {**world.methods, **world.ablations}.values()
-]
+EVERY = [cell for world in WORLDS.values() for cell in world.cells.values()]
 
 
 def write_lab_cell(out: Path, cell: Cell, seed: int, scores: dict[str, float]) -> None:
@@ -142,19 +149,12 @@ def test_nothing_is_written_of_nothing(tmp_path):
 
 def test_the_command_writes_the_same_document_from_the_archive(written, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "run_group", None)
-    archive = str(written / "beyond" / ARCHIVE)
-    monkeypatch.setattr("sys.argv", ["beyond", "--out", str(tmp_path), "--cells", archive])
-    with pytest.raises(SystemExit) as left:
-        main()
-    assert not left.value.code
+    assert run_command(main, "--out", tmp_path, "--cells", written / "beyond" / ARCHIVE) == 0
     assert (tmp_path / "beyond.md").read_text() == (written / "beyond.md").read_text()
 
 
-def test_a_world_that_is_not_known_is_refused(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr("sys.argv", ["beyond", "--out", str(tmp_path), "--only", "moon"])
-    with pytest.raises(SystemExit) as left:
-        main()
-    assert left.value.code == 2
+def test_a_world_that_is_not_known_is_refused(tmp_path, capfd):
+    assert run_command(main, "--out", tmp_path, "--only", "moon") == 2
     assert "choose from lab, english" in " ".join(capfd.readouterr().err.split())
     assert [*tmp_path.iterdir()] == []
 

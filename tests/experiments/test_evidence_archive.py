@@ -20,6 +20,7 @@ from fedsdr.core.errors import UserError
 from fedsdr.core.layout import RECIPE_FILE
 from fedsdr.recipe.load import to_toml
 from support.evidence_cells import fake
+from support.experiment_commands import run_command
 from support.fuzzing import fuzzed, mutated, state
 
 NAMES = ["flattening", "paradox"]
@@ -76,11 +77,8 @@ def test_what_is_there_already_stays(packed, tmp_path):
 
 def test_the_command_runs_none_of_them_again(whole, packed, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("experiments.runner.run_group", None)
-    words = ["--only", ",".join(NAMES), "--seeds", "0,1,2", "--cells", str(packed)]
-    monkeypatch.setattr("sys.argv", ["experiments", "--out", str(tmp_path / "o"), *words])
-    with pytest.raises(SystemExit) as left:
-        main()
-    assert not left.value.code
+    words = ["--only", ",".join(NAMES), "--seeds", "0,1,2", "--cells", packed]
+    assert run_command(main, "--out", tmp_path / "o", *words) == 0
     assert f"{3 * len(CELLS)} finished cells" in capsys.readouterr().err
     assert (tmp_path / "o" / "evidence.md").read_text() == (whole / "evidence.md").read_text()
 

@@ -30,6 +30,7 @@ from fedsdr.core.layout import DISTILLATION_FILE, RECIPE_FILE
 from fedsdr.recipe.build import build_algorithm
 from fedsdr.recipe.load import load_recipe
 from support.english_recipe import english_tables
+from support.experiment_commands import run_command
 from support.real_cells import write_cell
 from support.tiny_recipe import recipe_tables, write_data_files, write_model, write_rows
 
@@ -193,11 +194,7 @@ def test_a_part_of_the_cells_gives_a_document_and_none_an_error(tmp_path):
 def test_the_command_writes_the_same_document_from_the_archive(written, tmp_path, monkeypatch):
     out = tmp_path / "again"
     monkeypatch.setattr(runner, "run_group", None)
-    archive = str(written / "real" / ARCHIVE)
-    monkeypatch.setattr("sys.argv", ["real", "--out", str(out), "--cells", archive])
-    with pytest.raises(SystemExit) as left:
-        main()
-    assert not left.value.code
+    assert run_command(main, "--out", out, "--cells", written / "real" / ARCHIVE) == 0
     text = (out / "real.md").read_text()
     assert text == (written / "real.md").read_text()
     assert "## 4. What the checks let pass" in text, "the labels come with the archive"
@@ -208,11 +205,8 @@ def test_the_command_writes_the_same_document_from_the_archive(written, tmp_path
 def test_what_is_missing_for_a_run_is_an_error_before_it_begins(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("FEDSDR_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "out"
-    words = ["--only", "english", "--model", str(tmp_path), "--seeds", "0"]
-    monkeypatch.setattr("sys.argv", ["real", "--out", str(out), *words])
-    with pytest.raises(SystemExit) as left:
-        main()
-    assert left.value.code == 2
+    words = ["--only", "english", "--model", tmp_path, "--seeds", "0"]
+    assert run_command(main, "--out", out, *words) == 2
     assert str(tmp_path) in capfd.readouterr().err
     assert not (out / "cells").exists()
 

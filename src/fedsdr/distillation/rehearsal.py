@@ -8,7 +8,7 @@ to leave out long answers would teach the model to be brief. Where prompts are g
 answers.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from typing import Final, NamedTuple
 
@@ -119,10 +119,10 @@ def _whole_prompt(chat: ChatFormat, ids: list[int], after: str) -> str:
 
 def _generated(
     teacher: Teacher,
-    jobs: Mapping[int, Job],
+    jobs: dict[int, Job],
     distill: Distill,
     temperature: float,
     cache: Generations,
 ) -> Iterable[tuple[int, list[int]]]:
-    for group in generate_cached(teacher, dict(jobs), distill, temperature, cache):
+    for group in generate_cached(teacher, jobs, distill, temperature, cache):
         yield from group.items()

@@ -317,9 +317,7 @@ def reading_passes(alike: Sequence[Distill]) -> int:
 def rehearsals_of(methods: Sequence[Method]) -> set[Rehearsal]:
     """The rehearsals of all methods, but for how much of a batch they are."""
     return {
-        m.recipe.rehearsal.model_copy(update={"share": 1.0})
-        for m in methods
-        if m.recipe.rehearsal.share and m.recipe.federation.rounds
+        m.recipe.rehearsal.model_copy(update={"share": 1.0}) for m in methods if m.recipe.rehearses
     }
 
 

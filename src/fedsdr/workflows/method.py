@@ -225,7 +225,7 @@ def client_examples(
     cache: the folder of the cache of rewrites, where that is not the user's common one.
     """
     own = _own_examples(loaded, method, reporter, cache)
-    if not (method.recipe.rehearsal.share and method.recipe.federation.rounds):
+    if not method.recipe.rehearses:
         return own
     rehearsed = rehearse_all(loaded, method, reporter, cache)
     return {client: {**kinds, "rehearsed": rehearsed} for client, kinds in own.items()}

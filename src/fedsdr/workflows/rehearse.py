@@ -36,7 +36,5 @@ def rehearse_all(
             f"rehearsal: no prompt of {len(rehearsed)} leaves room for an answer within "
             f"{loaded.max_length} tokens: lower rehearsal.prompt_tokens, or raise model.max_length"
         )
-    reporter.say(
-        f"rehearsal: {len(examples)} prompts sampled from the base model, with its answers"
-    )
+    reporter.say(f"rehearsal: {len(examples)} prompts with the base model's answers")
     return examples

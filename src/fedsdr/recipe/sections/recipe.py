@@ -88,6 +88,11 @@ class Recipe(Section):
         return frozenset({federation.loss, *smooth}) if federation.rounds else frozenset()
 
     @property
+    def rehearses(self) -> bool:
+        """Whether texts of the base model are in clients' batches."""
+        return self.rehearsal.share > 0 and self.federation.rounds > 0
+
+    @property
     def has_teacher(self) -> bool:
         """Whether a stage learns the distributions of a teacher that is shown references."""
         return not self.losses <= {"cross_entropy"}
