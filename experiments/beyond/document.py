@@ -8,8 +8,8 @@ from typing import Final
 from matplotlib.axes import Axes
 
 from experiments.archive import ARCHIVE
-from experiments.beyond.plan import CHOSEN, GOLD, UNREHEARSED, WORLDS, World, seed_groups
-from experiments.chapter import Chapter, Draw, Figure, Table
+from experiments.beyond.plan import ABLATED, CHOSEN, GOLD, UNREHEARSED, WORLDS, World, seed_groups
+from experiments.chapter import Chapter, Draw, Figure, Table, format_estimate
 from experiments.chapters.pareto import non_dominated
 from experiments.chapters.shared import estimate_cells, half_width, overview_table
 from experiments.document import (
@@ -32,7 +32,8 @@ from fedsdr.core.statistics import Estimate, t_interval
 from fedsdr.evaluate.verdicts import Claim, Condition
 from fedsdr.lab.world import WorldOptions, build_world
 from fedsdr.report.labels import method_label as label
-from fedsdr.workflows.prepare import world_options
+from fedsdr.workflows.plan import plan_prepared
+from fedsdr.workflows.prepare import prepare_run, world_options
 
 DOCUMENT: Final = "beyond.md"
 FIGURES: Final = "beyond"
@@ -46,6 +47,11 @@ GLOBAL: Final = {
     "inventions": "inventions",
     "length": "words",
 }
+PLAIN: Final = "fedavg"
+COSTS: Final = (
+    "Tokens and bytes of a run, as `--dry-run` plans them: one attempt a rewrite, rehearsed texts "
+    "at their longest"
+)
 PERSONAL: Final = {
     "personal_client_facts": "client facts",
     "personal_general": "general, never rehearsed",
@@ -79,12 +85,16 @@ def _never_rehearsed(options: WorldOptions) -> list[bool]:
 
 
 class Halves:
-    """The finished cells of a world: of the seeds that the choice was made on, and of others."""
+    """The finished cells of a world: of the seeds that the choice was made on, and of others.
+
+    varied: of the seeds that all that is changed of the methods was run on.
+    """
 
     def __init__(self, out: Path, world: World) -> None:
         self.world = world
         self.development = BeyondResults(out, world.development)
         self.confirmation = BeyondResults(out, world.confirmation)
+        self.varied = BeyondResults(out, world.development[:ABLATED])
 
     def each(self) -> Mapping[str, Results]:
         return {"development": self.development, "confirmation": self.confirmation}
@@ -102,8 +112,9 @@ def write_beyond(out: Path) -> Path:
         raise UserError(f"no cell of {CHOSEN} is finished in {out}: run some, or give --cells")
     chapters = [beyond_chapter(half) for half in halves]
     write_figures(out / FIGURES, chapters)
-    results = BeyondResults(out, sorted({seed for half in halves for seed in half.world.seeds}))
-    cells = [cell for half in halves for cell in half.world.cells.values()]
+    worlds = WORLDS.values()
+    results = BeyondResults(out, sorted({seed for world in worlds for seed in world.seeds}))
+    cells = [cell for world in worlds for cell in world.cells]
     files.write_text(out / FIGURES / CELLS, every_cell(results, cells).csv())
     files.write_bytes(out / FIGURES / ARCHIVE, pack_finished(results, cells))
     head = [
@@ -145,11 +156,21 @@ def beyond_chapter(halves: Halves) -> Chapter:
     if world.ablations:
         whole = {CHOSEN: world.methods[CHOSEN], **world.ablations}
         both = {**GLOBAL, **{m: f"own models: {name}" for m, name in PERSONAL.items()}}
-        tables.append(("A part taken back: development", _table(halves.development, whole, both)))
+        tables.append(("A part changed: development", _table(halves.varied, whole, both)))
+    if world.settings:
+        tables += [
+            ("Other settings: development", _settings_table(halves.varied, world)),
+            (
+                f"{label(CHOSEN).short} - {label(PLAIN).short} in other settings: development",
+                _lead_table(halves.varied, world),
+            ),
+            (COSTS, _cost_table(world)),
+        ]
     return Chapter(
         world.title[0].upper() + world.title[1:],
         f"Development: seeds {_listed(world.development)}. Confirmation: seeds "
-        f"{_listed(world.confirmation)}."
+        f"{_listed(world.confirmation)}; what is changed of a method was run on seeds "
+        f"{_listed(world.development[:ABLATED])}."
         + (f" Only {label(GOLD).short} knows the gold answers." if GOLD in world.methods else ""),
         claims,
         tables,
@@ -210,6 +231,52 @@ def _table(results: Results, cells: Cells, metrics: Mapping[str, str]) -> Table:
         if any(results.has(cell, metric) for metric in shown)
     }
     return overview_table(results, named, shown)
+
+
+def _settings_table(results: Results, world: World) -> Table:
+    rows = {
+        f"{setting}: {label(name).short}": cell
+        for setting, cells in world.settings.items()
+        for name, cell in cells.items()
+    }
+    return overview_table(results, rows, _both_sides(world))
+
+
+def _lead_table(results: Results, world: World) -> Table:
+    """The chosen method's difference to FedAvg in each setting, paired by seed."""
+    metrics, rows = _both_sides(world), []
+    for setting, cells in world.settings.items():
+        if seeds := results.done(cells[CHOSEN], cells[PLAIN]):
+            leads = [results.difference(cells[CHOSEN], cells[PLAIN], m) for m in metrics]
+            numbers = (format_estimate(lead, sign=True) for lead in leads)
+            rows.append([setting, *numbers, str(len(seeds))])
+    return Table(["", *metrics.values(), "seeds"], rows)
+
+
+def _both_sides(world: World) -> Mapping[str, str]:
+    """The metrics that count, of global models and of clients' own."""
+    shared = {m: GLOBAL[m] for m in (world.facts, world.kept, "hallucination")}
+    own = {m: f"own models: {PERSONAL[m]}" for m in (f"personal_{world.facts}", world.own_kept)}
+    return shared | own
+
+
+def _cost_table(world: World) -> Table:
+    """What a run of each method on the first seed reads, writes, trains on and sends."""
+    rows = []
+    for name, cell in world.methods.items():
+        plan = plan_prepared(prepare_run(cell.recipe(world.development[0])), flops=1.0)
+        (method,) = plan.methods
+        rewrites = plan.rewrites if method.distils else None
+        numbers = (
+            rewrites.prompt_tokens if rewrites else 0,
+            rewrites.tokens if rewrites else 0,
+            plan.rehearsed.most_tokens,
+            method.tokens,
+            method.traffic.bytes_up + method.traffic.bytes_down,
+        )
+        rows.append([label(name).short, *(f"{number:,}" for number in numbers)])
+    columns = ["read to rewrite", "rewritten", "base model's own texts", "trained on", "bytes sent"]
+    return Table(["", *columns], rows)
 
 
 def _front_figure(halves: Halves, side: str, axes_of: tuple[str, str]) -> Figure:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from experiments.plan import Cell, Cells, Changes
+from experiments.plan import MAIN, Cell, Cells, Changes
 from experiments.real.plan import ENGLISH_FILE, OWN_MODELS
 from experiments.runner import Group
 
@@ -33,15 +33,17 @@ ENGLISH_REHEARSAL: Final[Changes] = {
 class World(NamedTuple):
     """A lab: its methods, what is measured on the first seeds, and what is confirmed on others.
 
-    ablations: on the first three seeds alone. facts, kept, own_kept: the metrics that count, of
-    global models and of clients' own; of general knowledge only what no run may rehearse. goals:
-    (metric, bound, whether it is to be above).
+    ablations, settings: on the first three seeds alone; the settings are other worlds or rounds,
+    each with its methods. facts, kept, own_kept: the metrics that count, of global models and of
+    clients' own; of general knowledge only what no run may rehearse. goals: (metric, bound, whether
+    it is to be above).
     """
 
     name: str
     title: str
     methods: Cells
     ablations: Cells
+    settings: Mapping[str, Cells]
     development: Sequence[int]
     confirmation: Sequence[int]
     facts: str
@@ -50,8 +52,10 @@ class World(NamedTuple):
     goals: Sequence[tuple[str, float, bool]] = ()
 
     @property
-    def cells(self) -> Cells:
-        return {**self.methods, **self.ablations}
+    def cells(self) -> Sequence[Cell]:
+        """Each once."""
+        several = [self.methods, self.ablations, *self.settings.values()]
+        return [*{cell.key: cell for cells in several for cell in cells.values()}.values()]
 
     @property
     def seeds(self) -> Sequence[int]:
@@ -70,15 +74,37 @@ def lab_methods() -> Cells:
 
 
 def lab_ablations() -> Cells:
-    """`fedsdr2` with one of its choices taken back."""
+    """`fedsdr2` with one of its choices taken back, or another rank or aggregation."""
     changed: dict[str, Changes] = {
         "no rehearsal": {"rehearsal.share": 0.0},
         "no contrast": {"distill.contrast": 0.0},
         "R alone in half of the batches": {"local.rectify_alone": 0.5},
         "S reset each round": {"local.smoothing_state": "reset"},
         "S at R's rate": {"local.smooth_lr": 3e-3},
+        "R of rank 4": {"lora.rank": 4, "lora.alpha": 8.0, "lora.smoothing_rank": 16},
+        "S of rank 4": {"lora.smoothing_rank": 4},
+        "FedEx-LoRA": {"federation.lora_aggregation": "fedex"},
+        "FlexLoRA": {"federation.lora_aggregation": "flexlora"},
     }
     return {name: Cell(CHOSEN, changes) for name, changes in changed.items()}
+
+
+def lab_settings() -> Mapping[str, Cells]:
+    """Other worlds: how often memory is stronger than a reference, how many clients there are, and
+    who of them takes part. Two of five are late (or never come): what newcomers get."""
+    worlds: dict[str, Changes] = {
+        "stubbornness 0": {"lab.stubbornness": 0.0},
+        "stubbornness 1": {"lab.stubbornness": 1.0},
+        "2 clients": {"lab.clients": 2},
+        "20 clients": {"lab.clients": 20},
+        "5 of 20 clients a round": {"lab.clients": 20, "federation.participation": 0.25},
+        "2 of 5 join after round 5": {"federation.late": 0.4, "federation.late_round": 5},
+        "2 of 5 never take part": {"federation.late": 0.4, "federation.late_round": 10},
+    }
+    return {
+        setting: {name: Cell(name, world=world) for name in (*MAIN, CHOSEN)}
+        for setting, world in worlds.items()
+    }
 
 
 def english_methods() -> Cells:
@@ -92,19 +118,20 @@ def english_methods() -> Cells:
 
 
 LAB: Final = World(
-    "lab", "the synthetic lab", lab_methods(), lab_ablations(), range(5), range(5, 10),
-    "client_facts", UNREHEARSED, "personal_general", GOALS,
+    "lab", "the synthetic lab", lab_methods(), lab_ablations(), lab_settings(),
+    range(5), range(5, 10), "client_facts", UNREHEARSED, "personal_general", GOALS,
 )  # fmt: skip
 ENGLISH: Final = World(
-    "english", "the English lab, SmolLM2-135M-Instruct", english_methods(), {}, [0], [1, 2, 3],
+    "english", "the English lab, SmolLM2-135M-Instruct", english_methods(), {}, {}, [0], [1, 2, 3],
     "client_facts", "general_kept", "personal_general_kept",
 )  # fmt: skip
 WORLDS: Final[Mapping[str, World]] = {world.name: world for world in (LAB, ENGLISH)}
 
 
 def seed_groups(world: World, development: bool) -> list[Group]:
-    """What is to be run of a half: the methods, seed by seed, then the ablations."""
+    """What is to be run of a half: the methods, seed by seed, then what is changed of them."""
     seeds = world.development if development else world.confirmation
     groups = [(seed, [*world.methods.values()]) for seed in seeds]
-    ablated = [(seed, [*world.ablations.values()]) for seed in seeds[:ABLATED]]
-    return [*groups, *(ablated if development and world.ablations else [])]
+    changed = [cells for cells in (world.ablations, *world.settings.values()) if cells]
+    varied = [(seed, [*cells.values()]) for cells in changed for seed in seeds[:ABLATED]]
+    return [*groups, *(varied if development else [])]

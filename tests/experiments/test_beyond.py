@@ -7,7 +7,7 @@ import pytest
 from experiments import runner
 from experiments.archive import ARCHIVE, unpack_cells
 from experiments.beyond.__main__ import app as main
-from experiments.beyond.document import BeyondResults, write_beyond
+from experiments.beyond.document import COSTS, BeyondResults, write_beyond
 from experiments.beyond.plan import (
     ABLATED,
     CHOSEN,
@@ -33,7 +33,7 @@ from support.real_cells import write_cell
 from support.repository import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
-EVERY = [cell for world in WORLDS.values() for cell in world.cells.values()]
+EVERY = [cell for world in WORLDS.values() for cell in world.cells]
 
 
 def write_lab_cell(out: Path, cell: Cell, seed: int, scores: dict[str, float]) -> None:
@@ -71,9 +71,11 @@ def test_no_seed_confirms_what_it_was_chosen_by():
         assert confirming == {*world.confirmation}
         cells = [cell for _, group in seed_groups(world, development=False) for cell in group]
         assert {cell.key for cell in cells} == {cell.key for cell in world.methods.values()}
-    ablated = [seed for seed, group in seed_groups(LAB, development=True)
-               if group == [*LAB.ablations.values()]]  # fmt: skip
-    assert ablated == [*range(ABLATED)]
+    for cells in (LAB.ablations, *LAB.settings.values()):
+        varied = [
+            s for s, group in seed_groups(LAB, development=True) if group == [*cells.values()]
+        ]
+        assert varied == [*range(ABLATED)]
 
 
 def test_only_verified_fedsd_sees_gold_answers():
@@ -103,6 +105,10 @@ def written(tmp_path_factory):
     for name, cell in LAB.ablations.items():
         for seed in range(ABLATED):
             write_lab_cell(out, cell, seed, lab_scores(70 + len(name) / 10 + seed, 60))
+    for cells in LAB.settings.values():
+        for seed in range(ABLATED):
+            for lead, cell in enumerate(cells.values()):
+                write_lab_cell(out, cell, seed, lab_scores(70 + lead * (1 + seed / 10), 60 - lead))
     for name, cell in ENGLISH.methods.items():
         for seed in range(4):
             write_cell(out, cell, seed, (50.0 if name == CHOSEN else 30.0) + seed)
@@ -120,7 +126,15 @@ def test_the_document_has_both_halves_and_the_verdicts_of_the_second(written):
     text = (written / "beyond.md").read_text()
     assert row_of(text, "Global models: development", "FedSDR2")[-1] == "5"
     assert row_of(text, "Global models: confirmation", "FedSDR2")[1].startswith("96.6 ±")
-    assert row_of(text, "A part taken back: development", "No rehearsal")[-1] == "3"
+    assert row_of(text, "A part changed: development", "No rehearsal")[-1] == "3"
+    assert row_of(text, "Other settings: development", "20 clients: FedSDR2")[1] == "73.3 ± 0.7"
+    lead = row_of(text, "FedSDR2 - FedAvg in other settings: development", "2 of 5 never take part")
+    assert lead[1:] == ["+3.3 ± 0.7", "-2.5 ± 0.0", "-3.3 ± 0.7", "+3.3 ± 0.7", "-3.0 ± 0.0", "3"]
+    costs = row_of(text, COSTS, "FedSDR2")
+    plain = row_of(text, COSTS, "FedAvg")
+    assert costs[-1] == plain[-1] == "32,768,000"
+    assert plain[1:4] == ["0"] * 3
+    assert costs[3] != "0"
     goal = "client facts at least 95, general, never rehearsed at least 95, hallucination at most 4"
     assert f"| The global model: {goal} | **holds** | 3 hold |" in text
     assert "above that of FedSD in client facts and in general knowledge | "\
