@@ -106,7 +106,7 @@ def write_beyond(out: Path) -> Path:
     halves = [
         half
         for half in (Halves(out, world) for world in WORLDS.values())
-        if any(each.done(half.world.methods[CHOSEN]) for each in half.each().values())
+        if any(each.done(half.world.methods[half.world.chosen]) for each in half.each().values())
     ]
     if not halves:
         raise UserError(f"no cell of {CHOSEN} is finished in {out}: run some, or give --cells")
@@ -154,7 +154,7 @@ def beyond_chapter(halves: Halves) -> Chapter:
         for half, results in halves.each().items()
     ]
     if world.ablations:
-        whole = {CHOSEN: world.methods[CHOSEN], **world.ablations}
+        whole = {world.chosen: world.methods[world.chosen], **world.ablations}
         both = {**GLOBAL, **{m: f"own models: {name}" for m, name in PERSONAL.items()}}
         tables.append(("A part changed: development", _table(halves.varied, whole, both)))
     if world.settings:
@@ -186,7 +186,7 @@ def _listed(seeds: Sequence[int]) -> str:
 
 
 def _goals(results: Results, world: World) -> list[Claim]:
-    cell = world.methods[CHOSEN]
+    cell = world.methods[world.chosen]
     sides: dict[bool, list[Condition]] = {False: [], True: []}
     words: dict[bool, list[str]] = {False: [], True: []}
     for metric, bound, above in world.goals:
@@ -206,13 +206,14 @@ def _goals(results: Results, world: World) -> list[Claim]:
 
 def _ahead(halves: Halves) -> list[Claim]:
     world, results = halves.world, halves.confirmation
-    rivals = [name for name in world.methods if name not in (CHOSEN, GOLD)]
+    rivals = [name for name in world.methods if name not in (world.chosen, GOLD)]
+    chosen = label(world.chosen).short
     return [
         Claim(
-            f"On {world.title} the global model is above that of {label(rival).short} in client "
-            "facts and in general knowledge",
+            f"On {world.title} the global model of {chosen} is above that of {label(rival).short} "
+            "in client facts and in general knowledge",
             [
-                ahead_of(results, world.methods, CHOSEN, rival, metric)
+                ahead_of(results, world.methods, world.chosen, rival, metric)
                 for metric in (world.facts, world.kept)
             ],
         )
