@@ -205,7 +205,9 @@ def test_rewriting_by_itself_gives_what_a_run_learns_from(home, run):
     expected = [json.loads(line) for line in lines]
     rows = [json.loads(line) for line in (home / "data" / "anna.jsonl").read_text().splitlines()]
     asked = run.recipe.distill.model_dump()
-    options = {key: asked[key] for key in ("prompt", "min_tokens", "batch_size", "checks")}
+    options = {
+        key: asked[key] for key in ("prompt", "contrast", "min_tokens", "batch_size", "checks")
+    }
     kept = [rows[int(line["origin"].rpartition(":")[2]) - 1] for line in expected]
     made = fedsdr.rewrite(model, tokenizer, kept, progress=False, **options)
     assert [each.text for each in made] == [line["text"] for line in expected]

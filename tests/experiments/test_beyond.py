@@ -111,7 +111,9 @@ def written(tmp_path_factory):
                 write_lab_cell(out, cell, seed, lab_scores(70 + lead * (1 + seed / 10), 60 - lead))
     for name, cell in ENGLISH.methods.items():
         for seed in range(4):
-            write_cell(out, cell, seed, (50.0 if name == CHOSEN else 30.0) + seed)
+            write_cell(out, cell, seed, (50.0 if name == ENGLISH.chosen else 30.0) + seed)
+    for cell in ENGLISH.ablations.values():
+        write_cell(out, cell, 0, 40.0)
     write_beyond(out)
     return out
 
@@ -139,7 +141,7 @@ def test_the_document_has_both_halves_and_the_verdicts_of_the_second(written):
     assert f"| The global model: {goal} | **holds** | 3 hold |" in text
     assert "above that of FedSD in client facts and in general knowledge | "\
         "**holds in part** | 1 holds, 1 fails |" in text  # fmt: skip
-    assert "client_facts, FedSDR2 - FedSD: +20.00" in text
+    assert "client_facts, FedSDR2 + FedAvgM - FedSD: +20.00" in text
     assert "Not finished" not in text
     assert (written / "beyond" / "lab-global.svg").exists()
     front = (written / "beyond" / "lab-personal.csv").read_text().splitlines()

@@ -7,7 +7,7 @@ LAB = {"model": {"path": "lab"}}
 
 
 def test_the_card_says_what_each_stream_learnt_from():
-    paper = method_choices(parse_recipe(LAB))
+    paper = method_choices(parse_recipe({**LAB, "method": "paper"}))
     new = method_choices(parse_recipe({**LAB, "method": "fedsdr2"}))
     streams = ("method", "local.rectify_targets", "local.smoothing_targets")
     assert [paper[key] for key in streams] == ["paper", "raw", "distilled"]

@@ -36,7 +36,7 @@ SPOILT = [
     f'{{"prompt": "{ASKED}", "response": "{ANSWERED} \\ud800"}}',
     f'"{ASKED} {ANSWERED}"',
 ]
-PERSONAL = ["local", "fedsa", "fedper", "feddpa", "fedsdr+ditto"]
+PERSONAL = ["local", "fedsa", "fedper", "feddpa", "fedsdr+ditto", "fedsdr2"]
 A_NUMBERS = 2 * 2 * (32 + 48)  # of q_proj and down_proj in two blocks: rank x inputs
 
 
@@ -140,7 +140,7 @@ def test_no_number_of_a_private_adapter_is_in_an_update(watched):
         size = sum(tensor.numel() for tensor in updates[0].change.values())
         numbers[folder.parent.name] = size
     # R and nothing else; of fedsa its factor A, of fedper one of the two blocks.
-    r = dict.fromkeys(["fedsd", "feddpa", "fedsdr+ditto", "out"], 576)
+    r = dict.fromkeys(["fedsd", "feddpa", "fedsdr+ditto", "fedsdr2", "out"], 576)
     assert numbers == {**r, "local": 0, "fedsa": A_NUMBERS, "fedper": 576 // 2}
 
 
@@ -190,15 +190,17 @@ def test_the_global_adapter_is_r_alone(watched):
 @pytest.mark.parametrize("word", [ASKED, ANSWERED, REWRITTEN])
 def test_texts_are_in_no_servers_file_but_the_samples(watched, word):
     """distillation.json and report.html show a few pairs, as a simulation may: these are the only
-    files outside `clients/` in which a record or a rewrite occurs."""
+    files outside `clients/` in which a record or a rewrite occurs. What is rehearsed is the base
+    model's own, here the word that it always writes."""
     found = {
         str(path.relative_to(watched.out))
         for path in served(watched.out)
         if word.encode() in path.read_bytes()
     }
-    distilled = [f"baselines/{name}/distillation.json" for name in ("fedsd", "fedsdr+ditto")]
-    samples = {"distillation.json", "report.html", *distilled}
-    assert found == samples
+    learning = ("fedsd", "fedsdr+ditto", "fedsdr2")
+    distilled = {f"baselines/{name}/distillation.json" for name in learning}
+    rehearsed = {"baselines/fedsdr2/rehearsed.jsonl"} if word == REWRITTEN else set()
+    assert found == {"distillation.json", "report.html"} | distilled | rehearsed
 
 
 @pytest.mark.parametrize("word", [ASKED, ANSWERED, REWRITTEN])

@@ -12,23 +12,59 @@ from fedsdr.recipe.load import (
 )
 from fedsdr.recipe.methods import named_recipe, own_name, resolve_methods
 from fedsdr.recipe.sections.local import Local
-from fedsdr.recipe.sections.method import ADDED, method_keys
+from fedsdr.recipe.sections.method import ADDED, STREAMS, method_keys
 from fedsdr.recipe.sections.model import Model
 from fedsdr.recipe.sections.recipe import Recipe
 
 LAB = {"model": {"path": "lab"}}
+OLD = {**LAB, "method": "paper"}
 NEW = {**LAB, "method": "fedsdr2"}
 CHANGED = {*ADDED, "local.smooth_lr"} - {"distill.temperature"}  # whose default is the same
 
 
 def differences(recipe: Recipe) -> set[str]:
     """From the paper's form, `method` itself aside."""
-    return {*recipe_differences(parse_recipe(LAB), recipe)} - {"method"}
+    return {*recipe_differences(parse_recipe(OLD), recipe)} - {"method"}
 
 
-def test_the_papers_form_is_the_default_and_sets_nothing():
-    assert recipe_differences(parse_recipe(LAB), parse_recipe({**LAB, "method": "paper"})) == []
+def test_fedsdr2_is_the_default_of_a_recipe_that_chooses_nothing_else():
+    assert parse_recipe(LAB) == Recipe(model=Model(path="lab")) == parse_recipe(NEW)
+    tuned = {**LAB, "local": {"smooth_lr": 2e-3}, "rehearsal": {"share": 0.0}}
+    assert parse_recipe(tuned) == parse_recipe({**tuned, "method": "fedsdr2"})
+
+
+@pytest.mark.parametrize("targets", ["raw", "distilled", "mixed", "two_shared_streams"])
+def test_a_recipe_of_other_targets_is_of_the_papers_form(targets):
+    chosen = {**LAB, "federation": {"targets": targets}}
+    assert parse_recipe(chosen) == parse_recipe({**chosen, "method": "paper"})
+    assert override_recipe(parse_recipe(LAB), {"federation.targets": targets}) == override_recipe(
+        parse_recipe(OLD), {"federation.targets": targets}
+    )
+    assert load_recipe(LAB, {"federation.targets": targets}) == parse_recipe(chosen)
+
+
+@pytest.mark.parametrize("key", STREAMS)
+def test_a_recipe_that_chooses_what_streams_do_is_of_the_papers_form(key):
+    section, name = key.split(".")
+    for value in (ADDED[key], getattr(parse_recipe(OLD).local, name)):
+        chosen = {**LAB, section: {name: value}}
+        assert parse_recipe(chosen) == parse_recipe({**chosen, "method": "paper"})
+        built = Recipe(model=Model(path="lab"), local=Local(**{name: value}))
+        assert built == parse_recipe(chosen)
+
+
+def test_a_resolved_recipe_of_before_there_were_methods_keeps_its_meaning(tmp_path):
+    file = tmp_path / "recipe.toml"
+    tables = parse_recipe(OLD).model_dump(mode="json", exclude_none=True)
+    del tables["method"], tables["rehearsal"], tables["distill"]["contrast"]
+    assert load_recipe(tables) == parse_recipe(OLD)
+    file.write_text(to_toml(parse_recipe(OLD)).replace('method = "paper"\n', ""), encoding="utf-8")
+    assert load_recipe(file) == parse_recipe(OLD)
+
+
+def test_the_papers_form_sets_nothing():
     assert method_keys("paper", 1e-3) == {}
+    assert (parse_recipe(OLD).local, parse_recipe(OLD).rehearsal.share) == (Local(), 0.0)
 
 
 def test_fedsdr2_sets_its_keys_and_nothing_else():
@@ -65,7 +101,7 @@ def test_a_resolved_recipe_is_itself_again(tmp_path):
 def file(request, tmp_path):
     """A recipe of the paper's method in a file: what its author wrote, or all keys spelled out."""
     path = tmp_path / "recipe.toml"
-    path.write_text('model.path = "lab"\nlocal.clip = 2.0\n', encoding="utf-8")
+    path.write_text('method = "paper"\nmodel.path = "lab"\nlocal.clip = 2.0\n', encoding="utf-8")
     if request.param == "resolved":
         path.write_text(to_toml(load_recipe(path)), encoding="utf-8")
     return path
@@ -86,7 +122,7 @@ def test_an_override_of_the_method_gives_way_to_others(file):
 
 
 def test_a_recipe_s_own_value_is_overridden_by_the_method_and_not_by_its_mention():
-    own = {**LAB, "local": {"smooth_lr": 3e-3}}
+    own = {**OLD, "local": {"smooth_lr": 3e-3}}
     assert parse_recipe({**own, "method": "fedsdr2"}).local.smooth_lr == 3e-3
     assert load_recipe(own, {"method": "fedsdr2"}).local.smooth_lr == pytest.approx(1e-4)
 
@@ -98,7 +134,7 @@ def test_the_rate_of_s_follows_that_of_r(rate):
     assert differences(built) == CHANGED | {"local.rectify_lr"}
     changes = {"local.rectify_lr": rate}
     assert override_recipe(parse_recipe(NEW), changes) == built
-    assert override_recipe(parse_recipe(LAB), {"method": "fedsdr2", **changes}) == built
+    assert override_recipe(parse_recipe(OLD), {"method": "fedsdr2", **changes}) == built
     fixed = parse_recipe({**NEW, "local": {"smooth_lr": 3e-3}})
     assert override_recipe(fixed, changes).local.smooth_lr == 3e-3
 

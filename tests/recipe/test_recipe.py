@@ -258,7 +258,7 @@ def test_a_method_names_itself_whatever_the_recipe_was(name):
 @pytest.mark.parametrize(
     ("federation", "expected"),
     [
-        ({}, "fedsdr"),
+        ({}, "fedsdr2"),
         ({"targets": "raw"}, "fedavg"),
         ({"targets": "raw", "pooled": True}, "central"),
         ({"targets": "distilled"}, "fedsd"),
@@ -267,7 +267,7 @@ def test_a_method_names_itself_whatever_the_recipe_was(name):
         ({"targets": "raw", "rounds": 0}, "base"),
         ({"targets": "raw", "algorithm": "local"}, "local"),
         ({"targets": "distilled", "algorithm": "local"}, "fedsd+local"),
-        ({"algorithm": "fedadam", "robust": "krum"}, "fedsdr+fedadam+krum"),
+        ({"algorithm": "fedadam", "robust": "krum"}, "fedsdr2+fedadam+krum"),
         ({"targets": "raw", "lora_aggregation": "flora"}, "flora"),
         ({"targets": "raw", "personalisation": "ditto", "compression": "int8"}, "ditto+int8"),
     ],

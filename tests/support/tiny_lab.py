@@ -3,6 +3,7 @@
 ROUNDS = 2
 TABLES = {
     "seed": 3,
+    "method": "paper",
     "model": {"path": "lab", "max_length": 64, "device": "cpu"},
     "lora": {"rank": 2, "alpha": 4.0},
     "lab": {"entities": 4, "clients": 3, "pretrain_steps": 3},

@@ -79,7 +79,7 @@ def test_a_method_names_no_folder_elsewhere(tmp_path, name):
 def test_every_method_has_a_folder_below_the_runs(tmp_path):
     recipe = parse_recipe({**LAB, "baselines": ["base", "fedsd+fedadam", "fedsdr+flora"]})
     for name, folder in method_folders(recipe, tmp_path).items():
-        assert re.fullmatch(r"[a-z_+]+", name)
+        assert re.fullmatch(r"[a-z_+]+2?", name)
         assert folder == tmp_path or folder.parent == tmp_path / "baselines"
 
 

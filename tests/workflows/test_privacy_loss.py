@@ -29,7 +29,9 @@ Cohorts = Sequence[Sequence[str]]
 def recipe_of(data: Mapping[str, Any] | None = None, **tables: Any) -> Recipe:
     model = {"path": "lab" if data is None else "any/model"}
     privacy = {"mode": "local", "noise_multiplier": 5.0}
-    return parse_recipe({"model": model, "data": data or {}, "privacy": privacy, **tables})
+    return parse_recipe(
+        {"method": "paper", "model": model, "data": data or {}, "privacy": privacy, **tables}
+    )
 
 
 def finished(folder: Path, recipe: Recipe, cohorts: Mapping[str, Cohorts]) -> Path:

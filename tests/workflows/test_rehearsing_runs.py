@@ -1,12 +1,14 @@
 """Runs that rehearse: the same in this process and across organisations, and what is kept of it."""
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from fedsdr.core import files
-from fedsdr.core.progress import silent_reporter
+from fedsdr.core.progress import Reporter, silent_reporter
 from fedsdr.distillation import rewrite
 from fedsdr.generation.sampling import Job, Stop, stop_tokens
 from fedsdr.recipe.load import load_recipe, override_recipe
@@ -44,6 +46,18 @@ def test_clients_rehearse_alike_in_this_process_and_elsewhere(tmp_path):
     for client in federation.clients():
         [theirs] = (tmp_path / "of" / "sides").glob(f"{client}/runs/*/rehearsed.jsonl")
         assert files.read_json_lines(theirs) == rehearsed
+
+
+@pytest.mark.parametrize(("tokens", "few"), [(2, True), (9, False)])
+def test_a_model_that_writes_few_prompts_is_reported(tmp_path, tokens, few):
+    """Two tokens are a word and an end: of the vocabulary there are fewer than fifty."""
+    options = {**REHEARSAL, "count": 100, "prompt_tokens": tokens}
+    recipe = load_recipe(Federation(tmp_path, rehearsal=options).recipe_file)
+    said = io.StringIO()
+    run_recipe(recipe, tmp_path / "run", Reporter(Console(file=said, width=300)))
+    [line] = [each for each in said.getvalue().splitlines() if each.startswith("rehearsal: ")]
+    remedy = "rehearsal.count = 100: it ended no more within rehearsal.prompt_tokens = 2. Raise"
+    assert (remedy in line) == few
 
 
 def test_a_run_without_it_is_another_run_and_writes_nothing_of_it(tmp_path):

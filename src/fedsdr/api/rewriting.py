@@ -31,10 +31,11 @@ def rewrite(
     """Rewrite responses with a transformers model as teacher: y~ ~ f(. given c, x, y).
 
     records: `Record`s, or rows in any layout of a data file, such as {"instruction", "response"}.
-    template: as `model.template` of a recipe. options: keys of `[distill]`, such as the request,
-    temperature, attempts and checks. Returns one `Rewritten` per record, in order: its `text` is
-    the raw response if no attempt passed the checks, and `reason` says why. Raises `UserError` for
-    wrong options or rows. Source: arXiv 2605.18028, Sec. method; SDFT, arXiv 2402.13669.
+    template: as `model.template` of a recipe. options: keys of `[distill]`, such as the prompt,
+    contrast, attempts and checks; the others are those of a recipe that chooses nothing. Returns
+    one `Rewritten` per record, in order: its `text` is the raw response if no attempt passed the
+    checks, and `reason` says why. Raises `UserError` for wrong options or rows. Source: arXiv
+    2605.18028, Sec. method; SDFT, arXiv 2402.13669.
     """
     # A recipe checks the options, and names what is wrong with them.
     distill = parse_recipe({"model": {"path": "lab"}, "distill": options}).distill

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from fedsdr.core.errors import UserError
 from fedsdr.recipe.sections.data import HUB, Source
-from fedsdr.recipe.sections.method import TUNED, method_keys
+from fedsdr.recipe.sections.method import PAPER, TUNED, TWO_STREAM, method_keys
 from fedsdr.recipe.sections.model import Model
 from fedsdr.recipe.sections.recipe import Recipe
 
@@ -145,7 +145,7 @@ def _toml_value(text: str) -> Any:
 
 def override_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """The recipe with "a.b" -> value changes, validated anew. Another `method` changes all of its
-    keys that are not among the changes."""
+    keys that are not among the changes, and so do targets of one stream, which are the paper's."""
     tables = recipe.model_dump(mode="json")
     for key, value in {**_method_changes(recipe, changes), **changes}.items():
         _put(tables, key, value)
@@ -155,16 +155,18 @@ def override_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 def _method_changes(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
     """What another method, or another rate of R, makes of the keys that methods set."""
     old, rate = recipe.local.rectify_lr, "local.rectify_lr"
-    method = changes.get("method", recipe.method)
+    one_stream = changes.get("federation.targets", TWO_STREAM) != TWO_STREAM
+    method = changes.get("method", PAPER if one_stream else recipe.method)
     had, has = method_keys(recipe.method, old), method_keys(method, changes.get(rate, old))
     if not (had or has):  # as of most recipes
         return {}
     found = flatten_tables(recipe.model_dump(mode="json"))
     if method == recipe.method:
         return {key: value for key, value in has.items() if found[key] == had[key]}
-    default = flatten_tables(Recipe(model=Model(path="lab")).model_dump(mode="json"))
+    paper = Recipe(method=PAPER, model=Model(path="lab"))
+    default = flatten_tables(paper.model_dump(mode="json"))
     own = {key for key in TUNED if key in had and found[key] != had[key]}
-    return {**{key: default[key] for key in had if key not in own}, **has}
+    return {"method": method, **{key: default[key] for key in had if key not in own}, **has}
 
 
 def _put(tables: dict[str, Any], key: str, value: Any) -> None:

@@ -3,13 +3,22 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedsdr.report import labels, text
 from fedsdr.report.load import Material, MethodRuns, finite_number
 
 SHOWN_PAIRS = 20
 SHOWN_WRONG = 12  # of them at most, where there are others: the page must not look worse than it is
+
+
+class RewriteCounts(NamedTuple):
+    """Of all clients and seeds; wrong: the share of the accepted rewrites that are known to be
+    right or wrong, None where none is."""
+
+    records: float
+    rewritten: float
+    wrong: float | None
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,19 @@ def rewrite_groups(material: Material) -> list[RewriteGroup]:
     return found
 
 
+def count_rewrites(method: MethodRuns) -> RewriteCounts:
+    reports = _reports(method)
+    wrong = _mean(reports, "wrong", "checked")
+    return RewriteCounts(_sum(reports, "records"), _sum(reports, "rewritten"), wrong)
+
+
+def _reports(method: MethodRuns) -> list[Mapping[str, Any]]:
+    """Each client's of each seed."""
+    return [
+        report for run in method.runs for report in (run.distillation.get("clients") or {}).values()
+    ]
+
+
 def _clients(method: MethodRuns) -> list[dict[str, Any]]:
     """A row a client, then all together where there is more than one."""
     reports: dict[str, list[Mapping[str, Any]]] = {}
@@ -56,13 +78,10 @@ def _clients(method: MethodRuns) -> list[dict[str, Any]]:
 def _words(method: MethodRuns) -> str:
     """What the Rewrite Paradox looks like here: how many rewrites pass, and what is wrong with
     those that do. "" where nothing is known."""
-    reports = [
-        report for run in method.runs for report in (run.distillation.get("clients") or {}).values()
-    ]
-    records, rewritten = _sum(reports, "records"), _sum(reports, "rewritten")
+    reports, (records, rewritten, wrong) = _reports(method), count_rewrites(method)
     if not records:
         return ""
-    checked, wrong = _sum(reports, "checked"), _mean(reports, "wrong", "checked")
+    checked = _sum(reports, "checked")
     words = [
         f"The base model was asked to rewrite {text.format_fixed(records, 0)} responses;"
         f" {text.format_fixed(rewritten, 0)} rewrites"

@@ -9,6 +9,7 @@ from typing import Any
 
 from fedsdr.core.notices import plural_form
 from fedsdr.report import labels, tables, text
+from fedsdr.report.advice import advise_methods
 from fedsdr.report.charts import FACTS, KEPT
 from fedsdr.report.load import Material
 from fedsdr.report.palette import Style
@@ -86,4 +87,5 @@ def scores_section(material: Material, styles: Mapping[str, Style]) -> dict[str,
             (labels.method_label(each.name), styles[each.name]) for each in material.methods
         ],
         "trade_off": {FACTS, KEPT} <= found,
+        "advice": advise_methods(material),
     }

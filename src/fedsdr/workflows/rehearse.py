@@ -10,6 +10,7 @@ from fedsdr.data.example import Example
 from fedsdr.distillation.rehearsal import generate_rehearsal
 from fedsdr.federation.loaded import LoadedRun
 from fedsdr.recipe.methods import Method
+from fedsdr.recipe.sections.rehearsal import Rehearsal
 from fedsdr.workflows.distill import base_teacher
 from fedsdr.workflows.prepare import rewrite_cache
 
@@ -27,6 +28,7 @@ def rehearse_all(
             base_teacher(loaded), recipe.rehearsal, recipe.distill, cache, recipe.seed,
             loaded.prompts,
         )  # fmt: skip
+    few = "" if loaded.prompts else _few_words(len(rehearsed), recipe.rehearsal)
     rows = [{"prompt": each.prompt, "answer": each.answer} for each in rehearsed]
     files.write_json_lines(method.folder / REHEARSED_FILE, rows)
     encoded = (each.example(loaded.base.chat, loaded.max_length) for each in rehearsed)
@@ -36,5 +38,15 @@ def rehearse_all(
             f"rehearsal: no prompt of {len(rehearsed)} leaves room for an answer within "
             f"{loaded.max_length} tokens: lower rehearsal.prompt_tokens, or raise model.max_length"
         )
-    reporter.say(f"rehearsal: {len(examples)} prompts with the base model's answers")
+    reporter.say(f"rehearsal: {len(examples)} prompts with the base model's answers{few}")
     return examples
+
+
+def _few_words(count: int, options: Rehearsal) -> str:
+    """What helps where the model wrote few prompts, which are learnt by heart."""
+    if 2 * count >= options.count:
+        return ""
+    return (
+        f", of rehearsal.count = {options.count}: it ended no more within rehearsal.prompt_tokens "
+        f"= {options.prompt_tokens}. Raise that, or set rehearsal.share = 0"
+    )

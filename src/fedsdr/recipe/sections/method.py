@@ -1,13 +1,16 @@
 """`method`: what a recipe's keys are where it does not set them itself.
 
-"paper" is FedSDR as published, which is what all other sections' defaults describe. "fedsdr2" was
-chosen by measurement (docs/findings.md) and tested on other seeds (docs/beyond.md):
+"paper" is FedSDR as published, which is what all other sections' defaults describe. "fedsdr2", the
+default, was chosen by measurement (docs/findings.md) and tested on other seeds (docs/beyond.md):
 
 * R, which is aggregated, learns from contrastive rewrites, and never sees an S: the global model
   is true and speaks the base model's own language;
 * S learns the raw responses on top of W0 + R, at a lower rate, and is kept from round to round:
   a client's own model answers in its house style;
 * both rehearse the base model's own texts, so that less is forgotten.
+
+A recipe that names no method and trains one stream, or chooses itself how the two streams work
+together, is of the paper's form.
 """
 
 from collections.abc import Mapping
@@ -19,6 +22,7 @@ MethodName = Literal["paper", "fedsdr2"]
 PAPER: Final[MethodName] = "paper"
 FEDSDR2: Final[MethodName] = "fedsdr2"
 
+TWO_STREAM: Final = "two_stream"
 SLOWER: Final = 3  # S learns at R's rate, divided by this
 
 ADDED: Final[Mapping[str, Any]] = {
@@ -34,8 +38,17 @@ ADDED: Final[Mapping[str, Any]] = {
 }
 
 
+STREAMS: Final = tuple(key for key in ADDED if key.startswith("local."))
 # Of these, what also tunes other methods: a recipe's own value stays when the method changes.
 TUNED: Final = ("distill.temperature", "local.smooth_lr")
+
+
+def default_method(tables: Mapping[str, Any]) -> MethodName:
+    """The method of a recipe's tables that name none."""
+    one_stream = _keys(tables.get("federation")).get("targets", TWO_STREAM) != TWO_STREAM
+    local = _keys(tables.get("local"))
+    chosen = any(key.removeprefix("local.") in local for key in STREAMS)
+    return PAPER if one_stream or chosen else FEDSDR2
 
 
 def method_keys(method: Any, rectify_lr: Any) -> dict[str, Any]:
@@ -53,12 +66,13 @@ def method_keys(method: Any, rectify_lr: Any) -> dict[str, Any]:
 
 
 def fill_keys(tables: Mapping[str, Any], rectify_lr: float) -> dict[str, Any]:
-    """A recipe's tables with its method's keys, where it does not set them itself.
+    """A recipe's tables with its method, and the method's keys where it does not set them itself.
 
     rectify_lr: the default. What is no table is left for validation to refuse.
     """
     filled, rate = dict(tables), _keys(tables.get("local")).get("rectify_lr", rectify_lr)
-    for key, value in method_keys(tables.get("method"), rate).items():
+    filled.setdefault("method", default_method(tables))
+    for key, value in method_keys(filled["method"], rate).items():
         section, name = key.split(".")
         if isinstance(filled.get(section, {}), Mapping | Section):
             filled[section] = {name: value, **_keys(filled.get(section))}

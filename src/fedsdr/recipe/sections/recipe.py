@@ -12,7 +12,7 @@ from fedsdr.recipe.sections.distill import Distill
 from fedsdr.recipe.sections.evaluate import Evaluate, Tracking
 from fedsdr.recipe.sections.federation import FederationSection, Privacy
 from fedsdr.recipe.sections.local import Local
-from fedsdr.recipe.sections.method import PAPER, MethodName, fill_keys
+from fedsdr.recipe.sections.method import FEDSDR2, PAPER, TWO_STREAM, MethodName, fill_keys
 from fedsdr.recipe.sections.model import Lora, Model
 from fedsdr.recipe.sections.rehearsal import Rehearsal
 
@@ -24,10 +24,13 @@ class Recipe(Section):
 
     seed: int = 0
     """The seed of all random draws but the noise of differential privacy."""
-    method: MethodName = PAPER
-    """What the method's keys are where this recipe does not set them: `"paper"` (FedSDR as
-    published, all defaults below) or `"fedsdr2"` (docs/algorithms.md has the keys that it sets, and
-    docs/beyond.md what came of it). As an override it sets them all; baselines have none."""
+    method: MethodName = FEDSDR2
+    """What the method's keys are where this recipe does not set them: `"fedsdr2"`
+    (docs/algorithms.md has the keys that it sets, and docs/beyond.md what came of it) or `"paper"`
+    (FedSDR as published, all defaults below), which is also the default where
+    `federation.targets` is not `"two_stream"` and where the recipe sets one of
+    `local.rectify_targets`, `rectify_alone`, `smoothing_targets`, `smoothing_context` and
+    `smoothing_state` itself. As an override it sets all of its keys; baselines have none."""
     baselines: tuple[str, ...] = ()
     """Methods that are run for comparison before the recipe's own, each into `baselines/NAME` of
     the run folder: names of methods, choices joined by `+`, or names of `variants`."""
@@ -127,7 +130,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _method_has_its_streams(self) -> "Recipe":
         targets = self.federation.targets
-        if self.method != PAPER and targets != "two_stream":
+        if self.method != PAPER and targets != TWO_STREAM:
             raise ValueError(
                 f'method = "{self.method}" has two streams, and federation.targets = "{targets}": '
                 f'remove that, or set method = "{PAPER}"'

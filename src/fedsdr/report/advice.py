@@ -1,0 +1,118 @@
+"""Which method pays for these data, in words: of the means that the report shows, and of what
+became of the rewrites."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from fedsdr.report import labels, text
+from fedsdr.report.charts import FACTS, KEPT
+from fedsdr.report.clients import LOSS
+from fedsdr.report.load import Material, MethodRuns
+from fedsdr.report.rewrites import RewriteCounts, count_rewrites
+from fedsdr.report.tables import best_methods
+
+SIDES: Final = {"": "Global models", "personal_": "Clients' own models"}
+OFTEN_WRONG: Final = 0.1  # of accepted rewrites; half of what plain rewriting in the lab has
+OFTEN_REFUSED: Final = 0.5  # of records
+
+Point = tuple[float, ...]
+
+
+def advise_methods(material: Material) -> list[str]:
+    """Sentences for the reader who has to choose; none where fewer than two methods were trained
+    or nothing can be compared."""
+    trained = [method for method in material.methods if method.name != "base"]
+    if len(trained) < 2:
+        return []
+    compared = [words for side in SIDES if (words := _compared(material, trained, side))]
+    if not compared:
+        return []
+    chance = (
+        "One seed cannot tell a lead from chance: repeat this with fedsdr compare --seeds 0,1,2."
+        if len(material.seeds) < 2
+        else ""
+    )
+    return [*compared, *_rewriting(trained), *([chance] if chance else [])]
+
+
+def _compared(material: Material, methods: Sequence[MethodRuns], side: str) -> str:
+    """The front of facts and knowledge, or else the lowest loss; "" where neither is known."""
+    names = (side + FACTS, side + KEPT)
+    points = {
+        method.name: tuple(_shown(method, name) for name in names)
+        for method in methods
+        if all(name in method.scores for name in names)
+    }
+    if len(points) > 1:
+        front = [f"{_label(m)} ({_numbers(points[m], names)})" for m in front_of(points)]
+        sentence = (
+            f"{SIDES[side]}: the front of facts learnt and knowledge kept is "
+            f"{text.join_words(front)}"
+        )
+        if len(front) == len(points):
+            return f"{sentence}: each has more of one than any that has more of the other."
+        return f"{sentence}; any other is behind one of these in one, and ahead of it in neither."
+    if best := best_methods(material, side + LOSS):
+        leading = text.join_words([_label(m.name) for m in methods if m.name in best])
+        return f"{SIDES[side]}: the lowest loss on held-out records is that of {leading}."
+    return ""
+
+
+def front_of(points: Mapping[str, Point]) -> list[str]:
+    """The names of points of which no other is at least as large in all coordinates and larger in
+    one."""
+    return [
+        name
+        for name, point in points.items()
+        if not any(_dominates(other, point) for other in points.values())
+    ]
+
+
+def _dominates(a: Point, b: Point) -> bool:
+    return a != b and all(x >= y for x, y in zip(a, b, strict=True))
+
+
+def _rewriting(methods: Sequence[MethodRuns]) -> list[str]:
+    """What the rewrites say of methods that learn them, each kind of rewriting once."""
+    counts = dict[RewriteCounts, list[str]]()
+    for method in methods:
+        found = count_rewrites(method)
+        if found.records:
+            counts.setdefault(found, []).append(_label(method.name))
+    return [
+        sentence
+        for found, names in counts.items()
+        for sentence in _judged(found, text.join_words(names))
+    ]
+
+
+def _judged(found: RewriteCounts, names: str) -> list[str]:
+    sentences = []
+    if found.records - found.rewritten > OFTEN_REFUSED * found.records:
+        sentences.append(
+            f"{names}: most responses kept their raw form, so that rewriting had little effect. "
+            "fedsdr distill --prompts compares prompts for this model and these data."
+        )
+    if found.wrong is not None and found.wrong > OFTEN_WRONG:
+        sentences.append(
+            f"{names}: {text.format_share(found.wrong)} of the rewrites with a known answer are "
+            'wrong, and are learnt. Contrastive rewriting (method = "fedsdr2") needs no answers '
+            "to avoid most of them; distill.verify uses those that are known."
+        )
+    return sentences
+
+
+def _shown(method: MethodRuns, name: str) -> float:
+    """As far as shown digits tell."""
+    return round(method.scores[name].mean, labels.metric_label(name).digits)
+
+
+def _numbers(point: Point, names: Sequence[str]) -> str:
+    return ", ".join(
+        text.format_fixed(value, labels.metric_label(name).digits)
+        for value, name in zip(point, names, strict=True)
+    )
+
+
+def _label(name: str) -> str:
+    return labels.method_label(name).short
