@@ -8,11 +8,13 @@ import pytest
 from rich.console import Console
 
 from fedsdr.core import files
+from fedsdr.core.errors import UserError
 from fedsdr.core.progress import Reporter, silent_reporter
 from fedsdr.distillation import rewrite
 from fedsdr.generation.sampling import Job, Stop, stop_tokens
 from fedsdr.recipe.load import load_recipe, override_recipe
 from fedsdr.recipe.methods import named_recipe
+from fedsdr.workflows import method
 from fedsdr.workflows.run import run_recipe
 from support.message_lines import loopback
 from support.signed_federation import Federation, bits, rows
@@ -46,6 +48,15 @@ def test_clients_rehearse_alike_in_this_process_and_elsewhere(tmp_path):
     for client in federation.clients():
         [theirs] = (tmp_path / "of" / "sides").glob(f"{client}/runs/*/rehearsed.jsonl")
         assert files.read_json_lines(theirs) == rehearsed
+
+
+def test_a_model_that_writes_no_prompts_ends_a_run_before_it_rewrites(tmp_path, monkeypatch):
+    """One token is an end alone, and no prompt."""
+    monkeypatch.setattr(method, "rewrite_all", lambda *_: pytest.fail("rewritten first"))
+    options = {**REHEARSAL, "prompt_tokens": 1}
+    federation = Federation(tmp_path, rehearsal=options, federation={"targets": "two_stream"})
+    with pytest.raises(UserError, match=r"ended 0 prompts.*or set rehearsal\.share = 0"):
+        run_recipe(federation.recipe, tmp_path / "run", silent_reporter())
 
 
 @pytest.mark.parametrize(("tokens", "few"), [(2, True), (9, False)])

@@ -224,10 +224,11 @@ def client_examples(
 
     cache: the folder of the cache of rewrites, where that is not the user's common one.
     """
-    own = _own_examples(loaded, method, reporter, cache)
     if not method.recipe.rehearses:
-        return own
+        return _own_examples(loaded, method, reporter, cache)
+    # First what takes less time, and fails where a base model writes no prompts.
     rehearsed = rehearse_all(loaded, method, reporter, cache)
+    own = _own_examples(loaded, method, reporter, cache)
     return {client: {**kinds, "rehearsed": rehearsed} for client, kinds in own.items()}
 
 
