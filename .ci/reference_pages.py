@@ -16,10 +16,16 @@ from pydantic import BaseModel
 import fedsdr
 from fedsdr.algorithms.table import TABLES, AlgorithmRow
 from fedsdr.cli.main import app
+from fedsdr.recipe.sections.method import ADDED, SLOWER
 from fedsdr.recipe.sections.recipe import Recipe
 
 PACKAGE: Final = Path(fedsdr.__file__).parent
 Schema = Mapping[str, Any]
+# What the default method has instead.
+BY_METHOD: Final = {
+    **{key: f"`{json.dumps(value)}`" for key, value in ADDED.items()},
+    "local.smooth_lr": f"`rectify_lr` / {SLOWER}",
+}
 
 RECIPE_INTRODUCTION: Final = """# Recipe keys
 
@@ -87,6 +93,8 @@ def _section(title: str, name: str, schema: Schema, definitions: Schema) -> str:
 
 def _key_row(path: str, key: str, value: Schema, required: bool) -> str:
     default = "required" if required else _literal(value.get("default"))
+    if path in BY_METHOD:
+        default += f" (`fedsdr2`: {BY_METHOD[path]})"
     allowed = (
         " or ".join(f"`{name}`" for name in TABLES[path]) if path in TABLES else _values(value)
     )

@@ -51,6 +51,7 @@ def recipe(folder: Path, clients: int, rounds: int) -> Path:
     ]
     files.write_json_lines(folder / "data.jsonl", rows)
     tables = {
+        "method": "paper",
         "model": {"path": str(folder / "model"), "device": "cpu"},
         "lora": {"rank": 4},
         "data": {

@@ -267,16 +267,16 @@ def _cost_table(world: World) -> Table:
     for name, cell in world.methods.items():
         plan = plan_prepared(prepare_run(cell.recipe(world.development[0])), flops=1.0)
         (method,) = plan.methods
-        rewrites = plan.rewrites if method.distils else None
+        once = plan.rewrites.prompt_tokens + plan.rewrites.tokens if method.distils else 0
+        contrast = cell.recipe(0).distill.contrast > 0  # which reads all with a second prompt
         numbers = (
-            rewrites.prompt_tokens if rewrites else 0,
-            rewrites.tokens if rewrites else 0,
+            2 * once if contrast else once,
             plan.rehearsed.most_tokens,
             method.tokens,
             method.traffic.bytes_up + method.traffic.bytes_down,
         )
         rows.append([label(name).short, *(f"{number:,}" for number in numbers)])
-    columns = ["read to rewrite", "rewritten", "base model's own texts", "trained on", "bytes sent"]
+    columns = ["read and written to rewrite", "rehearsed texts", "trained on", "bytes sent"]
     return Table(["", *columns], rows)
 
 

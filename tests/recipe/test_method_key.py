@@ -41,6 +41,8 @@ def test_a_recipe_of_other_targets_is_of_the_papers_form(targets):
         parse_recipe(OLD), {"federation.targets": targets}
     )
     assert load_recipe(LAB, {"federation.targets": targets}) == parse_recipe(chosen)
+    back = {"federation.targets": "two_stream"}
+    assert load_recipe(chosen, back) == override_recipe(parse_recipe(chosen), back)
 
 
 @pytest.mark.parametrize("key", STREAMS)
@@ -51,6 +53,53 @@ def test_a_recipe_that_chooses_what_streams_do_is_of_the_papers_form(key):
         assert parse_recipe(chosen) == parse_recipe({**chosen, "method": "paper"})
         built = Recipe(model=Model(path="lab"), local=Local(**{name: value}))
         assert built == parse_recipe(chosen)
+
+
+@pytest.mark.parametrize("key", STREAMS)
+def test_an_override_of_one_key_leaves_the_method_as_it_is(key):
+    changes = {key: getattr(parse_recipe(OLD).local, key.removeprefix("local."))}
+    found = load_recipe(LAB, changes)
+    assert found.method == "fedsdr2"
+    assert found == load_recipe(parse_recipe(LAB), changes)
+    assert recipe_differences(found, parse_recipe(LAB)) == [key]
+
+
+def test_an_override_by_the_method_that_a_recipe_has_changes_nothing():
+    own = {**LAB, "local": {"smooth_lr": 3e-3}, "rehearsal": {"share": 0.5}}
+    assert load_recipe(own, {"method": "fedsdr2"}) == parse_recipe(own)
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"local": {"schedule": "cosine", "final_lr": 2e-4}},
+        {"federation": {"loss": "on_policy"}},
+        {"model": {"path": "any", "thinking": "on"}, "data": {"sources": [{"path": "a.jsonl"}]}},
+        {"distill": {"generator": "transformers"}},
+    ],
+)
+def test_what_only_the_method_s_keys_exclude_has_the_paper_s_as_a_remedy(tables):
+    with pytest.raises(UserError, match='; or set method = "paper", without the keys that'):
+        parse_recipe({**LAB, **tables})
+    parse_recipe({**LAB, **tables, "method": "paper"})
+
+
+def test_that_remedy_is_not_offered_where_it_is_none():
+    for tables in ({**LAB, "seed": "x"}, {**OLD, "local": {"clip": -1}}):
+        with pytest.raises(UserError) as refused:
+            parse_recipe(tables)
+        assert "paper" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("size", "share", "examples"), [(1, 0.0, 0), (2, 0.2, 1), (3, 0.2, 1), (16, 0.2, 3)]
+)
+def test_small_batches_rehearse_an_example_if_they_can(size, share, examples):
+    recipe = parse_recipe({**LAB, "local": {"batch_size": size}})
+    assert recipe.rehearsal.share == share
+    assert recipe.rehearsal.examples(size) == examples
+    with pytest.raises(UserError, match="leaves no place for a client's own record"):
+        parse_recipe({**LAB, "local": {"batch_size": 1}, "rehearsal": {"share": 0.5}})
 
 
 def test_a_resolved_recipe_of_before_there_were_methods_keeps_its_meaning(tmp_path):

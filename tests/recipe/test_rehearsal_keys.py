@@ -14,10 +14,10 @@ LAB = {"model": {"path": "lab"}}
     [
         ({**LAB, "rehearsal": {"share": 1.0}}, ["rehearsal.share = 1.0", "less than 1"]),
         (
-            {**LAB, "rehearsal": {"share": 0.05}, "local": {"batch_size": 8}},
-            ["0.05 of local.batch_size = 8 is 0 examples", "raise local.batch_size"],
+            {**LAB, "rehearsal": {"share": 0.05}, "local": {"batch_size": 1}},
+            ["0.05 of local.batch_size = 1 leaves no place", "raise local.batch_size"],
         ),
-        ({**LAB, "rehearsal": {"share": 0.9}, "local": {"batch_size": 4}}, ["is 4 examples"]),
+        ({**LAB, "rehearsal": {"share": 0.9}, "local": {"batch_size": 4}}, ["lower the share"]),
         (
             {**LAB, "rehearsal": {"share": 0.5}, "federation": {"loss": "on_policy"}},
             ["on_policy samples its own", "set it to 0"],

@@ -42,10 +42,20 @@ def test_the_front_of_global_models_is_named_and_the_base_model_is_not_on_it():
     (sentence,) = advise_methods(material(BASE, FEDAVG, FEDSD, FEDSDR2))
     assert sentence == (
         "Global models: the front of facts learnt and knowledge kept is FedSD (60.0, 99.0) and "
-        "FedSDR2 (97.0, 98.0); any other is behind one of these in one, and ahead of it in neither."
+        "FedSDR2 (97.0, 98.0); any other is behind one of these in at least one, and ahead of it "
+        "in neither."
     )
     (sentence,) = advise_methods(material(FEDAVG, FEDSD))
-    assert sentence.endswith("each has more of one than any that has more of the other.")
+    assert sentence.endswith("none of them is ahead in one without being behind in the other.")
+
+
+def test_what_cannot_be_chosen_is_on_no_front():
+    """Pooled training shares all data."""
+    central = method("central", client_facts=99.0, general=100.0)
+    (sentence,) = advise_methods(material(BASE, FEDAVG, central, FEDSDR2))
+    assert "FedSDR2 (97.0, 98.0)" in sentence
+    assert "99.0" not in sentence
+    assert advise_methods(material(central, FEDAVG)) == []
 
 
 def test_clients_own_models_have_a_front_of_their_own():
@@ -57,12 +67,19 @@ def test_clients_own_models_have_a_front_of_their_own():
 
 
 def test_where_facts_are_unknown_the_loss_decides():
-    found = advise_methods(material(method("fedavg", loss=1.5), method("fedsd", loss=1.25)))
-    assert found == ["Global models: the lowest loss on held-out records is that of FedSD."]
+    (found,) = advise_methods(material(method("fedavg", loss=1.5), method("fedsd", loss=1.25)))
+    assert found.startswith("Global models: the lowest loss on held-out records is that of FedSD. ")
+    assert "favours methods that learn them raw" in found
+    central = method("central", loss=1.0)
+    assert (
+        advise_methods(material(central, method("fedavg", loss=1.5), method("fedsd", loss=2.0)))
+        == []
+    )
 
 
-def test_one_seed_is_no_evidence():
-    (_, chance) = advise_methods(material(FEDAVG, FEDSD, seeds=1))
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_fewer_seeds_than_three_are_no_evidence(seeds):
+    (_, chance) = advise_methods(material(FEDAVG, FEDSD, seeds=seeds))
     assert "--seeds 0,1,2" in chance
 
 
@@ -84,6 +101,15 @@ def test_what_became_of_rewrites_is_said_where_it_matters(counts, said):
     for sentence, words in zip(found, said, strict=True):
         assert sentence.startswith("FedSD and FedSDR: ")
         assert words in sentence
+
+
+def test_contrast_is_not_recommended_to_what_has_it():
+    learning = [method(name, rewritten(99, 99, 0.2), loss=1.0) for name in ("fedsdr2", "fedsd")]
+    kinds = [method("fedsdr2+fedavgm", rewritten(99, 98, 0.2)), *learning[1:]]
+    contrastive, plain = advise_methods(material(*kinds))
+    assert contrastive.startswith("FedSDR2 + FedAvgM: 20.0 %")
+    assert "contrast" not in contrastive
+    assert "distill.contrast = 1" in plain
 
 
 @pytest.mark.parametrize("methods", [(), (FEDAVG,), (BASE, FEDAVG), (method("a"), method("b"))])

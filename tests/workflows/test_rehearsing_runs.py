@@ -67,7 +67,9 @@ def test_a_model_that_writes_few_prompts_is_reported(tmp_path, tokens, few):
     said = io.StringIO()
     run_recipe(recipe, tmp_path / "run", Reporter(Console(file=said, width=300)))
     [line] = [each for each in said.getvalue().splitlines() if each.startswith("rehearsal: ")]
-    remedy = "rehearsal.count = 100: it ended no more within rehearsal.prompt_tokens = 2. Raise"
+    remedy = (
+        "of rehearsal.count = 100: the others were not ended within rehearsal.prompt_tokens = 2"
+    )
     assert (remedy in line) == few
 
 

@@ -203,7 +203,7 @@ TARGETS: Final[Mapping[str, AlgorithmRow]] = {
     ),
     "two_stream": AlgorithmRow(
         two_stream,
-        "FedSDR: R learns the responses, a private S the rewrites",
+        "FedSDR: R, which is shared, and a private S; `method` says what each learns",
         "Ren et al. 2026, arXiv 2605.18028",
     ),
     "two_shared_streams": AlgorithmRow(

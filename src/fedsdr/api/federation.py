@@ -64,8 +64,9 @@ class Federation:
 
         name: of the algorithm in tables and in the report. composed: True puts the algorithm in
         the place of `federation.algorithm` and applies the recipe's other choices to it (targets,
-        aggregation, robust mean, compression, privacy); False runs it unchanged, and
-        `federation.targets` only decides whether records are rewritten. resume: continue an
+        aggregation, robust mean, compression, privacy); False runs it unchanged: of the
+        recipe, `federation.targets` decides whether records are rewritten, and `rehearsal.share`
+        whether the base model's own texts are in its batches. resume: continue an
         interrupted call in `out`; the algorithm must be the same. Raises `UserError` before any
         work.
         """

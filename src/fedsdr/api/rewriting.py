@@ -16,6 +16,7 @@ from fedsdr.distillation.verify import build_verifier, check_verifier
 from fedsdr.model.base import context_positions, end_tokens
 from fedsdr.recipe.load import parse_recipe
 from fedsdr.recipe.sections.data import Source
+from fedsdr.recipe.sections.method import PAPER
 
 
 def rewrite(
@@ -32,13 +33,14 @@ def rewrite(
 
     records: `Record`s, or rows in any layout of a data file, such as {"instruction", "response"}.
     template: as `model.template` of a recipe. options: keys of `[distill]`, such as the prompt,
-    contrast, attempts and checks; the others are those of a recipe that chooses nothing. Returns
-    one `Rewritten` per record, in order: its `text` is the raw response if no attempt passed the
-    checks, and `reason` says why. Raises `UserError` for wrong options or rows. Source: arXiv
-    2605.18028, Sec. method; SDFT, arXiv 2402.13669.
+    contrast, attempts and checks, with the paper's defaults: no contrast. Returns one `Rewritten`
+    per record, in order: its `text` is the raw response if no attempt passed the checks, and
+    `reason` says why. Raises `UserError` for wrong options or rows. Source: arXiv 2605.18028, Sec.
+    method; SDFT, arXiv 2402.13669.
     """
     # A recipe checks the options, and names what is wrong with them.
-    distill = parse_recipe({"model": {"path": "lab"}, "distill": options}).distill
+    tables = {"method": PAPER, "model": {"path": "lab"}, "distill": options}
+    distill = parse_recipe(tables).distill
     given = [_record(number, each) for number, each in enumerate(records, start=1)]
     check_verifier(distill, given, "auto")
     declared = end_tokens(model.config, model.generation_config)

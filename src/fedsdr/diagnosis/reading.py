@@ -161,8 +161,9 @@ def _verifiable(found: Found) -> list[str]:
     if not known:
         return [
             "No record has an answer that a check knows, so rewrites cannot be verified; wrong "
-            f"rewrites limit what FedSD learns ({FINDINGS}). Contrastive rewriting needs no such "
-            f'answers: method = "fedsdr2" has it ({BEYOND} says what it gives and where it fails).'
+            f"rewrites limit what FedSD learns ({FINDINGS}). Contrastive rewriting, part of the "
+            f'default method = "fedsdr2", needs no such answers ({BEYOND} says what it gives and '
+            "where it fails)."
         ]
     return [
         f"{known} of {records} records have an answer that a check of rewrites knows (answer, "

@@ -239,10 +239,11 @@ def method_plan(
     batch_size, again = recipe.local.batch_size, recipe.model.gradient_checkpointing
     rehearsed = recipe.rehearsal.examples(batch_size)
     own = 1 - rehearsed / batch_size  # share of a batch
+    longest = min(recipe.rehearsal.most_tokens, recipe.model.max_length)
     steps, tokens, shown, sampled, decoded = 0, 0.0, 0.0, 0.0, 0.0
     flops, sampling = 0.0, 0.0
     for batch in (batches[client] for cohort in cohorts for client in cohort):
-        padded = own * batch.padded + rehearsed * recipe.rehearsal.most_tokens
+        padded = own * batch.padded + rehearsed * longest
         for stage in asked:
             frozen = (1 - stage.alone) * (stage.private is not None and stage.trains == "R")
             frozen += stage.trains == "S" and (stage.shared or stage.own) is not None
@@ -254,7 +255,7 @@ def method_plan(
             if stage.loss.kind == "consolidation":  # whose teacher reads the same
                 flops += work.forward(count * padded, length)
             if stage.loss.kind in ("soft", "on_policy"):
-                read = own * batch.shown + rehearsed * recipe.rehearsal.most_tokens
+                read = own * batch.shown + rehearsed * longest
                 shown += count * read
                 flops += work.forward(count * read, read / batch_size)
             if stage.loss.kind == "on_policy":

@@ -15,7 +15,14 @@ from pydantic import ValidationError
 
 from fedsdr.core.errors import UserError
 from fedsdr.recipe.sections.data import HUB, Source
-from fedsdr.recipe.sections.method import PAPER, TUNED, TWO_STREAM, method_keys
+from fedsdr.recipe.sections.method import (
+    FEDSDR2,
+    PAPER,
+    TUNED,
+    TWO_STREAM,
+    default_method,
+    method_keys,
+)
 from fedsdr.recipe.sections.model import Model
 from fedsdr.recipe.sections.recipe import Recipe
 
@@ -47,6 +54,8 @@ def load_recipe(source: RecipeSource, overrides: Overrides = ()) -> Recipe:
         tables, name, folder = _plain(source), "recipe", Path.cwd()
     else:
         tables, name, folder = _read_toml(Path(source)), str(source), Path(source).resolve().parent
+    if "method" not in tables:  # which overrides of other keys do not change, but for one stream
+        tables["method"] = PAPER if _one_stream(changes) else default_method(tables)
     for key, value in changes.items():
         if key != "method":
             _put(tables, key, value)
@@ -78,7 +87,19 @@ def parse_recipe(tables: Mapping[str, Any], name: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(tables)
     except ValidationError as error:
-        raise UserError(f"{name}: " + "; ".join(map(_explain, error.errors()))) from error
+        words = "; ".join(map(_explain, error.errors()))
+        raise UserError(f"{name}: {words}{_paper_remedy(tables)}") from error
+
+
+def _paper_remedy(tables: Mapping[str, Any]) -> str:
+    """That the paper's method would do, where only the keys of another are in the way."""
+    if tables.get("method", default_method(tables)) == PAPER:
+        return ""
+    try:
+        Recipe.model_validate({**tables, "method": PAPER})
+    except ValidationError:
+        return ""
+    return f'; or set method = "{PAPER}", without the keys that "{FEDSDR2}" sets'
 
 
 def _check_plain(value: Any, place: str, depth: int = 0) -> None:
@@ -155,8 +176,7 @@ def override_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 def _method_changes(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
     """What another method, or another rate of R, makes of the keys that methods set."""
     old, rate = recipe.local.rectify_lr, "local.rectify_lr"
-    one_stream = changes.get("federation.targets", TWO_STREAM) != TWO_STREAM
-    method = changes.get("method", PAPER if one_stream else recipe.method)
+    method = changes.get("method", PAPER if _one_stream(changes) else recipe.method)
     had, has = method_keys(recipe.method, old), method_keys(method, changes.get(rate, old))
     if not (had or has):  # as of most recipes
         return {}
@@ -167,6 +187,10 @@ def _method_changes(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any
     default = flatten_tables(paper.model_dump(mode="json"))
     own = {key for key in TUNED if key in had and found[key] != had[key]}
     return {"method": method, **{key: default[key] for key in had if key not in own}, **has}
+
+
+def _one_stream(changes: Mapping[str, Any]) -> bool:
+    return bool(changes.get("federation.targets", TWO_STREAM) != TWO_STREAM)
 
 
 def _put(tables: dict[str, Any], key: str, value: Any) -> None:

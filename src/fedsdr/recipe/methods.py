@@ -3,7 +3,8 @@
 A name is one of `METHODS`, or choices of `[federation]` joined by plus signs, in any order:
 "fedprox", "fedsd+fedadam", "fedsdr+flexlora", "fedsd_verified+scaffold", "fedsdr+ditto+median".
 Choices that a name does not mention are the plain ones (FedAvg, factors, raw, cross entropy, none);
-everything else, privacy too, is as in the recipe.
+everything else, privacy too, is as in the recipe, but for the keys that `method` sets there
+(`fedsdr.recipe.sections.method`): they are its own method's alone.
 """
 
 import math

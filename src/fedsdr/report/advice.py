@@ -12,6 +12,8 @@ from fedsdr.report.rewrites import RewriteCounts, count_rewrites
 from fedsdr.report.tables import best_methods
 
 SIDES: Final = {"": "Global models", "personal_": "Clients' own models"}
+NO_CHOICE: Final = {"base", "central"}  # nothing is learnt, or nothing is private
+ENOUGH: Final = 3  # seeds
 OFTEN_WRONG: Final = 0.1  # of accepted rewrites; half of what plain rewriting in the lab has
 OFTEN_REFUSED: Final = 0.5  # of records
 
@@ -21,18 +23,16 @@ Point = tuple[float, ...]
 def advise_methods(material: Material) -> list[str]:
     """Sentences for the reader who has to choose; none where fewer than two methods were trained
     or nothing can be compared."""
-    trained = [method for method in material.methods if method.name != "base"]
+    trained = [method for method in material.methods if not NO_CHOICE & {*method.name.split("+")}]
     if len(trained) < 2:
         return []
     compared = [words for side in SIDES if (words := _compared(material, trained, side))]
-    if not compared:
-        return []
     chance = (
-        "One seed cannot tell a lead from chance: repeat this with fedsdr compare --seeds 0,1,2."
-        if len(material.seeds) < 2
-        else ""
+        "Fewer than three seeds cannot tell a lead from chance: repeat this with "
+        "fedsdr compare --seeds 0,1,2."
     )
-    return [*compared, *_rewriting(trained), *([chance] if chance else [])]
+    few = compared and len(material.seeds) < ENOUGH
+    return [*compared, *([chance] if few else []), *_rewriting(trained)]
 
 
 def _compared(material: Material, methods: Sequence[MethodRuns], side: str) -> str:
@@ -50,11 +50,19 @@ def _compared(material: Material, methods: Sequence[MethodRuns], side: str) -> s
             f"{text.join_words(front)}"
         )
         if len(front) == len(points):
-            return f"{sentence}: each has more of one than any that has more of the other."
-        return f"{sentence}; any other is behind one of these in one, and ahead of it in neither."
-    if best := best_methods(material, side + LOSS):
-        leading = text.join_words([_label(m.name) for m in methods if m.name in best])
-        return f"{SIDES[side]}: the lowest loss on held-out records is that of {leading}."
+            return f"{sentence}: none of them is ahead in one without being behind in the other."
+        return (
+            f"{sentence}; any other is behind one of these in at least one, and ahead of it in "
+            "neither."
+        )
+    best = best_methods(material, side + LOSS)
+    if leading := [_label(m.name) for m in methods if m.name in best]:
+        return (
+            f"{SIDES[side]}: the lowest loss on held-out records is that of "
+            f"{text.join_words(leading)}. These records are in the clients' own words, which "
+            "favours methods that learn them raw, and say nothing of what was forgotten: fedsdr "
+            "eval and fedsdr judge do."
+        )
     return ""
 
 
@@ -78,26 +86,24 @@ def _rewriting(methods: Sequence[MethodRuns]) -> list[str]:
     for method in methods:
         found = count_rewrites(method)
         if found.records:
-            counts.setdefault(found, []).append(_label(method.name))
-    return [
-        sentence
-        for found, names in counts.items()
-        for sentence in _judged(found, text.join_words(names))
-    ]
+            counts.setdefault(found, []).append(method.name)
+    return [sentence for found, names in counts.items() for sentence in _judged(found, names)]
 
 
-def _judged(found: RewriteCounts, names: str) -> list[str]:
-    sentences = []
+def _judged(found: RewriteCounts, methods: Sequence[str]) -> list[str]:
+    sentences, names = [], text.join_words([_label(name) for name in methods])
     if found.records - found.rewritten > OFTEN_REFUSED * found.records:
         sentences.append(
             f"{names}: most responses kept their raw form, so that rewriting had little effect. "
             "fedsdr distill --prompts compares prompts for this model and these data."
         )
     if found.wrong is not None and found.wrong > OFTEN_WRONG:
+        contrastive = any("fedsdr2" in name.split("+") for name in methods)
+        fewer = 'distill.contrast = 1, of method = "fedsdr2", leaves fewer without any answers; '
         sentences.append(
             f"{names}: {text.format_share(found.wrong)} of the rewrites with a known answer are "
-            'wrong, and are learnt. Contrastive rewriting (method = "fedsdr2") needs no answers '
-            "to avoid most of them; distill.verify uses those that are known."
+            f"wrong, and are learnt. {'' if contrastive else fewer}distill.verify refuses those "
+            "whose answer is known to be another."
         )
     return sentences
 

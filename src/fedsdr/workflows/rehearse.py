@@ -28,7 +28,6 @@ def rehearse_all(
             base_teacher(loaded), recipe.rehearsal, recipe.distill, cache, recipe.seed,
             loaded.prompts,
         )  # fmt: skip
-    few = "" if loaded.prompts else _few_words(len(rehearsed), recipe.rehearsal)
     rows = [{"prompt": each.prompt, "answer": each.answer} for each in rehearsed]
     files.write_json_lines(method.folder / REHEARSED_FILE, rows)
     encoded = (each.example(loaded.base.chat, loaded.max_length) for each in rehearsed)
@@ -38,15 +37,17 @@ def rehearse_all(
             f"rehearsal: no prompt of {len(rehearsed)} leaves room for an answer within "
             f"{loaded.max_length} tokens: lower rehearsal.prompt_tokens, or raise model.max_length"
         )
+    few = "" if loaded.prompts else _few_words(len(examples), recipe.rehearsal)
     reporter.say(f"rehearsal: {len(examples)} prompts with the base model's answers{few}")
     return examples
 
 
 def _few_words(count: int, options: Rehearsal) -> str:
-    """What helps where the model wrote few prompts, which are learnt by heart."""
+    """What helps where few prompts are left, which are then learnt by heart."""
     if 2 * count >= options.count:
         return ""
     return (
-        f", of rehearsal.count = {options.count}: it ended no more within rehearsal.prompt_tokens "
-        f"= {options.prompt_tokens}. Raise that, or set rehearsal.share = 0"
+        f", of rehearsal.count = {options.count}: the others were not ended within "
+        f"rehearsal.prompt_tokens = {options.prompt_tokens}, were repeated, or left no room for an "
+        "answer. Raise that, lower rehearsal.count, or set rehearsal.share = 0"
     )

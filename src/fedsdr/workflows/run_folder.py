@@ -126,9 +126,11 @@ def check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
             if not key.startswith(CHANGEABLE) or (key == EVERY and recipe.world)
         ]
         if changed:
+            begun_with = load_recipe(file).method
+            named = f', with method = "{begun_with}" in it' if "method" in changed else ""
             raise UserError(
                 f"{out} holds a run of another recipe (they differ in {', '.join(changed)}): "
-                "resume with the recipe it was started with, or give another --out"
+                f"resume with the recipe it was started with{named}, or give another --out"
             )
         return
     if taken:

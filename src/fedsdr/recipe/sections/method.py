@@ -9,8 +9,8 @@ default, was chosen by measurement (docs/findings.md) and tested on other seeds 
   a client's own model answers in its house style;
 * both rehearse the base model's own texts, so that less is forgotten.
 
-A recipe that names no method and trains one stream, or chooses itself how the two streams work
-together, is of the paper's form.
+A recipe that names no method is of the paper's form where it trains one stream or sets one of
+`STREAMS` itself.
 """
 
 from collections.abc import Mapping
@@ -72,8 +72,11 @@ def fill_keys(tables: Mapping[str, Any], rectify_lr: float) -> dict[str, Any]:
     """
     filled, rate = dict(tables), _keys(tables.get("local")).get("rectify_lr", rectify_lr)
     filled.setdefault("method", default_method(tables))
+    alone = _keys(tables.get("local")).get("batch_size") == 1  # no place for a rehearsed example
     for key, value in method_keys(filled["method"], rate).items():
         section, name = key.split(".")
+        if alone and key == "rehearsal.share":
+            continue
         if isinstance(filled.get(section, {}), Mapping | Section):
             filled[section] = {name: value, **_keys(filled.get(section))}
     return filled

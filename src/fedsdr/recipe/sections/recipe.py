@@ -30,7 +30,8 @@ class Recipe(Section):
     (FedSDR as published, all defaults below), which is also the default where
     `federation.targets` is not `"two_stream"` and where the recipe sets one of
     `local.rectify_targets`, `rectify_alone`, `smoothing_targets`, `smoothing_context` and
-    `smoothing_state` itself. As an override it sets all of its keys; baselines have none."""
+    `smoothing_state` itself. As an override of another method it sets all of its keys; baselines
+    have none."""
     baselines: tuple[str, ...] = ()
     """Methods that are run for comparison before the recipe's own, each into `baselines/NAME` of
     the run folder: names of methods, choices joined by `+`, or names of `variants`."""
@@ -142,11 +143,11 @@ class Recipe(Section):
         share, size = self.rehearsal.share, self.local.batch_size
         if not share:
             return self
-        if not 0 < self.rehearsal.examples(size) < size:
+        if self.rehearsal.examples(size) >= size:
             raise ValueError(
-                f"rehearsal.share = {share:g} of local.batch_size = {size} is "
-                f"{self.rehearsal.examples(size)} examples, and a batch needs both kinds: change "
-                "the share, or raise local.batch_size"
+                f"rehearsal.share = {share:g} of local.batch_size = {size} leaves no place for a "
+                "client's own record: lower the share (0: nothing is rehearsed), or raise "
+                "local.batch_size"
             )
         if "on_policy" in self.losses:
             raise ValueError(

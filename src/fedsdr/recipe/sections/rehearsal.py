@@ -12,8 +12,8 @@ class Rehearsal(Section):
     records in every batch (`fedsdr.distillation.rehearsal`). No client's data are in them."""
 
     share: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """The share of the examples of a batch that is rehearsed, rounded to whole examples; 0 for
-    none. All tokens of a batch count alike, so that long answers weigh more."""
+    """The share of the examples of a batch that is rehearsed, rounded to whole examples and at
+    least one; 0 for none. All tokens of a batch count alike, so that long answers weigh more."""
     count: Positive = 256
     """Examples to generate before the first round. All clients rehearse the same ones."""
     temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
@@ -25,7 +25,7 @@ class Rehearsal(Section):
 
     def examples(self, batch_size: int) -> int:
         """Rehearsed examples in a batch."""
-        return round(self.share * batch_size)
+        return max(1, round(self.share * batch_size)) if self.share else 0
 
     @property
     def most_tokens(self) -> int:
