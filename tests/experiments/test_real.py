@@ -14,7 +14,12 @@ from experiments.measure import EVIDENCE_FILE
 from experiments.plan import Cell, base_recipe
 from experiments.real.__main__ import app as main
 from experiments.real.accepted import LABELS, accepted_chapter, draw_sample, published_rows
-from experiments.real.document import SYNTHETIC, choose_experiments, write_real
+from experiments.real.document import (
+    SYNTHETIC,
+    choose_experiments,
+    unpack_known,
+    write_real,
+)
 from experiments.real.plan import (
     DOMAINS_FILE,
     ENGLISH_FILE,
@@ -32,6 +37,7 @@ from fedsdr.recipe.load import load_recipe
 from support.english_recipe import english_tables
 from support.experiment_commands import run_command
 from support.real_cells import write_cell
+from support.repository import REPOSITORY
 from support.tiny_recipe import recipe_tables, write_data_files, write_model, write_rows
 
 PLANNED = planned_cells(EXPERIMENTS)
@@ -224,6 +230,23 @@ def test_an_archive_holds_no_path_and_no_record_of_others(tmp_path):
     ours = write_cell(tmp_path, PLANNED["english"]["fedsd"], 0, 40.0)
     texts = {name: (ours / name).read_text() for name in names}
     assert without_owners_data(texts) == texts
+
+
+# The committed document
+
+DOCS = REPOSITORY / "docs"
+
+
+def test_the_committed_document_is_what_its_archive_says(tmp_path):
+    committed = (DOCS / "real.md").read_text(encoding="utf-8")
+    command = re.search(r"\n(python -m experiments\.real.* --seeds ([\d,]+))\n", committed)
+    assert command
+    unpack_known(DOCS / "real" / ARCHIVE, tmp_path)
+    seeds = [int(seed) for seed in command[2].split(",")]
+    written = write_real(tmp_path, PLANNED, seeds, command[1])
+    assert written.read_text(encoding="utf-8") == committed
+    for path in sorted((DOCS / "real").glob("*.csv")):
+        assert path.read_bytes() == (tmp_path / "real" / path.name).read_bytes(), path.name
 
 
 # Read by hand
