@@ -165,6 +165,11 @@ def test_another_method_by_an_override_has_all_of_its_keys(file):
     assert load_recipe(file, ["method=paper"]) == override_recipe(new, {"method": "paper"}) == paper
 
 
+def test_a_method_that_is_none_is_refused_with_the_file_s_name(file):
+    with pytest.raises(UserError, match=r"recipe\.toml: method = 'best'"):
+        load_recipe(file, ["method=best"])
+
+
 def test_an_override_of_the_method_gives_way_to_others(file):
     new = load_recipe(file, ["method=fedsdr2", "local.smooth_lr=2e-3", "rehearsal.share=0.5"])
     assert (new.local.smooth_lr, new.rehearsal.share, new.distill.contrast) == (2e-3, 0.5, 1.0)

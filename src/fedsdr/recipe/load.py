@@ -61,7 +61,7 @@ def load_recipe(source: RecipeSource, overrides: Overrides = ()) -> Recipe:
             _put(tables, key, value)
     recipe = parse_recipe(tables, name)
     if "method" in changes:  # with all of its keys, whatever the tables spell out
-        recipe = override_recipe(recipe, changes)
+        recipe = override_recipe(recipe, changes, name)
     return _with_paths(recipe, folder)
 
 
@@ -164,13 +164,14 @@ def _toml_value(text: str) -> Any:
         return text
 
 
-def override_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+def override_recipe(recipe: Recipe, changes: Mapping[str, Any], name: str = "recipe") -> Recipe:
     """The recipe with "a.b" -> value changes, validated anew. Another `method` changes all of its
-    keys that are not among the changes, and so do targets of one stream, which are the paper's."""
+    keys that are not among the changes, and so do targets of one stream, which are the paper's.
+    name: of the recipe in errors."""
     tables = recipe.model_dump(mode="json")
     for key, value in {**_method_changes(recipe, changes), **changes}.items():
         _put(tables, key, value)
-    return parse_recipe(tables)
+    return parse_recipe(tables, name)
 
 
 def _method_changes(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
