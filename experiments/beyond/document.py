@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from experiments.archive import ARCHIVE
 from experiments.beyond.plan import ABLATED, CHOSEN, GOLD, UNREHEARSED, WORLDS, World, seed_groups
 from experiments.chapter import Chapter, Draw, Figure, Table, format_estimate
-from experiments.chapters.pareto import non_dominated
 from experiments.chapters.shared import estimate_cells, half_width, overview_table
 from experiments.document import (
     CELLS,
@@ -28,7 +27,7 @@ from experiments.real.shared import ahead_of
 from experiments.results import Results
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
-from fedsdr.core.statistics import Estimate, t_interval
+from fedsdr.core.statistics import Estimate, non_dominated, t_interval
 from fedsdr.evaluate.verdicts import Claim, Condition
 from fedsdr.lab.world import WorldOptions, build_world
 from fedsdr.report.labels import method_label as label

@@ -10,6 +10,7 @@ from experiments.chapter import Chapter, Draw, Figure, Table, format_estimate
 from experiments.chapters.shared import mean_of, unique_cells
 from experiments.plan import Cells
 from experiments.results import Results
+from fedsdr.core.statistics import non_dominated
 
 SIDES: Final = {
     "global models": ("client_facts", "general"),
@@ -148,13 +149,3 @@ def _name_axes(axes: Axes, title: str) -> None:
     axes.set_xlabel("client facts, %")
     axes.set_ylabel("general knowledge, %")
     axes.set_title(title, loc="left", fontsize=10)
-
-
-def non_dominated(points: Sequence[Sequence[float]]) -> list[bool]:
-    """Of each point, whether no other is at least as large in all coordinates and larger in one."""
-    return [not any(_dominates(other, point) for other in points) for point in points]
-
-
-def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
-    pairs = list(zip(a, b, strict=True))
-    return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedsdr.report.advice import advise_methods, front_of
+from fedsdr.report.advice import advise_methods
 from fedsdr.report.load import Material, MethodRuns, ScoreEstimate, SeedRun
 
 
@@ -31,11 +31,6 @@ BASE = method("base", client_facts=99.0, general=100.0)
 FEDAVG = method("fedavg", client_facts=80.0, general=90.0)
 FEDSD = method("fedsd", client_facts=60.0, general=99.0)
 FEDSDR2 = method("fedsdr2", client_facts=97.0, general=98.0)
-
-
-def test_a_front_has_all_that_nothing_is_ahead_of():
-    points = {"a": (1.0, 2.0), "b": (2.0, 1.0), "c": (1.0, 1.0), "d": (1.0, 2.0)}
-    assert front_of(points) == ["a", "b", "d"]
 
 
 def test_the_front_of_global_models_is_named_and_the_base_model_is_not_on_it():

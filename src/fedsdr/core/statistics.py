@@ -109,3 +109,13 @@ def normal_interval(value: float, resampled: Sequence[float]) -> Interval:
     these do not vary or are not all finite."""
     spread = 1.96 * float(np.std(resampled, ddof=1))
     return Interval(value, value - spread, value + spread) if spread > 0 else Interval(value)
+
+
+def non_dominated(points: Sequence[Sequence[float]]) -> list[bool]:
+    """Of each point, whether no other is at least as large in all coordinates and larger in one."""
+    return [not any(_dominates(other, point) for other in points) for point in points]
+
+
+def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
+    pairs = list(zip(a, b, strict=True))
+    return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)

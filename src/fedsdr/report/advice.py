@@ -1,9 +1,10 @@
 """Which method pays for these data, in words: of the means that the report shows, and of what
 became of the rewrites."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
+from fedsdr.core.statistics import non_dominated
 from fedsdr.report import labels, text
 from fedsdr.report.charts import FACTS, KEPT
 from fedsdr.report.clients import LOSS
@@ -16,8 +17,6 @@ NO_CHOICE: Final = {"base", "central"}  # nothing is learnt, or nothing is priva
 ENOUGH: Final = 3  # seeds
 OFTEN_WRONG: Final = 0.1  # of accepted rewrites; half of what plain rewriting in the lab has
 OFTEN_REFUSED: Final = 0.5  # of records
-
-Point = tuple[float, ...]
 
 
 def advise_methods(material: Material) -> list[str]:
@@ -44,7 +43,8 @@ def _compared(material: Material, methods: Sequence[MethodRuns], side: str) -> s
         if all(name in method.scores for name in names)
     }
     if len(points) > 1:
-        front = [f"{_label(m)} ({_numbers(points[m], names)})" for m in front_of(points)]
+        marked = zip(points.items(), non_dominated([*points.values()]), strict=True)
+        front = [f"{_label(m)} ({_numbers(point, names)})" for (m, point), on in marked if on]
         sentence = (
             f"{SIDES[side]}: the front of facts learnt and knowledge kept is "
             f"{text.join_words(front)}"
@@ -64,20 +64,6 @@ def _compared(material: Material, methods: Sequence[MethodRuns], side: str) -> s
             "eval and fedsdr judge do."
         )
     return ""
-
-
-def front_of(points: Mapping[str, Point]) -> list[str]:
-    """The names of points of which no other is at least as large in all coordinates and larger in
-    one."""
-    return [
-        name
-        for name, point in points.items()
-        if not any(_dominates(other, point) for other in points.values())
-    ]
-
-
-def _dominates(a: Point, b: Point) -> bool:
-    return a != b and all(x >= y for x, y in zip(a, b, strict=True))
 
 
 def _rewriting(methods: Sequence[MethodRuns]) -> list[str]:
@@ -113,7 +99,7 @@ def _shown(method: MethodRuns, name: str) -> float:
     return round(method.scores[name].mean, labels.metric_label(name).digits)
 
 
-def _numbers(point: Point, names: Sequence[str]) -> str:
+def _numbers(point: Sequence[float], names: Sequence[str]) -> str:
     return ", ".join(
         text.format_fixed(value, labels.metric_label(name).digits)
         for value, name in zip(point, names, strict=True)

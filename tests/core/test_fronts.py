@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.chapters.pareto import non_dominated
+from fedsdr.core.statistics import non_dominated
 
 
 @pytest.mark.parametrize(
