@@ -47,7 +47,9 @@ def run_cells(
 
 
 def run_groups(groups: Sequence[Group], out: Path, jobs: int, reporter: Reporter) -> None:
-    """Run what is not done yet, group by group, `jobs` of them at a time."""
+    """Run what is not done yet, group by group, `jobs` of them at a time; cells of a group that
+    have not the same model, adapters and data apart."""
+    groups = [(seed, part) for seed, group in groups for part in groups_of(group)]
     for cell in {cell.key: cell for _, group in groups for cell in group}.values():
         check_recipe(cell, sorted({seed for seed, _ in groups}), out)
     tasks_of = [
@@ -108,7 +110,10 @@ def _common(recipe: Recipe) -> str:
 
 
 def run_group(seed: int, tasks: Sequence[Task]) -> None:
-    """The cells of one world, one after another, in this process."""
+    """The cells of one world, one after another, in this process. Raises `ValueError` for cells
+    that have not the same model, adapters and data."""
+    if len({_common(cell.recipe(seed)) for _, cell in tasks}) > 1:
+        raise ValueError(f"cells of several worlds in one group: {[cell.key for _, cell in tasks]}")
     quiet_libraries()
     first = tasks[0][1].recipe(seed)
     prepared = prepare_run(first)

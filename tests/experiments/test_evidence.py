@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,14 @@ from experiments.chapter import Chapter, Figure, Table, format_estimate
 from experiments.document import CHAPTERS, choose_experiments, write_document
 from experiments.plan import EXPERIMENTS, QUICK, Cell, planned_cells
 from experiments.results import Results, win_rate
-from experiments.runner import CELLS_FOLDER, cell_folder, groups_of, run_cells, run_group
+from experiments.runner import (
+    CELLS_FOLDER,
+    cell_folder,
+    groups_of,
+    run_cells,
+    run_group,
+    run_groups,
+)
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
 from fedsdr.core.progress import silent_reporter
@@ -109,6 +117,21 @@ def test_a_cell_leaves_its_metrics_its_answers_and_its_loss(small):
     assert results.estimate(cells[0], "client_facts") == {
         "n": 1, "mean": metrics["client_facts"], "low": None, "high": None,
     }  # fmt: skip
+
+
+def test_cells_of_other_adapters_are_run_apart(small, monkeypatch):
+    """Of which a group has loaded others: they would be trained with these."""
+    cells = [Cell("fedavg"), Cell("fedavg", {"lora.rank": 1})]
+    tasks = [(cell_folder(small, cell, 0), cell) for cell in cells]
+    with pytest.raises(ValueError, match="cells of several worlds"):
+        run_group(0, tasks)
+    monkeypatch.setattr(runner, "worker_pool", ThreadPoolExecutor)  # where the lab is small, too
+    run_groups([(0, cells)], small, 1, silent_reporter())
+    ranks = []
+    for folder, _ in tasks:
+        settings = json.loads((folder / "global" / "adapter_config.json").read_text())
+        ranks.append(settings["r"])
+    assert ranks == [TABLES["lora"]["rank"], 1]
 
 
 def test_finished_cells_are_left_alone(small, monkeypatch):
