@@ -144,6 +144,8 @@ def test_the_document_has_both_halves_and_the_verdicts_of_the_second(written):
     assert "above that of FedSD in client facts and in general knowledge | "\
         "**holds in part** | 1 holds, 1 fails |" in text  # fmt: skip
     assert "client_facts, FedSDR2 + FedAvgM - FedSD: +20.00" in text
+    own = "clients' own models of FedSDR2 are above those of FedSDR in client facts and in general"
+    assert f"{own} knowledge (added after its numbers had been seen) | **holds** | 2 hold |" in text
     assert "Not finished" not in text
     assert (written / "beyond" / "lab-global.svg").exists()
     front = (written / "beyond" / "lab-personal.csv").read_text().splitlines()
