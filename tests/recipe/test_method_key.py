@@ -85,10 +85,11 @@ def test_what_only_the_method_s_keys_exclude_has_the_paper_s_as_a_remedy(tables)
 
 
 def test_that_remedy_is_not_offered_where_it_is_none():
-    for tables in ({**LAB, "seed": "x"}, {**OLD, "local": {"clip": -1}}):
+    wrong = ({**LAB, "seed": "x"}, {**OLD, "local": {"clip": -1}}, {**LAB, "method": "best"})
+    for tables in wrong:
         with pytest.raises(UserError) as refused:
             parse_recipe(tables)
-        assert "paper" not in str(refused.value)
+        assert "without the keys" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

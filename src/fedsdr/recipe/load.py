@@ -93,7 +93,7 @@ def parse_recipe(tables: Mapping[str, Any], name: str = "recipe") -> Recipe:
 
 def _paper_remedy(tables: Mapping[str, Any]) -> str:
     """That the paper's method would do, where only the keys of another are in the way."""
-    if tables.get("method", default_method(tables)) == PAPER:
+    if tables.get("method", default_method(tables)) != FEDSDR2:
         return ""
     try:
         Recipe.model_validate({**tables, "method": PAPER})
