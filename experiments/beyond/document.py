@@ -28,6 +28,7 @@ from experiments.results import Results
 from fedsdr.core import files
 from fedsdr.core.errors import UserError
 from fedsdr.core.statistics import Estimate, non_dominated, t_interval
+from fedsdr.estimate.plan import reading_passes
 from fedsdr.evaluate.verdicts import Claim, Condition
 from fedsdr.lab.world import WorldOptions, build_world
 from fedsdr.report.labels import method_label as label
@@ -279,12 +280,12 @@ def _cost_table(world: World) -> Table:
     """What a run of each method on the first seed reads, writes, trains on and sends."""
     rows = []
     for name, cell in world.methods.items():
-        plan = plan_prepared(prepare_run(cell.recipe(world.development[0])), flops=1.0)
+        recipe = cell.recipe(world.development[0])
+        plan = plan_prepared(prepare_run(recipe), flops=1.0)
         (method,) = plan.methods
         once = plan.rewrites.prompt_tokens + plan.rewrites.tokens if method.distils else 0
-        contrast = cell.recipe(0).distill.contrast > 0  # which reads all with a second prompt
         numbers = (
-            2 * once if contrast else once,
+            once * reading_passes([recipe.distill]),
             plan.rehearsed.most_tokens,
             method.tokens,
             method.traffic.bytes_up + method.traffic.bytes_down,

@@ -15,6 +15,10 @@ from fedsdr.report.tables import best_methods
 SIDES: Final = {"": "Global models", "personal_": "Clients' own models"}
 NO_CHOICE: Final = {"base", "central"}  # nothing is learnt, or nothing is private
 ENOUGH: Final = 3  # seeds
+CHANCE: Final = (
+    "Fewer than three seeds cannot tell a lead from chance: repeat this with fedsdr compare "
+    "--seeds 0,1,2."
+)
 OFTEN_WRONG: Final = 0.1  # of accepted rewrites; half of what plain rewriting in the lab has
 OFTEN_REFUSED: Final = 0.5  # of records
 
@@ -26,12 +30,9 @@ def advise_methods(material: Material) -> list[str]:
     if len(trained) < 2:
         return []
     compared = [words for side in SIDES if (words := _compared(material, trained, side))]
-    chance = (
-        "Fewer than three seeds cannot tell a lead from chance: repeat this with "
-        "fedsdr compare --seeds 0,1,2."
-    )
-    few = compared and len(material.seeds) < ENOUGH
-    return [*compared, *([chance] if few else []), *_rewriting(trained)]
+    if compared and len(material.seeds) < ENOUGH:
+        compared.append(CHANCE)
+    return [*compared, *_rewriting(trained)]
 
 
 def _compared(material: Material, methods: Sequence[MethodRuns], side: str) -> str:

@@ -120,14 +120,14 @@ def check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
     except OSError as error:
         raise UserError(f"cannot use {out}: {error}: give another --out") from error
     if resume and begun:
+        held = load_recipe(file)
         changed = [
             key
-            for key in recipe_differences(load_recipe(file), recipe)
+            for key in recipe_differences(held, recipe)
             if not key.startswith(CHANGEABLE) or (key == EVERY and recipe.world)
         ]
         if changed:
-            begun_with = load_recipe(file).method
-            named = f', with method = "{begun_with}" in it' if "method" in changed else ""
+            named = f', with method = "{held.method}" in it' if "method" in changed else ""
             raise UserError(
                 f"{out} holds a run of another recipe (they differ in {', '.join(changed)}): "
                 f"resume with the recipe it was started with{named}, or give another --out"
